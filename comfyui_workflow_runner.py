@@ -1048,10 +1048,20 @@ def combo_options(spec: Sequence[Any]) -> Optional[List[Any]]:
 
 def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
     """Options as a list for people: those most like ``value`` first, then how many more there are."""
-    texts = [str(option) for option in options]
     wanted = str(value).lower()
-    score = {text: difflib.SequenceMatcher(None, wanted, text.lower()).quick_ratio() for text in texts[:5000]}
-    ranked = sorted(texts, key=lambda text: -score.get(text, 0.0))
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(wanted)
+
+    def unlike(text: str) -> Tuple[float, int]:
+        matcher.set_seq1(text.lower())
+        return -matcher.ratio(), -len(os.path.commonprefix([wanted, text.lower()]))
+
+    def roughly_unlike(text: str) -> float:  # the exact measure is slow for thousands
+        matcher.set_seq1(text.lower())
+        return -matcher.quick_ratio()
+
+    ranked = sorted(map(str, options), key=roughly_unlike)
+    ranked[:50] = sorted(ranked[:50], key=unlike)
     more = len(ranked) - shown
     return ", ".join(one_line(text, 100) for text in ranked[:shown]) + (", %d more" % more if more > 0 else "")
 
@@ -2027,11 +2037,11 @@ class Session:
 
     # -- submitting ------------------------------------------------------------------------------
 
-    def new_run(self, prompt: Prompt) -> Run:
-        """A run of ``prompt`` under a new prompt_id; execute() starts it."""
+    def new_run(self, prompt: Prompt, prompt_id: str) -> Run:
+        """A run of ``prompt`` under ``prompt_id``, a new UUID; execute() starts it."""
         import asyncio
 
-        run = Run(prompt, str(uuid.uuid4()), time.monotonic(), asyncio.Event())
+        run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         self._runs[run.prompt_id] = run
         return run
 
@@ -2970,7 +2980,7 @@ class Program:
         self.printer = printer
         self.interrupts = interrupts
         self.stdin = stdin
-        self.prompt_id: Optional[str] = None
+        self.prompt_id = str(uuid.uuid4())
         self._simulator: Any = None
         self._stop: Optional["asyncio.Event"] = None
 
@@ -3009,8 +3019,7 @@ class Program:
         if not settings.yes:
             self._confirm()
         session = Session(server, parse_version(stats), self.tell)
-        run = session.new_run(prompt)
-        self.prompt_id = run.prompt_id
+        run = session.new_run(prompt, self.prompt_id)
         try:
             await self._or_stop(session.open())
             return await self._follow(session, run)
@@ -3204,8 +3213,8 @@ class Program:
         jobs: List[Tuple[str, Callable[[], Saved]]] = []
         overwrite = self.settings.overwrite
         for output in outputs:
-            save = functools.partial(save_output, session.server, output, folder, overwrite, self._stopping)
-            jobs.append((output.title, save))
+            job = functools.partial(save_output, session.server, output, folder, overwrite, self._stopping)
+            jobs.append((output.title, job))
         for number, preview in enumerate(run.received, 1):
             title = node_title(run.prompt, preview.node_id or "")
             name = "%s_%05d.%s" % (title, number, preview.mime.rpartition("/")[2])

@@ -1,0 +1,56 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Callable, Dict, Iterator
+
+import pytest
+
+os.environ["PYTHONASYNCIODEBUG"] = "1"
+
+from support import cwr  # noqa: E402  (it puts the project's folder on the path)
+
+import comfyui_simulator  # noqa: E402  # isort: skip
+
+
+@pytest.fixture
+def make_simulator() -> Iterator[Callable[..., comfyui_simulator.Simulator]]:
+    """Starts simulators that are stopped at the end of the test."""
+    started = []
+
+    def make(**options: Any) -> comfyui_simulator.Simulator:
+        simulator = comfyui_simulator.Simulator(**options)
+        started.append(simulator)
+        return simulator.start()
+
+    yield make
+    for simulator in started:
+        simulator.stop()
+
+
+@pytest.fixture
+def simulator(make_simulator: Callable[..., comfyui_simulator.Simulator]) -> comfyui_simulator.Simulator:
+    """A simulator of the newest version that is known."""
+    return make_simulator()
+
+
+@pytest.fixture
+def workflow_file(tmp_path: Any) -> Callable[[Dict[str, Any]], str]:
+    """Writes a prompt to a file and returns its path."""
+
+    def write(prompt: Dict[str, Any], name: str = "workflow_api.json") -> str:
+        path = tmp_path / name
+        path.write_text(json.dumps(prompt), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def fast() -> cwr.Limits:
+    """Short waits."""
+    from support import FAST
+
+    return FAST

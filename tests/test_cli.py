@@ -1,0 +1,396 @@
+"""The command line: what a person, a pipe, a script and a CI step meet."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any, Callable, Iterator, List
+
+import pytest
+
+from support import ROOT, Terminal, cwr, run, slow_prompt
+
+Make = Callable[..., Any]
+SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """The program as a process of its own, without a terminal."""
+    command = [sys.executable, options.pop("script", SCRIPT), *arguments]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False, **options
+    )
+
+
+# -- the question ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", ["y\n", "YES\n", " yes \n", "what?\n\x1b\nperhaps\ny\n"])
+def test_yes_runs_it(answers: str, simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, workflow_file(slow_prompt()), answers=answers)
+    assert result.status == cwr.ExitStatus.OK
+    assert result.out.count("Run it? [y/N]") == answers.count("\n")
+
+
+@pytest.mark.parametrize("answers", ["n\n", "No\n", "\n", "perhaps\n\n"])
+def test_anything_that_means_no_submits_nothing(answers: str, simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, workflow_file(slow_prompt()), answers=answers)
+    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert "nothing was submitted" in result.err
+    assert ("POST", "/prompt") not in simulator.requests
+
+
+def test_the_end_of_the_input_at_the_question_leaves(simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, workflow_file(slow_prompt()), answers="")
+    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert ("POST", "/prompt") not in simulator.requests
+
+
+def test_without_a_terminal_and_without_yes_it_refuses(simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert "--yes" in result.err
+    assert not simulator.requests
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Any) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    result = run(str(tmp_path / "mine.json"))
+    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert "JSON files there: other.json." in result.err
+
+
+def test_a_ui_format_file_is_told_how_to_export(workflow_file: Make) -> None:
+    result = run(os.path.join(ROOT, "workflow.json"), "--yes")
+    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert "UI format" in result.err and "Export (API)" in result.err
+
+
+def test_the_default_workflow_lies_beside_the_script(simulator: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--server", simulator.url, "--yes", "--json")
+    assert result.status == cwr.ExitStatus.OK
+    assert result.event("workflow")["nodes"] == 7
+
+
+# -- servers ---------------------------------------------------------------------------------------
+
+
+def test_no_server_at_the_defaults_says_what_was_tried_and_what_to_do(workflow_file: Make, monkeypatch: Any) -> None:
+    ports = free_port(), free_port()
+    monkeypatch.setattr(cwr, "DEFAULT_SERVERS", tuple("http://127.0.0.1:%d" % port for port in ports))
+    result = run("--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    for expected in (*map(str, ports), "python main.py", "--server", "--demo"):
+        assert expected in result.err
+
+
+def test_the_desktop_app_is_found_where_the_default_does_not_answer(
+    simulator: Any, workflow_file: Make, monkeypatch: Any
+) -> None:
+    dead = "http://127.0.0.1:%d" % free_port()
+    monkeypatch.setattr(cwr, "DEFAULT_SERVERS", (dead, simulator.url))
+    result = run("--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    assert "%s: nothing listens there" % dead in result.out
+    assert "ComfyUI 0.33.0 at %s, simulated" % simulator.url in result.out
+
+
+def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
+    began = cwr.time.monotonic()
+    result = run("--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS)
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "connection refused" in result.err and "Start ComfyUI" in result.err
+    assert cwr.time.monotonic() - began < 5
+
+
+def test_a_get_that_is_cut_is_tried_again(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.cut_http = {"/system_stats": 2, "/history": 1, "/queue": 1}
+    assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt())).status == cwr.ExitStatus.OK
+
+
+def test_the_environment_names_the_server(simulator: Any, workflow_file: Make) -> None:
+    result = run("--yes", workflow_file(slow_prompt()), environment={"COMFYUI_URL": simulator.url + "/"})
+    assert result.status == cwr.ExitStatus.OK
+
+
+def test_a_server_behind_a_base_path_and_a_token(make_simulator: Make, workflow_file: Make) -> None:
+    simulator = make_simulator(base_path="/comfy/ui", token="s3cret-t0ken")
+    path = workflow_file(slow_prompt())
+    assert run("--server", simulator.url, "--yes", path).status == cwr.ExitStatus.NO_SERVER
+    header = "Authorization: Bearer s3cret-t0ken"
+    result = run("--server", simulator.url, "--header", header, "--yes", "--json", path)
+    assert result.status == cwr.ExitStatus.OK
+    assert "connection" not in result.names()  # the WebSocket got the header as well
+    assert "s3cret-t0ken" not in result.out + result.err
+
+
+def test_user_and_password_in_the_url_reach_both_channels_and_no_output(make_simulator: Make, workflow_file: Make) -> None:
+    simulator = make_simulator(token="pa:ss/w0rd")
+    url = simulator.url.replace("//", "//user:pa%3Ass%2Fw0rd@")
+    result = run("--server", url, "--yes", "--json", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    assert "connection" not in result.names()
+    token = base64.b64encode(b"user:pa:ss/w0rd").decode()
+    for secret in ("pa:ss/w0rd", "pa%3Ass%2Fw0rd", token):
+        assert secret not in result.out + result.err
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """A server that throws everything back at us, as some proxies' error pages do."""
+
+    def do_GET(self) -> None:
+        body = ("refused: " + " ".join("%s=%s" % item for item in self.headers.items())).encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serves a handler class and returns its URL."""
+    servers: List[http.server.ThreadingHTTPServer] = []
+
+    def start(handler: Any) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return "http://127.0.0.1:%d" % server.server_address[1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("mode", [[], ["--json"], ["--quiet"], ["-v"]])
+def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(mode: List[str], serve: Any, workflow_file: Make) -> None:
+    url = serve(Echo).replace("//", "//user:hunter22@")
+    result = run("--server", url, "--header", "X-Key: abcd1234", "--yes", *mode, workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "refuses us (HTTP 401" in result.err
+    for secret in ("hunter22", "abcd1234", base64.b64encode(b"user:hunter22").decode()):
+        assert secret not in result.out + result.err
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--server", "http://user:hunter22@host:notaport"], ["--server", "ftp://user:hunter22@host"],
+    ["--header", "hunter22"], ["--header", "X-Key: hunter22\x01"], ["--heeder", "hunter22"], ["--heeder=hunter22"],
+    ["--timeout", "hunter22"], ["--mode", "hunter22"], ["one.json", "hunter22"], ["--json=hunter22"],
+])  # fmt: skip
+def test_a_typing_error_does_not_repeat_what_may_be_a_secret(arguments: List[str]) -> None:
+    result = run(*arguments)
+    assert result.status == cwr.ExitStatus.USAGE
+    assert result.err and "hunter22" not in result.out + result.err
+
+
+def test_something_else_at_the_address_is_told(serve: Any, workflow_file: Make) -> None:
+    class Hello(Echo):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+
+    result = run("--server", serve(Hello), "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "not JSON" in result.err
+
+
+def test_a_redirect_is_not_followed_with_our_credentials(serve: Any, simulator: Any, workflow_file: Make) -> None:
+    class Away(Echo):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", simulator.url + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    result = run("--server", serve(Away), "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "sends us on to " + simulator.url in result.err
+    assert not simulator.requests
+
+
+def test_a_server_without_websocket_is_followed_by_its_queue(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.http_status = {"/ws": 404}
+    result = run("--server", simulator.url, "--yes", "--json", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    assert result.event("connection")["state"] == "unavailable"
+    assert result.event("output")["filename"] == "slow_00001_.png"
+
+
+# -- what is printed -------------------------------------------------------------------------------
+
+
+def test_quiet_prints_what_was_made_and_nothing_else(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    path = workflow_file(slow_prompt())
+    result = run("--server", simulator.url, "--yes", "--quiet", path)
+    assert result.out == simulator.url + "/view?filename=slow_00001_.png&subfolder=&type=output\n"
+    result = run("--server", simulator.url, "--yes", "--quiet", path, "-o", str(tmp_path / "out"))
+    assert result.out == os.path.realpath(str(tmp_path / "out" / "slow_00001_.png")) + "\n"
+    assert result.err == ""
+
+
+def test_json_is_one_object_a_line_with_event_time_and_prompt_id(simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, "--json", workflow_file(slow_prompt()), answers="maybe\ny\n")
+    assert result.status == cwr.ExitStatus.OK
+    for event in result.events:
+        assert isinstance(event["event"], str) and event["time"] > 1.7e9 and len(event["prompt_id"]) == 36
+    assert result.err.count("Run it?") == 2
+
+
+def test_json_tells_a_usage_error_too() -> None:
+    result = run("--json", "--timeout", "soon")
+    assert result.status == cwr.ExitStatus.USAGE
+    assert result.event("error")["exit_status"] == cwr.ExitStatus.USAGE
+    assert "timeout" in result.err
+
+
+def test_progress_in_plain_lines_is_rate_limited(simulator: Any, workflow_file: Make) -> None:
+    result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt(steps=200, seconds=0.5)))
+    assert result.status == cwr.ExitStatus.OK
+    assert result.out.count("Slow: ") <= 2 + 1  # at most one in 2 s, and what the node took
+
+
+def test_the_live_screen_shows_bars_and_ends_clean(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal()
+    result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt(steps=8, seconds=1.0)), out=out)
+    assert result.status == cwr.ExitStatus.OK
+    assert re.search(r"Overall .*0/2 nodes", result.out)
+    assert re.search(r"Slow .*\d/8 .*it/s", result.out)
+    assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
+
+
+def test_no_color_takes_the_colours_away(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    path = workflow_file(slow_prompt())
+    colours = re.compile(r"\x1b\[[\d;]*3\d[\d;]*m")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert colours.search(run("--server", simulator.url, "--yes", path, out=Terminal()).out)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours.search(run("--server", simulator.url, "--yes", path, out=Terminal()).out)
+
+
+def test_without_rich_there_are_plain_lines(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt()), out=Terminal())
+    assert result.status == cwr.ExitStatus.OK
+    assert "\x1b" not in result.out and "Done in" in result.out
+
+
+def test_a_console_that_lacks_characters_does_not_end_the_run(simulator: Any, workflow_file: Make) -> None:
+    prompt = slow_prompt()
+    prompt["1"]["_meta"]["title"] = "慢い — ✓"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "COMFYUI_URL": simulator.url}
+    command = [sys.executable, SCRIPT, "--yes", workflow_file(prompt)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"?? \x97 ?" in done.stdout
+
+
+def test_a_pipe_that_is_closed_does_not_end_the_run(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    environment = {**os.environ, "COMFYUI_URL": simulator.url}
+    command = [sys.executable, SCRIPT, "--yes", workflow_file(slow_prompt()), "-o", str(tmp_path / "out")]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert child.wait(30) == 0
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+def test_the_demo_runs_from_end_to_end_with_nothing_else(tmp_path: Any) -> None:
+    done = process("--demo", "--yes", "--json", "-o", str(tmp_path / "out"), cwd=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "simulated" in next(event for event in events if event["event"] == "server")["device"]
+    assert [name[:7] for name in os.listdir(tmp_path / "out")] == ["ComfyUI"]
+
+
+def test_the_demo_names_the_folder_where_no_output_is_named(workflow_file: Make) -> None:
+    result = run("--demo", "--yes", "--quiet", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    (path,) = result.out.splitlines()
+    assert os.path.isabs(path) and os.path.getsize(path) > 0
+    shutil.rmtree(os.path.dirname(path))
+
+
+def test_a_lone_copy_of_the_script_works_and_says_what_the_demo_lacks(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    script = str(shutil.copy(SCRIPT, str(tmp_path)))
+    path = workflow_file(slow_prompt())
+    done = process("--server", simulator.url, "--yes", path, script=script, cwd=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    done = process("--demo", "--yes", path, script=script, cwd=str(tmp_path))
+    assert done.returncode == cwr.ExitStatus.USAGE
+    assert "comfyui_simulator.py, which is not there" in done.stderr
+
+
+def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
+    code = "import sys, runpy; sys.argv = [%r, '--help']\ntry: runpy.run_path(sys.argv[0], run_name='main')['main']()\n" % SCRIPT
+    code += "finally: print(sorted({n.split('.')[0] for n in sys.modules} & {'requests', 'websockets', 'rich', 'asyncio'}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    for status in cwr.ExitStatus:
+        assert re.search(r"^ +%d  %s$" % (status, re.escape(cwr.EXIT_MEANINGS[status])), done.stdout, re.M)
+
+
+def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
+    code = "import sys; sys.path.insert(0, %r); import comfyui_workflow_runner" % ROOT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=str(tmp_path), timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_missing_package_says_how_to_install_it(workflow_file: Make, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "requests", None)
+    result = run("--server", "127.0.0.1:1", "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.ERROR
+    assert "pip install websockets requests rich" in result.err
+
+
+def test_continuous_mode_says_that_it_is_not_there_yet() -> None:
+    for result in (run("--mode", "continuous"), run(environment={"COMFYUI_RUN_MODE": "continuous"})):
+        assert result.status == cwr.ExitStatus.USAGE
+        assert "not built yet" in result.err
+
+
+def test_a_fault_of_the_runner_is_told_as_one(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cwr, "summarize", lambda prompt: 1 // 0)
+    result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.ERROR
+    assert "ZeroDivisionError" in result.err and "report" in result.err and "Traceback" not in result.err
+    assert "Traceback" in run("--server", simulator.url, "-v", "--yes", workflow_file(slow_prompt())).err

@@ -1,0 +1,458 @@
+"""Stories of runs: the real program against the simulator, which misbehaves as told."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Callable, Dict, List
+
+import pytest
+import requests
+
+from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
+
+Make = Callable[..., Any]
+
+
+def go(simulator: Any, path: str, *arguments: str, **options: Any) -> Outcome:
+    return run("--server", simulator.url, "--yes", "--json", path, *arguments, **options)
+
+
+def executions(simulator: Any) -> int:
+    return sum(simulator.executions.values())
+
+
+# -- the main job ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_followed_from_the_file_to_the_saved_picture(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    result = go(simulator, workflow_file(slow_prompt(steps=4)), "-o", str(tmp_path / "out"))
+    assert result.status == cwr.ExitStatus.OK
+    names = [name for name in result.names() if name not in ("progress", "queued", "cached")]
+    assert names == [
+        "workflow", "server", "submitted", "started", "node_started", "node_finished", "node_started",
+        "node_finished", "output", "saved", "end",
+    ]  # fmt: skip
+    assert [event["value"] for event in result.events if event["event"] == "progress"] == [1, 2, 3, 4]
+    saved = result.event("saved")
+    with open(saved["path"], "rb") as file:
+        data = file.read()
+    assert data.startswith(b"\x89PNG") and len(data) == saved["bytes"]
+    assert os.listdir(tmp_path / "out") == [os.path.basename(saved["path"])]
+    assert len({event["prompt_id"] for event in result.events}) == 1
+    assert result.err == ""
+
+
+def test_the_socket_is_open_and_its_status_read_before_the_post(simulator: Any, workflow_file: Make) -> None:
+    go(simulator, workflow_file(slow_prompt()))
+    calls = [call for call in simulator.requests if call[1] in ("/ws", "/prompt")]
+    assert calls == [("GET", "/ws"), ("POST", "/prompt")]
+
+
+def test_the_same_prompt_again_renders_nothing_and_says_so(simulator: Any, workflow_file: Make) -> None:
+    path = workflow_file(slow_prompt())
+    assert not go(simulator, path).event("end")["wholly_cached"]
+    again = go(simulator, path)
+    assert again.status == cwr.ExitStatus.OK
+    assert again.event("end")["wholly_cached"]
+    assert again.event("end")["message"].startswith("Nothing new was rendered")
+    assert again.event("output")["filename"] == "slow_00001_.png"
+
+
+def test_outputs_of_every_kind_are_told_and_saved(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    kinds = {
+        "images": "a.png", "gifs": "b.mp4", "audio": "c.flac", "3d": "d.glb", "custom": "e.xyz",
+    }  # fmt: skip
+    import json
+
+    ui: Dict[str, Any] = {
+        key: [{"filename": name, "subfolder": "deep/er", "type": "output"}] for key, name in kinds.items()
+    }
+    ui["text"] = ["a caption", "another"]
+    prompt = {"1": node("SimulatedOutput", "Every Kind", ui=json.dumps(ui))}
+    result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
+    assert result.status == cwr.ExitStatus.OK
+    told = [(event["kind"], event["filename"]) for event in result.events if event["event"] == "output"]
+    assert told == [
+        ("image", "a.png"), ("video", "b.mp4"), ("audio", "c.flac"), ("3d", "d.glb"), ("file", "e.xyz"),
+        ("text", ""), ("text", ""),
+    ]  # fmt: skip
+    deep = tmp_path / "out" / "deep" / "er"
+    assert sorted(os.listdir(deep)) == ["a.png", "b.mp4", "c.flac", "d.glb", "e.xyz"]
+    assert (tmp_path / "out" / "Every Kind.txt").read_text() == "a caption"
+    assert (tmp_path / "out" / "Every Kind (1).txt").read_text() == "another"
+
+
+def test_pictures_that_come_over_the_socket_alone_are_kept(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    prompt = {
+        "1": node("EmptyImage", width=32, height=16, batch_size=1, color=255),
+        "2": node("SaveImageWebsocket", "Over the Wire", images=["1", 0]),
+    }
+    path = workflow_file(prompt)
+    told = go(simulator, path)
+    assert "give -o to keep" in told.event("notice")["message"]
+    prompt["1"]["inputs"]["color"] = 128
+    saved = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out")).event("saved")
+    with open(saved["path"], "rb") as file:
+        assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_name_that_is_taken_gets_a_number_unless_overwrite(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    path, out = workflow_file(slow_prompt()), str(tmp_path)
+    names = [os.path.basename(go(simulator, path, "-o", out).event("saved")["path"]) for _ in range(3)]
+    assert names == ["slow_00001_.png", "slow_00001_ (1).png", "slow_00001_ (2).png"]
+    again = go(simulator, path, "-o", out, "--overwrite").event("saved")["path"]
+    assert os.path.basename(again) == "slow_00001_.png"
+    assert not [name for name in os.listdir(out) if name.startswith(".part")]
+
+
+@pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "..\\evil.png", "C:\\evil.png", "a/../../evil.png"])
+def test_no_name_leads_out_of_the_folder(name: str, workflow_file: Make, tmp_path: Any) -> None:
+    out = tmp_path / "out"
+    saved = cwr.write_file(str(out), cwr.safe_path_parts("../..", name), False, [b"x"])
+    assert os.path.realpath(saved.path).startswith(os.path.realpath(str(out)) + os.sep)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
+def test_a_link_in_the_folder_that_leads_out_is_refused(tmp_path: Any) -> None:
+    (tmp_path / "out").mkdir()
+    os.symlink(str(tmp_path), str(tmp_path / "out" / "sub"))
+    with pytest.raises(cwr.SaveError, match="leads out of"):
+        cwr.write_file(str(tmp_path / "out"), ["sub", "a.png"], False, [b"x"])
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["sub"]
+
+
+# -- what is wrong with a workflow -----------------------------------------------------------------
+
+
+def test_a_refused_prompt_names_node_input_value_and_what_is_allowed(simulator: Any, workflow_file: Make) -> None:
+    prompt = slow_prompt(steps=10**9)
+    result = go(simulator, workflow_file(prompt))
+    assert result.status == cwr.ExitStatus.REJECTED
+    problem = result.event("problem")
+    assert (problem["title"], problem["node_id"], problem["input"], problem["value"]) == ("Slow", "1", "steps", 10**9)
+    assert "Allowed" in problem["hints"][0]
+    assert result.event("error")["exit_status"] == cwr.ExitStatus.REJECTED
+    assert executions(simulator) == 0
+
+
+def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow_file: Make) -> None:
+    options = requests.get(simulator.url + "/object_info/LoraLoader", timeout=5).json()["LoraLoader"]["input"]["required"]
+    names = cwr.combo_options(options["lora_name"])
+    assert names and len(names) > 20  # so many that the server's answer leaves them out
+    wrong = names[-1].replace(".safetensors", "_v2.safetensors")
+    prompt = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors"),
+        "2": node("LoraLoader", "Style", model=["1", 0], clip=["1", 1], lora_name=wrong, strength_model=1.0, strength_clip=1.0),
+        "3": node("CLIPTextEncode", text="x", clip=["2", 1]),
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "5": node("KSampler", model=["2", 0], positive=["3", 0], negative=["3", 0], latent_image=["4", 0], seed=1, steps=1,
+                  cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("SaveImage", images=["6", 0], filename_prefix="x"),
+    }  # fmt: skip
+    problem = go(simulator, workflow_file(prompt)).event("problem")
+    assert problem["hints"][0].startswith("Nearest: %s, " % names[-1])
+    assert "%d more." % (len(names) - 8) in problem["hints"][0]
+
+
+def test_every_missing_class_is_named_not_only_the_first(simulator: Any, workflow_file: Make) -> None:
+    prompt = {**slow_prompt(), "8": node("NotThere"), "9": node("NorThis")}
+    result = go(simulator, workflow_file(prompt))
+    assert result.status == cwr.ExitStatus.REJECTED
+    assert [event["class_type"] for event in result.events if event["event"] == "problem"] == ["NotThere", "NorThis"]
+
+
+def test_a_node_that_raises_is_told_with_its_title_and_traceback(simulator: Any, workflow_file: Make) -> None:
+    prompt = {
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("FailNode", "Breaks", message="no\x1b[31m way", image=["1", 0]),
+        "3": node("SaveImage", images=["2", 0], filename_prefix="x"),
+    }
+    path = workflow_file(prompt)
+    result = go(simulator, path)
+    assert result.status == cwr.ExitStatus.FAILED
+    failure = result.event("failure")
+    assert (failure["title"], failure["class_type"], failure["type"]) == ("Breaks", "FailNode", "ValueError")
+    assert failure["message"] == "no way"
+    plain = run("--server", simulator.url, "--yes", path)
+    assert '"Breaks" (FailNode, node 2) raised ValueError: no way' in plain.out
+    assert "\x1b" not in plain.out
+    verbose = run("--server", simulator.url, "--yes", "-v", path)
+    assert verbose.out.count("  File ") > plain.out.count("  File ") or "left out" not in plain.out
+
+
+def test_outputs_that_the_server_refuses_are_told_before_and_after(simulator: Any, workflow_file: Make) -> None:
+    prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
+    result = go(simulator, workflow_file(prompt))
+    assert result.status == cwr.ExitStatus.PARTIAL
+    names = result.names()
+    assert '"Broken"' in result.event("notice")["message"]
+    assert names.index("notice") < names.index("end")
+    assert "links to node 404" in result.event("problem")["message"]
+    assert "in part only" in result.event("end")["message"]
+    assert [event["title"] for event in result.events if event["event"] == "output"] == ["Save Image"]
+
+
+# -- never losing a run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropped", [
+    ["execution_success"], ["executing"], ["execution_success", "executing"], ["executed"],
+    ["execution_start", "execution_cached", "progress_state", "progress"],
+    ["execution_start", "execution_cached", "executing", "progress", "progress_state", "executed", "execution_success", "status"],
+])  # fmt: skip
+def test_messages_that_never_come_change_nothing(dropped: List[str], make_simulator: Make, workflow_file: Make) -> None:
+    simulator = make_simulator()
+    simulator.faults.drop_events = frozenset(dropped[:-1] if "status" in dropped else dropped)
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    assert result.event("output")["filename"] == "slow_00001_.png"
+
+
+def test_a_late_history_entry_is_waited_for(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.history_delay = FAST.settle / 2
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+
+
+def test_an_evicted_history_entry_leaves_the_sockets_word(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.history_evict = True
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+
+
+def test_evicted_and_not_told_is_lost_and_not_called_a_success(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.history_evict = True
+    simulator.faults.drop_events = frozenset(["execution_success"])
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.LOST
+    assert "neither in the server's queue nor in its history" in result.event("end")["message"]
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 9])
+def test_a_socket_that_is_cut_is_opened_again(after: int, simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.cut_ws_after = after
+    result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.6)))
+    assert result.status == cwr.ExitStatus.OK
+    assert {event["state"] for event in result.events if event["event"] == "connection"} >= {"lost"}
+    assert executions(simulator) == 1
+
+
+def test_a_socket_that_is_deaf_after_a_reconnect_does_not_lose_the_end(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.deaf_reconnect = True
+    simulator.faults.cut_ws_after = 6
+    result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.8)))
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+
+
+@pytest.mark.parametrize("lost, executed", [
+    (["after"], 1), (["before"], 1), (["before", "before"], 1), (["before", "after"], 1), (["502"], 1), (["503", "after"], 1),
+])  # fmt: skip
+def test_a_post_whose_answer_is_lost_runs_once(lost: List[str], executed: int, simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.lose_post = list(lost)
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert executions(simulator) == executed
+
+
+def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.lose_post = ["before"]
+    times: List[float] = []
+    original = cwr.Server.submit
+
+    def submit(self: cwr.Server, body: Any) -> Any:
+        times.append(cwr.time.monotonic())
+        return original(self, body)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cwr.Server, "submit", submit)
+        result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(absent=cwr.DEFAULT_LIMITS.absent))
+    assert result.status == cwr.ExitStatus.OK
+    assert len(times) == 2 and times[1] - times[0] >= 2.0
+
+
+def test_a_prompt_that_arrives_twice_runs_once(simulator: Any, workflow_file: Make) -> None:
+    blocker = slow_prompt(steps=20, seconds=4.0, seed=99)
+    requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    simulator.faults.lose_post = ["late:%s" % (FAST.absent + 0.5)]  # taken after we gave it up
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.OK
+    ours = result.events[-1]["prompt_id"]
+    assert simulator.executions[ours] == 1
+    assert requests.get(simulator.url + "/queue", timeout=5).json() == {"queue_running": [], "queue_pending": []}
+
+
+def test_outputs_dropped_are_known_though_the_answer_was_lost(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.lose_post = ["after"]
+    prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
+    result = go(simulator, workflow_file(prompt))
+    assert result.status == cwr.ExitStatus.PARTIAL
+    assert '"Broken"' in result.event("notice")["message"]
+
+
+def test_noise_and_messages_over_a_megabyte_are_taken_in_stride(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.noise = True
+    simulator.faults.big_frame = 3 << 20
+    result = go(simulator, workflow_file(slow_prompt(steps=5, preview=True)))
+    assert result.status == cwr.ExitStatus.OK
+    assert "connection" not in result.names()
+    assert [event["value"] for event in result.events if event["event"] == "progress"] == [1, 2, 3, 4, 5]
+
+
+def test_a_server_that_stalls_is_reported_with_what_its_queue_says(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.stall = 1.5
+    result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(silence=0.5, poll=0.2))
+    assert result.status == cwr.ExitStatus.OK
+    silence = [event for event in result.events if event["event"] == "silence"]
+    assert silence and "queue says that it is running" in silence[0]["server_says"]
+    assert len(silence) <= 3  # told at 0.5 s, then at twice the time before
+
+
+def test_a_server_that_restarts_has_lost_the_job(simulator: Any, workflow_file: Make) -> None:
+    def restart() -> None:
+        wait_until(lambda: executions(simulator), what="the run's begin")
+        simulator.restart()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)))
+    thread.join()
+    assert result.status == cwr.ExitStatus.LOST
+    assert "The run is lost" in result.event("end")["message"]
+
+
+def test_a_server_that_dies_is_given_up_after_a_while(simulator: Any, workflow_file: Make) -> None:
+    def crash() -> None:
+        wait_until(lambda: executions(simulator), what="the run's begin")
+        simulator.crash()
+
+    thread = threading.Thread(target=crash)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)), limits=FAST._replace(give_up=1.5))
+    thread.join()
+    assert result.status == cwr.ExitStatus.LOST
+    assert "did not answer for" in result.event("end")["message"]
+
+
+def test_somebody_else_interrupts_our_run(simulator: Any, workflow_file: Make) -> None:
+    def interrupt() -> None:
+        wait_until(lambda: executions(simulator), what="the run's begin")
+        requests.post(simulator.url + "/interrupt", timeout=5)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)))
+    thread.join()
+    assert result.status == cwr.ExitStatus.INTERRUPTED
+    assert "Somebody else interrupted the run" in result.event("end")["message"]
+
+
+def test_somebody_else_takes_our_prompt_off_the_queue(simulator: Any, workflow_file: Make) -> None:
+    blocker = requests.post(
+        simulator.url + "/prompt", json={"prompt": slow_prompt(steps=100, seconds=30.0), "client_id": "other"}, timeout=5
+    ).json()["prompt_id"]
+
+    def clear() -> None:
+        wait_until(lambda: requests.get(simulator.url + "/queue", timeout=5).json()["queue_pending"], what="our prompt")
+        requests.post(simulator.url + "/queue", json={"clear": True}, timeout=5)
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt()))
+    thread.join()
+    requests.post(simulator.url + "/interrupt", json={"prompt_id": blocker}, timeout=5)
+    assert result.status == cwr.ExitStatus.INTERRUPTED
+    assert "off the queue" in result.event("end")["message"]
+
+
+def test_the_place_in_the_queue_is_told_while_waiting(simulator: Any, workflow_file: Make) -> None:
+    for seed in (1, 2):
+        blocker = slow_prompt(steps=4, seconds=0.7, seed=seed)
+        requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    result = go(simulator, workflow_file(slow_prompt(seed=3)))
+    assert result.status == cwr.ExitStatus.OK
+    ahead = [event["ahead"] for event in result.events if event["event"] == "queued"]
+    assert ahead == sorted(ahead, reverse=True) and ahead[0] == 2 and 1 in ahead
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64", "0.3.50", "0.3.40", "0.0.0"])
+def test_older_servers_run_it_too(version: str, make_simulator: Make, workflow_file: Make, tmp_path: Any) -> None:
+    simulator = make_simulator(version=version)
+    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path))
+    assert result.status == cwr.ExitStatus.OK
+    assert os.path.basename(result.event("saved")["path"]) == "slow_00001_.png"
+    if version in ("0.3.40", "0.0.0"):  # they make the prompt_id themselves
+        assert result.events[-1]["prompt_id"] in simulator.executions
+
+
+def test_an_older_server_whose_answer_is_lost_is_not_asked_twice(make_simulator: Make, workflow_file: Make) -> None:
+    simulator = make_simulator(version="0.3.40")
+    simulator.faults.lose_post = ["after"]
+    result = go(simulator, workflow_file(slow_prompt(seconds=1.0)))
+    assert result.status == cwr.ExitStatus.OK
+    assert executions(simulator) == 1
+
+
+# -- the timeout -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64", "0.3.50", "0.0.0"])
+def test_the_timeout_cancels_ours(version: str, make_simulator: Make, workflow_file: Make) -> None:
+    simulator = make_simulator(version=version)
+    result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=30.0)), "--timeout", "0.7")
+    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert "Cancelled by the timeout: ComfyUI interrupted our run" in result.event("end")["message"]
+    queue = requests.get(simulator.url + "/queue", timeout=5).json()
+    assert queue == {"queue_running": [], "queue_pending": []}
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64", "0.3.50", "0.0.0"])
+def test_the_timeout_takes_a_waiting_prompt_off_and_leaves_the_other(
+    version: str, make_simulator: Make, workflow_file: Make
+) -> None:
+    simulator = make_simulator(version=version)
+    blocker = slow_prompt(steps=20, seconds=2.0, seed=9)
+    other = requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    result = go(simulator, workflow_file(slow_prompt()), "--timeout", "0.6")
+    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert "off the queue" in result.event("end")["message"]
+    prompt_id = other.json()["prompt_id"]
+    url = "%s/history/%s" % (simulator.url, prompt_id)
+    entry = wait_until(lambda: requests.get(url, timeout=5).json().get(prompt_id), what="the other's end")
+    assert [node for node in entry["outputs"]] == ["2"]
+    assert executions(simulator) == 1
+
+
+def test_a_server_that_never_confirms_is_told_so(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.ignore_interrupt = True
+    limits = FAST._replace(cancel=1.0)
+    result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=20.0)), "--timeout", "0.5", limits=limits)
+    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert "may still run" in result.event("end")["message"]
+
+
+# -- saving ----------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_gone_has_its_own_status(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    simulator.faults.http_status = {"/view": 404}
+    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path))
+    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert "change a seed" in result.event("not_saved")["remedy"]
+    assert os.listdir(tmp_path) == ["workflow_api.json"]
+
+
+def test_a_download_that_breaks_is_tried_again(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    simulator.faults.cut_http = {"/view": 2}
+    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"))
+    assert result.status == cwr.ExitStatus.OK
+    assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    (tmp_path / "taken").write_text("a file")
+    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "taken"))
+    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert "could not be saved in" in result.event("not_saved")["message"]
