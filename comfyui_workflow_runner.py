@@ -547,10 +547,8 @@ class Phase(enum.Enum):
     LOST = "lost"  # gone, or it ended and nobody can say how
     REJECTED = "rejected"  # ComfyUI refused it, or it never got there
 
-    @property
-    def over(self) -> bool:
-        """Whether this is an end."""
-        return self not in (Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING)
+    def __init__(self, value: str) -> None:
+        self.over = value not in ("submitting", "queued", "running")  #: whether this is an end
 
 
 class Event(NamedTuple):
@@ -606,6 +604,9 @@ class PromptState(NamedTuple):
     seconds: Optional[float] = None  # the run's time by the server's clock
 
 
+_decode_json = json.JSONDecoder().decode
+
+
 def parse_message(frame: Union[str, bytes], at: float) -> Event:
     """One WebSocket frame as an Event; never raises.
 
@@ -614,7 +615,7 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
     """
     try:
         if isinstance(frame, str):
-            message = json.loads(frame)
+            message = _decode_json(frame)
             data = message.get("data") or {}
             prompt_id = data.get("prompt_id")
             return Event(str(message["type"]), prompt_id if isinstance(prompt_id, str) else None, data, at)
@@ -1297,6 +1298,21 @@ def changes(before: PromptState, after: PromptState, prompt: Mapping[str, Any]) 
             yield node("node_blocked", node_id, message=after.blocked[node_id])
 
 
+#: Steps of a node are told at most this often (seconds); the first and the last of a node always.
+PROGRESS_INTERVAL = 0.1
+
+
+def is_mere_progress(before: PromptState, after: PromptState) -> bool:
+    """Whether nothing but the values of the same running nodes changed, and none takes its first step."""
+    if after.finished is not before.finished or after.phase is not before.phase or after.ending is not before.ending:
+        return False
+    for node_id, progress in after.running.items():
+        known = before.running.get(node_id)
+        if known is None or progress.max != known.max:
+            return False
+    return after.running is not before.running and after.outputs is before.outputs and after.cached is before.cached
+
+
 def nodes_done(state: PromptState) -> Dict[str, int]:
     """How many nodes are done (cached ones too) of how many."""
     done = (state.cached | frozenset(state.finished)) & state.planned
@@ -1963,7 +1979,7 @@ class Run:
         self.cancelling = False
         self.heard = self.checked = now
         self.checks = 0
-        self.silence_told = 0.0
+        self.silence_told = self.progress_told = 0.0
 
     @property
     def prompt_id(self) -> str:
@@ -2204,9 +2220,17 @@ class Session:
     # -- following -------------------------------------------------------------------------------
 
     def _change(self, run: Run, after: PromptState) -> None:
-        before, run.state = run.state, after
+        before = run.state
         if after is before:
             return
+        run.state = after
+        if is_mere_progress(before, after):
+            now = time.monotonic()
+            if now - run.progress_told < PROGRESS_INTERVAL and not any(
+                p.value == p.max for p in after.running.values()
+            ):
+                return
+            run.progress_told = now
         for report in changes(before, after, run.prompt):
             self._tell(run, report)
         if after.phase.over:

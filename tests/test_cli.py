@@ -32,7 +32,14 @@ def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str
     """The program as a process of its own, without a terminal."""
     command = [sys.executable, options.pop("script", SCRIPT), *arguments]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False, **options
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        **options,
     )
 
 
@@ -115,7 +122,9 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
 
 def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
     began = cwr.time.monotonic()
-    result = run("--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS)
+    result = run(
+        "--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS
+    )
     assert result.status == cwr.ExitStatus.NO_SERVER
     assert "connection refused" in result.err and "Start ComfyUI" in result.err
     assert cwr.time.monotonic() - began < 5
@@ -142,7 +151,9 @@ def test_a_server_behind_a_base_path_and_a_token(make_simulator: Make, workflow_
     assert "s3cret-t0ken" not in result.out + result.err
 
 
-def test_user_and_password_in_the_url_reach_both_channels_and_no_output(make_simulator: Make, workflow_file: Make) -> None:
+def test_user_and_password_in_the_url_reach_both_channels_and_no_output(
+    make_simulator: Make, workflow_file: Make
+) -> None:
     simulator = make_simulator(token="pa:ss/w0rd")
     url = simulator.url.replace("//", "//user:pa%3Ass%2Fw0rd@")
     result = run("--server", url, "--yes", "--json", workflow_file(slow_prompt()))
@@ -186,7 +197,9 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
 
 @pytest.mark.parametrize("mode", [[], ["--json"], ["--quiet"], ["-v"]])
-def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(mode: List[str], serve: Any, workflow_file: Make) -> None:
+def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(
+    mode: List[str], serve: Any, workflow_file: Make
+) -> None:
     url = serve(Echo).replace("//", "//user:hunter22@")
     result = run("--server", url, "--header", "X-Key: abcd1234", "--yes", *mode, workflow_file(slow_prompt()))
     assert result.status == cwr.ExitStatus.NO_SERVER
@@ -311,7 +324,9 @@ def test_a_console_that_lacks_characters_does_not_end_the_run(simulator: Any, wo
     prompt["1"]["_meta"]["title"] = "慢い — ✓"
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "COMFYUI_URL": simulator.url}
     command = [sys.executable, SCRIPT, "--yes", workflow_file(prompt)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert b"?? \x97 ?" in done.stdout
 
@@ -319,7 +334,9 @@ def test_a_console_that_lacks_characters_does_not_end_the_run(simulator: Any, wo
 def test_a_pipe_that_is_closed_does_not_end_the_run(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     environment = {**os.environ, "COMFYUI_URL": simulator.url}
     command = [sys.executable, SCRIPT, "--yes", workflow_file(slow_prompt()), "-o", str(tmp_path / "out")]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
     assert child.wait(30) == 0
@@ -360,8 +377,13 @@ def test_a_lone_copy_of_the_script_works_and_says_what_the_demo_lacks(
 
 
 def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
-    code = "import sys, runpy; sys.argv = [%r, '--help']\ntry: runpy.run_path(sys.argv[0], run_name='main')['main']()\n" % SCRIPT
-    code += "finally: print(sorted({n.split('.')[0] for n in sys.modules} & {'requests', 'websockets', 'rich', 'asyncio'}))"
+    code = (
+        "import sys, runpy; sys.argv = [%r, '--help']\ntry: runpy.run_path(sys.argv[0], run_name='main')['main']()\n"
+        % SCRIPT
+    )
+    code += (
+        "finally: print(sorted({n.split('.')[0] for n in sys.modules} & {'requests', 'websockets', 'rich', 'asyncio'}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -371,7 +393,9 @@ def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
 
 def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
     code = "import sys; sys.path.insert(0, %r); import comfyui_workflow_runner" % ROOT
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=str(tmp_path), timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=str(tmp_path), timeout=30, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

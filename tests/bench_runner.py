@@ -1,0 +1,260 @@
+"""What the runner costs, against a plain client, in one run:  python tests/bench_runner.py
+
+Prints four ratios with their bars and exits with 1 if one is missed:
+
+- a fully cached prompt from the start of the process to its exit, in wall time and in peak memory,
+  against PLAIN_CLIENT below (requests and websockets, no error handling), on the simulator;
+- ``--help`` against ``python -c pass``;
+- 20,000 progress events, as a server sends them for 10,000 steps (progress_state and progress), read
+  by the runner with its live screen in a terminal, against BARE_LOOP below. A feeder in this process
+  sends frames made beforehand, as fast as they are taken, so the reader is what is measured.
+
+The pairs are run in turns, so that both meet the same machine; medians are compared.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import pty
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any, Dict, List, Tuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
+
+PLAIN_CLIENT = r"""
+import json, sys, uuid
+import requests
+from websockets.sync.client import connect
+url, path = sys.argv[1:]
+client_id = str(uuid.uuid4())
+with open(path) as file:
+    prompt = json.load(file)
+with connect(url.replace("http", "ws", 1) + "/ws?clientId=" + client_id) as socket:
+    answer = requests.post(url + "/prompt", json={"prompt": prompt, "client_id": client_id}).json()
+    while True:
+        message = socket.recv()
+        if isinstance(message, str):
+            message = json.loads(message)
+            if message["type"] == "executing" and message["data"]["node"] is None:
+                break
+history = requests.get(url + "/history/" + answer["prompt_id"]).json()
+for output in history[answer["prompt_id"]]["outputs"].values():
+    for image in output.get("images", []):
+        print(image["filename"])
+"""
+
+BARE_LOOP = r"""
+import asyncio, json, sys
+from websockets.asyncio.client import connect
+async def main():
+    async with connect(sys.argv[1].replace("http", "ws", 1) + "/ws?clientId=x", compression=None) as socket:
+        async for message in socket:
+            message = json.loads(message)
+            if message["type"] == "executing" and message["data"]["node"] is None:
+                return
+asyncio.run(main())
+"""
+
+
+def timed(command: List[str]) -> Tuple[float, float]:
+    """Wall time (seconds) and peak memory (MiB) of a process without a terminal."""
+    began = time.perf_counter()
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    took = time.perf_counter() - began
+    child.returncode = os.waitstatus_to_exitcode(status) if hasattr(os, "waitstatus_to_exitcode") else status >> 8
+    if child.returncode:
+        raise SystemExit("%s ended with %d" % (command, child.returncode))
+    return took, usage.ru_maxrss / (1024 if sys.platform.startswith("linux") else 1 << 20)
+
+
+def in_turns(
+    first: List[str], second: List[str], times: int
+) -> Tuple[List[Tuple[float, float]], List[Tuple[float, float]]]:
+    """Both commands in turns, after one of each that does not count."""
+    timed(first), timed(second)
+    pairs = [(timed(first), timed(second)) for _ in range(times)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def frame(message: Dict[str, Any]) -> bytes:
+    """A WebSocket text frame as a server sends it."""
+    payload = json.dumps(message).encode()
+    head = bytes([0x81, len(payload)]) if len(payload) < 126 else b"\x81\x7e" + len(payload).to_bytes(2, "big")
+    return head + payload
+
+
+class Feeder:
+    """As much of ComfyUI as a client needs that runs one prompt of 10,000 steps, and no more."""
+
+    steps = 10000
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.prompt_id = ""
+        self.posted = threading.Event()
+        self.began = self.ended = 0.0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def frames(self) -> bytes:
+        """All messages of the run."""
+        progress = {"prompt_id": self.prompt_id, "node": "1", "max": self.steps}
+        state = {
+            "state": "running",
+            "node_id": "1",
+            "prompt_id": self.prompt_id,
+            "display_node_id": "1",
+            "max": self.steps,
+        }
+        made = [frame({"type": "execution_start", "data": {"prompt_id": self.prompt_id}})]
+        made.append(frame({"type": "executing", "data": {"node": "1", "prompt_id": self.prompt_id}}))
+        for value in range(1, self.steps + 1):
+            nodes = {"1": {**state, "value": value}}
+            made.append(frame({"type": "progress_state", "data": {"prompt_id": self.prompt_id, "nodes": nodes}}))
+            made.append(frame({"type": "progress", "data": {**progress, "value": value}}))
+        made.append(frame({"type": "execution_success", "data": {"prompt_id": self.prompt_id}}))
+        made.append(frame({"type": "executing", "data": {"node": None, "prompt_id": self.prompt_id}}))
+        return b"".join(made)
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self.listener.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        file = connection.makefile("rb")
+        while True:
+            line = file.readline().decode()
+            if not line:
+                return
+            headers = {}
+            for raw in iter(file.readline, b"\r\n"):
+                name, _, value = raw.decode().partition(":")
+                headers[name.strip().lower()] = value.strip()
+            body = file.read(int(headers.get("content-length", 0)))
+            path = line.split()[1]
+            if path.startswith("/ws"):
+                self._feed(connection, file, headers)
+                file.close()
+                connection.close()
+                return
+            answer = json.dumps(self._answer(path, body)).encode()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+
+    def _answer(self, path: str, body: bytes) -> Any:
+        if path.startswith("/prompt"):
+            self.prompt_id = json.loads(body)["prompt_id"]
+            self.posted.set()
+            return {"prompt_id": self.prompt_id, "number": 1, "node_errors": {}}
+        if path.startswith("/history"):
+            self.ended = time.perf_counter()
+            return {self.prompt_id: {"outputs": {}, "status": {"status_str": "success", "messages": []}}}
+        if path.startswith("/queue"):
+            return {"queue_running": [[1, self.prompt_id, {}, {}, ["1"]]], "queue_pending": []}
+        return {"system": {"comfyui_version": "0.33.0"}, "devices": []}
+
+    def _feed(self, connection: socket.socket, file: Any, headers: Dict[str, str]) -> None:
+        key = headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key.encode()).digest())
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        connection.sendall(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        connection.sendall(
+            frame({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "x"}})
+        )
+        self.posted.wait(30)
+        frames = self.frames()
+        self.began = time.perf_counter()
+        connection.sendall(frames)
+        while file.read(1) not in (b"", b"\x88"):  # the client closes when it has read all
+            pass
+        self.ended = self.ended or time.perf_counter()
+
+
+def bare_rate() -> float:
+    """Events a second that BARE_LOOP reads."""
+    feeder = Feeder()
+    feeder.prompt_id = "00000000-0000-4000-8000-000000000000"
+    feeder.posted.set()
+    subprocess.run([sys.executable, "-c", BARE_LOOP, feeder.url], check=True, stdin=subprocess.DEVNULL)
+    return 2 * feeder.steps / (feeder.ended - feeder.began)
+
+
+def runner_rate(path: str) -> float:
+    """Events a second that the runner follows, drawing its live screen in a terminal."""
+    feeder = Feeder()
+    leader, follower = pty.openpty()
+    command = [sys.executable, SCRIPT, "--server", feeder.url, "--yes", path]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    child = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    screen = b""
+    while True:
+        try:
+            data = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not data:
+            break
+        screen += data
+    os.close(leader)
+    if child.wait(60) or b"Overall" not in screen:
+        raise SystemExit("the runner failed: %r" % screen[-2000:])
+    return 2 * feeder.steps / (feeder.ended - feeder.began)
+
+
+def main() -> int:
+    """Measures and prints; 1 if a bar is missed."""
+    rows: List[Tuple[str, float, str, float, bool]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "workflow_api.json")
+        prompt = {
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
+            "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "bench", "images": ["1", 0]}},
+        }
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(prompt, file)
+        simulator = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "comfyui_simulator.py"), "--port", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert simulator.stdout is not None
+            line = simulator.stdout.readline()
+            url = next(word.rstrip("/.,") for word in line.split() if word.startswith("http://"))
+            plain = [sys.executable, "-c", PLAIN_CLIENT, url, path]
+            ours = [sys.executable, SCRIPT, "--server", url, "--yes", path]
+            theirs_measured, ours_measured = in_turns(plain, ours, 15)
+        finally:
+            simulator.terminate()
+            simulator.wait(20)
+        for index, (name, bar) in enumerate((("cached prompt, wall time", 2.2), ("cached prompt, peak memory", 2.0))):
+            a = statistics.median(sample[index] for sample in ours_measured)
+            b = statistics.median(sample[index] for sample in theirs_measured)
+            unit = "%.3f s against %.3f s" if index == 0 else "%.1f MiB against %.1f MiB"
+            rows.append((name, a / b, unit % (a, b), bar, a / b <= bar))
+        nothing, helped = in_turns([sys.executable, "-c", "pass"], [sys.executable, SCRIPT, "--help"], 15)
+        a, b = statistics.median(s[0] for s in helped), statistics.median(s[0] for s in nothing)
+        rows.append(("--help, wall time", a / b, "%.3f s against %.3f s" % (a, b), 8.0, a / b <= 8.0))
+        rates = [(bare_rate(), runner_rate(path)) for _ in range(5)]
+        a, b = statistics.median(rate[1] for rate in rates), statistics.median(rate[0] for rate in rates)
+        rows.append(("20,000 events followed live", a / b, "%d/s against %d/s" % (a, b), 0.5, a / b >= 0.5))
+    for name, ratio, figures, bar, met in rows:
+        sense = "at least" if name.startswith("20,000") else "at most"
+        print("%-28s %.2f x  (%s; %s %.1f)  %s" % (name, ratio, figures, sense, bar, "ok" if met else "MISSED"))
+    return 0 if all(row[4] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Runs the tests in a virtual environment of their own:  python tests/run.py
+
+    python tests/run.py            the fast set (about two minutes)
+    python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
+    python tests/run.py --long     the long set: faults, signals, and what else is slow
+    python tests/run.py --lint     format, lint, types, the Python 3.8 floor, coverage of the pure sections
+    python tests/run.py -- -k name what follows -- goes to pytest
+
+Needs Python 3.8 or later with venv and pip. The environments are kept beside this project's files,
+in .venv-tests and .venv-lowest, and are renewed when the requirements change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from typing import List
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
+TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
+SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_simulator.py"]
+
+
+def lowest(requirements: str) -> List[str]:
+    """``name==version`` for each ``name>=version`` of a requirements file."""
+    return ["%s==%s" % pair for pair in re.findall(r"(?m)^([\w-]+)>=([\d.]+)", requirements)]
+
+
+def environment(folder: str, use_lowest: bool) -> str:
+    """The Python of the virtual environment in ``folder``, made if it is not there or is out of date."""
+    with open(REQUIREMENTS, encoding="utf-8") as file, open(TEST_REQUIREMENTS, encoding="utf-8") as tests:
+        texts = [file.read(), tests.read()]
+    wanted = hashlib.sha256("\n".join([sys.version, *texts]).encode()).hexdigest()
+    path = os.path.join(ROOT, folder)
+    python = os.path.join(path, "Scripts" if os.name == "nt" else "bin", "python")
+    stamp = os.path.join(path, "made-from")
+    if os.path.exists(stamp):
+        with open(stamp, encoding="utf-8") as file:
+            if file.read() == wanted:
+                return python
+    shutil.rmtree(path, ignore_errors=True)
+    print("Making %s ..." % folder, flush=True)
+    venv.create(path, with_pip=True)
+    ours = lowest(texts[0]) if use_lowest else ["-r", REQUIREMENTS]
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *ours, "-r", TEST_REQUIREMENTS], check=True)
+    with open(stamp, "w", encoding="utf-8") as file:
+        file.write(wanted)
+    return python
+
+
+def lint(python: str) -> int:
+    """Every check that reads the code; the number of those that failed."""
+    commands = [
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "ruff", "check", "."],
+        ["-m", "mypy", *SCRIPTS],
+        # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
+        ["-m", "vermin", "--no-tips", "-t=3.8-", *SCRIPTS],
+        [os.path.join("tests", "check_coverage.py")],
+    ]
+    return sum(subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0 for command in commands)
+
+
+def main() -> int:
+    """Runs what was asked for; 0 if all passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--lowest", action="store_true")
+    choice.add_argument("--long", action="store_true")
+    choice.add_argument("--lint", action="store_true")
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    options = parser.parse_args()
+    python = environment(".venv-lowest" if options.lowest else ".venv-tests", options.lowest)
+    if options.lint:
+        return lint(python)
+    marked = "long" if options.long else "not long"
+    command = [python, "-m", "pytest", "-m", marked, *options.pytest]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
