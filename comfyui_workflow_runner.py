@@ -18,17 +18,17 @@ work, and every rule below can be called without a server.
 
 Map of this file (each section uses only those above it):
 
-    SETTINGS              what a user edits
-    ERRORS                exit statuses, the error tree
-    TEXT                  text that is safe to print, durations, sizes, names of files
-    WORKFLOW DOCUMENTS    reading a prompt, titles, links, the summary
-    STATE OF A PROMPT     parse_message -> Event; reduce, reconcile -> PromptState; outputs
-    WHAT IS WRONG         ComfyUI's validation and execution errors in words
-    REPORTS               what happened, as data; what a person reads of it; the progress meter
-    COMFYUI OVER THE WIRE HTTP (requests), one call a method; the WebSocket
-    RUNNING A PROMPT      Session: submit, follow, survive drops, cancel; saving outputs
-    TERMINAL              printers: live, plain lines, JSON lines, quiet
-    COMMAND LINE          settings and their precedence, signals, the program
+    SETTINGS                what a user edits
+    ERRORS                  exit statuses, the error tree
+    TEXT                    text that is safe to print, durations, sizes, names of files
+    WORKFLOW DOCUMENTS      reading a prompt, titles, links, the summary
+    STATE OF A PROMPT       parse_message -> Event; reduce, reconcile -> PromptState; outputs
+    WHAT IS WRONG           ComfyUI's validation and execution errors in words
+    REPORTS                 what happened, as data; what a person reads of it; the progress meter
+    COMFYUI OVER THE WIRE   HTTP (requests), one call a method; the WebSocket
+    RUNNING A PROMPT        Session: submit, follow, survive drops, cancel; saving outputs
+    TERMINAL                printers: live, plain lines, JSON lines, quiet
+    COMMAND LINE            settings and their precedence, signals, the program
 
 The first seven sections touch nothing outside the process; the rest hold no rules.
 Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a *link* is
@@ -368,7 +368,7 @@ def plain_json(value: object) -> Any:
 Prompt = Dict[str, Dict[str, Any]]
 
 EXPORT_REMEDY = (
-    "In ComfyUI open it and choose Workflow > Export (API); in older versions switch on the "
+    "In ComfyUI open it and choose Export (API) in the File menu; in older versions switch on the "
     "dev mode in the settings, then Save (API Format). Run the file that this gives."
 )
 
@@ -2809,7 +2809,7 @@ def _make_parser() -> Any:
         prog="comfyui_workflow_runner.py",
         description="Run a ComfyUI workflow (API format): confirm, follow it live, save what it makes.",
         epilog="exit statuses:\n" + statuses,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
         allow_abbrev=False,
     )
     add = parser.add_argument

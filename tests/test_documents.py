@@ -1,0 +1,125 @@
+"""The documents say what is true: help, statuses, settings, events, links, the files themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import Any, Callable, Dict, Set
+
+import pytest
+import requests
+
+from support import ROOT, cwr, node, run, slow_prompt
+
+Make = Callable[..., Any]
+
+
+def read(name: str) -> str:
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.mark.skipif(not (3, 10) <= sys.version_info[:2] <= (3, 12), reason="argparse words its help otherwise")
+def test_the_help_in_the_readme_is_the_programs(capsys: Any) -> None:
+    assert cwr.main(["--help"]) == 0
+    shown = re.search(r"<!-- help -->\n```\n(.*?)```\n<!-- /help -->", read("README.md"), re.S)
+    assert shown and shown.group(1) == capsys.readouterr().out
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = read("README.md")
+    for name in set(re.findall(r'"(COMFYUI_[A-Z_]+)"', read("comfyui_workflow_runner.py"))):
+        assert "`%s`" % name in readme
+    for name in ("curr_workflow", "RUN_MODE", "AUTO_EXECUTE_ON_UPLOAD", "DEFAULT_SERVERS"):
+        assert hasattr(cwr, name) and name in readme
+
+
+def test_the_links_of_the_documents_lead_somewhere() -> None:
+    for name in ("README.md", "docs/JSON.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
+            if "://" not in target:
+                assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), (name, target)
+
+
+def documented_events() -> Dict[str, Set[str]]:
+    rows = re.findall(r"(?m)^\| `(\w+)` \|(.*?)\| [^|]*\|$", read("docs/JSON.md"))
+    fields = {}
+    for name, text in rows:
+        if name not in ("event", "time", "prompt_id"):
+            fields[name] = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", text)))
+    fields["failure"] |= fields["problem"] - {"problem"}
+    fields["failure"].discard("problem")
+    return fields
+
+
+def test_every_event_has_the_fields_that_the_documents_say(
+    simulator: Any, make_simulator: Make, workflow_file: Make, tmp_path: Any
+) -> None:
+    blocker = {"prompt": slow_prompt(steps=3, seconds=1.0, seed=5), "client_id": "other"}
+    requests.post(simulator.url + "/prompt", json=blocker, timeout=5)
+    failing = {
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("FailNode", message="boom", image=["1", 0]),
+        "3": node("SaveImage", images=["2", 0], filename_prefix="x"),
+        "4": node("TextOut", text="words"),
+        "5": node("SaveImage", images=["404", 0], filename_prefix="x"),
+    }
+    cut = make_simulator()
+    cut.faults.cut_ws_after = 4
+    no_file = make_simulator()
+    no_file.faults.http_status = {"/view": 404, "/ws": 404}
+    out = str(tmp_path / "out")
+    seen: Dict[str, Set[str]] = {}
+    for target, prompt, more in (
+        (simulator, slow_prompt(), ["-o", out]), (simulator, slow_prompt(), []), (simulator, failing, ["-o", out]),
+        (cut, slow_prompt(steps=6, seconds=1.0), []), (no_file, slow_prompt(), ["-o", out]),
+        (simulator, {"1": node("Nope")}, []),
+    ):  # fmt: skip
+        result = run("--server", target.url, "--yes", "--json", *more, workflow_file(prompt))
+        for event in result.events:
+            extra = set(event) - {"event", "time", "prompt_id"}
+            known = seen.setdefault(event["event"], extra)
+            known |= extra
+    documented = documented_events()
+    hard_to_meet = {"node_blocked", "silence"}  # have stories of their own
+    assert set(seen) | hard_to_meet == set(documented)
+    for name, fields in seen.items():
+        assert fields == documented[name], name
+
+
+def test_every_event_for_people_is_documented() -> None:
+    source = read("comfyui_workflow_runner.py")
+    used = set(re.findall(r'"event": "(\w+)"', source)) | set(re.findall(r'node\("(\w+)"', source))
+    assert used == set(documented_events())
+
+
+def test_the_workflow_and_its_twin_are_the_same_graph() -> None:
+    prompt, workflow = json.loads(read("workflow_api.json")), json.loads(read("workflow.json"))
+    nodes = {str(item["id"]): item for item in workflow["nodes"] if "Note" not in item["type"]}
+    assert {node_id: item["type"] for node_id, item in nodes.items()} == {
+        node_id: item["class_type"] for node_id, item in prompt.items()
+    }
+    links = {(str(link[1]), link[2], str(link[3])) for link in workflow["links"]}
+    assert links == {
+        (value[0], value[1], node_id)
+        for node_id, item in prompt.items()
+        for value in item["inputs"].values()
+        if cwr.is_link(value)
+    }
+    notes = json.dumps([item["widgets_values"] for item in workflow["nodes"] if "Note" in item["type"]])
+    assert "sd_xl_base_1.0.safetensors" in notes and "models/checkpoints" in notes
+
+
+def test_the_dependencies_are_the_same_wherever_they_stand() -> None:
+    listed = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
+    block = re.search(r"# dependencies = \[\n(.*?)# \]", read("comfyui_workflow_runner.py"), re.S)
+    assert block and re.findall(r'"(.*?)"', block.group(1)) == listed
+
+
+def test_the_map_at_the_top_names_the_sections_in_order() -> None:
+    source = read("comfyui_workflow_runner.py")
+    banners = re.findall(r"(?m)^# =+\n# ([A-Z][A-Z A-Z']+?):", source)
+    in_map = re.findall(r"(?m)^    ([A-Z][A-Z ]+[A-Z])  +\S", source.partition('"""\n\nfrom')[0])
+    assert in_map == banners
