@@ -1434,13 +1434,19 @@ _TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
 
 
 def end_report(
-    state: PromptState, exit_status: ExitStatus, now: float, prompt: Mapping[str, Any], stopped: Optional[str] = None
+    state: PromptState,
+    exit_status: ExitStatus,
+    now: float,
+    prompt: Mapping[str, Any],
+    stopped: Optional[str] = None,
+    received: int = 0,
 ) -> Report:
-    """The last report. ``stopped`` says who cancelled: "Ctrl+C", "SIGTERM", "the timeout", or None."""
+    """The last report. ``stopped`` says who cancelled: "Ctrl+C", "SIGTERM", "the timeout", or None;
+    ``received`` counts the pictures that came over the WebSocket alone."""
     took = duration(run_seconds(state, now))
     node = str(state.failure.get("node_id") or "")
     at_node = " at %s" % _node_name(prompt, node) if node else ""
-    count = len(collect_outputs(state.outputs, prompt))
+    count = len(collect_outputs(state.outputs, prompt)) + received
     status = state.phase.value
     words = {
         Phase.SUCCESS: "Done in %s, %s." % (took, plural(count, "output")),
@@ -1717,10 +1723,11 @@ class Server:
                 waiting += [cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args]
         refused = any(isinstance(cause, ConnectionRefusedError) for cause in chain)
         if isinstance(error, library.exceptions.SSLError):
-            why, remedy = (
-                "its TLS certificate cannot be verified",
-                "Use http://, or a certificate that this machine trusts.",
-            )
+            why, remedy = "the TLS connection failed (%s)" % one_line(chain[-1], 200), ""
+            if "CERTIFICATE" in str(error).upper():
+                remedy = "Give the server a certificate that this machine trusts (REQUESTS_CA_BUNDLE names your own)."
+            elif "VERSION" in str(error).upper() or "RECORD" in str(error).upper():
+                remedy = "It does not seem to speak TLS there: use http:// instead."
         elif refused:
             why, remedy = "nothing listens there (connection refused)", ""
         elif isinstance(error, library.Timeout):
@@ -1819,7 +1826,8 @@ def _unexpected(response: "requests.Response", text: bytes, url: str, call: str)
         remedy = "Start ComfyUI with a larger --max-upload-size."
         return ServerAnswer("ComfyUI takes no request of this size (HTTP 413 for %s)." % call, remedy, status=status)
     said = ": %s" % body if isinstance(body, str) and body and "<" not in body else ""
-    return ServerAnswer("%s answered HTTP %d to %s%s." % (url, status, call, said), "", status=status, body=body)
+    remedy = "ComfyUI's own console says why." if status == 500 else ""
+    return ServerAnswer("%s answered HTTP %d to %s%s." % (url, status, call, said), remedy, status=status, body=body)
 
 
 def _third_party(name: str) -> Any:
@@ -2013,6 +2021,7 @@ class Session:
         self._queue_moved = False
         self._answered = time.monotonic()  # when the server last answered
         self._failing = False  # the last read of queue and history failed
+        self._lost = False  # that the connection is lost was told
 
     # -- beginning and end ---------------------------------------------------------------------
 
@@ -2038,6 +2047,7 @@ class Session:
                     break
                 await asyncio.sleep(0.2 * 2**attempt)
         if self._socket is None:
+            self._lost = True
             self._tell(None, {"event": "connection", "state": "unavailable", "reason": problem.message})
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._watch())]
 
@@ -2058,6 +2068,8 @@ class Session:
         import asyncio
 
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
+        if self._socket is None:
+            run.state = run.state._replace(gaps=1)
         self._runs[run.prompt_id] = run
         return run
 
@@ -2274,10 +2286,20 @@ class Session:
         self._answered = time.monotonic()
         if self._connected_once:
             self._deaf_since = self._answered
-            self.note = ""
-            self._tell(None, {"event": "connection", "state": "restored"})
         self._connected_once = True
+        self._regain()
         self._wake.set()
+
+    def _lose(self, note: str, reason: str) -> None:
+        self.note = note
+        if not self._lost:
+            self._lost = True
+            self._tell(None, {"event": "connection", "state": "lost", "reason": reason})
+
+    def _regain(self) -> None:
+        if self._lost and self._socket is not None and not self._failing:
+            self._lost, self.note = False, ""
+            self._tell(None, {"event": "connection", "state": "restored"})
 
     async def _listen(self) -> None:
         """Reads the socket, and opens it again (after closing it: ComfyUI issue 16010) for ever."""
@@ -2299,8 +2321,7 @@ class Session:
                 attempt = 0
                 for run in self._runs.values():
                     run.state = run.state._replace(gaps=run.state.gaps + 1)
-                self.note = "connection lost, trying again"
-                self._tell(None, {"event": "connection", "state": "lost", "reason": reason})
+                self._lose("connection lost, trying again", reason)
                 self._wake.set()
             await asyncio.sleep(min(0.1 * 2**attempt, 10.0) * random.uniform(0.5, 1.5))
             attempt += 1
@@ -2352,8 +2373,7 @@ class Session:
                 self._unanswered(run, error)
             else:
                 self._failing = False
-                if self._socket is not None:
-                    self.note = ""
+                self._regain()
                 now = time.monotonic()
                 self._change(run, reconcile(run.state, place, entry, run.prompt, now, self.limits.settle))
                 if place is not None:
@@ -2363,11 +2383,8 @@ class Session:
 
     def _unanswered(self, run: Run, error: RunnerError) -> None:
         now = time.monotonic()
-        if not self._failing:
-            self._failing = True
-            self.note = "the server does not answer, trying again"
-            if self._socket is not None:
-                self._tell(None, {"event": "connection", "state": "lost", "reason": error.message.rstrip(".")})
+        self._failing = True
+        self._lose("the server does not answer, trying again", error.message.rstrip("."))
         if now - self._answered > self.limits.give_up:
             silent = duration(now - self._answered)
             self._change(run, lost(run.state, "%s did not answer for %s" % (self.server.address.url, silent), now))
@@ -2712,7 +2729,7 @@ class LivePrinter(Printer):
         for style, text in lines:
             line = self._text(self.safe(text), style=self._STYLES[style])
             try:
-                self._console.print(line, soft_wrap=True)
+                self._console.print(line, soft_wrap="://" in text or os.sep in text)  # to be copied in one piece
             except (OSError, ValueError):
                 pass
 
@@ -3149,6 +3166,7 @@ class Program:
                 return
             if meant is False:
                 raise NotConfirmed("Not confirmed: nothing was submitted.")
+            self.printer.question("Please answer y or n. ")
 
     async def _follow(self, session: Session, run: Run) -> ExitStatus:
         """Runs to the end, to the timeout or to Ctrl+C, whichever comes first."""
@@ -3228,7 +3246,7 @@ class Program:
                 status = ExitStatus.NOT_SAVED
             if self.interrupts.signal and not stopped:
                 status = self.interrupts.exit_status
-        self.tell(run, end_report(state, status, time.monotonic(), run.prompt, stopped))
+        self.tell(run, end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received)))
         return status
 
     async def _save(self, session: Session, run: Run, outputs: Sequence[Output], folder: str) -> bool:
