@@ -3060,10 +3060,9 @@ class Program:
         if not settings.yes:
             self._confirm()
         session = Session(server, parse_version(stats), self.tell)
-        run = session.new_run(prompt, self.prompt_id)
         try:
             await self._or_stop(session.open())
-            return await self._follow(session, run)
+            return await self._follow(session, session.new_run(prompt, self.prompt_id))
         finally:
             await session.close()
 

@@ -63,7 +63,7 @@ def lint(python: str) -> int:
         ["-m", "ruff", "check", "."],
         ["-m", "mypy", *SCRIPTS],
         # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
-        ["-m", "vermin", "--no-tips", "-t=3.8-", *SCRIPTS],
+        ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
         [os.path.join("tests", "check_coverage.py")],
     ]
     return sum(subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0 for command in commands)

@@ -339,7 +339,7 @@ def test_a_pipe_that_is_closed_does_not_end_the_run(simulator: Any, workflow_fil
     )
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
-    assert child.wait(30) == 0
+    assert child.wait(30) == 0, child.stderr.read()
     assert child.stderr.read() == b""
     child.stderr.close()
     assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
