@@ -4,10 +4,11 @@
     python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
     python tests/run.py --long     the long set: faults, signals, and what else is slow
     python tests/run.py --lint     format, lint, types, the Python 3.8 floor, coverage of the pure sections
+    python tests/run.py --bench    the benchmark
     python tests/run.py -- -k name what follows -- goes to pytest
 
-Needs Python 3.8 or later with venv and pip. The environments are kept beside this project's files,
-in .venv-tests and .venv-lowest, and are renewed when the requirements change.
+Needs Python 3.8 or later with venv and pip (--lint: 3.10). The environments are kept in the project's
+folder, as .venv-tests-3.11 and so on, and are renewed when the requirements change.
 """
 
 from __future__ import annotations
@@ -76,11 +77,15 @@ def main() -> int:
     choice.add_argument("--lowest", action="store_true")
     choice.add_argument("--long", action="store_true")
     choice.add_argument("--lint", action="store_true")
+    choice.add_argument("--bench", action="store_true")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
-    python = environment(".venv-lowest" if options.lowest else ".venv-tests", options.lowest)
+    kind = "lowest" if options.lowest else "tests"
+    python = environment(".venv-%s-%d.%d" % (kind, *sys.version_info[:2]), options.lowest)
     if options.lint:
         return lint(python)
+    if options.bench:
+        return subprocess.run([python, os.path.join("tests", "bench_runner.py")], cwd=ROOT, check=False).returncode
     marked = "long" if options.long else "not long"
     command = [python, "-m", "pytest", "-m", marked, *options.pytest]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
