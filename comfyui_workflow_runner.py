@@ -37,7 +37,6 @@ Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a 
 
 from __future__ import annotations
 
-import difflib
 import enum
 import functools
 import json
@@ -47,7 +46,6 @@ import struct
 import sys
 import time
 import urllib.parse
-import uuid
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -1049,13 +1047,16 @@ def combo_options(spec: Sequence[Any]) -> Optional[List[Any]]:
 
 def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
     """Options as a list for people: those most like ``value`` first, then how many more there are."""
+    import difflib
+
     wanted = str(value).lower()
     matcher = difflib.SequenceMatcher()
     matcher.set_seq2(wanted)
 
     def unlike(text: str) -> Tuple[float, int]:
         matcher.set_seq1(text.lower())
-        return -matcher.ratio(), -len(os.path.commonprefix([wanted, text.lower()]))
+        same = next((i for i, (a, b) in enumerate(zip(wanted, text.lower())) if a != b), len(wanted))
+        return -matcher.ratio(), -same
 
     def roughly_unlike(text: str) -> float:  # the exact measure is slow for thousands
         matcher.set_seq1(text.lower())
@@ -1340,7 +1341,8 @@ def _tell_workflow(report: Report) -> List[Line]:
 def _tell_server(report: Report) -> List[Line]:
     lines: List[Line] = [("warn", text) for text in report["tried"]]
     version = "ComfyUI %s" % report["version"] if report["version"] else "ComfyUI (it does not tell its version)"
-    return lines + [("bold", "%s at %s, %s" % (version, report["url"], report["device"] or "device unknown"))]
+    lines.append(("bold", "%s at %s, %s" % (version, report["url"], report["device"] or "device unknown")))
+    return lines
 
 
 def _tell_queued(report: Report) -> List[Line]:
@@ -1970,6 +1972,13 @@ def prompt_ids_of_client(queue: Mapping[str, Any], history: Mapping[str, Any], c
     ]
 
 
+def new_uuid() -> str:
+    """A random id in the form that ComfyUI demands of a prompt_id: lowercase, with hyphens."""
+    import uuid
+
+    return str(uuid.uuid4())
+
+
 class Run:
     """One prompt that a Session submits and follows. Made by Session.new_run()."""
 
@@ -2007,7 +2016,7 @@ class Session:
 
         self.server = server
         self.limits = server.limits
-        self.client_id = str(uuid.uuid4())
+        self.client_id = new_uuid()
         self.note = ""  #: what is wrong with the connection at the moment, for the meter
         self._version = version
         self._tell = tell
@@ -2331,10 +2340,8 @@ class Session:
                 continue
 
     def _seconds_to_check(self, run: Run, now: float) -> float:
-        connected = self._socket is not None
-        view = NextCheck(
-            now, run.heard, run.checked, run.checks, connected, self._deaf_since is not None, self._queue_moved, run.repeated,
-        )  # fmt: skip
+        connected, deaf = self._socket is not None, self._deaf_since is not None
+        view = NextCheck(now, run.heard, run.checked, run.checks, connected, deaf, self._queue_moved, run.repeated)
         return seconds_to_check(run.state, view, self.limits)
 
     async def _watch(self) -> None:
@@ -2836,8 +2843,12 @@ def _make_parser() -> Any:
         metavar="WORKFLOW",
         help="the workflow in API format (default: %s; env COMFYUI_WORKFLOW)" % curr_workflow,
     )
-    add("--server", metavar="URL", help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
-        "(default: %s, then %s; env COMFYUI_URL)" % DEFAULT_SERVERS)  # fmt: skip
+    add(
+        "--server",
+        metavar="URL",
+        help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
+        "(default: %s, then %s; env COMFYUI_URL)" % DEFAULT_SERVERS,
+    )
     add(
         "--header",
         metavar="LINE",
@@ -3021,7 +3032,7 @@ class Program:
         self.printer = printer
         self.interrupts = interrupts
         self.stdin = stdin
-        self.prompt_id = str(uuid.uuid4())
+        self.prompt_id = new_uuid()
         self._simulator: Any = None
         self._stop: Optional["asyncio.Event"] = None
 
@@ -3105,8 +3116,8 @@ class Program:
         if len(addresses) > 1:
             raise ServerUnreachable(
                 "No ComfyUI answers. Tried: " + " ".join(tried),
-                "Start ComfyUI (in its folder: python main.py, or the Desktop app), name its address with --server URL,\n"
-                "or try the runner without it: --demo",
+                "Start ComfyUI (in its folder: python main.py, or the Desktop app), name its address with\n"
+                "--server URL, or try the runner without it: --demo",
             )
         if not first.remedy:
             first.remedy = "Start ComfyUI there, or name another address with --server URL; --demo needs none."
@@ -3343,10 +3354,8 @@ def main(
 
 
 def _tell_error(printer: Printer, error: RunnerError, prompt_id: Optional[str]) -> None:
-    report = {
-        "event": "error", "prompt_id": prompt_id, "type": type(error).__name__, "message": error.message, "remedy": error.remedy,
-        "exit_status": int(error.exit_status),
-    }  # fmt: skip
+    report: Report = {"event": "error", "prompt_id": prompt_id, "type": type(error).__name__}
+    report.update(message=error.message, remedy=error.remedy, exit_status=int(error.exit_status))
     printer.report(report)
 
 

@@ -354,6 +354,47 @@ def test_a_server_that_dies_is_given_up_after_a_while(simulator: Any, workflow_f
     assert "did not answer for" in result.event("end")["message"]
 
 
+def test_one_connection_follows_several_prompts(simulator: Any) -> None:
+    prompts = [slow_prompt(steps=3, seconds=0.3, seed=seed) for seed in range(5)]
+    prompts[3] = {"1": node("NotThere")}
+
+    async def follow() -> List[cwr.Run]:
+        told: List[Any] = []
+        server = cwr.Server(cwr.parse_address(simulator.url), FAST)
+        session = cwr.Session(server, (0, 33, 0), lambda run, report: told.append((run, report)))
+        await session.open()
+        try:
+            runs = [session.new_run(prompt, cwr.new_uuid()) for prompt in prompts]
+            results = await cwr._third_party("asyncio").gather(*map(session.execute, runs), return_exceptions=True)
+        finally:
+            await session.close()
+        assert [type(result).__name__ for result in results] == ["NoneType"] * 3 + ["PromptRejected", "NoneType"]
+        for run in runs:  # each hears of itself alone
+            ids = {report["prompt_id"] for other, report in told if other is run and "prompt_id" in report}
+            assert ids <= {run.prompt_id}
+        return runs
+
+    runs = cwr.run_loop(follow())
+    phases = [run.state.phase for run in runs]
+    assert phases == [cwr.Phase.SUCCESS] * 3 + [cwr.Phase.REJECTED, cwr.Phase.SUCCESS]
+    made = [run.state.outputs["2"]["images"][0]["filename"] for run in runs if run.state.outputs]
+    assert made == ["slow_0000%d_.png" % number for number in (1, 2, 3, 4)]
+    assert [call for call in simulator.requests if call[1] == "/ws"] == [("GET", "/ws")]
+
+
+def test_node_ids_of_subgraphs_are_followed(simulator: Any, workflow_file: Make) -> None:
+    prompt = slow_prompt()
+    prompt["12:34"] = prompt.pop("1")
+    prompt["7.1"] = prompt.pop("2")
+    prompt["7.1"]["inputs"]["images"] = ["12:34", 0]
+    result = go(simulator, workflow_file(prompt))
+    assert result.status == cwr.ExitStatus.OK
+    assert [(e["node_id"], e["title"]) for e in result.events if e["event"] == "node_finished"] == [
+        ("12:34", "Slow"), ("7.1", "Save Image"),
+    ]  # fmt: skip
+    assert result.event("end")["nodes_done"] == 2
+
+
 def test_somebody_else_interrupts_our_run(simulator: Any, workflow_file: Make) -> None:
     def interrupt() -> None:
         wait_until(lambda: executions(simulator), what="the run's begin")
