@@ -15,7 +15,6 @@ import threading
 from typing import Any, Callable, Iterator, List
 
 import pytest
-
 from support import ROOT, Terminal, cwr, run, slow_prompt
 
 Make = Callable[..., Any]

@@ -10,7 +10,6 @@ from typing import Any, Callable, Dict, Set
 
 import pytest
 import requests
-
 from support import ROOT, cwr, node, run, slow_prompt
 
 Make = Callable[..., Any]
