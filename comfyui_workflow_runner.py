@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import itertools
 import json
 import os
 import re
@@ -842,7 +843,7 @@ def reconcile(
         return _ended(state, state.ending, at)
     if state.phase is Phase.QUEUED and not state.gaps and not state.over_seen:
         return _ended(state, Phase.DELETED, at)
-    return lost(state, "it is neither in the server's queue nor in its history any more", at)
+    return lost(state, "it is neither in the server's queue nor in its history any more (a restart loses both)", at)
 
 
 def lost(state: PromptState, reason: str, at: float) -> PromptState:
@@ -1988,10 +1989,9 @@ class Run:
         self.over = over  #: set when state.phase.over
         self.began = now
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
-        self.previews: Optional[Preview] = None  #: the newest one
+        self.preview: Optional[Preview] = None  #: the newest one
         self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
-        self.posted = False  #: a POST was begun, so the server may have it
-        self.posting = False  #: and is not answered yet
+        self.posting = False  #: a POST was begun and is not answered yet
         self.repeated = False  #: it was posted twice
         self.cancelling = False
         self.heard = self.checked = now
@@ -2087,6 +2087,8 @@ class Session:
 
         Raises PromptRejected, ServerUnreachable or ServerAnswer if it could not be submitted.
         """
+        import asyncio
+
         try:
             answer = await self._submit(run)
         except RunnerError:
@@ -2094,7 +2096,12 @@ class Session:
             raise
         if answer is not None:
             await self._explain(run, answer)
-        await run.over.wait()
+        over = asyncio.ensure_future(run.over.wait())
+        await asyncio.wait([over, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        for task in self._tasks:
+            if task.done():
+                task.result()  # it never ends but by a fault of ours, which must not pass in silence
         if answer is None and not run.cancelling:
             await self._explain_lost_answer(run)
         if run.repeated:
@@ -2110,10 +2117,10 @@ class Session:
 
         body = {"prompt": run.prompt, "client_id": self.client_id, "prompt_id": run.prompt_id}
         began = time.monotonic()
-        for attempt in range(100):
+        for attempt in itertools.count():
             if run.cancelling:
-                raise ServerUnreachable("Nothing was submitted.")
-            run.posted = run.posting = True
+                break
+            run.posting = True
             try:
                 answer = await bounded(self.server.submit, body, seconds=self.limits.post + self.limits.connect)
                 self._answered = time.monotonic()
@@ -2126,22 +2133,19 @@ class Session:
                 if await self._is_there(run, began + self.limits.give_up):
                     self._accepted(run, {})
                     return None
-                final = isinstance(error, ServerAnswer) and error.status == 500  # ComfyUI raised
-                if final or time.monotonic() - began > self.limits.give_up:
+                if isinstance(error, ServerAnswer) and error.status == 500:  # ComfyUI itself raised
                     raise
-                if not run.cancelling:
-                    run.repeated = run.repeated or not (isinstance(error, ServerUnreachable) and error.refused)
-                    self._tell(
-                        run,
-                        {
-                            "event": "notice",
-                            "message": "ComfyUI did not take the prompt (%s) Trying again." % error.message,
-                        },
-                    )
-                    await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
+                if time.monotonic() - began > self.limits.give_up:
+                    remedy = "Whether it took the prompt is not known: look for %s in its queue." % run.prompt_id
+                    raise ServerUnreachable(error.message, remedy) from None
+                if not attempt:
+                    message = "ComfyUI did not take the prompt: trying again. (%s)" % error.message
+                    self._tell(run, {"event": "notice", "message": message})
+                run.repeated = run.repeated or not (isinstance(error, ServerUnreachable) and error.refused)
+                await asyncio.sleep(min(0.1 * 2 ** min(attempt, 6), 5.0))
             finally:
                 run.posting = False
-        raise ServerUnreachable("ComfyUI took the prompt in none of 100 tries.")
+        raise ServerUnreachable("Nothing was submitted.")
 
     def _accepted(self, run: Run, answer: Mapping[str, Any]) -> None:
         given = answer.get("prompt_id")
@@ -2171,7 +2175,7 @@ class Session:
             if run.state.phase is not Phase.SUBMITTING:
                 return True  # its messages came
             try:
-                place, entry = await self._look(run)
+                place, entry = await self._look(run, await self._queue())
             except (ServerUnreachable, ServerAnswer):
                 absent_since = None
             else:
@@ -2185,11 +2189,13 @@ class Session:
             await asyncio.sleep(self.limits.absent / 8)
         return False
 
-    async def _look(self, run: Run) -> Tuple[QueuePlace, Optional[Dict[str, Any]]]:
-        """Where the prompt is: the queue is read first, then the history (the other way it could
-        move between the two)."""
+    async def _queue(self) -> Dict[str, Any]:
+        return await bounded(self.server.queue, seconds=self.limits.read + self.limits.connect)
+
+    async def _look(self, run: Run, queue: Mapping[str, Any]) -> Tuple[QueuePlace, Optional[Dict[str, Any]]]:
+        """Where the prompt is, by ``queue`` and by the history, which is read after it (the other way
+        a prompt could move between the two unseen)."""
         wait = self.limits.read + self.limits.connect
-        queue = await bounded(self.server.queue, seconds=wait)
         if run.state.phase is Phase.SUBMITTING and self._version < KEEPS_PROMPT_ID:
             history = await bounded(self.server.history, 64, seconds=wait)
             others = [i for i in prompt_ids_of_client(queue, history, self.client_id) if i not in self._runs]
@@ -2219,7 +2225,7 @@ class Session:
             try:
                 definitions[class_type] = await bounded(self.server.object_info, class_type, seconds=self.limits.read)
             except RunnerError:
-                continue  # less is told then
+                break  # less is told then
         return definitions
 
     async def _explain_lost_answer(self, run: Run) -> None:
@@ -2286,9 +2292,9 @@ class Session:
 
     def _keep_preview(self, run: Run, preview: Preview) -> None:
         node_id = preview.node_id or next(iter(run.state.running), None)
-        run.previews = preview._replace(node_id=node_id)
+        run.preview = preview._replace(node_id=node_id)
         if node_id is not None and class_of(run.prompt, node_id) == "SaveImageWebsocket":
-            run.received.append(run.previews)
+            run.received.append(run.preview)
 
     def _connected(self, socket: Any) -> None:
         self._socket = socket
@@ -2319,12 +2325,12 @@ class Session:
         attempt = 0
         while True:
             if self._socket is not None:
-                reason = "closed"
+                reason = "closed by the server"
                 try:
                     async for frame in self._socket:
                         self._receive(frame)
-                except exceptions.ConnectionClosed as error:
-                    reason = "message too big" if error.rcvd is None and "1009" in str(error) else "broken off"
+                except exceptions.ConnectionClosed:
+                    reason = "broken off"
                 await self._socket.close()
                 self._socket = None
                 attempt = 0
@@ -2332,7 +2338,7 @@ class Session:
                     run.state = run.state._replace(gaps=run.state.gaps + 1)
                 self._lose("connection lost, trying again", reason)
                 self._wake.set()
-            await asyncio.sleep(min(0.1 * 2**attempt, 10.0) * random.uniform(0.5, 1.5))
+            await asyncio.sleep(min(0.1 * 2 ** min(attempt, 7), 10.0) * random.uniform(0.5, 1.5))
             attempt += 1
             try:
                 self._connected(await connect_websocket(self.server, self.client_id))
@@ -2351,11 +2357,7 @@ class Session:
         while True:
             self._wake.clear()
             now = time.monotonic()
-            open_runs = [
-                run
-                for run in self._runs.values()
-                if run.state.phase not in (Phase.SUBMITTING,) and not run.state.phase.over
-            ]
+            open_runs = [run for run in self._runs.values() if run.state.phase in (Phase.QUEUED, Phase.RUNNING)]
             waits = [(self._seconds_to_check(run, now), run) for run in open_runs]
             due = [run for wait, run in waits if wait <= 0]
             if due:
@@ -2368,14 +2370,17 @@ class Session:
 
     async def _check(self, runs: Sequence[Run]) -> None:
         self._queue_moved = False
+        wait = self.limits.read + self.limits.connect
+        queue: Optional[Dict[str, Any]] = None  # one answer serves all
         for run in runs:
+            place: Optional[QueuePlace] = None
             try:
                 if run.state.over_seen and not run.checks:  # history is written by now: one read will do
-                    entry = await bounded(self.server.history_entry, run.prompt_id, seconds=self.limits.read)
-                    place = None
+                    entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
                     self._answered = time.monotonic()
                 else:
-                    place, entry = await self._look(run)
+                    queue = await self._queue() if queue is None else queue
+                    place, entry = await self._look(run, queue)
             except (ServerUnreachable, ServerAnswer) as error:
                 self._unanswered(run, error)
             else:
@@ -2406,14 +2411,8 @@ class Session:
         quiet = now - run.heard
         if place.running and quiet >= max(self.limits.silence, 2 * run.silence_told):
             run.silence_told = quiet
-            self._tell(
-                run,
-                {
-                    "event": "silence",
-                    "seconds": round(quiet, 1),
-                    "server_says": "the server's queue says that it is running.",
-                },
-            )
+            says = "the server's queue says that it is running."
+            self._tell(run, {"event": "silence", "seconds": round(quiet, 1), "server_says": says})
         if place.running and self._deaf_since is not None and now - self._deaf_since > self._deaf_patience:
             self._deaf_patience = min(self._deaf_patience * 2, 600.0)
             if self._socket is not None:
@@ -2437,7 +2436,8 @@ class Session:
         while not run.state.phase.over and time.monotonic() < deadline:
             now = time.monotonic()
             try:
-                place, entry = await asyncio.wait_for(self._look(run), max(deadline - now, 0.1))
+                queue = await asyncio.wait_for(self._queue(), max(deadline - now, 0.1))
+                place, entry = await asyncio.wait_for(self._look(run, queue), max(deadline - now, 0.1))
                 now = time.monotonic()
                 self._change(run, reconcile(run.state, place, entry, run.prompt, now, 1.0))
                 running = bool(place.running)
