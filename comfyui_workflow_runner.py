@@ -246,7 +246,7 @@ class Stopped(RunnerError):
 #: turn the direction of text, and lone surrogates: in a terminal they are commands or lies, not text.
 _UNPRINTABLE = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?"
-    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
@@ -265,7 +265,7 @@ def duration(seconds: float) -> str:
     """``seconds`` as a person says it: "0.4 s", "12.3 s", "2:05", "1:02:03"."""
     if seconds < 59.95:
         return "%.1f s" % max(seconds, 0.0)
-    whole = int(seconds + 0.5)
+    whole = int(min(seconds, 1e9) + 0.5)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%d:%02d" % (minutes, rest)
@@ -273,11 +273,13 @@ def duration(seconds: float) -> str:
 
 def size_in_words(count: float) -> str:
     """``count`` bytes as "512 B", "1.5 MB" (steps of 1024, as file managers show them)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1024 or unit == "GB":
-            return "%d B" % count if unit == "B" else "%.1f %s" % (count, unit)
+    if count < 1024:
+        return "%d B" % count
+    for unit in ("KB", "MB"):
         count /= 1024
-    raise AssertionError("unreachable")
+        if count < 1023.95:
+            return "%.1f %s" % (count, unit)
+    return "%.1f GB" % (count / 1024)
 
 
 def plural(count: int, noun: str) -> str:
@@ -293,7 +295,7 @@ def hide_secrets(text: str, secrets: Sequence[str]) -> str:
 
 
 #: Names that Windows keeps for devices, with any ending (learn.microsoft.com, "Naming Files").
-_DEVICE_NAMES = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
+_DEVICE_NAMES = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?$")
 
 
 def safe_path_parts(subfolder: str, filename: str) -> List[str]:
@@ -312,7 +314,7 @@ def safe_path_parts(subfolder: str, filename: str) -> List[str]:
         if dot and len(ending) <= 16:
             part = _cut(stem, 200 - len(ending.encode()) - 1) + dot + ending
         else:
-            part = _cut(part, 200)
+            part = _cut(part, 200).rstrip(". ")
         if part:
             parts.append(part)
     return parts or ["output"]
@@ -347,12 +349,15 @@ def as_number(value: object, default: float = 0.0) -> float:
     return value if abs(value) < 1e300 else default
 
 
-def plain_json(value: object) -> Any:
-    """``value`` as strict JSON can hold it: ``NaN`` and infinities become null, keys text."""
+def plain_json(value: object, depth: int = 0) -> Any:
+    """``value`` as strict JSON can hold it: ``NaN`` and infinities become null, keys text, and what
+    lies 60 levels deep "…"."""
+    if depth > 60:
+        return "…"
     if isinstance(value, dict):
-        return {str(key): plain_json(item) for key, item in value.items()}
+        return {str(key): plain_json(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_json(item) for item in value]
+        return [plain_json(item, depth + 1) for item in value]
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, bytes):
@@ -370,6 +375,11 @@ EXPORT_REMEDY = (
     "In ComfyUI open it and choose Export (API) in the File menu; in older versions switch on the "
     "dev mode in the settings, then Save (API Format). Run the file that this gives."
 )
+
+
+def _kind_of(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def parse_prompt(data: bytes, name: str) -> Prompt:
@@ -395,22 +405,22 @@ def parse_prompt(data: bytes, name: str) -> Prompt:
             EXPORT_REMEDY,
         )
     if not isinstance(document, dict):
-        kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-        kind = kinds.get(type(document), "a number")
-        raise WorkflowError("%s is no prompt: it holds %s, not an object of nodes." % (name, kind), EXPORT_REMEDY)
+        raise WorkflowError(
+            "%s is no prompt: it holds %s, not an object of nodes." % (name, _kind_of(document)), EXPORT_REMEDY
+        )
     if not document:
         raise WorkflowError("%s has no nodes: it is an empty object." % name, EXPORT_REMEDY)
     for node_id, node in document.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            found = "an object" if isinstance(node, dict) else type(node).__name__
             raise WorkflowError(
                 "%s is no prompt: the entry %s is %s without a class_type, not a node."
-                % (name, json.dumps(one_line(node_id, 40), ensure_ascii=False), found),
+                % (name, json.dumps(one_line(node_id, 40), ensure_ascii=False), _kind_of(node)),
                 EXPORT_REMEDY,
             )
         if not isinstance(node.get("inputs"), dict):
             raise WorkflowError(
-                "%s: node %s (%s) has no inputs object." % (name, node_id, one_line(node["class_type"], 60)),
+                "%s: node %s (%s) has no inputs object."
+                % (name, one_line(node_id, 40), one_line(node["class_type"], 60)),
                 EXPORT_REMEDY,
             )
     return document
@@ -493,7 +503,7 @@ _SAMPLING_INPUTS = (
     "seed", "noise_seed", "steps", "cfg", "guidance", "sampler_name", "scheduler", "denoise",
 )  # fmt: skip
 _TEXT_INPUTS = re.compile(r"(?i)(^|_)(text|prompt|wildcard|lyrics|tags|caption|t5xxl|clip_[lg])")
-_SAVING_CLASSES = re.compile(r"(?i)save|preview|combine|export")
+_SAVING_CLASSES = re.compile(r"(?i)save|preview|videocombine|export")
 
 
 def summarize(prompt: Mapping[str, Any]) -> Summary:
@@ -625,6 +635,8 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
             return Event("preview", None, {"preview": Preview(None, mime, frame[8:])}, at)
         if kind in (3, 4):
             (length,) = struct.unpack_from(">I", frame, 4)
+            if len(frame) < 8 + length:
+                raise ValueError("cut off")
             head = frame[8 : 8 + length].decode()
             if kind == 3:
                 return Event("progress_text", None, {"node": head, "text": frame[8 + length :].decode()}, at)
@@ -646,7 +658,8 @@ def reduce(state: PromptState, event: Event) -> PromptState:
     handler = _REDUCERS.get(event.type)
     if handler is None or state.phase.over:
         return state
-    return handler(state, event.data, event.at)
+    after = handler(state, event.data, event.at)
+    return state if after == state else after
 
 
 def _began(state: PromptState, at: float) -> PromptState:
@@ -660,7 +673,9 @@ def _on_start(state: PromptState, data: Mapping[str, Any], at: float) -> PromptS
 
 
 def _on_cached(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    return _began(state, at)._replace(cached=frozenset(map(str, as_list(data.get("nodes")))) & state.planned)
+    return _began(state, at)._replace(
+        cached=state.cached | (frozenset(map(str, as_list(data.get("nodes")))) & state.planned)
+    )
 
 
 def _display_id(data: Mapping[str, Any]) -> Optional[str]:
@@ -683,9 +698,7 @@ def _on_executing(state: PromptState, data: Mapping[str, Any], at: float) -> Pro
 
 
 def _node_done(state: PromptState, node_id: str, at: float) -> PromptState:
-    progress = state.running.get(node_id)
-    if progress is None:
-        return state
+    progress = state.running[node_id]
     finished = dict(state.finished)
     finished[node_id] = finished.get(node_id, 0.0) + max(at - progress.started, 0.0)
     return state._replace(running={k: v for k, v in state.running.items() if k != node_id}, finished=finished)
@@ -996,7 +1009,7 @@ def collect_outputs(outputs: Mapping[str, Mapping[str, Any]], prompt: Mapping[st
 def view_path(output: Output) -> str:
     """The path and query of GET /view for a file."""
     query = {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
-    return "/view?" + urllib.parse.urlencode(query)
+    return "/view?" + urllib.parse.urlencode(query, errors="replace")
 
 
 # ==================================================================================================
@@ -1107,7 +1120,7 @@ def explain_answer(
 def _explain_prompt(error: object, prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
     if not isinstance(error, dict):
         return [Problem("unknown", one_line(error, 500))]
-    kind, message = str(error.get("type")), one_line(error.get("message"), 500)
+    kind, message = str(error.get("type") or "unknown"), one_line(error.get("message") or "it gave no reason", 500)
     missing = [node_id for node_id in prompt if object_info.get(class_of(prompt, node_id)) == {}]
     if missing:
         return [
@@ -1133,15 +1146,19 @@ def _explain_prompt(error: object, prompt: Mapping[str, Any], object_info: Mappi
         ),
         "no_prompt": (EXPORT_REMEDY,),
     }.get(kind, ())
-    details = one_line(error.get("details"), 500)
-    return [Problem(kind, message + (": " + details if details and details != message else "") + ".", hints=hints)]
+    details = one_line(error.get("details") or "", 500)
+    return [Problem(kind, _sentence(message, details), hints=hints)]
+
+
+def _sentence(message: str, details: str) -> str:
+    return (message + (": " + details if details and details != message else "")).rstrip(".") + "."
 
 
 def _explain_input(
     item: Mapping[str, Any], node_id: str, class_type: str, prompt: Mapping[str, Any], object_info: Mapping[str, Any]
 ) -> Problem:
     kind, extra = str(item.get("type")), as_dict(item.get("extra_info"))
-    details, message = one_line(item.get("details"), 500), one_line(item.get("message"), 300)
+    details, message = one_line(item.get("details") or "", 500), one_line(item.get("message") or "it is wrong", 300)
     name = one_line(extra.get("input_name") or "", 80)
     spec = as_list(extra.get("input_config")) or input_spec(object_info, class_type, name)
     options = as_dict(spec[1]) if len(spec) > 1 else {}
@@ -1165,7 +1182,7 @@ def _explain_input(
         elif choices is not None:
             hints.append("The server has none to choose from.")
         if folder:
-            hints.append("Or put the file into ComfyUI's models/%s folder." % folder)
+            hints.append("%s the file into ComfyUI's models/%s folder." % ("Or put" if hints else "Put", folder))
     elif kind == "invalid_input_type":
         message = "%s = %s is not %s." % (name, shown, _a_type(spec))
         hints.append(one_line(extra.get("exception_message") or "", 200))
@@ -1178,17 +1195,18 @@ def _explain_input(
         hints.append("Connect it to an output of the right type.")
     elif kind == "bad_linked_input":
         message = "%s is a list that is no link ([node, slot])." % (name or details)
-    elif kind.startswith("exception_during") and extra.get("exception_type") == "KeyError":
-        absent = details.strip("'\"")
-        missing = [n for n, v in inputs.items() if is_link(v) and str(v[0]) not in prompt]
-        name = missing[0] if missing else name
-        message = "%s links to node %s, which is not in the workflow." % (name or "an input", absent)
+    elif kind.startswith("exception_during") and any(is_link(v) and v[0] not in prompt for v in inputs.values()):
+        name, link = next((n, v) for n, v in inputs.items() if is_link(v) and v[0] not in prompt)
+        if str(link[0]) in prompt:
+            message = 'the link of %s must name its node as a text: "%s", not %s.' % (name, link[0], link[0])
+        else:
+            message = "%s links to node %s, which is not in the workflow." % (name, one_line(link[0], 40))
         hints.append("Connect it again, or export the workflow again.")
     elif kind == "custom_validation_failed" and "Invalid" in details and "file" in details:
         message = "%s: %s." % (name, details.partition(" - ")[2] or details)
         hints.append("Upload the file to ComfyUI's input folder, or name one that is there.")
     else:
-        message = message + (": " + details if details else "") + "."
+        message = _sentence(message, details)
     return Problem(
         kind, message, node_id, node_title(prompt, node_id), class_type, name, plain_json(value),
         tuple(hint for hint in hints if hint),
@@ -1196,7 +1214,9 @@ def _explain_input(
 
 
 def _a_type(spec: Sequence[Any]) -> str:
-    kind = "a COMBO" if not spec or isinstance(spec[0], list) else one_line(spec[0], 60)
+    if not spec:
+        return "a value of the right type"
+    kind = "a COMBO" if isinstance(spec[0], list) else one_line(spec[0], 60)
     words = {"INT": "a whole number (INT)", "FLOAT": "a number (FLOAT)", "STRING": "a text (STRING)"}
     return words.get(kind, kind)
 
@@ -1275,7 +1295,7 @@ def changes(before: PromptState, after: PromptState, prompt: Mapping[str, Any]) 
         known = {"node_id": node_id, "title": node_title(prompt, node_id), "class_type": class_of(prompt, node_id)}
         return {"event": event, **known, **more}
 
-    if before.phase is Phase.SUBMITTING and not after.phase.over:
+    if before.phase is Phase.SUBMITTING and after.phase in (Phase.QUEUED, Phase.RUNNING):
         yield {"event": "submitted"}
     if after.phase is Phase.QUEUED and after.ahead is not None and after.ahead != before.ahead:
         yield {"event": "queued", "ahead": after.ahead}
@@ -1318,6 +1338,8 @@ def is_mere_progress(before: PromptState, after: PromptState) -> bool:
 def nodes_done(state: PromptState) -> Dict[str, int]:
     """How many nodes are done (cached ones too) of how many."""
     done = (state.cached | frozenset(state.finished)) & state.planned
+    if state.phase is Phase.SUCCESS:
+        done = state.planned  # what was missed while the socket was down is done too
     return {"nodes_done": len(done), "nodes_total": len(state.planned)}
 
 
@@ -1358,9 +1380,8 @@ def _tell_cached(report: Report) -> List[Line]:
 
 
 def _tell_problem(report: Report) -> List[Line]:
-    place = (
-        '"%s" (%s, node %s): ' % (report["title"], report["class_type"], report["node_id"]) if report["node_id"] else ""
-    )
+    inside = ", ".join(part for part in (report["class_type"], "node " + report["node_id"]) if part)
+    place = '"%s" (%s): ' % (report["title"], inside) if report["node_id"] else ""
     return [("bad", place + report["message"])] + [("", "    " + hint) for hint in report["hints"]]
 
 
@@ -1536,9 +1557,10 @@ def meter(
     room = max(min(width - name - 34, 40), 6)
 
     def row(label: str, fraction: float, style: str, text: str) -> List[Line]:
-        label = one_line(label, name)
+        label = _fit([("", one_line(label, name))], name)[0][1]
         full, empty = bar(fraction, room, ascii_only)
-        return [("", label.ljust(name) + " "), (style, full), ("dim", empty), ("", " " + text)]
+        padding = " " * (name - cells(label) + 1)
+        return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
 
     lines: List[List[Line]] = []
     if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
@@ -1563,11 +1585,20 @@ def meter(
     return [_fit(line, width) for line in lines]
 
 
+def cells(text: str) -> int:
+    """How many columns a terminal gives ``text``: wide characters (Chinese, emoji) take two."""
+    import unicodedata
+
+    return len(text) if text.isascii() else sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
 def _fit(line: List[Line], width: int) -> List[Line]:
     fitted = []
     for style, text in line:
-        fitted.append((style, text[: max(width, 0)]))
-        width -= len(text)
+        while cells(text) > max(width, 0):
+            text = text[:-1]
+        fitted.append((style, text))
+        width -= cells(text)
     return fitted
 
 
@@ -1602,9 +1633,11 @@ def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
 
     ``headers`` are "Name: value" lines. Raises UsageError, in whose message no secret stands.
     """
+    text = text.strip()
     if "://" not in text:
         text = "http://" + text
     try:
+        text.encode()
         parts = urllib.parse.urlsplit(text.strip())
         host, port, username, password = parts.hostname, parts.port, parts.username, parts.password
     except ValueError:
@@ -1633,6 +1666,8 @@ def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
             raise UsageError("A header must look like 'Name: value'.", "Example: --header 'Authorization: Bearer …'")
         if re.search(r"[\x00-\x1f\x7f]", value) or not _is_latin_1(value):
             raise UsageError("The value of the header %s has characters that no header may have." % name)
+        for other in [other for other in sent if other.lower() == name.lower()]:
+            del sent[other]
         sent[name] = value
         secrets += [value, *value.split()[1:]]
     hidden = sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True)
@@ -1682,38 +1717,43 @@ class Server:
             )  # fmt: skip
         except (library.RequestException, OSError, ValueError) as error:
             raise self._unreachable(error) from error
+        head = response.headers
+        if not head.get("Content-Length", "").isdigit() and not (
+            "Transfer-Encoding" in head or head.get("Connection", "").lower() == "close"
+        ):  # http.client takes the end of the connection for the end of the head
+            response.close()
+            raise ServerUnreachable("The answer of %s was cut short." % self.address.url)
         if response.status_code in accept:
             return response
-        text = b""
+        text = self._body(response)
+        raise _unexpected(response, text, self.address.url, method + " " + path.partition("?")[0])
+
+    def _body(self, response: "requests.Response") -> bytes:
+        """The whole body. Raises ServerUnreachable if it breaks off."""
+        library = _third_party("requests")
         try:
-            text = response.raw.read(4 << 20, decode_content=True)
-        except Exception:  # whatever breaks here: the status is what counts
-            pass
+            data = response.content
+        except (library.RequestException, OSError) as error:
+            raise self._unreachable(error) from error
         finally:
             response.close()
-        raise _unexpected(response, text, self.address.url, method + " " + path.partition("?")[0])
+        expected = response.headers.get("Content-Length", "")
+        if expected.isdigit() and "Content-Encoding" not in response.headers and len(data) != int(expected):
+            raise ServerUnreachable("The answer of %s was cut short." % self.address.url)
+        return data
 
     def call(
         self, method: str, path: str, timeout: Optional[float] = None, body: Any = None, accept: Sequence[int] = (200,)
     ) -> Any:
         """The JSON of one answer (None for an empty body)."""
-        library = _third_party("requests")
-        response = self.open(method, path, timeout, body, accept)
+        data = self._body(self.open(method, path, timeout, body, accept))
         try:
-            data = response.content
-            expected = response.headers.get("Content-Length", "")
-            if expected.isdigit() and "Content-Encoding" not in response.headers and len(data) != int(expected):
-                raise ServerUnreachable("The answer of %s was cut short." % self.address.url)
             return json.loads(data) if data else None
-        except (library.RequestException, OSError) as error:
-            raise self._unreachable(error) from error
         except (ValueError, RecursionError):
             raise ServerUnreachable(
                 "%s answered %s with something that is not JSON." % (self.address.url, path.partition("?")[0]),
                 "Check that it is ComfyUI's address.",
             ) from None
-        finally:
-            response.close()
 
     def _unreachable(self, error: BaseException) -> ServerUnreachable:
         library = _third_party("requests")
@@ -1875,6 +1915,20 @@ async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
 
     threading.Thread(target=work, daemon=True).start()
     return await future
+
+
+async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
+    """Cancels tasks until they are over: before Python 3.12, wait_for() can lose a cancellation."""
+    import asyncio
+
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        done, left = await asyncio.wait(left, timeout=0.1)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # looked at, so that asyncio does not complain
 
 
 async def bounded(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
@@ -2062,11 +2116,7 @@ class Session:
 
     async def close(self) -> None:
         """Ends the tasks and closes the socket."""
-        import asyncio
-
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
         if self._socket is not None:
             await self._socket.close()
 
@@ -2116,7 +2166,7 @@ class Session:
         import asyncio
 
         body = {"prompt": run.prompt, "client_id": self.client_id, "prompt_id": run.prompt_id}
-        began = time.monotonic()
+        began, ambiguous = time.monotonic(), False
         for attempt in itertools.count():
             if run.cancelling:
                 break
@@ -2135,13 +2185,17 @@ class Session:
                     return None
                 if isinstance(error, ServerAnswer) and error.status == 500:  # ComfyUI itself raised
                     raise
+                ambiguous = ambiguous or not (isinstance(error, ServerUnreachable) and error.refused)
                 if time.monotonic() - began > self.limits.give_up:
-                    remedy = "Whether it took the prompt is not known: look for %s in its queue." % run.prompt_id
-                    raise ServerUnreachable(error.message, remedy) from None
+                    if not ambiguous:
+                        raise
+                    reason = "whether the server took it is not known (%s)" % error.message.rstrip(".")
+                    self._change(run, lost(run.state, reason, time.monotonic()))
+                    return None
                 if not attempt:
                     message = "ComfyUI did not take the prompt: trying again. (%s)" % error.message
                     self._tell(run, {"event": "notice", "message": message})
-                run.repeated = run.repeated or not (isinstance(error, ServerUnreachable) and error.refused)
+                run.repeated = ambiguous
                 await asyncio.sleep(min(0.1 * 2 ** min(attempt, 6), 5.0))
             finally:
                 run.posting = False
@@ -2177,7 +2231,7 @@ class Session:
             try:
                 place, entry = await self._look(run, await self._queue())
             except (ServerUnreachable, ServerAnswer):
-                absent_since = None
+                pass  # two looks that find nothing prove as much, whatever failed between them
             else:
                 now = time.monotonic()
                 if place.found or entry is not None:
@@ -2221,11 +2275,14 @@ class Session:
 
     async def _definitions(self, classes: Iterable[str]) -> Dict[str, Any]:
         definitions: Dict[str, Any] = {}
+        tries = 6  # in a row
         for class_type in classes:
-            try:
-                definitions[class_type] = await bounded(self.server.object_info, class_type, seconds=self.limits.read)
-            except RunnerError:
-                break  # less is told then
+            while class_type not in definitions and tries:
+                try:
+                    info = await bounded(self.server.object_info, class_type, seconds=self.limits.read)
+                    definitions[class_type], tries = info, 6
+                except RunnerError:
+                    tries -= 1  # when they are used up, less is told
         return definitions
 
     async def _explain_lost_answer(self, run: Run) -> None:
@@ -2493,7 +2550,7 @@ def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
         raise SaveError("%s leads out of %s." % (os.path.join(*parts), folder), "Remove the link that stands there.")
     os.makedirs(target, exist_ok=True)
     for number in range(100000):
-        path = os.path.join(target, numbered_name(parts[-1], 0 if overwrite else number))
+        path = os.path.join(target, numbered_name(parts[-1], number))
         if overwrite and not os.path.isdir(path):
             return path
         try:
@@ -2847,7 +2904,7 @@ def _make_parser() -> Any:
         "--server",
         metavar="URL",
         help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
-        "(default: %s, then %s; env COMFYUI_URL)" % DEFAULT_SERVERS,
+        "(default: %s; env COMFYUI_URL)" % ", then ".join(DEFAULT_SERVERS),
     )
     add(
         "--header",
@@ -2882,7 +2939,7 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser = _make_parser()
     flags, unknown = parser.parse_known_args(list(arguments))
     if unknown:
-        names = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        names = [word.partition("=")[0] if word[:2] == "--" else word[:2] for word in unknown if word[0:1] == "-"]
         raise UsageError(
             "Unknown option: %s." % ", ".join(names) if names else "There is more than one workflow.", "See --help."
         )
@@ -2920,7 +2977,7 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         raise UsageError("--demo brings its own server, so --server cannot be given with it.", "Leave one of them out.")
     headers = list(filter(None, environment.get("COMFYUI_HEADERS", "").splitlines())) + (flags.header or [])
     url = weigh(flags.server, "COMFYUI_URL", None)
-    servers = tuple(parse_address(text, headers) for text in ([url] if url else DEFAULT_SERVERS))
+    servers = tuple(parse_address(text, headers) for text in (DEFAULT_SERVERS if url is None else [url]))
     named = weigh(flags.workflow, "COMFYUI_WORKFLOW", None)
     return Settings(
         workflow=str(named or curr_workflow), workflow_named=bool(named), mode=mode, auto_execute=bool(auto_execute),
@@ -3210,9 +3267,7 @@ class Program:
                 self.tell(run, problem_report(problem))
             raise
         finally:
-            for task in (execution, stop, ticker):
-                task.cancel()
-            await asyncio.gather(execution, stop, ticker, return_exceptions=True)
+            await end_tasks([execution, stop, ticker])
         return await self._finish(session, run, stopped)
 
     async def _tick(self) -> None:
@@ -3298,10 +3353,8 @@ def run_loop(coroutine: Awaitable[Result]) -> Result:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(coroutine)
     finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(end_tasks(asyncio.all_tasks(loop)))
+        loop.run_until_complete(asyncio.sleep(0))  # transports that were closed let go of their sockets
         asyncio.set_event_loop(None)
         loop.close()
 

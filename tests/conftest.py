@@ -10,9 +10,9 @@ import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
-from support import cwr  # noqa: E402  (it puts the project's folder on the path)
+from support import cwr
 
-import comfyui_simulator  # noqa: E402  # isort: skip
+import comfyui_simulator  # isort: skip
 
 
 @pytest.fixture

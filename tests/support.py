@@ -18,7 +18,16 @@ import comfyui_workflow_runner as cwr  # noqa: E402
 
 #: Waits short enough for tests, in seconds; the rules are the same.
 FAST = cwr.Limits(
-    connect=2.0, read=4.0, post=4.0, websocket=3.0, settle=1.2, absent=0.6, silence=2.0, poll=0.6, give_up=8.0, cancel=4.0
+    connect=2.0,
+    read=4.0,
+    post=4.0,
+    websocket=3.0,
+    settle=1.2,
+    absent=0.6,
+    silence=2.0,
+    poll=0.6,
+    give_up=8.0,
+    cancel=4.0,
 )
 
 

@@ -1,0 +1,668 @@
+"""What happened becomes reports, and reports become the lines and the bars that a person sees."""
+
+from __future__ import annotations
+
+import ast
+import os
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import Json, anything, few, history_entries, messages
+from support import ROOT, cwr, node
+
+Phase = cwr.Phase
+ExitStatus = cwr.ExitStatus
+
+PROMPT = {
+    "1": node("CheckpointLoaderSimple", "Load Checkpoint"),
+    "2": node("KSampler", "Sampler", model=["1", 0]),
+    "3": node("SaveImage", "Save", images=["2", 0]),
+}
+ALL = frozenset(PROMPT)
+PICTURE = {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}
+
+
+def new(phase: cwr.Phase = Phase.QUEUED, **known: Any) -> cwr.PromptState:
+    """The state of PROMPT under the prompt_id "p"."""
+    return cwr.PromptState("p", phase, planned=ALL, **known)
+
+
+def told(before: cwr.PromptState, after: cwr.PromptState) -> List[cwr.Report]:
+    return list(cwr.changes(before, after, PROMPT))
+
+
+def lines(event: str, **fields: Any) -> List[str]:
+    """What a person reads of a report."""
+    return [text for _, text in cwr.describe({"event": event, **fields})]
+
+
+def styles(event: str, **fields: Any) -> List[str]:
+    return [style for style, _ in cwr.describe({"event": event, **fields})]
+
+
+# ------------------------------------------------------------------------------------------------
+# From one state to the next
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_story_of_a_run() -> None:
+    state = new(Phase.SUBMITTING)
+    story: List[cwr.Report] = []
+
+    def then(after: cwr.PromptState) -> None:
+        nonlocal state
+        story.extend(told(state, after))
+        state = after
+
+    def message(kind: str, at: float, **data: Any) -> None:
+        then(cwr.reduce(state, cwr.Event(kind, "p", {"prompt_id": "p", **data}, at)))
+
+    then(state._replace(phase=Phase.QUEUED, ahead=1))
+    then(state._replace(ahead=0))
+    message("execution_start", 10.0)
+    message("execution_cached", 10.0, nodes=["1"])
+    message("executing", 10.0, node="2")
+    message("progress", 11.0, node="2", value=1, max=4)
+    message("progress", 12.0, node="2", value=4, max=4)
+    message("executing", 12.5, node="3")
+    message("executed", 13.0, node="3", output=PICTURE)
+    message("execution_success", 13.0)
+    then(cwr.reconcile(state, None, {"outputs": {"3": PICTURE}}, PROMPT, 13.5))
+    sampler = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
+    save = {"node_id": "3", "title": "Save", "class_type": "SaveImage"}
+    assert story == [
+        {"event": "submitted"},
+        {"event": "queued", "ahead": 1},
+        {"event": "queued", "ahead": 0},
+        {"event": "started"},
+        {"event": "cached", "nodes": ["1"], "nodes_total": 3},
+        {"event": "node_started", **sampler},
+        {"event": "progress", **sampler, "value": 1, "max": 4, "nodes_done": 1, "nodes_total": 3},
+        {"event": "progress", **sampler, "value": 4, "max": 4, "nodes_done": 1, "nodes_total": 3},
+        {"event": "node_finished", **sampler, "seconds": 2.5, "nodes_done": 2, "nodes_total": 3},
+        {"event": "node_started", **save},
+        {"event": "node_finished", **save, "seconds": 1.0, "nodes_done": 3, "nodes_total": 3},
+    ]
+
+
+def test_nothing_changed_and_nothing_is_told() -> None:
+    for phase in (phase for phase in Phase if phase is not Phase.SUBMITTING):
+        assert told(new(phase), new(phase)) == []
+
+
+def test_a_prompt_that_began_before_the_answer_came_is_submitted_and_started() -> None:
+    assert [report["event"] for report in told(new(Phase.SUBMITTING), new(Phase.RUNNING))] == ["submitted", "started"]
+
+
+def test_submitted_is_told_when_it_is_and_not_before() -> None:
+    assert told(new(Phase.SUBMITTING), new(Phase.SUBMITTING, over_seen=True)) == []
+
+
+def test_a_prompt_that_was_refused_is_not_told_as_submitted() -> None:
+    assert told(new(Phase.SUBMITTING), new(Phase.REJECTED)) == []
+
+
+def test_a_place_in_the_queue_is_told_when_it_changes() -> None:
+    assert told(new(ahead=2), new(ahead=2)) == []
+    assert told(new(ahead=2), new(ahead=1)) == [{"event": "queued", "ahead": 1}]
+    assert told(new(ahead=2), new(Phase.RUNNING, ahead=0)) == [{"event": "started"}]
+
+
+def test_a_node_that_ran_again_is_told_with_the_time_that_it_took_then() -> None:
+    (report,) = told(new(Phase.RUNNING, finished={"2": 2.0}), new(Phase.RUNNING, finished={"2": 3.5}))
+    assert (report["event"], report["seconds"]) == ("node_finished", 1.5)
+
+
+def test_progress_of_one_step_is_no_progress() -> None:
+    def progress(value: float, maximum: float) -> List[cwr.Report]:
+        before = new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0)})
+        return told(before, new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0, value, maximum)}))
+
+    assert progress(1, 1) == progress(0, 20) == []
+    assert [report["value"] for report in progress(5, 20)] == [5]
+
+
+def test_a_node_that_is_met_in_its_middle_is_started_and_has_progress() -> None:
+    after = new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0, 5, 20)})
+    assert [report["event"] for report in told(new(Phase.RUNNING), after)] == ["node_started", "progress"]
+    assert told(after, after._replace(running=dict(after.running))) == []
+
+
+def test_a_blocked_node_is_told_once_with_its_reason() -> None:
+    after = new(Phase.RUNNING, blocked={"1": "known", "2.0.0.1": "no mask"})
+    assert told(new(Phase.RUNNING, blocked={"1": "known"}), after) == [
+        {
+            "event": "node_blocked", "node_id": "2.0.0.1", "title": "Sampler", "class_type": "KSampler",
+            "message": "no mask",
+        },
+    ]  # fmt: skip
+
+
+def test_nodes_that_are_done_are_counted_once_and_only_ours() -> None:
+    state = new(Phase.RUNNING, cached=frozenset({"1"}), finished={"1": 1.0, "2": 1.0, "5.0.0.1": 1.0})
+    assert cwr.nodes_done(state) == {"nodes_done": 2, "nodes_total": 3}
+    assert cwr.nodes_done(cwr.PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
+
+
+def test_only_steps_between_the_first_and_the_last_are_mere_progress() -> None:
+    def running(**nodes: Tuple[float, float]) -> cwr.PromptState:
+        return kept._replace(running={key: cwr.NodeProgress(1.0, *pair) for key, pair in nodes.items()})
+
+    kept = new(Phase.RUNNING)
+    assert cwr.is_mere_progress(running(n=(1, 20)), running(n=(2, 20)))
+    assert not cwr.is_mere_progress(running(n=(0, 0)), running(n=(1, 20)))
+    assert not cwr.is_mere_progress(running(), running(n=(1, 20)))
+    assert not cwr.is_mere_progress(running(n=(1, 20)), running(n=(2, 20), m=(0, 0)))
+    before, after = running(n=(1, 20)), running(n=(2, 20))
+    assert not cwr.is_mere_progress(before, before)
+    for change in (
+        {"finished": {"1": 1.0}}, {"phase": Phase.SUCCESS}, {"ending": Phase.SUCCESS}, {"outputs": {"3": PICTURE}},
+        {"cached": frozenset({"1"})},
+    ):  # fmt: skip
+        assert not cwr.is_mere_progress(before, after._replace(**change)), change
+
+
+# ------------------------------------------------------------------------------------------------
+# In words
+# ------------------------------------------------------------------------------------------------
+
+WORKFLOW: Json = {
+    "file": "w.json", "nodes": 1, "models": [], "texts": [], "sampling": [], "sizes": [], "files": [], "saves": [],
+}  # fmt: skip
+OUTPUT: Json = {
+    "title": "Save", "kind": "image", "filename": "a.png", "subfolder": "", "type": "output", "text": None,
+    "url": "http://127.0.0.1:8188/view?filename=a.png", "will_be_saved": False,
+}  # fmt: skip
+PROBLEM: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler", "type": "ValueError", "hints": []}
+NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "shown"),
+    [
+        ("workflow", WORKFLOW, ["w.json: 1 node"]),
+        (
+            "workflow",
+            {**WORKFLOW, "nodes": 7, "models": [("Load", "m.pt")], "texts": [("Positive", "a fox")],
+             "sampling": [("KSampler", "seed 1, steps 4")], "sizes": [("Empty", "64 x 64")],
+             "files": [("Load Image", "a.png")], "saves": [("Save", "out")]},
+            ["w.json: 7 nodes", "  Model     Load: m.pt", "  Text      Positive: a fox",
+             "  Sampling  KSampler: seed 1, steps 4", "  Size      Empty: 64 x 64", "  File      Load Image: a.png",
+             "  Saves     Save: out"],
+        ),
+        (
+            "workflow",
+            {**WORKFLOW, "nodes": 14, "saves": [("S", str(number)) for number in range(14)]},
+            ["w.json: 14 nodes", *("  Saves     S: %d" % number for number in range(12)), "  Saves     2 more"],
+        ),
+        (
+            "workflow",
+            {**WORKFLOW, "nodes": 13, "saves": [("S", "x")] * 13},
+            ["w.json: 13 nodes", *["  Saves     S: x"] * 12, "  Saves     1 more"],
+        ),
+        (
+            "server",
+            {"tried": [], "url": "http://h:1", "version": "0.3.64", "device": "RTX"},
+            ["ComfyUI 0.3.64 at http://h:1, RTX"],
+        ),
+        (
+            "server",
+            {"tried": ["http://a does not answer."], "url": "http://b", "version": "", "device": ""},
+            ["http://a does not answer.", "ComfyUI (it does not tell its version) at http://b, device unknown"],
+        ),
+        ("submitted", {"prompt_id": "6c1e"}, ["Submitted as 6c1e."]),
+        ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),
+        ("queued", {"ahead": 1}, ["Waiting: 1 prompt ahead."]),
+        ("queued", {"ahead": 2}, ["Waiting: 2 prompts ahead."]),
+        ("started", {}, ["Running."]),
+        ("cached", {"nodes": [], "nodes_total": 3}, []),
+        ("cached", {"nodes": ["1", "2"], "nodes_total": 3}, ["2 of 3 nodes cached."]),
+        ("node_finished", {**NODE, "seconds": 2.5}, ["Sampler: 2.5 s"]),
+        ("node_finished", {**NODE, "seconds": 125}, ["Sampler: 2:05"]),
+        ("node_blocked", {**NODE, "message": "no mask"}, ["Sampler gave no result: no mask"]),
+        (
+            "problem",
+            {**PROBLEM, "message": "m.", "hints": ["a", "b"]},
+            ['"Sampler" (KSampler, node 2): m.', "    a", "    b"],
+        ),
+        ("problem", {**PROBLEM, "node_id": "", "message": "No outputs."}, ["No outputs."]),
+        (
+            "failure",
+            {**PROBLEM, "message": "boom", "traceback": []},
+            ['"Sampler" (KSampler, node 2) raised ValueError: boom'],
+        ),
+        (
+            "failure",
+            {**PROBLEM, "message": "boom\n\n  and\nmore", "traceback": ["  File x", "    raise"], "hints": ["Less."]},
+            ['"Sampler" (KSampler, node 2) raised ValueError: boom', "      and", "    more", "  File x", "    raise",
+             "    Less."],
+        ),
+        ("failure", {**PROBLEM, "node_id": "", "message": "boom", "traceback": []}, ["A node raised ValueError: boom"]),
+        ("output", OUTPUT, ["Save: a.png", "    http://127.0.0.1:8188/view?filename=a.png"]),
+        (
+            "output",
+            {**OUTPUT, "subfolder": "fox/x"},
+            ["Save: fox/x/a.png", "    http://127.0.0.1:8188/view?filename=a.png"],
+        ),
+        ("output", {**OUTPUT, "will_be_saved": True}, []),
+        ("output", {**OUTPUT, "text": "hello\n\x1b[31mfrom comfy"}, ["Save:", "    hello", "    from comfy"]),
+        ("output", {**OUTPUT, "text": "t" * 2001, "will_be_saved": True}, ["Save:", "    " + "t" * 2000 + "…"]),
+        ("output", {**OUTPUT, "text": "t" * 2000}, ["Save:", "    " + "t" * 2000]),
+        ("saved", {"title": "Save", "path": "out/a.png", "bytes": 1536}, ["Save: saved out/a.png (1.5 KB)"]),
+        ("not_saved", {"message": "No.", "remedy": ""}, ["No."]),
+        ("not_saved", {"message": "No.", "remedy": "Do."}, ["No.", "    Do."]),
+        ("connection", {"state": "restored"}, ["Connection restored."]),
+        (
+            "connection",
+            {"state": "unavailable", "reason": "HTTP 403"},
+            ["No WebSocket (HTTP 403): following by the queue and history alone."],
+        ),
+        (
+            "connection",
+            {"state": "lost", "reason": "closed"},
+            ["Connection lost (closed): trying again; the run goes on."],
+        ),
+        (
+            "silence",
+            {"seconds": 65.0, "server_says": "the server's queue says that it is running."},
+            ["No message for 1:05; the server's queue says that it is running."],
+        ),
+        ("notice", {"message": "Cancelling."}, ["Cancelling."]),
+        ("error", {"message": "No server.", "remedy": ""}, ["No server."]),
+        ("error", {"message": "No server.", "remedy": "Start it."}, ["No server.", "Start it."]),
+        ("end", {"status": "success", "exit_status": 0, "message": "Done.\nMore."}, ["Done.", "More."]),
+    ],
+)  # fmt: skip
+def test_a_report_in_words(event: str, fields: Json, shown: List[str]) -> None:
+    assert lines(event, **fields) == shown
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status", "style"),
+    [
+        ("success", 0, "ok"),
+        ("success", 10, "warn"),
+        ("success", 11, "warn"),
+        ("cancelled", 130, "warn"),
+        ("timeout", 124, "warn"),
+        ("error", 7, "bad"),
+        ("interrupted", 8, "bad"),
+        ("lost", 9, "bad"),
+    ],
+)
+def test_an_end_looks_as_it_is(status: str, exit_status: int, style: str) -> None:
+    assert styles("end", status=status, exit_status=exit_status, message="a\nb") == [style, style]
+
+
+def test_what_is_bad_looks_bad() -> None:
+    assert styles("problem", **PROBLEM, message="m") == ["bad"]
+    assert styles("failure", **{**PROBLEM, "hints": ["h"]}, message="m\nn", traceback=["t"]) == ["bad", "", "dim", ""]
+    assert styles("error", message="m", remedy="r") == ["bad", ""]
+    assert styles("not_saved", message="m", remedy="r") == ["bad", ""]
+    assert styles("connection", state="lost", reason="r") == styles("notice", message="m") == ["warn"]
+    assert styles("connection", state="restored") == styles("node_finished", **NODE, seconds=1) == ["ok"]
+
+
+#: Reports that only the meter, the lines of progress or a program need.
+WITHOUT_WORDS = {"node_started", "progress"}
+
+
+def events_in_the_source() -> Iterator[str]:
+    """The name of every report that the runner makes, as its source has them."""
+    with open(os.path.join(ROOT, "comfyui_workflow_runner.py"), encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    for found in ast.walk(tree):
+        if isinstance(found, ast.Dict):
+            for key, value in zip(found.keys, found.values):
+                if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant):
+                    yield value.value
+    (function,) = (part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "changes")
+    for found in ast.walk(function):
+        if isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id == "node":
+            (name, *_) = found.args
+            assert isinstance(name, ast.Constant)
+            yield name.value
+
+
+def test_every_report_has_its_words_or_needs_none() -> None:
+    names = set(events_in_the_source())
+    assert {"workflow", "node_finished", "progress", "problem", "end"} <= names
+    fields = Anything()
+    for name in names - WITHOUT_WORDS:
+        fields["event"] = name
+        assert cwr.describe(fields) or name == "cached", name
+    for name in WITHOUT_WORDS:
+        assert name in names and cwr.describe({"event": name}) == []
+
+
+class Anything(Dict[str, Any]):
+    """A report that has every field, with a value of the kind that it has."""
+
+    VALUES: Mapping[str, Any] = {
+        **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
+        "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
+        "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
+        "will_be_saved": False,
+    }  # fmt: skip
+
+    def __missing__(self, key: str) -> Any:
+        if self["event"] == "cached" and key == "nodes":
+            return ["1"]
+        return self.VALUES[key]
+
+
+def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
+    assert cwr.describe({"event": "something_new"}) == []
+
+
+# ------------------------------------------------------------------------------------------------
+# The end
+# ------------------------------------------------------------------------------------------------
+
+FAILED_AT = {"failure": {"node_id": "2.0.0.1"}}
+
+
+def end(
+    phase: cwr.Phase, exit_status: cwr.ExitStatus = ExitStatus.OK, stopped: Optional[str] = None, **known: Any
+) -> cwr.Report:
+    """The last report of a run of 12.3 seconds."""
+    state = new(phase, started_at=10.0, ended_at=22.3, **known)
+    return cwr.end_report(state, exit_status, 99.0, PROMPT, stopped)
+
+
+@pytest.mark.parametrize(
+    ("phase", "known", "message"),
+    [
+        (Phase.SUCCESS, {}, "Done in 12.3 s, 0 outputs."),
+        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Done in 12.3 s, 1 output."),
+        (Phase.SUCCESS, {"seconds": 125.0, "outputs": {"3": {"text": ["a", "b"]}}}, "Done in 2:05, 2 outputs."),
+        (Phase.ERROR, {}, "The run failed after 12.3 s."),
+        (Phase.ERROR, FAILED_AT, 'The run failed after 12.3 s at "Sampler" (KSampler, node 2.0.0.1).'),
+        (Phase.INTERRUPTED, {}, "Somebody else interrupted the run."),
+        (Phase.INTERRUPTED, FAILED_AT, 'Somebody else interrupted the run at "Sampler" (KSampler, node 2.0.0.1).'),
+        (Phase.DELETED, {}, "Somebody else took the prompt off the queue: it did not run."),
+        (
+            Phase.LOST,
+            {"reason": "the server was restarted"},
+            "The run is lost: the server was restarted.\n"
+            "If it matters, look at the server's output folder, and run it again.",
+        ),
+        (
+            Phase.LOST,
+            {},
+            "The run is lost: how it ended cannot be known.\n"
+            "If it matters, look at the server's output folder, and run it again.",
+        ),
+        (Phase.REJECTED, {}, "ComfyUI refused the prompt: nothing was run."),
+        (Phase.RUNNING, {}, "The run was left."),
+        (
+            Phase.SUCCESS,
+            {"cached": ALL, "outputs": {"3": PICTURE}},
+            "Nothing new was rendered: ComfyUI had every result in its cache (1 output).\n"
+            "Change a seed or another value to render anew.",
+        ),
+    ],
+)
+def test_how_a_run_ended(phase: cwr.Phase, known: Json, message: str) -> None:
+    assert end(phase, **known)["message"] == message
+
+
+UNCONFIRMED = (
+    "Cancelled by Ctrl+C: ComfyUI has not confirmed it: prompt p may still run.\n"
+    "See the queue in ComfyUI; a node that never checks ends by itself."
+)
+
+
+@pytest.mark.parametrize(
+    ("phase", "known", "message"),
+    [
+        (Phase.INTERRUPTED, {}, "Cancelled by Ctrl+C: ComfyUI interrupted our run."),
+        (
+            Phase.INTERRUPTED,
+            FAILED_AT,
+            'Cancelled by Ctrl+C: ComfyUI interrupted our run at "Sampler" (KSampler, node 2.0.0.1).',
+        ),
+        (Phase.DELETED, {}, "Cancelled by Ctrl+C: our prompt was waiting and is off the queue: it did not run."),
+        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Cancelled by Ctrl+C: it had already finished: 1 output."),
+        (Phase.ERROR, {}, "Cancelled by Ctrl+C: it had already failed."),
+        (Phase.REJECTED, {}, "Cancelled by Ctrl+C: nothing was submitted."),
+        (Phase.LOST, {"reason": "restarted"}, "Cancelled by Ctrl+C: the server does not have it any more (restarted)."),
+        (Phase.LOST, {}, "Cancelled by Ctrl+C: the server does not have it any more (reason unknown)."),
+        (Phase.SUBMITTING, {}, UNCONFIRMED),
+        (Phase.QUEUED, {}, UNCONFIRMED),
+        (Phase.RUNNING, {}, UNCONFIRMED),
+    ],
+)
+def test_how_a_cancelled_run_ended(phase: cwr.Phase, known: Json, message: str) -> None:
+    report = end(phase, ExitStatus.CANCELLED, "Ctrl+C", **known)
+    assert (report["message"], report["status"], report["exit_status"]) == (message, "cancelled", 130)
+
+
+def test_the_timeout_is_an_end_of_its_own() -> None:
+    report = end(Phase.INTERRUPTED, ExitStatus.TIMEOUT, "the timeout")
+    assert report["message"] == "Cancelled by the timeout: ComfyUI interrupted our run."
+    assert (report["status"], report["exit_status"]) == ("timeout", 124)
+
+
+def test_half_a_run_says_so() -> None:
+    message = end(Phase.SUCCESS, ExitStatus.PARTIAL, outputs={"3": PICTURE})["message"]
+    assert message == (
+        "Done in 12.3 s, 1 output.\n"
+        "It ran in part only: the outputs that ComfyUI refused are missing (see above)."
+    )  # fmt: skip
+
+
+def test_the_last_report_in_full() -> None:
+    assert end(Phase.SUCCESS, seconds=2.34567, cached=frozenset({"1"}), finished={"2": 1.0, "3": 1.0}) == {
+        "event": "end", "status": "success", "exit_status": 0, "message": "Done in 2.3 s, 0 outputs.",
+        "seconds": 2.346, "wholly_cached": False, "nodes_done": 3, "nodes_total": 3,
+    }  # fmt: skip
+    assert end(Phase.SUCCESS, cached=ALL)["wholly_cached"] is True
+    assert [end(phase)["status"] for phase in Phase if phase.over] == [phase.value for phase in Phase if phase.over]
+
+
+@pytest.mark.parametrize(
+    ("phase", "dropped", "exit_status"),
+    [
+        (Phase.SUCCESS, False, ExitStatus.OK),
+        (Phase.SUCCESS, True, ExitStatus.PARTIAL),
+        (Phase.ERROR, False, ExitStatus.FAILED),
+        (Phase.ERROR, True, ExitStatus.FAILED),
+        (Phase.INTERRUPTED, False, ExitStatus.INTERRUPTED),
+        (Phase.DELETED, False, ExitStatus.INTERRUPTED),
+        (Phase.LOST, False, ExitStatus.LOST),
+        (Phase.REJECTED, False, ExitStatus.REJECTED),
+        (Phase.RUNNING, False, ExitStatus.ERROR),
+    ],
+)
+def test_the_exit_status_of_a_run(phase: cwr.Phase, dropped: bool, exit_status: cwr.ExitStatus) -> None:
+    assert cwr.exit_status_of(new(phase), dropped) is exit_status
+
+
+# ------------------------------------------------------------------------------------------------
+# The meter
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fraction", "width", "full", "empty"),
+    [
+        (0.0, 4, "", "────"),
+        (0.5, 4, "━━", "──"),
+        (0.99, 4, "━━━", "─"),
+        (1.0, 4, "━━━━", ""),
+        (7.0, 4, "━━━━", ""),
+        (-1.0, 4, "", "────"),
+        (0.5, 0, "", ""),
+    ],
+)
+def test_a_bar(fraction: float, width: int, full: str, empty: str) -> None:
+    assert cwr.bar(fraction, width, ascii_only=False) == (full, empty)
+
+
+def test_a_bar_in_ascii() -> None:
+    assert cwr.bar(0.5, 4, ascii_only=True) == ("##", "--")
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (cwr.NodeProgress(0.0, 17, 33, 6.0, 1, 1.0), "3.2 it/s, 5.0 s left"),
+        (cwr.NodeProgress(0.0, 3, 33, 6.0, 1, 1.0), "2.5 s/it, 1:15 left"),
+        (cwr.NodeProgress(0.0, 2, 2, 2.0, 1, 1.0), "1.0 it/s, 0.0 s left"),
+        (cwr.NodeProgress(0.0, 9, 5, 2.0, 1, 1.0), "8.0 it/s, 0.0 s left"),
+        (cwr.NodeProgress(0.0, 1, 20, 1.0, 1, 1.0), ""),
+        (cwr.NodeProgress(0.0, 5, 20, 1.0, 1, 1.0), ""),
+        (cwr.NodeProgress(0.0), ""),
+    ],
+)
+def test_the_pace_of_a_node(progress: cwr.NodeProgress, words: str) -> None:
+    assert cwr.rate_in_words(progress) == words
+
+
+def drawn(
+    state: cwr.PromptState, width: int = 80, note: str = "", ascii_only: bool = False, now: float = 20.0
+) -> List[str]:
+    """The meter as text, 12.3 seconds after the prompt was submitted."""
+    rows = cwr.meter(state, PROMPT, now, 7.7, width, ascii_only, note)
+    return ["".join(text for _, text in row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("state", "line"),
+    [
+        (new(Phase.SUBMITTING), "Submitting  12.3 s"),
+        (new(), "Submitting  12.3 s"),
+        (new(ahead=0), "Waiting, next in the queue  12.3 s"),
+        (new(ahead=1), "Waiting, 1 prompt ahead  12.3 s"),
+        (new(ahead=5), "Waiting, 5 prompts ahead  12.3 s"),
+    ],
+)
+def test_the_meter_before_it_runs(state: cwr.PromptState, line: str) -> None:
+    assert drawn(state) == [line]
+
+
+def test_the_meter_of_a_run() -> None:
+    state = new(
+        Phase.RUNNING, started_at=10.0, cached=frozenset({"1"}),
+        running={"2": cwr.NodeProgress(12.0, 10, 20, 20.0, 1, 11.0), "3": cwr.NodeProgress(15.0)},
+    )  # fmt: skip
+    assert drawn(state) == [
+        "Overall              ━━━━━━━━━━━━━───────────── 1/3 nodes  10.0 s",
+        "Sampler              ━━━━━━━━━━━━━───────────── 10/20  1.0 it/s, 10.0 s left",
+        "Save                 ────────────────────────── 5.0 s",
+    ]
+    assert drawn(state, ascii_only=True)[0] == "Overall              #############------------- 1/3 nodes  10.0 s"
+
+
+@pytest.mark.parametrize(
+    ("value", "maximum", "full"), [(0.5, 1, 4), (20, 20, 8), (0, 20, 0), (30, 20, 0), (-5, 20, 0), (5, 0, 0)]
+)
+def test_a_node_moves_the_whole_by_its_own_part_and_no_further(value: float, maximum: float, full: int) -> None:
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, value, maximum)})
+    assert drawn(state)[0] == "Overall              " + "━" * full + "─" * (26 - full) + " 0/3 nodes  10.0 s"
+
+
+def test_a_node_of_one_step_shows_how_long_it_runs() -> None:
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, 1, 1, 12.0)})
+    assert drawn(state)[1] == "Sampler              " + "─" * 26 + " 8.0 s"
+
+
+def test_the_bars_of_a_wide_terminal_stay_of_moderate_length() -> None:
+    assert drawn(cwr.PromptState("p", Phase.RUNNING), 300) == ["Overall" + " " * 20 + "─" * 40 + " 0/0 nodes  0.0 s"]
+
+
+def test_the_meter_shows_three_nodes_at_most() -> None:
+    running = {str(number): cwr.NodeProgress(15.0) for number in range(9)}
+    assert len(drawn(new(Phase.RUNNING, running=running))) == 4
+
+
+def test_the_meter_of_a_run_of_which_nothing_is_known() -> None:
+    assert drawn(cwr.PromptState("p", Phase.RUNNING)) == [
+        "Overall              ────────────────────────── 0/0 nodes  0.0 s"
+    ]
+
+
+def test_what_is_wrong_at_the_moment_stands_below() -> None:
+    rows = cwr.meter(new(ahead=0), PROMPT, 20.0, 7.7, 80, False, "connection lost, trying again")
+    assert rows[1:] == [[("warn", "connection lost, trying again")]]
+
+
+def test_the_meter_fits_a_narrow_terminal() -> None:
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, 10, 20, 20.0, 1, 11.0)})
+    assert drawn(state, 30, "connection lost, trying again to connect") == [
+        "Overall  ━───── 0/3 nodes  10.",
+        "Sampler  ━━━─── 10/20  1.0 it/",
+        "connection lost, trying again ",
+    ]
+    assert drawn(state, 1) == ["O", "S"]
+
+
+def test_a_meter_that_never_ends_still_has_words_for_the_time() -> None:
+    """A custom node may count in tiny steps: no number of seconds may break the screen."""
+    progress = cwr.NodeProgress(12.0, 5e-324, 20, 20.0, 0.0, 11.0)
+    assert len(drawn(new(Phase.RUNNING, started_at=10.0, running={"2": progress}))) == 2
+
+
+FINITE = st.one_of(
+    st.integers(-10, 10**6), st.floats(-1e9, 1e9, allow_subnormal=False), st.sampled_from([1e299, -1e299])
+)
+
+
+@few
+@given(
+    st.builds(
+        new,
+        st.sampled_from(list(Phase)),
+        ahead=st.none() | st.integers(0, 10**6),
+        cached=st.frozensets(st.sampled_from(["1", "2", "3"])),
+        running=st.dictionaries(
+            st.sampled_from(["1", "2", "3.0.1", "99" * 20]), st.builds(cwr.NodeProgress, *[FINITE] * 6)
+        ),
+        started_at=st.none() | st.floats(0, 1e6),
+        seconds=st.none() | st.floats(0, 1e6),
+    ),
+    st.integers(0, 300),
+    st.booleans(),
+    st.text(max_size=300),
+)
+def test_the_meter_is_never_wider_than_the_terminal(
+    state: cwr.PromptState, width: int, ascii_only: bool, note: str
+) -> None:
+    assert all(len(line) <= width for line in drawn(state, width, note, ascii_only, now=1e6))
+
+
+# ------------------------------------------------------------------------------------------------
+# Whatever happens
+# ------------------------------------------------------------------------------------------------
+
+
+@few
+@given(
+    st.lists(messages, max_size=6),
+    history_entries | st.none(),
+    st.sampled_from([None, "Ctrl+C", "SIGTERM", "the timeout"]),
+    st.sampled_from(list(ExitStatus)),
+)
+def test_every_run_can_be_told(
+    events: List[Tuple[str, Any]], entry: Any, stopped: Optional[str], exit_status: cwr.ExitStatus
+) -> None:
+    state, reports = new(Phase.SUBMITTING), []
+    for number, (kind, data) in enumerate(events):
+        before, state = state, cwr.reduce(state, cwr.Event(kind, "p", data, float(number)))
+        reports += told(before, state)
+        cwr.meter(state, PROMPT, 9.0, 0.0, 80, False)
+    before, state = state, cwr.reconcile(state, cwr.QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
+    reports += [*told(before, state), cwr.end_report(state, exit_status, 9.0, PROMPT, stopped)]
+    for report in reports:
+        for style, text in cwr.describe({"prompt_id": "p", **report}):
+            assert style in ("", "ok", "bad", "warn", "dim", "bold") and "\n" not in text
+
+
+@few
+@given(st.lists(st.tuples(st.text(max_size=8), anything.map(str)), max_size=20), anything.map(str))
+def test_any_text_can_be_told(pairs: List[Tuple[str, str]], text: str) -> None:
+    assert lines("workflow", **{**WORKFLOW, "texts": pairs})
+    assert all("\n" not in line for line in lines("output", **{**OUTPUT, "text": text}))

@@ -1,0 +1,566 @@
+"""What was set where, and which of it counts; where the server is; which file is read; where outputs go."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import Json, anything, few
+from support import cwr, node
+
+HERE = "http://127.0.0.1:8188"
+
+
+def settings(*arguments: str, **environment: str) -> cwr.Settings:
+    """The settings for these arguments, with COMFYUI_NAME in the environment for each NAME."""
+    return cwr.make_settings(arguments, {"COMFYUI_" + name: value for name, value in environment.items()})
+
+
+def refusal(*arguments: str, **environment: str) -> cwr.UsageError:
+    with pytest.raises(cwr.UsageError) as caught:
+        settings(*arguments, **environment)
+    return caught.value
+
+
+# ------------------------------------------------------------------------------------------------
+# A flag, else the environment, else the constant
+# ------------------------------------------------------------------------------------------------
+
+
+def test_with_nothing_set_the_constants_count() -> None:
+    assert settings() == cwr.Settings(
+        workflow="workflow_api.json", workflow_named=False, mode="single_shot", auto_execute=False,
+        servers=(cwr.Address(HERE), cwr.Address("http://127.0.0.1:8000")), demo=False, yes=False, output=None,
+        overwrite=False, timeout=None, printer="human", verbose=False, limits=cwr.DEFAULT_LIMITS,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "field", "found"),
+    [
+        ("curr_workflow", "mine.json", "workflow", "mine.json"),
+        ("RUN_MODE", "continuous", "mode", "continuous"),
+        ("AUTO_EXECUTE_ON_UPLOAD", True, "auto_execute", True),
+        ("DEFAULT_SERVERS", ("http://far:1",), "servers", (cwr.Address("http://far:1"),)),
+    ],
+)
+def test_a_user_may_edit_the_constants(
+    monkeypatch: pytest.MonkeyPatch, constant: str, value: Any, field: str, found: Any
+) -> None:
+    monkeypatch.setattr(cwr, constant, value)
+    assert getattr(settings(), field) == found
+
+
+@pytest.mark.parametrize(
+    ("field", "flag", "name", "of_environment", "of_flag"),
+    [
+        ("workflow", ["flag.json"], "WORKFLOW", "environment.json", "flag.json"),
+        ("mode", ["--mode", "single_shot"], "RUN_MODE", "continuous", "single_shot"),
+        ("output", ["-o", "flag"], "OUTPUT", "environment", "flag"),
+        ("timeout", ["--timeout", "7"], "TIMEOUT", "9.5", 7.0),
+        ("servers", ["--server", "http://flag:1"], "URL", "http://environment:1", (cwr.Address("http://flag:1"),)),
+    ],
+)
+def test_a_flag_overrides_the_environment(
+    field: str, flag: List[str], name: str, of_environment: str, of_flag: Any
+) -> None:
+    values = {"timeout": 9.5, "servers": (cwr.Address("http://environment:1"),)}
+    assert getattr(settings(**{name: of_environment}), field) == values.get(field, of_environment)
+    assert getattr(settings(*flag, **{name: of_environment}), field) == of_flag
+    assert getattr(settings(**{name: ""}), field) == getattr(settings(), field)
+
+
+def test_a_workflow_is_named_by_flag_or_environment() -> None:
+    assert settings("a.json").workflow_named and settings(WORKFLOW="a.json").workflow_named
+    assert not settings().workflow_named
+
+
+@pytest.mark.parametrize("word", ["1", "true", "YES", " On "])
+def test_an_upload_may_start_a_run(word: str) -> None:
+    assert settings(AUTO_EXECUTE_ON_UPLOAD=word).auto_execute is True
+    assert settings("--auto-execute").auto_execute is True
+    assert settings("--auto-execute", AUTO_EXECUTE_ON_UPLOAD="0").auto_execute is True
+
+
+@pytest.mark.parametrize("word", ["0", "False", "no", "off"])
+def test_a_word_for_no_is_not_taken_for_yes(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setattr(cwr, "AUTO_EXECUTE_ON_UPLOAD", True)
+    assert settings(AUTO_EXECUTE_ON_UPLOAD=word).auto_execute is False
+
+
+def test_flags_that_have_no_variable() -> None:
+    made = settings("--demo", "--yes", "--overwrite", "--verbose")
+    assert (made.demo, made.yes, made.overwrite, made.verbose) == (True, True, True, True)
+    assert [settings(*flag).printer for flag in ([], ["-q"], ["--json"])] == ["human", "quiet", "json"]
+
+
+def test_headers_come_from_both_and_the_flag_counts() -> None:
+    made = settings("--header", "X-A: flag", "--header", "X-C: 3", HEADERS="X-A: environment\n\nX-B: 2\n")
+    for server in made.servers:
+        assert sorted(server.headers) == [("X-A", "flag"), ("X-B", "2"), ("X-C", "3")]
+
+
+def test_a_header_is_overridden_however_it_is_spelled() -> None:
+    made = settings("--header", "authorization: Bearer flag", HEADERS="Authorization: Bearer environment")
+    assert [value for _, value in made.servers[0].headers] == ["Bearer flag"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--mode", "loop"], {}, "The mode must be single_shot or continuous."),
+        ([], {"RUN_MODE": "loop"}, "The mode must be single_shot or continuous."),
+        ([], {"AUTO_EXECUTE_ON_UPLOAD": "maybe"}, "COMFYUI_AUTO_EXECUTE_ON_UPLOAD must be true or false."),
+        (["--timeout", "soon"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout", "0"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout=-1"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout", "nan"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout", "inf"], {}, "The timeout must be a number of seconds above 0."),
+        ([], {"TIMEOUT": "soon"}, "The timeout must be a number of seconds above 0."),
+        (["--demo", "--server", "h"], {}, "--demo brings its own server, so --server cannot be given with it."),
+        (["--timeout"], {}, "Argument --timeout: expected one argument."),
+        (["-q", "--json"], {}, "Argument --json: not allowed with argument -q/--quiet."),
+        (["--nonsense"], {}, "Unknown option: --nonsense."),
+        (["--nonsense=1", "--more"], {}, "Unknown option: --nonsense, --more."),
+        (["--outp", "x"], {}, "Unknown option: --outp."),
+        (["a.json", "b.json"], {}, "There is more than one workflow."),
+    ],
+)
+def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Dict[str, str], message: str) -> None:
+    assert refusal(*arguments, **environment).message == message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--pasword=hunter2"],
+        ["--json=hunter2"],
+        ["--quiet=hunter2"],
+        ["--server", "ftp://user:hunter2@host"],
+        ["--server", "http://user:hunter2"],
+        ["--server", "http://user:hunter2@host:99999"],
+        ["--server", "http://user:hunter2@[::1"],
+        ["--server", "http://host/?token=hunter2"],
+        ["--server", "http://host/#hunter2"],
+        ["--server", "http://user:hunter2@ho st"],
+        ["--header", "hunter2"],
+        ["--header", "X Y: hunter2"],
+        ["--header", "X: hunter2\x00"],
+        ["--header", "X: hunter2\u2603"],
+        ["--headr", "X: hunter2", "w.json"],
+        ["--timeout", "hunter2"],
+        ["--mode", "hunter2"],
+        ["--server", "http://user:hunter2\udcff@host"],
+    ],
+)
+def test_no_secret_stands_in_a_message(arguments: List[str]) -> None:
+    with pytest.raises(cwr.RunnerError) as caught:
+        settings(*arguments)
+    assert "hunter2" not in caught.value.message + caught.value.remedy
+    assert caught.value.exit_status is cwr.ExitStatus.USAGE
+
+
+def test_an_empty_server_is_not_taken_for_none() -> None:
+    """--server "$URL" where URL is not set must not run on whatever is on this machine."""
+    refusal("--server", "")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_leave_at_once(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        settings(flag)
+    assert left.value.code == 0
+    assert ("exit statuses:" if flag == "--help" else cwr.__version__) in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------
+# Where the server is
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "websocket"),
+    [
+        ("127.0.0.1:8188", HERE, "ws://127.0.0.1:8188"),
+        ("http://127.0.0.1:8188/", HERE, "ws://127.0.0.1:8188"),
+        (" http://127.0.0.1:8188\n", HERE, "ws://127.0.0.1:8188"),
+        (" 127.0.0.1:8188 ", HERE, "ws://127.0.0.1:8188"),
+        ("localhost", "http://localhost", "ws://localhost"),
+        ("HTTPS://Comfy.Example/base/path//", "https://comfy.example/base/path", "wss://comfy.example/base/path"),
+        ("http://[::1]:8188", "http://[::1]:8188", "ws://[::1]:8188"),
+        ("https://user:pass@host:1/x", "https://host:1/x", "wss://host:1/x"),
+    ],
+)
+def test_an_address(text: str, url: str, websocket: str) -> None:
+    address = cwr.parse_address(text)
+    assert (address.url, address.websocket) == (url, websocket)
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("localhost:8188", True),
+        ("127.0.0.1", True),
+        ("127.1.2.3:1", True),
+        ("http://[::1]:8188", True),
+        ("192.168.0.7", False),
+        ("https://localhost.example", False),
+        ("http://[fe80::1]", False),
+    ],
+)
+def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
+    assert cwr.parse_address(text).local is local
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "The server's URL must be http:// or https:// with a host."),
+        ("http://", "The server's URL must be http:// or https:// with a host."),
+        ("ftp://host", "The server's URL must be http:// or https:// with a host."),
+        ("ws://host", "The server's URL must be http:// or https:// with a host."),
+        ("http://a b", "The server's URL must be http:// or https:// with a host."),
+        ("http://host/a\nb", "The server's URL must be http:// or https:// with a host."),
+        ("http://host:port", "The server's URL has a host or port that is none."),
+        ("host:99999", "The server's URL has a host or port that is none."),
+        ("http://[::1", "The server's URL has a host or port that is none."),
+        ("http://host/?a=b", "The server's URL must end before any ? or #."),
+        ("http://host#a", "The server's URL must end before any ? or #."),
+    ],
+)
+def test_what_is_no_address(text: str, message: str) -> None:
+    with pytest.raises(cwr.UsageError) as caught:
+        cwr.parse_address(text)
+    assert caught.value.message == message and caught.value.remedy
+
+
+def test_user_and_password_are_sent_as_basic_authorization_and_hidden() -> None:
+    address = cwr.parse_address("http://me:p%40ss%3Aword@host:8188")
+    assert address.url == "http://host:8188"
+    assert address.headers == (("Authorization", "Basic bWU6cEBzczp3b3Jk"),)
+    assert set(address.secrets) == {"bWU6cEBzczp3b3Jk", "me:p@ss:word", "p%40ss%3Aword", "p@ss:word"}
+    assert list(address.secrets) == sorted(address.secrets, key=len, reverse=True)
+
+
+def test_a_user_without_password_and_a_password_without_user() -> None:
+    assert cwr.parse_address("http://me@host").headers == (("Authorization", "Basic bWU6"),)
+    assert cwr.parse_address("http://:word@host").headers == (("Authorization", "Basic OndvcmQ="),)
+
+
+def test_the_value_of_a_header_is_a_secret_and_so_is_its_token() -> None:
+    address = cwr.parse_address("host", ["Authorization: Bearer abc.def", "X-Key:  k3y!  ", "X-Empty:", "X-On: 1"])
+    assert address.headers == (("Authorization", "Bearer abc.def"), ("X-Key", "k3y!"), ("X-Empty", ""), ("X-On", "1"))
+    assert address.secrets == ("Bearer abc.def", "abc.def", "k3y!")  # "1" would hide half of all numbers
+
+
+def test_a_header_overrides_user_and_password() -> None:
+    address = cwr.parse_address("http://me:word@host", ["Authorization: Bearer token"])
+    assert address.headers == (("Authorization", "Bearer token"),)
+
+
+@pytest.mark.parametrize("line", ["no colon", ": no name", "", "two words: x", "naïve: x", "a\nb: x"])
+def test_what_is_no_header(line: str) -> None:
+    with pytest.raises(cwr.UsageError) as caught:
+        cwr.parse_address("host", [line])
+    assert caught.value.message == "A header must look like 'Name: value'."
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\x00b", "a\x7fb", "\u2603"])
+def test_a_value_that_no_header_may_have(value: str) -> None:
+    with pytest.raises(cwr.UsageError) as caught:
+        cwr.parse_address("host", ["X-Key: a" + value])
+    assert caught.value.message == "The value of the header X-Key has characters that no header may have."
+
+
+def test_a_value_in_latin_1_is_a_value() -> None:
+    assert cwr.parse_address("host", ["X-Key: é"]).headers == (("X-Key", "é"),)
+
+
+SECRET = st.text("abcdefgh23456789%40:@/?#[] \n\t\u00e9\u2603\udcff", min_size=8).map(lambda text: text + "hunter2")
+
+
+@few
+@given(st.sampled_from(["http://me:%s@host", "%s", "http://host/%s", "https://%s@", "http://host:%s"]), SECRET)
+def test_whatever_is_typed_no_message_repeats_it(pattern: str, secret: str) -> None:
+    try:
+        address = cwr.parse_address(pattern % secret, ["X-Key: " + secret.replace("\n", "")])
+    except cwr.UsageError as error:
+        assert "hunter2" not in error.message + error.remedy
+    else:
+        if pattern.startswith("http://me:"):
+            assert "hunter2" not in cwr.hide_secrets(repr((address.url, address.headers)), address.secrets)
+
+
+# ------------------------------------------------------------------------------------------------
+# The workflow's file
+# ------------------------------------------------------------------------------------------------
+
+PROMPT = b'{"1": {"class_type": "TextOut", "inputs": {"text": "hello"}}}'
+
+
+@pytest.fixture
+def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def message_of(*arguments: str) -> Tuple[str, str]:
+    with pytest.raises(cwr.WorkflowError) as caught:
+        cwr.load_workflow(settings(*arguments))
+    return caught.value.message, caught.value.remedy
+
+
+def test_the_workflow_is_read_from_the_file_that_was_named(folder: Any) -> None:
+    (folder / "mine.json").write_bytes(PROMPT)
+    assert cwr.load_workflow(settings("mine.json")) == ({"1": node("TextOut", text="hello")}, "mine.json")
+
+
+def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> None:
+    prompt, path = cwr.load_workflow(settings())
+    assert len(prompt) == 7
+    assert path == os.path.join(os.path.dirname(os.path.abspath(cwr.__file__)), "workflow_api.json")
+
+
+def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
+    (folder / "workflow_api.json").write_bytes(PROMPT)
+    assert cwr.load_workflow(settings()) == ({"1": node("TextOut", text="hello")}, "workflow_api.json")
+
+
+def test_a_workflow_that_was_named_is_not_looked_for_elsewhere(folder: Any) -> None:
+    message, _ = message_of("workflow_api.json")
+    assert message == "There is no workflow workflow_api.json."
+
+
+def test_a_workflow_that_is_not_there_comes_with_those_that_are(folder: Any) -> None:
+    assert message_of("typo.json") == (
+        "There is no workflow typo.json.",
+        "There are no JSON files in %s." % folder,
+    )
+    for name in ("b.json", "a.JSON", "c.txt"):
+        (folder / name).write_bytes(b"")
+    assert message_of("typo.json") == ("There is no workflow typo.json.", "JSON files there: a.JSON, b.json.")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "d.json").write_bytes(b"")
+    path = os.path.join("sub", "typo.json")
+    assert message_of(path) == ("There is no workflow %s." % path, "JSON files there: d.json.")
+
+
+def test_of_many_files_twenty_are_listed(folder: Any) -> None:
+    for number in range(23):
+        (folder / ("%02d.json" % number)).write_bytes(b"")
+    _, remedy = message_of("typo.json")
+    assert remedy.startswith("JSON files there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
+
+
+def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:
+    path = os.path.join("absent", "w.json")
+    assert message_of(path) == (
+        "There is no workflow %s." % path,
+        "There are no JSON files in %s." % (folder / "absent"),
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows words it otherwise")
+def test_a_file_that_cannot_be_read(folder: Any) -> None:
+    (folder / "w.json").mkdir()
+    assert message_of("w.json") == ("w.json cannot be read: Is a directory.", "")
+    assert message_of("a\0b")[0] == "a\0b cannot be read: embedded null byte."
+
+
+def test_a_file_that_is_no_prompt_is_named_in_the_message(folder: Any) -> None:
+    (folder / "w.json").write_bytes(b'{"nodes": []}')
+    assert message_of("w.json") == (
+        "w.json is a workflow in UI format (0 nodes, as ComfyUI's Save writes it), not in API format.",
+        cwr.EXPORT_REMEDY,
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Answers of a person and of the server
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "meant"),
+    [
+        ("y", True), ("YES\n", True), (" yes ", True), ("n", False), ("No", False), ("", False), ("\n", False),
+        ("yep", None), ("j", None), ("yes please", None), ("1", None),
+    ],
+)  # fmt: skip
+def test_yes_is_yes_and_silence_is_no(answer: str, meant: Any) -> None:
+    assert cwr.is_yes(answer) is meant
+
+
+@pytest.mark.parametrize(
+    ("stats", "version"),
+    [
+        ({"system": {"comfyui_version": "0.3.64"}}, (0, 3, 64)),
+        ({"system": {"comfyui_version": "v0.33.0-12-gabc"}}, (0, 33, 0)),
+        ({"system": {"comfyui_version": "unknown"}}, ()),
+        ({"system": {"comfyui_version": None}}, ()),
+        ({"system": {}}, ()),
+        ({"system": None}, ()),
+        ({}, ()),
+    ],
+)
+def test_the_version_of_comfyui(stats: Json, version: Tuple[int, ...]) -> None:
+    assert cwr.parse_version(stats) == version
+
+
+def test_an_old_server_keeps_no_prompt_id_and_interrupts_whatever_runs() -> None:
+    old, newer = (0, 3, 44), (0, 3, 57)
+    assert old < cwr.KEEPS_PROMPT_ID <= newer and cwr.KEEPS_PROMPT_ID > ()
+    assert cwr.KEEPS_PROMPT_ID < cwr.TARGETED_INTERRUPT <= newer
+
+
+def of_client(prompt_id: str, client_id: Any) -> List[Any]:
+    return [1, prompt_id, {}, {"client_id": client_id}, ["3"]]
+
+
+def test_the_prompts_that_a_client_submitted() -> None:
+    queue = {"queue_running": [of_client("a", "me")], "queue_pending": [of_client("b", "other"), of_client("c", "me")]}
+    history = {"d": {"prompt": of_client("d", "me")}, "e": {"prompt": of_client("e", None)}, "f": {}}
+    assert cwr.prompt_ids_of_client(queue, history, "me") == ["a", "c", "d"]
+    assert cwr.prompt_ids_of_client({}, {}, "me") == []
+
+
+@few
+@given(
+    st.dictionaries(st.sampled_from(["queue_running", "queue_pending"]), anything), st.dictionaries(st.text(), anything)
+)
+def test_prompts_of_a_client_are_found_in_anything(queue: Json, history: Json) -> None:
+    assert cwr.prompt_ids_of_client(queue, history, "me") == []
+
+
+# ------------------------------------------------------------------------------------------------
+# Where outputs go
+# ------------------------------------------------------------------------------------------------
+
+
+def write(folder: Any, *parts: str, overwrite: bool = False, data: bytes = b"new") -> str:
+    """Writes a file below ``folder``; its path there."""
+    saved = cwr.write_file(str(folder), parts, overwrite, [data[:1], data[1:]])
+    assert saved.bytes == len(data)
+    return os.path.relpath(saved.path, os.path.realpath(folder)).replace(os.sep, "/")
+
+
+def files_in(folder: Any) -> List[str]:
+    return sorted(
+        os.path.relpath(os.path.join(where, name), folder).replace(os.sep, "/")
+        for where, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def test_an_output_is_written_below_the_folder_which_is_made(tmp_path: Any) -> None:
+    assert write(tmp_path / "new" / "out", "sub", "a.png") == "sub/a.png"
+    assert (tmp_path / "new" / "out" / "sub" / "a.png").read_bytes() == b"new"
+    assert files_in(tmp_path) == ["new/out/sub/a.png"]  # nothing temporary is left
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Any) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    assert [write(tmp_path, "a.png"), write(tmp_path, "a.png")] == ["a (1).png", "a (2).png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_with_overwrite_it_is_replaced(tmp_path: Any) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    assert write(tmp_path, "a.png", overwrite=True) == "a.png"
+    assert (tmp_path / "a.png").read_bytes() == b"new" and files_in(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_that_name_is_kept(tmp_path: Any, overwrite: bool) -> None:
+    (tmp_path / "a.png").mkdir()
+    assert write(tmp_path, "a.png", overwrite=overwrite) == "a (1).png"
+    assert (tmp_path / "a.png").is_dir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(cwr.SaveError) as caught:
+        write(tmp_path / "out", "sub", "a.png")
+    assert caught.value.message == "%s leads out of %s." % (os.path.join("sub", "a.png"), tmp_path / "out")
+    assert caught.value.remedy == "Remove the link that stands there."
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_to_a_file_is_replaced_and_its_target_is_kept(tmp_path: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine.txt").write_bytes(b"mine")
+    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine.txt")
+    assert write(tmp_path / "out", "a.png", overwrite=True) == "a.png"
+    assert (tmp_path / "mine.txt").read_bytes() == b"mine"
+    assert not (tmp_path / "out" / "a.png").is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_the_folder_itself_may_be_a_link(tmp_path: Any) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    assert write(tmp_path / "out", "a.png") == "a.png"
+    assert files_in(tmp_path / "real") == ["a.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_others_may_read_an_output_as_any_file(tmp_path: Any) -> None:
+    before = os.umask(0o027)
+    try:
+        write(tmp_path, "a.png")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o640
+
+
+def test_an_output_that_breaks_off_leaves_nothing_behind(tmp_path: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionError("broken off")
+
+    with pytest.raises(ConnectionError):
+        cwr.write_file(str(tmp_path), ["a.png"], False, chunks())
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_below_a_file_leaves_nothing_behind(tmp_path: Any, overwrite: bool) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(OSError):
+        write(tmp_path, "a.png", "b.png", overwrite=overwrite)
+    assert files_in(tmp_path) == ["a.png"]
+
+
+def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cwr.os, "replace", full)
+    with pytest.raises(OSError):
+        write(tmp_path, "a.png")
+    assert files_in(tmp_path) == []
+
+
+def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
+    output = cwr.Output("1", "My/Text: 1", "text", text="狐\ud800")
+    server = cwr.Server(cwr.parse_address("host"))
+    saved = cwr.save_output(server, output, str(tmp_path), False, lambda: False)
+    assert os.path.basename(saved.path) == "My_Text_ 1.txt"
+    assert (tmp_path / "My_Text_ 1.txt").read_bytes() == "狐?".encode()
+
+
+def test_a_picture_that_cannot_be_saved_says_why(tmp_path: Any) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(cwr.SaveError) as caught:
+        cwr.save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
+    assert caught.value.message.startswith("a.png could not be saved in %s: " % (tmp_path / "file"))
+    assert caught.value.remedy == "Choose another folder with -o."

@@ -1,0 +1,369 @@
+"""A file becomes a prompt, or a person hears what it is instead; what a prompt will do can be read from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Dict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import anything, few
+from support import ROOT, cwr, node
+
+with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
+    WORKFLOW_API = file.read()
+
+
+def refusal(data: bytes) -> cwr.WorkflowError:
+    with pytest.raises(cwr.WorkflowError) as caught:
+        cwr.parse_prompt(data, "w.json")
+    return caught.value
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading a prompt
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_in_api_format_is_read_as_it_is() -> None:
+    prompt = cwr.parse_prompt(WORKFLOW_API, "workflow_api.json")
+    assert prompt == json.loads(WORKFLOW_API)
+    assert [node["class_type"] for node in prompt.values()] == [
+        "CheckpointLoaderSimple", "CLIPTextEncode", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode",
+        "SaveImage",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
+    data = '{"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "狐 in the snow"}}}'.encode(encoding)
+    assert cwr.parse_prompt(data, "w.json")["1"]["inputs"]["text"] == "狐 in the snow"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "w.json is not JSON: line 1, column 1: Expecting value."),
+        (b"  \n", "w.json is not JSON: line 2, column 1: Expecting value."),
+        (b'{\n  "1": oops\n}', "w.json is not JSON: line 2, column 8: Expecting value."),
+        (b'{"1": {}} {', "w.json is not JSON: line 1, column 11: Extra data."),
+        (b"\xef\xbb\xbf", "w.json is not JSON: line 1, column 1: Expecting value."),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is not text, so it is no workflow in JSON."),
+        (b'{"1": "\xff"}', "w.json is not text, so it is no workflow in JSON."),
+        (
+            b'{"nodes": [{"id": 1}], "links": [], "version": 0.4}',
+            "w.json is a workflow in UI format (1 node, as ComfyUI's Save writes it), not in API format.",
+        ),
+        (
+            b'{"nodes": [], "version": 1}',
+            "w.json is a workflow in UI format (0 nodes, as ComfyUI's Save writes it), not in API format.",
+        ),
+        (b"[]", "w.json is no prompt: it holds a list, not an object of nodes."),
+        (b'"text"', "w.json is no prompt: it holds a text, not an object of nodes."),
+        (b"null", "w.json is no prompt: it holds null, not an object of nodes."),
+        (b"true", "w.json is no prompt: it holds true or false, not an object of nodes."),
+        (b"7", "w.json is no prompt: it holds a number, not an object of nodes."),
+        (b"NaN", "w.json is no prompt: it holds a number, not an object of nodes."),
+        (b"{}", "w.json has no nodes: it is an empty object."),
+        (
+            b'{"prompt": {"1": {"class_type": "X", "inputs": {}}}}',
+            'w.json is no prompt: the entry "prompt" is an object without a class_type, not a node.',
+        ),
+        (
+            b'{"1": {"class_type": "X", "inputs": {}}, "extra": []}',
+            'w.json is no prompt: the entry "extra" is a list without a class_type, not a node.',
+        ),
+        (
+            b'{"last_node_id": null}',
+            'w.json is no prompt: the entry "last_node_id" is null without a class_type, not a node.',
+        ),
+        (
+            b'{"1": {"class_type": 5, "inputs": {}}}',
+            'w.json is no prompt: the entry "1" is an object without a class_type, not a node.',
+        ),
+        (b'{"1": {"class_type": "KSampler"}}', "w.json: node 1 (KSampler) has no inputs object."),
+        (b'{"1": {"class_type": "KSampler", "inputs": []}}', "w.json: node 1 (KSampler) has no inputs object."),
+    ],
+)
+def test_what_is_no_prompt_is_refused_with_what_it_is(data: bytes, message: str) -> None:
+    assert refusal(data).message == message
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"nodes": []}', b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}']
+)
+def test_a_document_of_the_wrong_kind_comes_with_the_way_to_export_the_right_one(data: bytes) -> None:
+    assert refusal(data).remedy == cwr.EXPORT_REMEDY
+    assert "Export (API)" in cwr.EXPORT_REMEDY and "Save (API Format)" in cwr.EXPORT_REMEDY
+
+
+def test_broken_json_can_be_mended_by_hand() -> None:
+    assert refusal(b"{").remedy == "Mend it there, or export the workflow again."
+
+
+@pytest.mark.parametrize("data", [b"[" * 100000, b'{"a":' * 100000])
+def test_json_that_is_too_deep_is_refused_without_a_crash(data: bytes) -> None:
+    assert refusal(data).message.startswith("w.json cannot be read as JSON: ")
+
+
+def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
+    entry = json.dumps({"a\n\x1b[31m" + "b" * 100: 1}).encode()
+    assert refusal(entry).message == (
+        'w.json is no prompt: the entry "a ' + "b" * 37 + '…" is a number without a class_type, not a node.'
+    )
+    named = '{"狐": 1}'.encode()
+    assert '"狐"' in refusal(named).message
+    without_inputs = json.dumps({"a\nb": {"class_type": "X\nY"}}).encode()
+    assert refusal(without_inputs).message == "w.json: node a b (X Y) has no inputs object."
+
+
+@few
+@given(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
+def test_any_file_is_read_or_refused(data: bytes) -> None:
+    try:
+        assert cwr.parse_prompt(data, "w.json")
+    except cwr.WorkflowError as error:
+        assert error.message.startswith("w.json") and error.message.endswith(".")
+
+
+# ------------------------------------------------------------------------------------------------
+# Nodes and their names
+# ------------------------------------------------------------------------------------------------
+
+NAMED: Dict[str, Any] = {
+    "5": node("ImageBatch", "Batch of two"),
+    "12:34": node("KSampler", "Inner"),
+    "7": node("VAEDecode"),
+    "8": node("SaveImage", "  \n "),
+    "9": {"class_type": "SaveImage", "inputs": {}, "_meta": {"title": 9}},
+    "10": {"class_type": "X", "inputs": {}, "_meta": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("node_id", "found", "class_type", "title"),
+    [
+        ("5", "5", "ImageBatch", "Batch of two"),
+        ("5.0.0.1", "5", "ImageBatch", "Batch of two"),
+        ("12:34", "12:34", "KSampler", "Inner"),
+        ("12:34.0.2", "12:34", "KSampler", "Inner"),
+        ("7", "7", "VAEDecode", "VAEDecode"),
+        ("8", "8", "SaveImage", "SaveImage"),
+        ("9", "9", "SaveImage", "SaveImage"),
+        ("10", "10", "X", "X"),
+        ("12", None, "", "12"),
+        ("99.1", None, "", "99.1"),
+        (".", None, "", "."),
+        ("", None, "", ""),
+    ],
+)
+def test_a_node_that_was_made_at_run_time_goes_by_the_name_of_its_origin(
+    node_id: str, found: Any, class_type: str, title: str
+) -> None:
+    assert cwr.node_in_prompt(NAMED, node_id) == found
+    assert cwr.class_of(NAMED, node_id) == class_type
+    assert cwr.node_title(NAMED, node_id) == title
+
+
+def test_a_title_is_one_line_of_moderate_length() -> None:
+    prompt = {"1": node("X", "two\nlines \x1b[31mred"), "2": node("X", "t" * 100), "3": node("c" * 100)}
+    assert cwr.node_title(prompt, "1") == "two lines red"
+    assert cwr.node_title(prompt, "2") == "t" * 59 + "…"
+    assert cwr.node_title(prompt, "3") == "c" * 59 + "…"
+
+
+# ------------------------------------------------------------------------------------------------
+# Links
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "linked"),
+    [
+        (["4", 0], True),
+        (["12:34", 1], True),
+        ([4, 0], True),
+        (["4"], False),
+        (["4", 0, 0], False),
+        (["4", "0"], False),
+        ([None, 0], False),
+        ([[], 0], False),
+        (("4", 0), False),
+        ("4", False),
+        ({"__value__": ["4", 0]}, False),
+        (None, False),
+    ],
+)
+def test_a_link_is_a_node_and_a_slot(value: Any, linked: bool) -> None:
+    assert cwr.is_link(value) is linked
+
+
+#: Two pictures from one loader; the second one's way is longer.
+TWO_ENDS = {
+    "1": node("CheckpointLoaderSimple", ckpt_name="m.safetensors"),
+    "2": node("VAEDecode", vae=["1", 2]),
+    "3": node("SaveImage", images=["2", 0]),
+    "4": node("ImageInvert", image=["2", 0]),
+    "5": node("SaveImage", images=["4", 0]),
+}
+
+
+def test_upstream_of_a_node_is_all_that_it_needs() -> None:
+    assert cwr.upstream(TWO_ENDS, ["3"]) == {"1", "2", "3"}
+    assert cwr.upstream(TWO_ENDS, ["4"]) == {"1", "2", "4"}
+    assert cwr.upstream(TWO_ENDS, ["3", "5"]) == set(TWO_ENDS)
+    assert cwr.upstream(TWO_ENDS, []) == frozenset()
+
+
+def test_upstream_ignores_what_is_not_in_the_prompt() -> None:
+    prompt = {"1": node("SaveImage", images=["404", 0], other=["x"], more=[1, 0])}
+    assert cwr.upstream(prompt, ["1", "77"]) == {"1"}
+    assert cwr.upstream({"1": {"class_type": "X", "inputs": None}}, ["1"]) == {"1"}
+
+
+def test_a_long_chain_is_followed_to_its_beginning() -> None:
+    chain = {str(number): node("X", before=[str(number - 1), 0]) for number in range(5000)}
+    assert len(cwr.upstream(chain, ["4999"])) == 5000
+
+
+def test_all_nodes_are_planned_that_an_end_needs() -> None:
+    assert cwr.planned_nodes(TWO_ENDS) == set(TWO_ENDS)
+    assert cwr.planned_nodes({**TWO_ENDS, "6": node("SaveImage", images=["4", 0])}, ["5"]) == {"1", "2", "3", "4", "6"}
+
+
+def test_what_only_a_dropped_output_needs_is_not_planned() -> None:
+    assert cwr.planned_nodes(TWO_ENDS, ["5"]) == {"1", "2", "3"}
+    assert cwr.planned_nodes(TWO_ENDS, ["3"]) == {"1", "2", "4", "5"}
+    assert cwr.planned_nodes(TWO_ENDS, ["3", "5"]) == frozenset()
+
+
+def test_a_cycle_ends() -> None:
+    ring = {"1": node("A", x=["2", 0]), "2": node("B", x=["1", 0])}
+    assert cwr.upstream(ring, ["1"]) == {"1", "2"}
+    assert cwr.planned_nodes(ring) == {"1", "2"}
+
+
+# ------------------------------------------------------------------------------------------------
+# The summary
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_of_the_workflow_that_comes_along() -> None:
+    assert cwr.summarize(cwr.parse_prompt(WORKFLOW_API, "")) == cwr.Summary(
+        nodes=7,
+        models=[("Load Checkpoint", "sd_xl_base_1.0.safetensors")],
+        texts=[
+            (
+                "Positive Prompt",
+                "a small white lighthouse on a rocky coast at dawn, calm sea, thin mist over the water, warm light "
+                "on the horizon, soft pastel sky, detailed landscape photograph",
+            ),
+            ("Negative Prompt", "blurry, low quality, jpeg artifacts, text, watermark"),
+        ],
+        sampling=[
+            ("KSampler", "seed 20240817, steps 25, cfg 7, sampler_name dpmpp_2m, scheduler karras, denoise 1"),
+        ],
+        sizes=[("Empty Latent Image", "1024 x 1024")],
+        files=[],
+        saves=[("Save Image", "ComfyUI")],
+    )
+
+
+def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
+    assert cwr.summarize(
+        {
+            "6": node("CLIPTextEncode", "Positive", text="a red fox", clip=["11", 0]),
+            "8": node("VAEDecode", samples=["13", 0], vae=["10", 0]),
+            "9": node("SaveImage", "Save", filename_prefix="flux/fox", images=["8", 0]),
+            "10": node("VAELoader", vae_name="ae.SAFETENSORS"),
+            "11": node("DualCLIPLoader", clip_name1="t5xxl_fp16.safetensors", clip_name2="clip_l.gguf", type="flux"),
+            "12": node("UNETLoader", unet_name="flux1-dev.sft", weight_dtype="default"),
+            "13": node("SamplerCustomAdvanced", noise=["25", 0], sampler=["16", 0], sigmas=["17", 0]),
+            "16": node("KSamplerSelect", sampler_name="euler"),
+            "17": node("BasicScheduler", scheduler="simple", steps=20, denoise=1, model=["12", 0]),
+            "25": node("RandomNoise", noise_seed=219670278747233),
+            "26": node("FluxGuidance", guidance=3.5, conditioning=["6", 0]),
+            "27": node("EmptySD3LatentImage", width=1024, height=768, batch_size=4),
+            "28": node("CLIPTextEncodeFlux", clip_l="a fox", t5xxl="a fox in the snow", guidance=["26", 0]),
+        }
+    ) == cwr.Summary(
+        nodes=13,
+        models=[
+            ("VAELoader", "ae.SAFETENSORS"),
+            ("DualCLIPLoader", "t5xxl_fp16.safetensors"),
+            ("DualCLIPLoader", "clip_l.gguf"),
+            ("UNETLoader", "flux1-dev.sft"),
+        ],
+        texts=[
+            ("Positive", "a red fox"),
+            ("CLIPTextEncodeFlux", "a fox"),
+            ("CLIPTextEncodeFlux", "a fox in the snow"),
+        ],
+        sampling=[
+            ("BasicScheduler", "steps 20, scheduler simple, denoise 1"),
+            ("RandomNoise", "noise_seed 219670278747233"),
+        ],
+        sizes=[("EmptySD3LatentImage", "1024 x 768, 4 in a batch")],
+        files=[],
+        saves=[("Save", "flux/fox")],
+    )
+
+
+def test_the_summary_of_a_video_prompt() -> None:
+    assert cwr.summarize(
+        {
+            "1": node("LoadImage", "Start frame", image="start.png", upload="image"),
+            "2": node("LoadAudio", audio="voice.mp3"),
+            "3": node("WanImageToVideo", width=832, height=480, length=81, batch_size=1, start_image=["1", 0]),
+            "4": node("KSamplerAdvanced", noise_seed=["9", 0], steps=4, cfg=1.0, start_at_step=0),
+            "5": node("CreateVideo", images=["6", 0], audio=["2", 0], fps=16),
+            "6": node("VAEDecode", samples=["4", 0]),
+            "7": node("SaveVideo", "Save Video", filename_prefix="video/ComfyUI", format="mp4", video=["5", 0]),
+            "8": node("VHS_VideoCombine", frame_rate=16, filename_prefix=["9", 0], width=8, height=8, images=["6", 0]),
+            "10": node("PreviewImage", images=["6", 0]),
+            "11": node("TextEncodeAceStepAudio", tags="lofi", lyrics=" ", seconds=120.0),
+            "12": node("ImageScale", width=["9", 0], height=480, image=["1", 0]),
+            "13": node("Switch", image="none", codec="h.264", filename="out.png"),
+        }
+    ) == cwr.Summary(
+        nodes=12,
+        models=[],
+        texts=[("TextEncodeAceStepAudio", "lofi")],
+        sampling=[("KSamplerAdvanced", "steps 4, cfg 1.0")],
+        sizes=[("WanImageToVideo", "832 x 480, 81 frames")],
+        files=[("Start frame", "start.png"), ("LoadAudio", "voice.mp3")],
+        saves=[
+            ("Save Video", "video/ComfyUI"),
+            ("VHS_VideoCombine", "VHS_VideoCombine"),
+            ("PreviewImage", "PreviewImage"),
+        ],
+    )
+
+
+def test_a_node_that_combines_conditionings_saves_nothing() -> None:
+    prompt = {"1": node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["3", 0])}
+    assert cwr.summarize(prompt).saves == []
+
+
+def test_long_and_dangerous_texts_are_shortened_and_cleaned() -> None:
+    summary = cwr.summarize(
+        {
+            "1": node("CLIPTextEncode", "\x1b[31mTitle", text="word\n\x1b[2J" * 100),
+            "2": node("Loader", model="m" * 120 + ".pt", seed="\x1b[1mfixed"),
+        }
+    )
+    assert summary.texts == [("Title", "word " * 31 + "word…")]
+    assert summary.models == [("Loader", "m" * 99 + "…")]
+    assert summary.sampling == [("Loader", "seed fixed")]
+
+
+nodes = st.fixed_dictionaries({"class_type": st.text(max_size=8), "inputs": anything})
+
+
+@few
+@given(st.dictionaries(st.text(max_size=4), nodes))
+def test_any_prompt_can_be_summarized(prompt: Dict[str, Any]) -> None:
+    assert cwr.summarize(prompt).nodes == len(prompt)
+    assert cwr.planned_nodes(prompt) <= set(prompt)
