@@ -305,3 +305,11 @@ def test_an_error_of_the_server_keeps_what_the_server_said() -> None:
     assert cwr.ServerAnswer("m", status=418).status == 418
     assert cwr.PromptRejected("m", answer={"error": "x"}).answer == {"error": "x"}
     assert cwr.ServerUnreachable("m", refused=True).refused and not cwr.ServerUnreachable("m").refused
+
+
+def test_what_lies_too_deep_for_a_reader_is_left_out_of_json() -> None:
+    deep: Any = "bottom"
+    for _ in range(5000):
+        deep = [deep]
+    text = json.dumps(cwr.plain_json(deep))
+    assert "bottom" not in text and text.count("[") == 61 and "\\u2026" in text
