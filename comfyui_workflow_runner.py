@@ -1984,7 +1984,7 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
             ):
                 pass
         except BaseException:
-            await socket.close()
+            socket.transport.abort()  # close() waits for the server, and leaks when it is cancelled meanwhile
             raise
         return socket
     except exceptions.InvalidStatus as error:
@@ -2599,8 +2599,7 @@ def download(server: Server, output: Output, folder: str, overwrite: bool, stopp
     requests = _third_party("requests")
     url = server.url_of(output)
 
-    def chunks() -> Iterator[bytes]:
-        response = server.open("GET", view_path(output))
+    def chunks(response: Any) -> Iterator[bytes]:
         try:
             expected = response.headers.get("Content-Length", "")
             count = 0
@@ -2617,7 +2616,8 @@ def download(server: Server, output: Output, folder: str, overwrite: bool, stopp
     began, attempt = time.monotonic(), 0
     while True:
         try:
-            return write_file(folder, safe_path_parts(output.subfolder, output.filename), overwrite, chunks())
+            response = server.open("GET", view_path(output))  # before a file is made: it may be left in here
+            return write_file(folder, safe_path_parts(output.subfolder, output.filename), overwrite, chunks(response))
         except (ServerUnreachable, requests.RequestException) as error:
             if stopped() or time.monotonic() - began > server.limits.give_up:
                 raise SaveError(
@@ -3142,8 +3142,8 @@ class Program:
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if not task.done():
-            task.cancel()
+        if self._stopping():  # even if the work is done as well
+            await end_tasks([task])
             raise Stopped("Stopped by %s: nothing was submitted." % self.interrupts.name)
         return task.result()
 
@@ -3214,15 +3214,17 @@ class Program:
         while True:
             self.printer.question("Run it? [y/N] ")
             try:
-                self.interrupts.asking = True
-                if self.interrupts.signal is not None:
-                    raise KeyboardInterrupt
-                answer = self.stdin.readline()
+                try:
+                    self.interrupts.asking = True
+                    if self.interrupts.signal is not None:
+                        raise KeyboardInterrupt
+                    answer = self.stdin.readline()
+                finally:
+                    self.interrupts.asking = False  # a press can come before this very line
             except KeyboardInterrupt:
+                self.interrupts.asking = False
                 self.printer.question("\n")
                 raise Stopped("Stopped by %s: nothing was submitted." % self.interrupts.name) from None
-            finally:
-                self.interrupts.asking = False
             if not answer:
                 self.printer.question("\n")
                 raise NotConfirmed(
@@ -3296,10 +3298,11 @@ class Program:
 
             folder = tempfile.mkdtemp(prefix="comfyui-demo-")
         outputs = collect_outputs(state.outputs, run.prompt)
-        save = folder if not self.interrupts.signal else None
+        save = None if stopped and stopped != "the timeout" else folder
         for output in outputs:
             url = session.server.url_of(output) if output.text is None else None
-            self.tell(run, {"event": "output", **output._asdict(), "url": url, "will_be_saved": save is not None})
+            kept = save is not None and not self._stopping()
+            self.tell(run, {"event": "output", **output._asdict(), "url": url, "will_be_saved": kept})
         if run.received and save is None:
             message = "%s came over the WebSocket alone (SaveImageWebsocket): give -o to keep them." % plural(
                 len(run.received), "picture"
@@ -3307,15 +3310,19 @@ class Program:
             self.tell(run, {"event": "notice", "message": message})
         if save is not None:
             saved = await self._save(session, run, outputs, save)
-            if not saved and status is ExitStatus.OK:
-                status = ExitStatus.NOT_SAVED
-            if self.interrupts.signal and not stopped:
+            if not saved and self.interrupts.signal:  # a press that came too late changes nothing
                 status = self.interrupts.exit_status
+            elif not saved and status is ExitStatus.OK:
+                status = ExitStatus.NOT_SAVED
         self.tell(run, end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received)))
         return status
 
     async def _save(self, session: Session, run: Run, outputs: Sequence[Output], folder: str) -> bool:
         """Saves all; False if one could not be. Ctrl+C leaves the rest on the server."""
+        import asyncio
+
+        assert self._stop is not None
+        stop = asyncio.ensure_future(self._stop.wait())
         complete = True
         jobs: List[Tuple[str, Callable[[], Saved]]] = []
         overwrite = self.settings.overwrite
@@ -3327,11 +3334,17 @@ class Program:
             name = "%s_%05d.%s" % (title, number, preview.mime.rpartition("/")[2])
             jobs.append((title, functools.partial(save_bytes, preview.image, name, folder, overwrite)))
         for title, save in jobs:
-            if self._stopping():
+            task = None
+            if not self._stopping():
+                task = asyncio.ensure_future(in_thread(save))
+                await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([task], timeout=1.0)  # it sees the stop at the next chunk
+            if task is None or not task.done():
+                await end_tasks([task] if task else [])
                 self.tell(run, {"event": "notice", "message": "Stopped: what is not saved is still on the server."})
                 return False
             try:
-                saved = await in_thread(save)
+                saved = task.result()
             except SaveError as error:
                 complete = False
                 self.tell(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
@@ -3366,8 +3379,11 @@ def main(
     err: Optional[TextIO] = None,
     environment: Optional[Mapping[str, str]] = None,
     limits: Limits = DEFAULT_LIMITS,
+    leaving: bool = False,
 ) -> int:
-    """The program with its exit status; every RunnerError becomes a message and a status."""
+    """The program with its exit status; every RunnerError becomes a message and a status.
+
+    ``leaving``: the process ends right after it, so the signals are not given back."""
     stdin, out, err = stdin or sys.stdin, out or sys.stdout, err or sys.stderr
     environment = os.environ if environment is None else environment
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -3403,7 +3419,8 @@ def main(
         _tell_error(printer, RunnerError("%s: %s" % (type(error).__name__, error), remedy), None)
         return int(ExitStatus.ERROR)
     finally:
-        interrupts.restore()
+        if not leaving:
+            interrupts.restore()
 
 
 def _tell_error(printer: Printer, error: RunnerError, prompt_id: Optional[str]) -> None:
@@ -3413,7 +3430,7 @@ def _tell_error(printer: Printer, error: RunnerError, prompt_id: Optional[str]) 
 
 
 if __name__ == "__main__":
-    exit_status = main()
+    exit_status = main(leaving=True)
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,7 +18,7 @@ import socket
 import struct
 import threading
 import urllib.parse
-from typing import Awaitable, Callable, Counter, Dict, List, NamedTuple, Sequence
+from typing import Awaitable, Callable, Counter, Dict, List, NamedTuple, Sequence, Tuple
 
 #: What can happen to a request.
 HTTP_FAULTS = (
@@ -137,6 +137,7 @@ class FaultProxy:
         self._ws_probability, self._ws_kinds = ws_probability, tuple(ws_kinds)
         self._streak = streak
         self._streaks: Counter[str] = collections.Counter()
+        self._accepted: List[Tuple[asyncio.StreamWriter, asyncio.Future[None]]] = []
         #: kind -> how many times it was done; "pass" and "ws_pass" are unharmed ones.
         self.counts: Counter[str] = collections.Counter()
         #: Method and path of every request that reached the server.
@@ -176,19 +177,22 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1 << 20)
         self.url = "http://127.0.0.1:%d%s" % (server.sockets[0].getsockname()[1], self._path)
         self._ready.set()
         await self._stop.wait()
         server.close()
-        while True:  # a connection that was just accepted brings one more
+        quiet = 0
+        while quiet < 5:  # what was just accepted brings a task some turns later; cut transports call back
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            if not tasks:
-                break
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-        for _ in range(3):  # transports that were aborted call back once more
+            if tasks:
+                await asyncio.wait(tasks)
+            for writer, _ in self._accepted:  # also those that were closed gently and wait for a reader
+                writer.transport.abort()
+            self._accepted.clear()
+            quiet = 0 if tasks else quiet + 1
             await asyncio.sleep(0)
 
     # -- cutting ---------------------------------------------------------------------------------
@@ -217,6 +221,10 @@ class FaultProxy:
         return kind
 
     # -- HTTP ------------------------------------------------------------------------------------
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Known from the first moment on, so that stop() cuts it even if _serve() has not begun."""
+        self._accepted.append((writer, asyncio.ensure_future(self._serve(reader, writer))))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
