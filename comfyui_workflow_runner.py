@@ -2600,24 +2600,25 @@ def download(server: Server, output: Output, folder: str, overwrite: bool, stopp
     url = server.url_of(output)
 
     def chunks(response: Any) -> Iterator[bytes]:
-        try:
-            expected = response.headers.get("Content-Length", "")
-            count = 0
-            for chunk in response.iter_content(1 << 16):
-                if stopped():
-                    raise SaveError("Stopped while %s was saved." % output.filename, "It is still at %s" % url)
-                count += len(chunk)
-                yield chunk
-            if expected.isdigit() and "Content-Encoding" not in response.headers and count != int(expected):
-                raise ServerUnreachable("%s was cut short." % output.filename)
-        finally:
-            response.close()
+        expected = response.headers.get("Content-Length", "")
+        count = 0
+        for chunk in response.iter_content(1 << 16):
+            if stopped():
+                raise SaveError("Stopped while %s was saved." % output.filename, "It is still at %s" % url)
+            count += len(chunk)
+            yield chunk
+        if expected.isdigit() and "Content-Encoding" not in response.headers and count != int(expected):
+            raise ServerUnreachable("%s was cut short." % output.filename)
 
     began, attempt = time.monotonic(), 0
     while True:
         try:
             response = server.open("GET", view_path(output))  # before a file is made: it may be left in here
-            return write_file(folder, safe_path_parts(output.subfolder, output.filename), overwrite, chunks(response))
+            try:
+                parts = safe_path_parts(output.subfolder, output.filename)
+                return write_file(folder, parts, overwrite, chunks(response))
+            finally:
+                response.close()
         except (ServerUnreachable, requests.RequestException) as error:
             if stopped() or time.monotonic() - began > server.limits.give_up:
                 raise SaveError(
