@@ -209,7 +209,7 @@ class ServerAnswer(RunnerError):
     """An answer with a status that the call does not expect. ``status`` is the HTTP status."""
 
     exit_status = ExitStatus.NO_SERVER
-    http_status = 502
+    http_status = 503
 
     def __init__(self, message: str, remedy: str = "", *, status: int, body: Any = None) -> None:
         super().__init__(message, remedy)
@@ -1343,6 +1343,9 @@ def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
     kind, options = spec[0], as_dict(spec[1]) if len(spec) > 1 else {}
     choices = combo_options(spec)
     shown = one_line(json.dumps(value, ensure_ascii=False, default=str), 80)
+    if choices is not None and any(key.endswith("_upload") and mark for key, mark in options.items()):
+        choices = None  # ComfyUI checks a file itself: it may lie in a subfolder, or be "x.png [output]"
+        kind = "STRING"
     if choices is not None:
         wanted = value if isinstance(value, list) and options.get("multiselect") else [value]
         if any(item not in choices for item in wanted):
@@ -1352,19 +1355,22 @@ def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
             )
         return value
     takes: Dict[Any, Tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
-    types = takes.get(kind)
+    types = takes.get(kind) if isinstance(kind, str) else None
     if types is None:
         if isinstance(value, (list, dict)):
             raise EditError("linked_input", "%s takes a link, which cannot be set here." % name)
         return value
+    if isinstance(value, float) and value - value != 0:  # NaN and infinity
+        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
     if kind == "INT" and isinstance(value, float) and value == value // 1:
         value = int(value)  # JSON writers do not keep the two apart
-    number = as_number(value)
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
         raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
-    low, high = options.get("min"), options.get("max")
-    if kind in ("INT", "FLOAT") and not as_number(low, -1e300) <= number <= as_number(high, 1e300):
-        raise EditError("value_out_of_range", "%s = %s is not between %s and %s." % (name, shown, low, high))
+    if kind in ("INT", "FLOAT"):
+        low, high = (options.get(key) if isinstance(options.get(key), (int, float)) else None for key in ("min", "max"))
+        if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 1e300:  # type: ignore[arg-type]
+            bounds = tuple("any" if bound is None else bound for bound in (low, high))
+            raise EditError("value_out_of_range", "%s = %s is not between %s and %s." % (name, shown, *bounds))
     return value
 
 
@@ -1393,17 +1399,26 @@ def set_inputs(
     return {**prompt, node_id: node}, bool(object_info.get(class_type))
 
 
-def text_inputs(prompt: Mapping[str, Any], node_id: str, seen: FrozenSet[str] = frozenset()) -> List[InputRef]:
+def text_inputs(prompt: Mapping[str, Any], node_id: str) -> List[InputRef]:
     """Where the texts of a node are written: its own inputs, or those of the nodes that feed them."""
     found: List[InputRef] = []
-    if node_id in seen or node_id not in prompt:
-        return found
-    for name, value in as_dict(prompt[node_id].get("inputs")).items():
-        fed = bool(seen)  # in a node that feeds a text, any text will do: its input may be called "value"
-        if isinstance(value, str) and (_TEXT_INPUTS.search(name) or (fed and name in ("value", "string", "Text"))):
-            found.append(InputRef(node_id, name))
-        elif is_link(value) and _TEXT_INPUTS.search(name):
-            found += text_inputs(prompt, str(value[0]), seen | {node_id})
+    seen: Set[str] = set()
+    waiting = [node_id]
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current not in prompt:
+            continue
+        seen.add(current)
+        links = []
+        for name, value in as_dict(prompt[current].get("inputs")).items():
+            text = bool(_TEXT_INPUTS.search(name))
+            if current != node_id:  # in a node that feeds a text any text will do
+                text = text or name in ("value", "Text") or name.startswith("string")
+            if text and isinstance(value, str):
+                found.append(InputRef(current, name))
+            elif text and is_link(value):
+                links.append(str(value[0]))
+        waiting += reversed(links)
     return found
 
 
@@ -1412,33 +1427,30 @@ def prompt_texts(prompt: Mapping[str, Any], role: str) -> List[InputRef]:
     back through conditioning nodes; a guider's ``conditioning`` (Flux) counts as positive."""
     found: List[InputRef] = []
     seen: Set[Tuple[str, str]] = set()
-
-    def follow(link: Sequence[Any], side: str) -> None:
-        node_id = str(link[0])
-        if node_id not in prompt or (node_id, side) in seen:
-            return
-        seen.add((node_id, side))
-        if "ZeroOut" in class_of(prompt, node_id):
-            return  # it makes nothing of what it is given: there is no text
-        texts = text_inputs(prompt, node_id)
-        if texts:
-            found.extend(ref for ref in texts if ref not in found)
-            return
-        inputs = as_dict(prompt[node_id].get("inputs"))
-        if is_link(inputs.get("positive")) and is_link(inputs.get("negative")):  # ControlNet: two in, two out
-            follow(inputs["negative" if link[1] == 1 else "positive"], side)
-            return
-        for name, value in inputs.items():
-            if is_link(value) and name.startswith(("conditioning", "cond", side)):
-                follow(value, side)
-
+    waiting: List[Tuple[Sequence[Any], str]] = []  # links to follow, and the side that they are on
     for node_id in prompt:
         inputs, class_type = as_dict(prompt[node_id].get("inputs")), class_of(prompt, node_id)
-        samples = "latent_image" in inputs or "model" in inputs  # a sampler, or a guider for one
-        if samples and is_link(inputs.get(role)):
-            follow(inputs[role], role)
-        if role == "positive" and "Guider" in class_type and is_link(inputs.get("conditioning")):
-            follow(inputs["conditioning"], role)
+        if "latent_image" in inputs or "model" in inputs:  # a sampler, or a guider for one
+            names = [role, "cond1", "cond2"] if role == "positive" and "Guider" in class_type else [role]
+            names += ["conditioning"] if role == "positive" and "Guider" in class_type else []
+            waiting += [(inputs[name], role) for name in names if is_link(inputs.get(name))]
+    waiting.reverse()
+    while waiting:
+        link, side = waiting.pop()
+        node_id = str(link[0])
+        if node_id not in prompt or (node_id, side) in seen or "ZeroOut" in class_of(prompt, node_id):
+            continue  # ConditioningZeroOut makes nothing of what it is given: there is no text
+        seen.add((node_id, side))
+        texts = text_inputs(prompt, node_id)
+        found.extend(ref for ref in texts if ref not in found)
+        if texts:
+            continue
+        inputs = as_dict(prompt[node_id].get("inputs"))
+        if is_link(inputs.get("positive")) and is_link(inputs.get("negative")):  # ControlNet: two in, two out
+            waiting.append((inputs["negative" if link[1] == 1 else "positive"], side))
+            continue
+        names = [name for name, value in inputs.items() if is_link(value) and name.startswith(("cond", side))]
+        waiting += [(inputs[name], side) for name in reversed(names)]
     return found
 
 
@@ -1482,12 +1494,19 @@ def upload_inputs(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> 
     return found
 
 
-def draw_seeds(prompt: Prompt, random_inputs: Iterable[InputRef], draw: Callable[[], float]) -> Prompt:
-    """A copy of ``prompt`` with new seeds; ``draw`` gives numbers in [0, 1)."""
+def draw_seeds(
+    prompt: Prompt, random_inputs: Iterable[InputRef], draw: Callable[[], float], object_info: Mapping[str, Any] = {}
+) -> Prompt:
+    """A copy of ``prompt`` with new seeds between the bounds of their inputs, and not above 2**50,
+    which every reader of JSON keeps exact; ``draw`` gives numbers in [0, 1)."""
     for ref in random_inputs:
         if ref.node_id in prompt:
             node = prompt[ref.node_id]
-            seed = int(draw() * 2**50)  # what every reader of JSON keeps exact
+            spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+            options = as_dict(spec[1]) if len(spec) > 1 else {}
+            low = int(as_number(options.get("min")))
+            high = min(int(as_number(options.get("max"), 2.0**50)), max(low, 0) + 2**50)
+            seed = low + int(draw() * (high - low + 1))
             prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: seed}}}
     return prompt
 
@@ -1718,6 +1737,10 @@ _TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
     ),
     "connection": _tell_connection,
     "silence": _tell_silence,
+    "listening": lambda report: [
+        ("bold", "Continuous mode at %s" % report["url"]),
+        *(("", "  " + line) for line in report["routes"]),
+    ],
     "notice": lambda report: [("warn", report["message"])],
     "error": lambda report: [("bad", report["message"])] + ([("", report["remedy"])] if report["remedy"] else []),
     "end": _tell_end,
@@ -2082,7 +2105,7 @@ class Server:
 
     def history_entry(self, prompt_id: str) -> Optional[Dict[str, Any]]:
         """GET /history/{prompt_id}: the entry, or None while there is none."""
-        history = as_dict(self.call("GET", "/history/" + urllib.parse.quote(prompt_id, safe="")))
+        history = as_dict(self.call("GET", "/history/" + urllib.parse.quote(prompt_id, safe="", errors="replace")))
         entry = history.get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
@@ -2103,7 +2126,7 @@ class Server:
         if self._has_jobs is False:
             return False
         try:
-            self.call("POST", "/api/jobs/%s/cancel" % urllib.parse.quote(prompt_id, safe=""), body={})
+            self.call("POST", "/api/jobs/%s/cancel" % urllib.parse.quote(prompt_id, safe="", errors="replace"), body={})
         except ServerAnswer as error:
             if error.status in (404, 405, 501):
                 self._has_jobs = False
@@ -2114,7 +2137,7 @@ class Server:
 
     def object_info(self, class_type: str) -> Optional[Dict[str, Any]]:
         """GET /object_info/{class}: the class's definition, {} if the server does not have it."""
-        info = self.call("GET", "/object_info/" + urllib.parse.quote(class_type, safe=""))
+        info = self.call("GET", "/object_info/" + urllib.parse.quote(class_type, safe="", errors="replace"))
         return as_dict(as_dict(info).get(class_type))
 
     def features(self) -> Dict[str, Any]:
@@ -2141,12 +2164,16 @@ def _keep_request(request: Any) -> Any:
     return request
 
 
-def _unexpected(response: "requests.Response", text: bytes, url: str, call: str) -> ServerAnswer:
+def _unexpected(response: "requests.Response", text: bytes, url: str, call: str) -> RunnerError:
     status = response.status_code
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
         body = one_line(text.decode(errors="replace"), 300)
+    if response.headers.get("Server", "").startswith("comfyui-workflow-runner"):
+        return UsageError(
+            "%s is this program itself in continuous mode, not ComfyUI." % url, "Name ComfyUI's own address."
+        )
     if status in (401, 403, 407):
         remedy = "Give the credentials: --server https://user:password@host, or --header 'Authorization: Bearer …'."
         return ServerAnswer("%s refuses us (HTTP %d for %s)." % (url, status, call), remedy, status=status, body=body)
@@ -2334,6 +2361,7 @@ class Run:
         self.over = over  #: set when state.phase.over
         self.began = now
         self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
+        self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
         self.preview: Optional[Preview] = None  #: the newest one
         self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
@@ -2402,6 +2430,7 @@ class Session:
                     break
                 await asyncio.sleep(0.2 * 2**attempt)
         if self._socket is None:
+            self._lost = True
             self._tell(None, {"event": "connection", "state": "unavailable", "reason": problem.message})
         self.begin()
 
@@ -2409,7 +2438,6 @@ class Session:
         """Starts to follow; where open() was not called, the WebSocket is opened when it can be had."""
         import asyncio
 
-        self._lost = self._socket is None
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._watch())]
 
     @property
@@ -2483,6 +2511,7 @@ class Session:
 
         body = {**run.extra, "prompt": run.prompt, "client_id": self.client_id, "prompt_id": run.prompt_id}
         began, ambiguous = time.monotonic(), False
+        patience = self.limits.give_up if run.patience is None else run.patience
         for attempt in itertools.count():
             if run.cancelling:
                 break
@@ -2496,13 +2525,16 @@ class Session:
                 run.posting = False
                 if isinstance(error, ServerAnswer) and error.status not in (500, 502, 503, 504):
                     raise
-                if await self._is_there(run, began + self.limits.give_up):
+                refused = isinstance(error, ServerUnreachable) and error.refused
+                ambiguous = ambiguous or not refused
+                if not ambiguous and run.patience is not None:
+                    raise
+                if await self._is_there(run, began + patience):
                     self._accepted(run, {})
                     return None
                 if isinstance(error, ServerAnswer) and error.status == 500:  # ComfyUI itself raised
                     raise
-                ambiguous = ambiguous or not (isinstance(error, ServerUnreachable) and error.refused)
-                if time.monotonic() - began > self.limits.give_up:
+                if time.monotonic() - began > patience:
                     if not ambiguous:
                         raise
                     reason = "whether the server took it is not known (%s)" % error.message.rstrip(".")
@@ -2574,6 +2606,15 @@ class Session:
         entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
         self._answered = time.monotonic()
         return place_in_queue(queue, run.prompt_id), entry
+
+    async def look(self, run: Run) -> None:
+        """Looks once where a prompt that waits stands, if that can be had."""
+        if run.state.phase is Phase.QUEUED:
+            try:
+                place, entry = await self._look(run, await self._queue())
+            except (ServerUnreachable, ServerAnswer):
+                return
+            self._change(run, reconcile(run.state, place, entry, run.prompt, time.monotonic(), self.limits.settle))
 
     async def _explain(self, run: Run, answer: Mapping[str, Any]) -> None:
         """Tells what the server refused of a prompt that it took."""
@@ -2985,6 +3026,7 @@ class Printer:
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self.out, self.err = out, err
         self.secrets: Tuple[str, ...] = ()
+        self.prefix = ""  #: what each line begins with
         self._last_progress = 0.0
 
     def report(self, report: Report) -> None:
@@ -3009,7 +3051,7 @@ class Printer:
     def lines(self, lines: Sequence[Line], error: bool = False) -> None:
         """Prints lines to the output, or to the error stream."""
         stream = self.err if error else self.out
-        self.write(stream, "".join(self.safe(text) + "\n" for _, text in lines))
+        self.write(stream, "".join(self.prefix + self.safe(text) + "\n" for _, text in lines))
 
     def safe(self, text: str) -> str:
         """``text`` without control characters and secrets."""
@@ -3107,7 +3149,7 @@ class LivePrinter(Printer):
 
     def lines(self, lines: Sequence[Line], error: bool = False) -> None:
         for style, text in lines:
-            line = self._text(self.safe(text), style=self._STYLES[style])
+            line = self._text(self.prefix + self.safe(text), style=self._STYLES[style])
             try:
                 self._console.print(line, soft_wrap="://" in text or os.sep in text)  # to be copied in one piece
             except (OSError, ValueError):
@@ -3116,7 +3158,7 @@ class LivePrinter(Printer):
     def report(self, report: Report) -> None:
         if report["event"] == "end":
             self.close()
-        if report["event"] != "progress":
+        if report["event"] != "progress" or self._run is None:
             super().report(report)
 
     def begin(self, run: Run, session: Session) -> None:
@@ -3184,6 +3226,14 @@ SECURITY_HEADERS = (
      "frame-ancestors 'none'"),
 )  # fmt: skip
 
+_ON_EVERY_ANSWER = (
+    "".join(
+        "\r\n%s: %s" % pair for pair in (("Server", "comfyui-workflow-runner/" + __version__), *SECURITY_HEADERS)
+    ).encode()
+    + b"\r\n\r\n"
+)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+").fullmatch
+
 JSON_LIMIT = 16 << 20  #: bytes of a JSON body
 RUNS_KEPT = 200  #: runs that are told by GET /runs
 STREAM_QUEUE = 2000  #: events that wait for a slow reader before it is dropped
@@ -3199,7 +3249,6 @@ class HttpError(RunnerError):
         self.type = type
         self.details = details
         self.headers = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-        self.closes = status in (408, 411, 413)  # the body is not read
 
 
 class Request(NamedTuple):
@@ -3223,12 +3272,26 @@ class Response(NamedTuple):
 
 def json_response(status: int, body: Any, *headers: Tuple[str, str]) -> Response:
     """``body`` as JSON."""
-    return Response(status, json.dumps(plain_json(body), allow_nan=False).encode(), headers=headers)
+    return Response(status, strict_json(body).encode(), headers=headers)
+
+
+_STRICT = json.JSONEncoder(allow_nan=False)
+
+
+def strict_json(value: Any) -> str:
+    """``value`` as strict JSON; what that cannot hold is made plain first."""
+    try:
+        return _STRICT.encode(value)
+    except (ValueError, TypeError, RecursionError):
+        return _STRICT.encode(plain_json(value))
 
 
 def error_response(error: BaseException) -> Response:
     """What a client is told of an error."""
-    if not isinstance(error, RunnerError):
+    if isinstance(error, ServerAnswer):
+        refused = {400: 400, 403: 400, 404: 400, 413: 413}.get(error.status, 503)
+        error = HttpError(refused, "comfyui_refused" if refused < 500 else "comfyui_failed", error.message)
+    elif not isinstance(error, RunnerError):
         error = HttpError(500, "internal_error", "%s: %s" % (type(error).__name__, error))
     kind = getattr(error, "type", None) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
     message = (error.message + " " + error.remedy).strip()
@@ -3253,23 +3316,23 @@ class Guard(NamedTuple):
         Referer or Sec-Fetch-Site is another web page, which may not even start a run by an <img>.
         """
         host = request.headers.get("host", "")
-        name = re.sub(r":\d+$", "", host).strip("[]").lower()
-        if not re.match(r"^[\d.]+$|^[\da-f:.]*:[\da-f:.]*$", name) and name not in self.hosts:
+        name = _host_name(host)
+        if name and name not in self.hosts:
             return HttpError(
                 403, "foreign_host", "This service is not called %s: --allow-host names it so." % one_line(host, 80)
             )
-        ours = {"http://" + host, "https://" + host} | self.origins
+        ours = ("http://" + host, "https://" + host, *self.origins)
         origin = request.headers.get("origin")
-        referer = urllib.parse.urlsplit(request.headers.get("referer", ""))
+        referer = request.headers.get("referer", "")
         page = request.method in ("GET", "HEAD") and request.path == "/"
         if origin is not None and origin not in ours:
             return HttpError(403, "foreign_origin", "Pages of other origins may not use this service (--allow-origin).")
         site = request.headers.get("sec-fetch-site", "none")
         if not page and origin is None and site not in ("none", "same-origin"):
             return HttpError(403, "foreign_origin", "Pages of other origins may not use this service.")
-        if not page and referer.netloc and "%s://%s" % (referer.scheme, referer.netloc) not in ours:
+        if not page and referer and "/".join(referer.lower().split("/")[:3]) not in ours:
             return HttpError(403, "foreign_origin", "Pages of other origins may not use this service.")
-        if "prefetch" in request.headers.get("sec-purpose", request.headers.get("purpose", "")):
+        if "prefetch" in request.headers.get("sec-purpose", "") + request.headers.get("purpose", ""):
             return HttpError(403, "prefetch", "A prefetch is not answered.")
         if self.token and not page and request.path not in ("/login", "/health") and not self.knows(request):
             return HttpError(401, "unauthorized", "A token is needed.", WWW_Authenticate="Bearer")
@@ -3295,10 +3358,17 @@ class Guard(NamedTuple):
         return hmac.new(str(self.token).encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
 
 
+@functools.lru_cache(64)
+def _host_name(host: str) -> str:
+    """The name in a Host header, in lower case; "" for an address ("?" for nothing at all)."""
+    name = re.sub(r":\d+$", "", host).strip("[]").lower()
+    return "" if re.match(r"^[\d.]+$|^[\da-f:.]*:[\da-f:.]*$", name) else name or "?"
+
+
 def _same(first: str, second: str) -> bool:
     import hmac
 
-    return hmac.compare_digest(first.encode(), second.encode())
+    return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
 
 
 class Route(NamedTuple):
@@ -3312,46 +3382,61 @@ class Route(NamedTuple):
     body: str = ""  # a schema of the request's body
     query: Tuple[str, ...] = ()
     curl: str = ""
+    answer: str = ""  # a schema of a success's body, or its content types
 
 
 ROUTES: Tuple[Route, ...] = (
-    Route("GET", "/", "get_page", "The page; for curl this list.", (200,)),
-    Route("GET", "/health", "get_health", "200 while the service runs.", (200,), curl="{}/health"),
-    Route("GET", "/status", "get_status", "ComfyUI, the workflow, the queue.", (200,), curl="{}/status"),
-    Route("GET", "/workflow", "get_workflow", "The held workflow and what can be set in it.", (200,), curl="{}/workflow"),
+    Route("GET", "/", "get_page", "The page; for curl this list.", (200,), answer="text/html text/plain"),
+    Route("GET", "/health", "get_health", "200 while the service runs.", (200,), curl="{}/health", answer="Health"),
+    Route("GET", "/status", "get_status", "ComfyUI, the workflow, the queue.", (200,), curl="{}/status",
+          answer="Status"),
+    Route("GET", "/workflow", "get_workflow", "The held workflow and what can be set in it.", (200,),
+          curl="{}/workflow", answer="Workflow"),
     Route("PUT", "/workflow", "put_workflow", "Replaces the held workflow after checking it.", (200, 400),
-          "Prompt", curl="-T workflow_api.json {}/workflow"),
+          "Prompt", curl="-T workflow_api.json {}/workflow", answer="Held"),
     Route("POST", "/workflow/reset", "reset_workflow", "Takes the workflow from its file again.", (200, 400),
-          curl="-X POST {}/workflow/reset"),
+          curl="-X POST {}/workflow/reset", answer="Held"),
     Route("POST", "/update/prompt", "update_prompt", "Sets a text, by node, title, or positive and negative.",
-          (200, 400, 409), "UpdatePrompt", curl="-d '{{\"type\": \"positive\", \"text\": \"a fox\"}}' {}/update/prompt"),
-    Route("POST", "/update/inputs", "update_inputs", "Sets inputs of a node; \"seed\": \"random\" is drawn at each run.",
+          (200, 400, 409), "UpdatePrompt", curl="-d '{{\"type\": \"positive\", \"text\": \"a fox\"}}' {}/update/prompt",
+          answer="Edited"),
+    Route("POST", "/update/inputs", "update_inputs", "Sets inputs of a node; a \"random\" seed is drawn at each run.",
           (200, 400, 409), "UpdateInputs",
-          curl="-d '{{\"node_id\": \"5\", \"inputs\": {{\"seed\": \"random\"}}}}' {}/update/inputs"),
+          curl="-d '{{\"node_id\": \"5\", \"inputs\": {{\"seed\": \"random\"}}}}' {}/update/inputs", answer="Edited"),
     Route("POST", "/upload/image", "upload_image", "Uploads a file to ComfyUI and sets it in a loader.",
-          (200, 202, 400, 409, 413, 429, 503), "Upload", ("node_id",), "-F image=@cat.png {}/upload/image"),
-    Route("GET", "/queue", "start_run", "Runs the held workflow as it is now.", (202, 400, 429, 503), curl="{}/queue"),
-    Route("POST", "/queue", "start_run", "The same.", (202, 400, 429, 503), "Empty", curl="-X POST {}/queue"),
+          (200, 202, 400, 409, 413, 429, 503), "Upload", ("node_id",), "-F image=@cat.png {}/upload/image", "Uploaded"),
+    Route("GET", "/queue", "start_run", "Runs the held workflow as it is now.", (202, 400, 429, 503), curl="{}/queue",
+          answer="Started"),
+    Route("POST", "/queue", "start_run", "The same.", (202, 400, 429, 503), "Empty", curl="-X POST {}/queue",
+          answer="Started"),
     Route("POST", "/prompt", "post_prompt", "ComfyUI's own call: runs the prompt in the body.", (200, 400, 429, 503),
-          "PostPrompt", curl="-d @request.json {}/prompt"),
+          "PostPrompt", curl="-d @request.json {}/prompt", answer="Prompted"),
     Route("POST", "/interrupt", "interrupt", "Stops our run, and nobody else's.", (200, 202, 400, 409), "Interrupt",
-          curl="-X POST {}/interrupt"),
-    Route("GET", "/runs", "get_runs", "The last 200 runs, the newest first.", (200,), curl="{}/runs"),
+          curl="-X POST {}/interrupt", answer="Interrupted"),
+    Route("GET", "/runs", "get_runs", "The last 200 runs, the newest first.", (200,), curl="{}/runs", answer="Runs"),
     Route("GET", "/runs/{prompt_id}", "get_run", "One run; ?wait=30 answers when it ends.", (200, 400, 404), "",
-          ("wait",), "'{}/runs/PROMPT_ID?wait=30'"),
+          ("wait",), "'{}/runs/PROMPT_ID?wait=30'", "Run"),
     Route("GET", "/events", "get_events", "Server-Sent Events of all runs, or of one.", (200,), "", ("prompt_id",),
-          "-N {}/events"),
+          "-N {}/events", "text/event-stream"),
     Route("GET", "/preview", "get_preview", "The newest preview picture.", (200, 404), "", ("prompt_id",),
-          "-o preview.jpg {}/preview"),
-    Route("GET", "/view", "get_view", "A file that ComfyUI made.", (200, 206, 400, 404, 416, 503), "",
-          ("filename", "subfolder", "type", "download"), "-OJ '{}/view?filename=ComfyUI_00001_.png'"),
+          "-o preview.jpg {}/preview", "image/*"),
+    Route("GET", "/view", "get_view", "A file that ComfyUI made.", (200, 206, 304, 400, 404, 416, 503), "",
+          ("filename", "subfolder", "type", "download"), "-OJ '{}/view?filename=ComfyUI_00001_.png'", "*/*"),
     Route("POST", "/login", "login", "Takes the token once, for the page.", (204, 400, 403), "Login"),
-    Route("GET", "/openapi.json", "get_openapi", "This table as OpenAPI 3.1.", (200,), curl="{}/openapi.json"),
+    Route("GET", "/openapi.json", "get_openapi", "This table as OpenAPI 3.1.", (200,), curl="{}/openapi.json",
+          answer="OpenAPI"),
 )  # fmt: skip
+
+
+@functools.lru_cache(None)
+def _fixed_routes() -> Dict[Tuple[str, str], Route]:
+    return {(row.method, row.path): row for row in ROUTES if "{" not in row.path}
 
 
 def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
     """The route for a request and the parts of its path. Raises HttpError 404, or 405 with Allow."""
+    row = _fixed_routes().get((method, path))
+    if row is not None:
+        return row, {}
     allowed = []
     for row in ROUTES:
         found = re.match("^%s$" % re.sub(r"\\?\{(\w+)\\?\}", r"(?P<\1>[^/]+)", re.escape(row.path)), path)
@@ -3367,61 +3452,136 @@ def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
 
 _TEXT: Dict[str, Any] = {"type": "string"}
 _OPEN: Dict[str, Any] = {"type": "object"}
+_COUNT: Dict[str, Any] = {"type": "integer", "minimum": 0}
+_NUMBER: Dict[str, Any] = {"type": "number"}
+_BOOLEAN: Dict[str, Any] = {"type": "boolean"}
 
-#: The bodies of requests, by the names in ROUTES.
+
+def _object(required: Mapping[str, Any], **optional: Any) -> Dict[str, Any]:
+    """The schema of an object: fields that must be there, and those that may."""
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def _list(item: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_NODE = {"node_id": _TEXT, "title": _TEXT, "class_type": _TEXT}
+_PROBLEM = _object({"type": _TEXT, "message": _TEXT, "node_id": _or_null(_TEXT), "title": _TEXT, "class_type": _TEXT,
+                    "input": _TEXT, "value": {}, "hints": _list(_TEXT)})  # fmt: skip
+
+#: The bodies of requests and answers, by the names in ROUTES.
 SCHEMAS: Mapping[str, Any] = {
-    "Error": {"type": "object", "required": ["error"], "properties": {"error": {
-        "type": "object", "required": ["type", "message"],
-        "properties": {"type": _TEXT, "message": _TEXT, "details": {}}}}},
-    "Prompt": {"type": "object", "minProperties": 1, "additionalProperties": {
-        "type": "object", "required": ["class_type", "inputs"], "properties": {"class_type": _TEXT, "inputs": _OPEN}}},
-    "UpdatePrompt": {"type": "object", "required": ["text"], "properties": {
-        "text": _TEXT, "node_id": _TEXT, "title": _TEXT, "type": {"enum": ["positive", "negative"]}}},
-    "UpdateInputs": {"type": "object", "required": ["inputs"], "properties": {
-        "inputs": _OPEN, "node_id": _TEXT, "title": _TEXT}},
-    "Upload": {"type": "object", "required": ["image"], "properties": {
-        "image": {"type": "string", "format": "binary"}, "subfolder": _TEXT, "type": _TEXT, "overwrite": _TEXT}},
-    "Empty": {"type": "object"},
-    "PostPrompt": {"type": "object", "properties": {"prompt": _OPEN}},
-    "Interrupt": {"type": "object", "properties": {"prompt_id": _TEXT}},
-    "Login": {"type": "object", "required": ["token"], "properties": {"token": _TEXT}},
+    "Error": _object({"error": _object({"type": _TEXT, "message": _TEXT}, details={})}),
+    "Prompt": {"type": "object", "minProperties": 1,
+               "additionalProperties": _object({"class_type": _TEXT, "inputs": _OPEN}, _meta={})},
+    "UpdatePrompt": {**_object({"text": _TEXT}, node_id=_TEXT, title=_TEXT, type={"enum": ["positive", "negative"]}),
+                     "anyOf": [{"required": [name]} for name in ("node_id", "title", "type")]},
+    "UpdateInputs": {**_object({"inputs": _OPEN}, node_id=_TEXT, title=_TEXT),
+                     "anyOf": [{"required": [name]} for name in ("node_id", "title")]},
+    "Upload": _object({"image": {"type": "string", "format": "binary"}}, subfolder=_TEXT, type=_TEXT, overwrite=_TEXT),
+    "Empty": _OPEN,
+    "PostPrompt": _object({}, prompt=_OPEN, prompt_id={"type": "string", "format": "uuid"}, extra_data=_OPEN,
+                          number=_NUMBER, front=_BOOLEAN),
+    "Interrupt": _object({}, prompt_id=_TEXT),
+    "Login": _object({"token": _TEXT}),
+    "Health": _object({"status": {"const": "ok"}, "comfyui": _BOOLEAN}),
+    "Status": _object({
+        "version": _TEXT,
+        "comfyui": _object({"url": _TEXT, "connected": _BOOLEAN, "version": _or_null(_TEXT),
+                            "device": _or_null(_TEXT)}),
+        "workflow": _object({"file": _TEXT, "nodes": _COUNT, "revision": _COUNT, "changed": _BOOLEAN}),
+        "runs": _object({"waiting": _COUNT, "running": _or_null(_TEXT)}),
+        "auto_execute_on_upload": _BOOLEAN, "token_required": _BOOLEAN}),
+    "Workflow": _object({
+        "file": _TEXT, "revision": _COUNT, "prompt": {"$ref": "#/components/schemas/Prompt"},
+        "fields": _list(_object({
+            **_NODE, "input": _TEXT, "value": {}, "min": {}, "max": {}, "step": {}, "options": {"type": "array"},
+            "kind": {"enum": ["text", "upload", "seed", "int", "float", "toggle", "choice"]},
+            "role": {"enum": ["", "positive", "negative"]}, "media": {"enum": ["", "image", "video", "audio", "file"]},
+            "important": _BOOLEAN, "random": _BOOLEAN, "multiline": _BOOLEAN}))}),
+    "Held": _object({"nodes": _COUNT, "revision": _COUNT}, checked=_BOOLEAN),
+    "Edited": _object({"node_id": _TEXT, "changed": _OPEN, "checked": _BOOLEAN, "revision": _COUNT}),
+    "Uploaded": _object({"name": _TEXT, "subfolder": _TEXT, "type": _TEXT, "nodes": _list(_TEXT), "revision": _COUNT},
+                        message=_TEXT, prompt_id=_TEXT, ahead=_or_null(_COUNT)),
+    "Started": _object({"message": {"const": "execution started"}, "prompt_id": _TEXT, "ahead": _or_null(_COUNT)}),
+    "Prompted": _object({"prompt_id": _TEXT, "number": _or_null(_NUMBER), "node_errors": {}}),
+    "Interrupted": _object({"prompt_id": _TEXT, "phase": _TEXT, "message": _TEXT}),
+    "Runs": _object({"runs": _list({"$ref": "#/components/schemas/Run"})}),
+    "Run": _object({
+        "prompt_id": _TEXT, "phase": {"enum": [phase.value for phase in Phase]}, "over": _BOOLEAN,
+        "ahead": _or_null(_COUNT), "nodes_done": _COUNT, "nodes_total": _COUNT, "message": _TEXT,
+        "wholly_cached": _BOOLEAN, "created": _NUMBER, "seconds": _NUMBER,
+        "running": _list(_object({**_NODE, "value": _or_null(_NUMBER), "max": _or_null(_NUMBER)})),
+        "nodes": _list(_object({**_NODE, "seconds": _NUMBER})),
+        "outputs": _list(_object({
+            "node_id": _TEXT, "title": _TEXT, "kind": _TEXT, "filename": _TEXT, "subfolder": _TEXT, "type": _TEXT,
+            "text": _or_null(_TEXT), "url": _or_null(_TEXT)})),
+        "problems": _list(_PROBLEM),
+        "failure": _or_null(_object({**_PROBLEM["properties"], "traceback": _list(_TEXT)}))}),
+    "OpenAPI": _object({"openapi": _TEXT, "info": _OPEN, "paths": _OPEN}),
 }  # fmt: skip
+
+#: The parameters of queries that are no plain texts.
+_PARAMETERS: Mapping[str, Any] = {"wait": {"type": "number", "minimum": 0, "maximum": 60}}
 
 
 def openapi() -> Dict[str, Any]:
     """The table of routes as an OpenAPI 3.1 document."""
     paths: Dict[str, Any] = {}
-    anywhere = (401, 403, 404, 405, 408, 411, 413, 431, 500, 503)
+    anywhere = (400, 401, 403, 404, 408, 411, 413, 431, 503)
     for row in ROUTES:
         parameters = [
             {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", row.path)
         ]
-        parameters += [{"name": name, "in": "query", "schema": _TEXT} for name in row.query]
-        answers: Dict[str, Any] = {}
-        for status in sorted({*row.statuses, *anywhere}):
-            error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-            answers[str(status)] = {
-                "description": "as described" if status < 300 else "an error",
-                **(error if status >= 400 else {}),
-            }
-        answers["400"] = {"description": "an error"}  # ComfyUI's own bodies too
+        parameters += [
+            {"name": name, "in": "query", "required": name == "filename", "schema": _PARAMETERS.get(name, _TEXT)}
+            for name in row.query
+        ]
+        answers: Dict[str, Any] = {
+            str(status): {"$ref": "#/components/responses/Error"}
+            for status in sorted({*row.statuses, *anywhere})
+            if status >= 400
+        }
+        for status in row.statuses:
+            if status < 400:
+                content: Dict[str, Any] = {kind: {} for kind in row.answer.split()}
+                if row.answer in SCHEMAS:
+                    content = {"application/json": {"schema": {"$ref": "#/components/schemas/" + row.answer}}}
+                answers[str(status)] = {"description": "as described", "content": content if status != 304 else {}}
         operation: Dict[str, Any] = {
             "summary": row.summary,
-            "operationId": row.method.lower() + "_" + row.handler,
+            "operationId": row.handler if row.method != "POST" or row.handler != "start_run" else "post_queue",
             "responses": answers,
         }
         if parameters:
             operation["parameters"] = parameters
         if row.body:
             media = "multipart/form-data" if row.body == "Upload" else "application/json"
-            content = {media: {"schema": {"$ref": "#/components/schemas/" + row.body}}}
-            operation["requestBody"] = {
-                "content": content,
-                "required": row.body not in ("Empty", "PostPrompt", "Interrupt"),
-            }
+            schema = {media: {"schema": {"$ref": "#/components/schemas/" + row.body}}}
+            required = row.body not in ("Empty", "PostPrompt", "Interrupt")
+            operation["requestBody"] = {"content": schema, "required": required}
         paths.setdefault(row.path, {})[row.method.lower()] = operation
-    info = {"title": "ComfyUI Workflow Runner, continuous mode", "version": __version__}
-    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": dict(SCHEMAS)}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ComfyUI Workflow Runner, continuous mode", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "responses": {
+                "Error": {
+                    "description": "an error",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                }
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],  # asked for only where the service was started with --token
+    }
 
 
 def curl_lines(url: str) -> List[str]:
@@ -3506,7 +3666,7 @@ class Stream:
 
 def sse(event: str, data: Any) -> bytes:
     """A Server-Sent Event."""
-    return ("event: %s\ndata: %s\n\n" % (event, json.dumps(plain_json(data), allow_nan=False))).encode()
+    return ("event: %s\ndata: %s\n\n" % (event, strict_json(data))).encode()
 
 
 class ServiceOptions(NamedTuple):
@@ -3531,7 +3691,7 @@ class Service:
         prompt: Prompt,
         path: str,
         options: "ServiceOptions",
-        say: Callable[[Sequence[Line]], None],
+        say: Callable[[Optional[str], Report], None],
     ) -> None:
         import asyncio
         import threading
@@ -3563,12 +3723,13 @@ class Service:
         import asyncio
 
         self.session.begin()
-        next_touch = 0.0
+        touched = -60.0
         while True:
             now = time.monotonic()
-            if now >= next_touch or self.session.connected != self._connected:
+            steady = self._connected and self.session.connected
+            if now - touched >= (15.0 if steady else 2.0):
                 await self._touch()
-                next_touch = now + (15.0 if self._connected else 2.0)
+                touched = time.monotonic()
             self._tell_changes()
             await asyncio.sleep(0.1)
 
@@ -3584,10 +3745,11 @@ class Service:
             self._connected = False
             if was or not self._stats:
                 self._stats = self._stats or {"system": {}}
-                self._say([("warn", "ComfyUI does not answer (%s) Trying again." % error.message)])
+                self._notice("ComfyUI does not answer (%s) Trying again." % error.message)
         if self._connected != was:
             if self._connected:
-                self._say([("ok", "ComfyUI is there: %s." % self.server.address.url)])
+                self._object_info = {}  # it may have other nodes and files now
+                self._notice("ComfyUI is there: %s." % self.server.address.url)
                 await in_thread(self._learn, self._prompt)
             self._publish(None, sse("status", self.status()))
 
@@ -3606,12 +3768,13 @@ class Service:
     def tell(self, run: Optional[Run], report: Report) -> None:
         """What the session says: to the console, the record of the run, and the streams."""
         prompt_id = run.prompt_id if run is not None else None
-        lines = describe({"prompt_id": prompt_id, **report})
-        if report["event"] not in ("node_finished", "cached", "submitted"):
-            self._say([(style, "[%s] %s" % (prompt_id[:8], text) if prompt_id else text) for style, text in lines])
+        self._say(prompt_id, report)
         if run is not None:
             self._dirty.add(run.prompt_id)
         self._publish(prompt_id, sse("report", {"prompt_id": prompt_id, "time": round(time.time(), 3), **report}))
+
+    def _notice(self, message: str) -> None:
+        self._say(None, {"event": "notice", "message": message})
 
     def _publish(self, prompt_id: Optional[str], data: bytes) -> None:
         with self._lock:
@@ -3626,23 +3789,31 @@ class Service:
         import asyncio
 
         run = self.session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
+        run.patience = 5.0
         record = Record(run)
-        with self._lock:
-            self._records[run.prompt_id] = record
         given = run.prompt_id
+        with self._lock:
+            open_runs = sum(not other.over.is_set() for other in self._records.values())
+            if open_runs >= self.options.max_queue:
+                self.session.forget(run)
+                message = "%s of ours wait or run already (--max-queue)." % plural(open_runs, "run")
+                raise HttpError(429, "queue_full", message, Retry_After="10")
+            self._records[given] = record
+            ended = [i for i, other in self._records.items() if other.over.is_set()]
+            for old in ended[: max(len(self._records) - RUNS_KEPT, 0)]:
+                del self._records[old]
         try:
             answer = await self.session.submit(run)
-        except RunnerError as error:
+            if run.prompt_id != given:  # an older server gives its own
+                with self._lock:
+                    self._records[run.prompt_id] = self._records.pop(given)
+            await self.session.look(run)
+        except BaseException as error:
             if isinstance(error, PromptRejected):
                 record.problems = await self.session.explain(error.answer, prompt)
-            record.message = error.message
+            record.message = error.message if isinstance(error, RunnerError) else type(error).__name__
             self._ended(record)
             raise
-        with self._lock:
-            if run.prompt_id != given:  # an older server gives its own
-                self._records[run.prompt_id] = self._records.pop(given)
-            for old in [i for i, r in self._records.items() if r.over.is_set()][: len(self._records) - RUNS_KEPT]:
-                del self._records[old]
         task = asyncio.ensure_future(self._finish(record, answer))
         self._tasks.add(task)  # else it may be collected in the middle
         task.add_done_callback(self._tasks.discard)
@@ -3655,7 +3826,7 @@ class Service:
                 record.problems = await self.session.explain(answer, run.prompt)
             await self.session.finish(run, answer)
         except Exception as error:  # a fault of ours must not leave a run that never ends
-            self._say([("bad", "The runner failed: %s: %s" % (type(error).__name__, error))])
+            self._notice("The runner failed: %s: %s" % (type(error).__name__, error))
             run.state = lost(run.state, "the runner failed (%s)" % type(error).__name__, time.monotonic())
         state = run.state
         if state.phase is Phase.ERROR and state.failure:
@@ -3663,10 +3834,11 @@ class Service:
             record.failure = {**problem_report(problem), "traceback": traceback_lines(state.failure, None)}
         status = exit_status_of(state, bool(run.dropped))
         stopped = "POST /interrupt" if run.cancelling else None
-        record.message = end_report(state, status, time.monotonic(), run.prompt, stopped)["message"]
+        end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
+        record.message = end["message"]
         if record.failure:
-            self._say(describe({**record.failure, "event": "failure", "traceback": record.failure["traceback"][-4:]}))
-        self._say([("" if status is ExitStatus.OK else "warn", "[%s] %s" % (run.prompt_id[:8], record.message))])
+            self.tell(run, {**record.failure, "event": "failure", "traceback": traceback_lines(state.failure)})
+        self.tell(run, end)
         self._ended(record)
 
     def _ended(self, record: Record) -> None:
@@ -3681,7 +3853,7 @@ class Service:
         self._closing = True
         runs = [record.run for record in self._records.values() if not record.over.is_set()]
         if runs:
-            self._say([("warn", "Stopping: cancelling %s of ours." % plural(len(runs), "run"))])
+            self._notice("Stopping: cancelling %s of ours." % plural(len(runs), "run"))
         await asyncio.gather(*(self.session.cancel(run) for run in runs))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
@@ -3704,10 +3876,12 @@ class Service:
         except concurrent.futures.TimeoutError:
             raise ServerUnreachable("ComfyUI did not answer in time.") from None
 
-    def _learn(self, prompt: Mapping[str, Any], anew: bool = False) -> Dict[str, Any]:
-        """object_info of the prompt's classes, as far as it is known or can be had now."""
+    def _learn(self, prompt: Mapping[str, Any], anew: Iterable[str] = ()) -> Dict[str, Any]:
+        """object_info of the prompt's classes, as far as it is known or can be had now; of the nodes
+        ``anew`` it is read again, as lists of files grow."""
+        again = {class_of(prompt, node_id) for node_id in anew}
         for class_type in sorted({class_of(prompt, node_id) for node_id in prompt}):
-            if (anew or class_type not in self._object_info) and self._connected:
+            if (class_type in again or class_type not in self._object_info) and self._connected:
                 try:
                     info = self.server.object_info(class_type)
                 except (ServerUnreachable, ServerAnswer):
@@ -3724,38 +3898,35 @@ class Service:
         return self._revision
 
     def _edit(self, node_id: str, inputs: Mapping[str, Any]) -> Tuple[bool, int]:
-        """Sets inputs of the held workflow; a value that is not known is looked up once more, as the
-        lists of files may have grown."""
-        with self._lock:
-            info, drawn = self._learn(self._prompt), set(self._random)
-            fixed = dict(inputs)
+        """Sets inputs of the held workflow. A value that is not in a list is looked up once more, as
+        lists of files grow. The look-ups hold no lock; if another edit comes first, ours is made anew."""
+        anew: Tuple[str, ...] = ()
+        while True:
+            prompt, drawn, fixed = self._prompt, set(self._random), dict(inputs)
+            if node_id not in prompt:
+                raise EditError("no_such_node", "The workflow has no node %s any more." % one_line(node_id, 40))
+            info = self._learn(prompt, anew)
             for name, value in inputs.items():
-                ref, spec = InputRef(node_id, name), input_spec(info, class_of(self._prompt, node_id), name)
-                if value == "random" and is_seed(name, spec) and name in self._prompt[node_id]["inputs"]:
-                    drawn.add(ref)
-                    fixed[name] = as_number(self._prompt[node_id]["inputs"][name])
-                else:
-                    drawn.discard(ref)
+                spec, known = input_spec(info, class_of(prompt, node_id), name), prompt[node_id]["inputs"]
+                drawn.discard(InputRef(node_id, name))
+                if value == "random" and is_seed(name, spec) and name in known and not is_link(known[name]):
+                    drawn.add(InputRef(node_id, name))
+                    fixed[name] = known[name]
             try:
-                prompt, checked = set_inputs(self._prompt, node_id, fixed, info)
+                changed, checked = set_inputs(prompt, node_id, fixed, info)
             except EditError as error:
-                if error.type != "value_not_in_list":
+                if error.type != "value_not_in_list" or anew:
                     raise
-                prompt, checked = set_inputs(self._prompt, node_id, fixed, self._learn(self._prompt, True))
-            return checked, self._hold(prompt, drawn)
+                anew = (node_id,)
+                continue
+            with self._lock:
+                if self._prompt is prompt:
+                    return checked, self._hold(changed, drawn)
 
     def _ready(self) -> None:
         if self._closing or not self._connected:
             raise HttpError(
                 503, "comfyui_unreachable", "ComfyUI at %s does not answer." % self.server.address.url, Retry_After="5"
-            )
-        waiting = sum(not record.over.is_set() for record in list(self._records.values()))
-        if waiting >= self.options.max_queue:
-            raise HttpError(
-                429,
-                "queue_full",
-                "%s of ours wait or run already (--max-queue)." % plural(waiting, "run"),
-                Retry_After="10",
             )
 
     def _start(self, prompt: Prompt, extra: Mapping[str, Any]) -> Tuple[Record, Dict[str, Any]]:
@@ -3764,11 +3935,17 @@ class Service:
         record, answer = self._in_loop(self.launch(prompt, extra), limits.post + limits.give_up + 10.0)
         return record, answer
 
-    def _run_held(self) -> Response:
+    def _held(self) -> Prompt:
+        """The held workflow for a run. Seeds that are drawn are kept in it, for who likes the picture."""
         import random
 
         with self._lock:
-            prompt = draw_seeds(self._prompt, self._random, random.random)
+            if self._random:
+                self._hold(draw_seeds(self._prompt, self._random, random.random, self._object_info), self._random)
+            return self._prompt
+
+    def _run_held(self) -> Response:
+        prompt = self._held()
         try:
             record, _ = self._start(prompt, {})
         except PromptRejected as error:
@@ -3832,6 +4009,9 @@ class Service:
         info = self._learn(prompt)
         problems = check_prompt(prompt, info)
         if problems:
+            info = self._learn(prompt, {problem.node_id for problem in problems})
+            problems = check_prompt(prompt, info)
+        if problems:
             listed = [{**problem._asdict(), "hints": list(problem.hints)} for problem in problems]
             raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", {"problems": listed})
         checked = all(class_of(prompt, node_id) in info for node_id in prompt)
@@ -3880,11 +4060,19 @@ class Service:
             limit = int(as_number(self._features.get("max_upload_size"), 100 << 20))
             body(limit, file)  # type: ignore[call-arg]
             file.seek(0)
-            answer = self.server.upload(file, request.headers["content-type"])
+            try:
+                answer = self.server.upload(file, request.headers["content-type"])
+            except ServerAnswer as error:
+                if error.status not in (400, 403, 413, 500):  # 500: a form that ComfyUI cannot read
+                    raise
+                status = 413 if error.status == 413 else 400
+                message = "ComfyUI does not take this upload (HTTP %d)." % error.status
+                raise HttpError(status, "not_uploaded", message) from None
         name, folder, kind = (str(answer.get(key) or "") for key in ("name", "subfolder", "type"))
         if not name:
             raise HttpError(400, "not_uploaded", "ComfyUI took the upload, but names no file.")
         value = (folder + "/" if folder else "") + name + ("" if kind in ("input", "") else " [%s]" % kind)
+        self._learn(self._prompt, [ref.node_id for ref in refs])  # its list has grown
         with self._lock:
             prompt = self._prompt
             for ref in refs:
@@ -3935,8 +4123,12 @@ class Service:
     def post_prompt(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """ComfyUI's POST /prompt, followed like any run."""
         fields = parse_fields(body(JSON_LIMIT), {}, {"prompt": dict, "prompt_id": str, "extra_data": dict})
-        prompt = fields.get("prompt", self._prompt)
+        prompt = fields["prompt"] if "prompt" in fields else self._held()
         extra = {name: value for name, value in fields.items() if name not in ("prompt", "client_id")}
+        if not isinstance(fields.get("number", 0), (int, float)) or not isinstance(
+            fields.get("partial_execution_targets", []), list
+        ):  # ComfyUI answers these with a 500
+            raise HttpError(400, "wrong_type", "number must be a number, partial_execution_targets a list.")
         if "prompt_id" in extra and not re.match(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", extra["prompt_id"]):
             raise HttpError(400, "invalid_prompt_id", "The prompt_id must be a UUID in lower case.")
         if extra.get("prompt_id") in self._records:
@@ -4039,7 +4231,8 @@ class Service:
             for name in ("range", "if-range", "if-none-match")
             if name in request.headers
         }
-        if not query.get("filename") or ".." in query["filename"] or query["filename"].startswith("/"):
+        sent["Accept-Encoding"] = "identity"  # else the lengths would not fit
+        if not re.match(r"^(?!/)(?!.*\.\.)[^\0]+$", query.get("filename", "")) or "\0" in query.get("subfolder", ""):
             raise HttpError(400, "wrong_filename", "filename must name a file.")
         path = "/view?" + urllib.parse.urlencode(query, errors="replace")
         try:
@@ -4060,6 +4253,9 @@ class Service:
             if k in response.headers
         ]
         headers.append(("Content-Disposition", "%s; filename*=UTF-8''%s" % ("inline" if opens else "attachment", name)))
+
+        if request.method == "HEAD":
+            response.close()
 
         def write(connection: Any) -> None:
             try:
@@ -4096,29 +4292,30 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        server_version = "comfyui-workflow-runner/" + __version__
-        sys_version = ""
-        timeout = 30.0  # between two pieces of a body, or of an answer
+        timeout = 30.0  # between two pieces of a body or of an answer, and between two requests
         disable_nagle_algorithm = True
         rbufsize = 1 << 16
 
+        def setup(self) -> None:
+            super().setup()
+            # the kernel's limits: with Python's own every call polls first, and 8 threads lose a third of their time
+            self.connection.settimeout(None)
+            limit = struct.pack("L", int(1000 * self.timeout))  # Windows: milliseconds
+            if os.name == "posix":
+                limit = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.connection.setsockopt(socket.SOL_SOCKET, option, limit)
+
         def handle_one_request(self) -> None:
             listener: Any = self.server
-            self.connection.settimeout(75.0)  # idle, kept alive
             self.requestline = self.command = ""
-            self.request_version, self.unread = "HTTP/1.1", 0
-            self.close_connection = True
+            self.head: Dict[str, str] = {}
+            self.unread, self.close_connection = 0, True
             try:
-                self.raw_requestline = self.rfile.readline(65537)
-                listener.deadlines[self.connection] = time.monotonic() + 30.0  # for the whole head
-                self.connection.settimeout(self.timeout)
-                if not self.raw_requestline:
+                if not self.rfile.peek(1):  # type: ignore[attr-defined]
                     return
-                if len(self.raw_requestline) > 65536:
-                    raise HttpError(431, "head_too_large", "The request line is too long.")
-                if not self.parse_request():
-                    return
-                listener.deadlines.pop(self.connection, None)
+                listener.deadlines[self.connection] = time.monotonic() + listener.head_seconds
+                self._read_head()
                 self._answer()
             except HttpError as error:
                 self.close_connection = True
@@ -4128,31 +4325,62 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
             finally:
                 listener.deadlines.pop(self.connection, None)
 
-        def handle_expect_100(self) -> bool:
-            return True  # said when the body is wanted
-
-        def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
-            self.close_connection = True
-            kind = "head_too_large" if code in (414, 431) else "bad_request"
-            self._send(error_response(HttpError(code if code < 500 else 400, kind, str(message or "bad request"))), "")
+        def _read_head(self) -> None:
+            """Reads command, path and headers (http.server's own way takes half of the time of a short
+            answer, the end of a connection for the end of the head, and a length that stands twice)."""
+            size = 0
+            for count in itertools.count():
+                line = self.rfile.readline(65537)
+                size += len(line)
+                if not line.endswith(b"\n") and len(line) <= 65536:
+                    late = self.connection not in self.server.deadlines  # type: ignore[attr-defined]
+                    raise HttpError(408, "timeout", "The head did not come in time.") if late else ConnectionError()
+                if size > 65536 or count > 101:
+                    raise HttpError(431, "head_too_large", "The head is too large.")
+                text = line.decode("latin-1").rstrip("\r\n")
+                if not self.requestline:
+                    self.requestline = text
+                    words = text.split(" ")
+                    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+                        raise HttpError(400, "bad_request", "The first line is not HTTP/1.1.")
+                    continue
+                if not text:
+                    break
+                name, colon, value = text.partition(":")
+                name, value = name.lower(), value.strip()
+                if not colon or not _HEADER_NAME(name):
+                    raise HttpError(400, "bad_request", "A line of the head is no header.")
+                if name in self.head:
+                    if name in ("host", "content-length", "transfer-encoding"):
+                        raise HttpError(400, "bad_request", "The header %s stands twice in the head." % name)
+                    value = self.head[name] + ("; " if name == "cookie" else ", ") + value
+                self.head[name] = value
+            self.server.deadlines.pop(self.connection, None)  # type: ignore[attr-defined]
+            self.command, self.path, self.request_version = words
+            wish = self.head.get("connection", "").lower()
+            self.close_connection = "close" in wish or (words[2] == "HTTP/1.0" and "keep-alive" not in wish)
 
         def log_message(self, format: str, *arguments: Any) -> None:
             """Requests are not logged: URLs may hold what is private."""
 
         def _answer(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            parts = urllib.parse.urlsplit(self.path)
-            path = parts.path[4:] if parts.path.startswith("/api/") else parts.path
-            request = Request(self.command, path, dict(urllib.parse.parse_qsl(parts.query, errors="replace")), headers)
-            length = headers.get("content-length", "0")
+            path, _, text = re.sub(r"(?i)^https?://[\w.:-]+(?=[/?]|$)", "", self.path).partition("?")
+            if not path.startswith("/"):
+                raise HttpError(400, "bad_request", "The path is none.")
+            path = path[4:] if path.startswith("/api/") else path
+            query = dict(urllib.parse.parse_qsl(text, True, errors="replace")) if text else {}
+            request = Request(self.command, path, query, self.head)
+            length = self.head.get("content-length", "0")
             self.unread = int(length) if re.match(r"^\d{1,18}$", length) else 0
             try:
                 response = self._route(request, length)
             except Exception as error:
                 response = error_response(error)
+            self.close_connection = self.close_connection or response.status in (408, 411, 413)
             self._drain()
-            origin = headers.get("origin", "")
+            origin = self.head.get("origin", "")
             self._send(response, origin if origin in service.options.guard.origins else "")
+            self._linger()
 
         def _route(self, request: Request, length: str) -> Response:
             crowded = self.server.crowded(self.connection)  # type: ignore[attr-defined]
@@ -4194,14 +4422,19 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
             """The body, or (to ``file``) b""; refused before a byte of it is read when it is too large."""
             if self.unread > limit:
                 raise HttpError(413, "too_large", "The body is larger than %s." % size_in_words(limit))
-            if self.headers.get("Expect", "").lower() == "100-continue":
+            if self.head.pop("expect", "").lower() == "100-continue":
                 self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                del self.headers["Expect"]
             pieces = []
             while self.unread:
-                piece = self.rfile.read1(min(self.unread, 1 << 18))
+                asked = time.monotonic()
+                try:
+                    piece = self.rfile.read1(min(self.unread, 1 << 18))
+                except OSError:
+                    piece = b""
                 if not piece:
                     self.close_connection = True
+                    if time.monotonic() - asked > 0.9 * self.timeout:
+                        raise HttpError(408, "timeout", "The body did not come in time.")
                     raise HttpError(400, "body_cut_short", "The body ended too early.")
                 self.unread -= len(piece)
                 if file is None:
@@ -4212,29 +4445,38 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
 
         def _drain(self) -> None:
             """Reads a small rest of the body, so that the connection can be used again; else it is closed."""
-            if self.unread and (self.headers.get("Expect") or self.unread > 1 << 16):
+            if self.unread and ("expect" in self.head or self.unread > 1 << 16):
                 self.close_connection = True
             while self.unread and not self.close_connection:
                 piece = self.rfile.read1(self.unread)
                 self.unread -= len(piece)
                 self.close_connection = self.close_connection or not piece
 
+        def _linger(self) -> None:
+            """Before a close, takes what is still being sent: closing at once would throw our answer away."""
+            if self.close_connection and self.unread:
+                self.connection.shutdown(socket.SHUT_WR)
+                self.connection.settimeout(1.0)
+                until = time.monotonic() + 2.0
+                while self.unread > 0 and time.monotonic() < until:
+                    piece = self.connection.recv(1 << 16)
+                    self.unread = self.unread - len(piece) if piece else 0
+
         def _send(self, response: Response, origin: str) -> None:
-            known = {name.lower() for name, _ in response.headers}
-            chunked = response.stream is not None and "content-length" not in known
+            endless = response.stream is not None and not any(name == "Content-Length" for name, _ in response.headers)
             lines = ["HTTP/1.1 %d %s" % (response.status, self.responses.get(response.status, ("",))[0])]
-            lines += ["%s: %s" % pair for pair in (*response.headers, *SECURITY_HEADERS)]
+            lines += ["%s: %s" % pair for pair in response.headers]
             if response.status not in (204, 304):
                 lines.append("Content-Type: " + response.type)
                 if response.stream is None:
                     lines.append("Content-Length: %d" % len(response.body))
             if origin:
                 lines += ["Access-Control-Allow-Origin: " + origin, "Vary: Origin"]
-            if chunked:  # an event stream: it ends with the connection
+            if endless:  # an event stream: it ends with the connection
                 self.close_connection = True
             if self.close_connection:
                 lines.append("Connection: close")
-            head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+            head = "\r\n".join(lines).encode("latin-1", "replace") + _ON_EVERY_ANSWER
             if self.command == "HEAD":
                 self.wfile.write(head)
             elif response.stream is None:
@@ -4253,6 +4495,7 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         request_queue_size = 128
         places, more_for_health = 64, 8
+        head_seconds = 30.0
 
         def __init__(self) -> None:
             self.deadlines: Dict[Any, float] = {}
@@ -4284,7 +4527,7 @@ def make_http_server(service: Service, host: str, port: int) -> Any:
                 if now > deadline:
                     self.deadlines.pop(connection, None)
                     try:
-                        connection.shutdown(socket.SHUT_RDWR)
+                        connection.shutdown(socket.SHUT_RD)  # the handler answers 408
                     except OSError:
                         pass
 
@@ -4615,13 +4858,14 @@ class Program:
             if settings.demo:
                 raise
             server = Server(settings.servers[0], settings.limits)
-            self.printer.lines(
-                [("warn", error.message), ("warn", "Listening all the same; runs are taken when it is there.")]
-            )
+            message = error.message + " Listening all the same; runs are taken when it is there."
+            self.tell(None, {"event": "notice", "message": message})
+        except Stopped:
+            return ExitStatus.OK
         options = ServiceOptions(
             lambda: load_workflow(settings)[0], settings.guard, settings.auto_execute, settings.max_queue
         )
-        service = Service(server, prompt, path, options, self.printer.lines)
+        service = Service(server, prompt, path, options, self._tell_of_run)
         service.page = self._page()
         try:
             listener = make_http_server(service, settings.host, settings.port)
@@ -4638,8 +4882,7 @@ class Program:
             )
         shown = "[%s]" % settings.host if ":" in settings.host else settings.host
         url = "http://%s:%d" % ("127.0.0.1" if shown in ("0.0.0.0", "[::]") else shown, port)
-        self.printer.lines([("bold", "Continuous mode at %s" % url)])
-        self.printer.lines([("", "  " + line) for line in curl_lines(url)])
+        self.tell(None, {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)})
         listener.start()
         following = asyncio.ensure_future(service.follow())
         stop = asyncio.ensure_future(self._stop.wait())
@@ -4648,13 +4891,19 @@ class Program:
             await asyncio.wait([following, stop], return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 following.result()  # it never ends but by a fault of ours
-            self.printer.lines([("warn", "%s: stopping." % self.interrupts.name)])
+            self.tell(None, {"event": "notice", "prompt_id": None, "message": "%s: stopping." % self.interrupts.name})
         finally:
             await in_thread(listener.shutdown)
             listener.server_close()
             await service.stop()
             await end_tasks([following, stop])
         return ExitStatus.OK
+
+    def _tell_of_run(self, prompt_id: Optional[str], report: Report) -> None:
+        """Hands a report of the service to the printer; lines for people begin with the run's id."""
+        self.printer.prefix = "[%s] " % prompt_id[:8] if prompt_id else ""
+        self.printer.report({"prompt_id": prompt_id, **report})
+        self.printer.prefix = ""
 
     def _page(self) -> bytes:
         """The page beside the script, or b"" where the script was copied alone."""
@@ -4754,7 +5003,7 @@ class Program:
         sys.modules[spec.name] = module
         _third_party("websockets")
         spec.loader.exec_module(module)
-        self._simulator = module.Simulator(step_seconds=0.15)
+        self._simulator = module.Simulator(step_seconds=0.15, previews=True)
         self._simulator.start()
         return parse_address(self._simulator.url)
 
