@@ -24,13 +24,15 @@ Map of this file (each section uses only those above it):
     WORKFLOW DOCUMENTS      reading a prompt, titles, links, the summary
     STATE OF A PROMPT       parse_message -> Event; reduce, reconcile -> PromptState; outputs
     WHAT IS WRONG           ComfyUI's validation and execution errors in words
+    EDITS                   naming a node, setting an input, finding texts and loaders; all return copies
     REPORTS                 what happened, as data; what a person reads of it; the progress meter
     COMFYUI OVER THE WIRE   HTTP (requests), one call a method; the WebSocket
     RUNNING A PROMPT        Session: submit, follow, survive drops, cancel; saving outputs
     TERMINAL                printers: live, plain lines, JSON lines, quiet
+    MIDDLEWARE              continuous mode: Guard, ROUTES, Service, a thin http.server
     COMMAND LINE            settings and their precedence, signals, the program
 
-The first seven sections touch nothing outside the process; the rest hold no rules.
+The first eight sections touch nothing outside the process; the rest hold no rules.
 Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a *link* is
 ``[node_id, slot]``; *interrupt* stops a running prompt, *delete* takes a waiting one off the queue.
 """
@@ -82,7 +84,7 @@ __version__ = "0.1.0"
 #: The workflow that runs when none is named: a file in API format.
 curr_workflow = "workflow_api.json"
 
-#: "single_shot" runs it once; "continuous" will keep a small service on port 8189.
+#: "single_shot" runs it once; "continuous" keeps a small service on port 8189.
 RUN_MODE = "single_shot"
 
 #: Continuous mode: an uploaded picture starts a run at once.
@@ -207,7 +209,7 @@ class ServerAnswer(RunnerError):
     """An answer with a status that the call does not expect. ``status`` is the HTTP status."""
 
     exit_status = ExitStatus.NO_SERVER
-    http_status = 502
+    http_status = 503
 
     def __init__(self, message: str, remedy: str = "", *, status: int, body: Any = None) -> None:
         super().__init__(message, remedy)
@@ -1278,6 +1280,290 @@ def silently_dropped(
 
 
 # ==================================================================================================
+# EDITS: one way to name a node, one to set an input. Every edit returns a copy.
+# ==================================================================================================
+
+
+class EditError(RunnerError):
+    """An edit that cannot be made; nothing was changed.
+
+    ``type`` is the reason for programs; ``details`` what could have been meant, or what is wrong.
+    """
+
+    exit_status = ExitStatus.USAGE
+    http_status = 400
+
+    def __init__(self, type: str, message: str, details: Any = None) -> None:
+        super().__init__(message)
+        self.type = type
+        self.details = details
+        if type in ("ambiguous_node", "no_such_text", "no_loader", "linked_input"):
+            self.http_status = 409  # the request is right, the workflow is not made for it
+
+
+class InputRef(NamedTuple):
+    """One input of one node."""
+
+    node_id: str
+    input: str
+
+
+def describe_nodes(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> List[Dict[str, str]]:
+    """Nodes as an answer lists them, each once: node_id, title, class_type."""
+    return [
+        {"node_id": i, "title": node_title(prompt, i), "class_type": class_of(prompt, i)}
+        for i in dict.fromkeys(node_ids)
+    ]
+
+
+def find_node(prompt: Mapping[str, Any], name: str) -> str:
+    """The id of the node that ``name`` means: an id, else a title, else a class. Raises EditError."""
+    titled = [i for i in prompt if as_dict(prompt[i].get("_meta")).get("title") == name]
+    found = [name] if name in prompt else titled or [i for i in prompt if class_of(prompt, i) == name]
+    quoted = json.dumps(one_line(name, 80), ensure_ascii=False)
+    if not found:
+        raise EditError("no_such_node", "The workflow has no node %s." % quoted, describe_nodes(prompt, prompt))
+    if len(found) > 1:
+        message = "%d nodes are called %s: name one by its id." % (len(found), quoted)
+        raise EditError("ambiguous_node", message, describe_nodes(prompt, found))
+    return found[0]
+
+
+def is_seed(name: str, spec: Sequence[Any]) -> bool:
+    """Whether an input is a seed: an INT that ComfyUI's frontend would draw anew."""
+    options = as_dict(spec[1]) if len(spec) > 1 else {}
+    return bool(options.get("control_after_generate")) or name in ("seed", "noise_seed")
+
+
+def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
+    """``value`` as an input declared as ``spec`` ([type, options]) takes it. Raises EditError.
+
+    The bounds are those of ComfyUI's validation; nothing is bent to fit: "12" is no INT.
+    """
+    kind, options = spec[0], as_dict(spec[1]) if len(spec) > 1 else {}
+    choices = combo_options(spec)
+    shown = one_line(json.dumps(value, ensure_ascii=False, default=str), 80)
+    if choices is not None and any(key.endswith("_upload") and mark for key, mark in options.items()):
+        choices = None  # ComfyUI checks a file itself: it may lie in a subfolder, or be "x.png [output]"
+        kind = "STRING"
+    if choices is not None:
+        wanted = value if isinstance(value, list) and options.get("multiselect") else [value]
+        if any(item not in choices for item in wanted):
+            nearest = "Nearest: %s." % nearest_first(value, choices) if choices else "The server has none."
+            raise EditError(
+                "value_not_in_list", "%s = %s is not one of the server's options. %s" % (name, shown, nearest)
+            )
+        return value
+    takes: Dict[Any, Tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "STRING": (str,), "BOOLEAN": (bool,)}
+    types = takes.get(kind) if isinstance(kind, str) else None
+    if types is None:
+        if isinstance(value, (list, dict)):
+            raise EditError("linked_input", "%s takes a link, which cannot be set here." % name)
+        return value
+    if isinstance(value, float) and value - value != 0:  # NaN and infinity
+        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
+    if kind == "INT" and isinstance(value, float) and value == value // 1:
+        value = int(value)  # JSON writers do not keep the two apart
+    if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
+        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
+    if kind in ("INT", "FLOAT"):
+        low, high = (options.get(key) if isinstance(options.get(key), (int, float)) else None for key in ("min", "max"))
+        if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 1e300:  # type: ignore[arg-type]
+            bounds = tuple("any" if bound is None else bound for bound in (low, high))
+            raise EditError("value_out_of_range", "%s = %s is not between %s and %s." % (name, shown, *bounds))
+    return value
+
+
+def set_inputs(
+    prompt: Prompt, node_id: str, inputs: Mapping[str, Any], object_info: Mapping[str, Any]
+) -> Tuple[Prompt, bool]:
+    """A copy of ``prompt`` with inputs of one node set, and whether all were checked.
+
+    Raises EditError for an input that the class does not have, that a link feeds, or whose value it
+    does not take; where ``object_info`` does not have the class, only links are looked at.
+    """
+    class_type, known = class_of(prompt, node_id), prompt[node_id]["inputs"]
+    checked: Dict[str, Any] = {}
+    for name, value in inputs.items():
+        spec = input_spec(object_info, class_type, name)
+        if is_link(known.get(name)):
+            source = str(known[name][0])
+            message = "%s is fed by %s: set it there." % (name, _node_name(prompt, source))
+            raise EditError("linked_input", message, describe_nodes(prompt, [source]))
+        if name not in known and not spec:
+            names = ", ".join(sorted(map(str, known))) or "none"
+            raise EditError("no_such_input", "%s has no input %s. It has: %s." % (
+                _node_name(prompt, node_id), json.dumps(one_line(name, 60)), names))  # fmt: skip
+        checked[name] = check_value(spec, name, value) if spec else value
+    node = {**prompt[node_id], "inputs": {**known, **checked}}
+    return {**prompt, node_id: node}, bool(object_info.get(class_type))
+
+
+def text_inputs(prompt: Mapping[str, Any], node_id: str) -> List[InputRef]:
+    """Where the texts of a node are written: its own inputs, or those of the nodes that feed them."""
+    found: List[InputRef] = []
+    seen: Set[str] = set()
+    waiting = [node_id]
+    while waiting:
+        current = waiting.pop()
+        if current in seen or current not in prompt:
+            continue
+        seen.add(current)
+        links = []
+        for name, value in as_dict(prompt[current].get("inputs")).items():
+            text = bool(_TEXT_INPUTS.search(name))
+            if current != node_id:  # in a node that feeds a text any text will do
+                text = text or name in ("value", "Text") or name.startswith("string")
+            if text and isinstance(value, str):
+                found.append(InputRef(current, name))
+            elif text and is_link(value):
+                links.append(str(value[0]))
+        waiting += reversed(links)
+    return found
+
+
+def prompt_texts(prompt: Mapping[str, Any], role: str) -> List[InputRef]:
+    """The texts that reach a sampler's ``positive`` or ``negative`` input, by following the links
+    back through conditioning nodes; a guider's ``conditioning`` (Flux) counts as positive."""
+    found: List[InputRef] = []
+    seen: Set[Tuple[str, str]] = set()
+    waiting: List[Tuple[Sequence[Any], str]] = []  # links to follow, and the side that they are on
+    for node_id in prompt:
+        inputs, class_type = as_dict(prompt[node_id].get("inputs")), class_of(prompt, node_id)
+        if "latent_image" in inputs or "model" in inputs:  # a sampler, or a guider for one
+            names = [role, "cond1", "cond2"] if role == "positive" and "Guider" in class_type else [role]
+            names += ["conditioning"] if role == "positive" and "Guider" in class_type else []
+            waiting += [(inputs[name], role) for name in names if is_link(inputs.get(name))]
+    waiting.reverse()
+    while waiting:
+        link, side = waiting.pop()
+        node_id = str(link[0])
+        if node_id not in prompt or (node_id, side) in seen or "ZeroOut" in class_of(prompt, node_id):
+            continue  # ConditioningZeroOut makes nothing of what it is given: there is no text
+        seen.add((node_id, side))
+        texts = text_inputs(prompt, node_id)
+        found.extend(ref for ref in texts if ref not in found)
+        if texts:
+            continue
+        inputs = as_dict(prompt[node_id].get("inputs"))
+        if is_link(inputs.get("positive")) and is_link(inputs.get("negative")):  # ControlNet: two in, two out
+            waiting.append((inputs["negative" if link[1] == 1 else "positive"], side))
+            continue
+        names = [name for name, value in inputs.items() if is_link(value) and name.startswith(("cond", side))]
+        waiting += [(inputs[name], side) for name in reversed(names)]
+    return found
+
+
+def find_text(prompt: Mapping[str, Any], node: Optional[str], role: Optional[str]) -> InputRef:
+    """The one text input that a node's name, or "positive" or "negative", means. Raises EditError."""
+    if node is not None:
+        found = text_inputs(prompt, find_node(prompt, node))
+        what = "The node %s" % json.dumps(one_line(node, 80), ensure_ascii=False)
+    else:
+        what = "The %s prompt" % role
+        found = prompt_texts(prompt, str(role))
+        if not found:  # links do not tell
+            titled = [i for i in prompt if str(role) in node_title(prompt, i).lower()]
+            found = [ref for node_id in titled for ref in text_inputs(prompt, node_id)]
+    if len(found) == 1:
+        return found[0]
+    every = [ref.node_id for node_id in prompt for ref in text_inputs(prompt, node_id)]
+    if found and len({ref.node_id for ref in found}) == 1:
+        names = ", ".join(ref.input for ref in found)
+        raise EditError("ambiguous_node", "%s has several texts (%s): use /update/inputs." % (what, names),
+                        describe_nodes(prompt, [ref.node_id for ref in found]))  # fmt: skip
+    if found:
+        candidates = describe_nodes(prompt, [ref.node_id for ref in found])
+        raise EditError("ambiguous_node", "%s has several texts: name a node." % what, candidates)
+    raise EditError("no_such_text", "%s has no text that can be set." % what, describe_nodes(prompt, every))
+
+
+def upload_inputs(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> Dict[InputRef, str]:
+    """The inputs that take an uploaded file, and its kind (image, video, audio, file), by the marks
+    in ``object_info`` (``image_upload`` and the like)."""
+    found = {}
+    for node_id in prompt:
+        declared = as_dict(as_dict(object_info.get(class_of(prompt, node_id))).get("input"))
+        for group in ("required", "optional"):
+            for name, spec in as_dict(declared.get(group)).items():
+                options = as_dict(spec[1]) if isinstance(spec, list) and len(spec) > 1 else {}
+                marks = [key for key, value in options.items() if key.endswith("_upload") and value]
+                if marks and not is_link(as_dict(prompt[node_id].get("inputs")).get(name)):
+                    kind = marks[0].rpartition("_upload")[0].rpartition("_")[2]
+                    found[InputRef(node_id, name)] = kind if kind in ("image", "video", "audio") else "file"
+    return found
+
+
+def draw_seeds(
+    prompt: Prompt, random_inputs: Iterable[InputRef], draw: Callable[[], float], object_info: Mapping[str, Any] = {}
+) -> Prompt:
+    """A copy of ``prompt`` with new seeds between the bounds of their inputs, and not above 2**50,
+    which every reader of JSON keeps exact; ``draw`` gives numbers in [0, 1)."""
+    for ref in random_inputs:
+        if ref.node_id in prompt:
+            node = prompt[ref.node_id]
+            spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+            options = as_dict(spec[1]) if len(spec) > 1 else {}
+            low = int(as_number(options.get("min")))
+            high = min(int(as_number(options.get("max"), 2.0**50)), max(low, 0) + 2**50)
+            seed = low + int(draw() * (high - low + 1))
+            prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: seed}}}
+    return prompt
+
+
+def check_prompt(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
+    """What ``object_info`` says is wrong with a prompt: classes that are missing ({}), values."""
+    problems = []
+    for node_id in prompt:
+        class_type, title = class_of(prompt, node_id), node_title(prompt, node_id)
+        if object_info.get(class_type) == {}:
+            message = "the server does not have the class %s." % one_line(class_type, 80)
+            problems.append(Problem("missing_node_type", message, node_id, title, class_type, hints=(INSTALL_HINT,)))
+            continue
+        for name, value in as_dict(prompt[node_id].get("inputs")).items():
+            spec = input_spec(object_info, class_type, name)
+            if not spec or is_link(value):
+                continue
+            try:
+                check_value(spec, name, value)
+            except EditError as error:
+                problems.append(Problem(error.type, error.message, node_id, title, class_type, name, plain_json(value)))
+    return problems
+
+
+def form_fields(
+    prompt: Mapping[str, Any], object_info: Mapping[str, Any], random_inputs: Iterable[InputRef]
+) -> List[Dict[str, Any]]:
+    """What a person can set, in the order to show it: texts, files, seeds, then the rest."""
+    roles = {ref: role for role in ("negative", "positive") for ref in prompt_texts(prompt, role)}
+    uploads, drawn = upload_inputs(prompt, object_info), set(random_inputs)
+    fields = []
+    for node_id in prompt:
+        class_type = class_of(prompt, node_id)
+        for name, value in as_dict(prompt[node_id].get("inputs")).items():
+            ref, spec = InputRef(node_id, str(name)), input_spec(object_info, class_type, name)
+            if isinstance(value, (list, dict)) or value is None:
+                continue
+            options, choices = as_dict(spec[1]) if len(spec) > 1 else {}, combo_options(spec)
+            kinds = {bool: "toggle", int: "int", float: "float"}
+            kind = {"INT": "int", "FLOAT": "float", "BOOLEAN": "toggle"}.get(str(spec[0]) if spec else "")
+            kind = kind or ("choice" if choices else kinds.get(type(value), "text"))
+            kind = "seed" if kind == "int" and is_seed(str(name), spec) else "upload" if ref in uploads else kind
+            order = {"text": 0, "upload": 1, "seed": 2}.get(kind, 3)
+            important = kind in ("upload", "seed") or name in (*_SAMPLING_INPUTS, "width", "height", "length")
+            if kind == "text":
+                important = bool(_TEXT_INPUTS.search(str(name)) or options.get("multiline"))
+            sort = (not important, order, roles.get(ref, "z") != "positive", roles.get(ref, "z") != "negative")
+            fields.append((sort, {
+                **describe_nodes(prompt, [node_id])[0], "input": name, "kind": kind, "role": roles.get(ref, ""),
+                "value": plain_json(value), "min": options.get("min"), "max": options.get("max"),
+                "step": options.get("step"), "options": (choices or [])[:2000], "media": uploads.get(ref, ""),
+                "important": important, "random": ref in drawn, "multiline": bool(options.get("multiline")),
+            }))  # fmt: skip
+    return [field for _, field in sorted(fields, key=lambda pair: pair[0])]
+
+
+# ==================================================================================================
 # REPORTS: what happened, as data (docs/JSON.md lists them); what a person reads; the meter
 # ==================================================================================================
 
@@ -1451,6 +1737,10 @@ _TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
     ),
     "connection": _tell_connection,
     "silence": _tell_silence,
+    "listening": lambda report: [
+        ("bold", "Continuous mode at %s" % report["url"]),
+        *(("", "  " + line) for line in report["routes"]),
+    ],
     "notice": lambda report: [("warn", report["message"])],
     "error": lambda report: [("bad", report["message"])] + ([("", report["remedy"])] if report["remedy"] else []),
     "end": _tell_end,
@@ -1704,15 +1994,24 @@ class Server:
         return session
 
     def open(
-        self, method: str, path: str, timeout: Optional[float] = None, body: Any = None, accept: Sequence[int] = (200,)
+        self,
+        method: str,
+        path: str,
+        timeout: Optional[float] = None,
+        body: Any = None,
+        accept: Sequence[int] = (200,),
+        headers: Mapping[str, str] = {},
     ) -> "requests.Response":
-        """The answer to one request, its body unread. Redirects are refused: credentials go nowhere else."""
+        """The answer to one request, its body unread. Redirects are refused: credentials go nowhere else.
+
+        ``body`` is sent as JSON, but a file as it is.
+        """
         library = _third_party("requests")
-        data = None if body is None else json.dumps(body).encode()
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        data = body if body is None or hasattr(body, "read") else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **headers} if data is not None else dict(headers)
         try:
             response: "requests.Response" = self._session.request(
-                method, self.address.url + path, data=data, headers=headers, stream=True, allow_redirects=False,
+                method, self.address.url + path, data=data, headers=sent, stream=True, allow_redirects=False,
                 timeout=(self.limits.connect, timeout or self.limits.read),
             )  # fmt: skip
         except (library.RequestException, OSError, ValueError) as error:
@@ -1806,7 +2105,7 @@ class Server:
 
     def history_entry(self, prompt_id: str) -> Optional[Dict[str, Any]]:
         """GET /history/{prompt_id}: the entry, or None while there is none."""
-        history = as_dict(self.call("GET", "/history/" + urllib.parse.quote(prompt_id, safe="")))
+        history = as_dict(self.call("GET", "/history/" + urllib.parse.quote(prompt_id, safe="", errors="replace")))
         entry = history.get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
@@ -1827,7 +2126,7 @@ class Server:
         if self._has_jobs is False:
             return False
         try:
-            self.call("POST", "/api/jobs/%s/cancel" % urllib.parse.quote(prompt_id, safe=""), body={})
+            self.call("POST", "/api/jobs/%s/cancel" % urllib.parse.quote(prompt_id, safe="", errors="replace"), body={})
         except ServerAnswer as error:
             if error.status in (404, 405, 501):
                 self._has_jobs = False
@@ -1838,8 +2137,25 @@ class Server:
 
     def object_info(self, class_type: str) -> Optional[Dict[str, Any]]:
         """GET /object_info/{class}: the class's definition, {} if the server does not have it."""
-        info = self.call("GET", "/object_info/" + urllib.parse.quote(class_type, safe=""))
+        if class_type in ("", ".", ".."):
+            return {}  # as parts of a path they would name something else
+        info = self.call("GET", "/object_info/" + urllib.parse.quote(class_type, safe="", errors="replace"))
         return as_dict(as_dict(info).get(class_type))
+
+    def features(self) -> Dict[str, Any]:
+        """GET /features; {} where the server has none (before 0.3.45)."""
+        try:
+            return as_dict(self.call("GET", "/features"))
+        except ServerAnswer:
+            return {}
+
+    def upload(self, file: Any, content_type: str) -> Dict[str, Any]:
+        """POST /upload/image with a multipart body as it is in ``file``."""
+        response = self.open("POST", "/upload/image", self.limits.post, file, headers={"Content-Type": content_type})
+        try:
+            return as_dict(json.loads(self._body(response)))
+        except ValueError:
+            raise ServerUnreachable("ComfyUI's answer to the upload is not JSON.") from None
 
     def url_of(self, output: Output) -> str:
         """The URL of an output's file, for people (without credentials)."""
@@ -1850,12 +2166,16 @@ def _keep_request(request: Any) -> Any:
     return request
 
 
-def _unexpected(response: "requests.Response", text: bytes, url: str, call: str) -> ServerAnswer:
+def _unexpected(response: "requests.Response", text: bytes, url: str, call: str) -> RunnerError:
     status = response.status_code
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
         body = one_line(text.decode(errors="replace"), 300)
+    if response.headers.get("Server", "").startswith("comfyui-workflow-runner"):
+        return UsageError(
+            "%s is this program itself in continuous mode, not ComfyUI." % url, "Name ComfyUI's own address."
+        )
     if status in (401, 403, 407):
         remedy = "Give the credentials: --server https://user:password@host, or --header 'Authorization: Bearer …'."
         return ServerAnswer("%s refuses us (HTTP %d for %s)." % (url, status, call), remedy, status=status, body=body)
@@ -2042,6 +2362,8 @@ class Run:
         self.state = PromptState(prompt_id, planned=planned_nodes(prompt))
         self.over = over  #: set when state.phase.over
         self.began = now
+        self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
+        self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
         self.preview: Optional[Preview] = None  #: the newest one
         self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
@@ -2072,7 +2394,7 @@ class Session:
         self.limits = server.limits
         self.client_id = new_uuid()
         self.note = ""  #: what is wrong with the connection at the moment, for the meter
-        self._version = version
+        self.version = version  #: ComfyUI's
         self._tell = tell
         self._runs: Dict[str, Run] = {}
         self._socket: Any = None
@@ -2112,7 +2434,18 @@ class Session:
         if self._socket is None:
             self._lost = True
             self._tell(None, {"event": "connection", "state": "unavailable", "reason": problem.message})
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts to follow; where open() was not called, the WebSocket is opened when it can be had."""
+        import asyncio
+
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._watch())]
+
+    @property
+    def connected(self) -> bool:
+        """Whether the WebSocket is open."""
+        return self._socket is not None
 
     async def close(self) -> None:
         """Ends the tasks and closes the socket."""
@@ -2122,33 +2455,48 @@ class Session:
 
     # -- submitting ------------------------------------------------------------------------------
 
-    def new_run(self, prompt: Prompt, prompt_id: str) -> Run:
-        """A run of ``prompt`` under ``prompt_id``, a new UUID; execute() starts it."""
+    def new_run(self, prompt: Prompt, prompt_id: str, extra: Mapping[str, Any] = {}) -> Run:
+        """A run of ``prompt`` under ``prompt_id``, a new UUID; ``extra`` are more fields of POST /prompt."""
         import asyncio
 
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         if self._socket is None:
             run.state = run.state._replace(gaps=1)
+        run.extra = extra
         self._runs[run.prompt_id] = run
         return run
+
+    def forget(self, run: Run) -> None:
+        """Follows ``run``, which is over, no more."""
+        self._runs.pop(run.prompt_id, None)
 
     async def execute(self, run: Run) -> None:
         """Submits ``run`` and follows it to its end, which is ``run.state``.
 
         Raises PromptRejected, ServerUnreachable or ServerAnswer if it could not be submitted.
         """
-        import asyncio
+        answer = await self.submit(run)
+        if answer is not None:
+            await self._explain(run, answer)
+        await self.finish(run, answer)
 
+    async def submit(self, run: Run) -> Optional[Dict[str, Any]]:
+        """Submits ``run``; the server's answer, or None when it was lost. Raises as execute() does."""
         try:
-            answer = await self._submit(run)
+            return await self._submit(run)
         except RunnerError:
             self._change(run, run.state._replace(phase=Phase.REJECTED))
             raise
-        if answer is not None:
-            await self._explain(run, answer)
+
+    async def finish(self, run: Run, answer: Optional[Dict[str, Any]]) -> None:
+        """Follows ``run``, to which ``answer`` was given, to its end."""
+        import asyncio
+
         over = asyncio.ensure_future(run.over.wait())
-        await asyncio.wait([over, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
+        try:
+            await asyncio.wait([over, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
         for task in self._tasks:
             if task.done():
                 task.result()  # it never ends but by a fault of ours, which must not pass in silence
@@ -2165,8 +2513,9 @@ class Session:
         """
         import asyncio
 
-        body = {"prompt": run.prompt, "client_id": self.client_id, "prompt_id": run.prompt_id}
+        body = {**run.extra, "prompt": run.prompt, "client_id": self.client_id, "prompt_id": run.prompt_id}
         began, ambiguous = time.monotonic(), False
+        patience = self.limits.give_up if run.patience is None else run.patience
         for attempt in itertools.count():
             if run.cancelling:
                 break
@@ -2180,13 +2529,16 @@ class Session:
                 run.posting = False
                 if isinstance(error, ServerAnswer) and error.status not in (500, 502, 503, 504):
                     raise
-                if await self._is_there(run, began + self.limits.give_up):
+                refused = isinstance(error, ServerUnreachable) and error.refused
+                ambiguous = ambiguous or not refused
+                if not ambiguous and run.patience is not None:
+                    raise
+                if await self._is_there(run, began + patience):
                     self._accepted(run, {})
                     return None
                 if isinstance(error, ServerAnswer) and error.status == 500:  # ComfyUI itself raised
                     raise
-                ambiguous = ambiguous or not (isinstance(error, ServerUnreachable) and error.refused)
-                if time.monotonic() - began > self.limits.give_up:
+                if time.monotonic() - began > patience:
                     if not ambiguous:
                         raise
                     reason = "whether the server took it is not known (%s)" % error.message.rstrip(".")
@@ -2250,7 +2602,7 @@ class Session:
         """Where the prompt is, by ``queue`` and by the history, which is read after it (the other way
         a prompt could move between the two unseen)."""
         wait = self.limits.read + self.limits.connect
-        if run.state.phase is Phase.SUBMITTING and self._version < KEEPS_PROMPT_ID:
+        if run.state.phase is Phase.SUBMITTING and self.version < KEEPS_PROMPT_ID:
             history = await bounded(self.server.history, 64, seconds=wait)
             others = [i for i in prompt_ids_of_client(queue, history, self.client_id) if i not in self._runs]
             if others:
@@ -2258,6 +2610,15 @@ class Session:
         entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
         self._answered = time.monotonic()
         return place_in_queue(queue, run.prompt_id), entry
+
+    async def look(self, run: Run) -> None:
+        """Looks once where a prompt that waits stands, if that can be had."""
+        if run.state.phase is Phase.QUEUED:
+            try:
+                place, entry = await self._look(run, await self._queue())
+            except (ServerUnreachable, ServerAnswer):
+                return
+            self._change(run, reconcile(run.state, place, entry, run.prompt, time.monotonic(), self.limits.settle))
 
     async def _explain(self, run: Run, answer: Mapping[str, Any]) -> None:
         """Tells what the server refused of a prompt that it took."""
@@ -2521,7 +2882,7 @@ class Session:
             return
         if not running:
             self.server.delete(prompt_id)
-        elif self._version >= TARGETED_INTERRUPT:
+        elif self.version >= TARGETED_INTERRUPT:
             self.server.interrupt(prompt_id)
         elif place_in_queue(self.server.queue(), prompt_id).running:  # it interrupts whatever runs
             self.server.interrupt(None)
@@ -2656,6 +3017,20 @@ def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
         ) from None
 
 
+def save_jobs(
+    server: Server, run: Run, outputs: Sequence[Output], folder: str, overwrite: bool, stopped: Callable[[], bool]
+) -> List[Tuple[str, Callable[[], Saved]]]:
+    """What to call for each thing that ``run`` made, with its title; each call raises SaveError."""
+    jobs: List[Tuple[str, Callable[[], Saved]]] = []
+    for output in outputs:
+        jobs.append((output.title, functools.partial(save_output, server, output, folder, overwrite, stopped)))
+    for number, preview in enumerate(run.received, 1):
+        title = node_title(run.prompt, preview.node_id or "")
+        name = "%s_%05d.%s" % (title, number, preview.mime.rpartition("/")[2])
+        jobs.append((title, functools.partial(save_bytes, preview.image, name, folder, overwrite)))
+    return jobs
+
+
 # ==================================================================================================
 # TERMINAL: who prints what. Every text passes clean() and hide_secrets() on its way out.
 # ==================================================================================================
@@ -2670,6 +3045,7 @@ class Printer:
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self.out, self.err = out, err
         self.secrets: Tuple[str, ...] = ()
+        self.prefix = ""  #: what each line begins with
         self._last_progress = 0.0
 
     def report(self, report: Report) -> None:
@@ -2694,7 +3070,7 @@ class Printer:
     def lines(self, lines: Sequence[Line], error: bool = False) -> None:
         """Prints lines to the output, or to the error stream."""
         stream = self.err if error else self.out
-        self.write(stream, "".join(self.safe(text) + "\n" for _, text in lines))
+        self.write(stream, "".join(self.prefix + self.safe(text) + "\n" for _, text in lines))
 
     def safe(self, text: str) -> str:
         """``text`` without control characters and secrets."""
@@ -2732,6 +3108,8 @@ class QuietPrinter(Printer):
         event = report["event"]
         if event == "saved":
             self.lines([("", report["path"])])
+        elif event == "listening":
+            self.lines([("", report["url"])])
         elif event == "output" and not report["will_be_saved"]:
             self.lines([("", report["url"] if report["text"] is None else report["text"])])
         elif event in ("error", "problem", "failure", "not_saved", "notice") or (
@@ -2792,7 +3170,7 @@ class LivePrinter(Printer):
 
     def lines(self, lines: Sequence[Line], error: bool = False) -> None:
         for style, text in lines:
-            line = self._text(self.safe(text), style=self._STYLES[style])
+            line = self._text(self.prefix + self.safe(text), style=self._STYLES[style])
             try:
                 self._console.print(line, soft_wrap="://" in text or os.sep in text)  # to be copied in one piece
             except (OSError, ValueError):
@@ -2801,7 +3179,7 @@ class LivePrinter(Printer):
     def report(self, report: Report) -> None:
         if report["event"] == "end":
             self.close()
-        if report["event"] != "progress":
+        if report["event"] != "progress" or self._run is None:
             super().report(report)
 
     def begin(self, run: Run, session: Session) -> None:
@@ -2853,6 +3231,1396 @@ def is_yes(answer: str) -> Optional[bool]:
 
 
 # ==================================================================================================
+# MIDDLEWARE: continuous mode. Rules and routes first; the service; a thin http.server at the end.
+# ==================================================================================================
+
+#: Content types that a browser may open in place; all else is downloaded (HTML and SVG run scripts).
+_OPENS = re.compile(r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b")
+
+
+def security_headers(page: bytes) -> Tuple[Tuple[str, str], ...]:
+    """Sent with everything: nothing is guessed, framed, or fetched from elsewhere, and no script runs
+    but those of ``page``, which are known by their hashes."""
+    import base64
+    import hashlib
+
+    scripts = re.findall(rb"<script>(.*?)</script>", page, re.S)
+    hashes = ["'sha256-%s'" % base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
+    return (
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "same-origin"),
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src %s; "
+         "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+         "frame-ancestors 'none'" % (" ".join(hashes) or "'none'")),
+    )  # fmt: skip
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+").fullmatch
+
+JSON_LIMIT = 16 << 20  #: bytes of a JSON body
+RUNS_KEPT = 200  #: runs that are told by GET /runs
+STREAM_QUEUE = 2000  #: events that wait for a slow reader before it is dropped
+EVENT_BYTES_PER_SECOND = 1e6  #: of the `run` events of one run: one with thousands of nodes is told less often
+COOKIE = "comfyui_workflow_runner"
+
+
+class HttpError(RunnerError):
+    """An answer that is no success. ``type`` names it for programs."""
+
+    def __init__(self, status: int, type: str, message: str, details: Any = None, **headers: str) -> None:
+        super().__init__(message)
+        self.http_status = status
+        self.type = type
+        self.details = details
+        self.headers = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+
+
+class Request(NamedTuple):
+    """The head of a request; names of headers in lower case. ``path`` is without ``/api``."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+class Response(NamedTuple):
+    """An answer: a body, or ``stream``, which writes itself to the connection."""
+
+    status: int
+    body: bytes = b""
+    type: str = "application/json"
+    headers: Tuple[Tuple[str, str], ...] = ()
+    stream: Optional[Callable[[Any], None]] = None
+
+
+def json_response(status: int, body: Any, *headers: Tuple[str, str]) -> Response:
+    """``body`` as JSON."""
+    return Response(status, strict_json(body).encode(), headers=headers)
+
+
+_STRICT = json.JSONEncoder(allow_nan=False)
+
+
+def strict_json(value: Any) -> str:
+    """``value`` as strict JSON; what that cannot hold is made plain first."""
+    try:
+        return _STRICT.encode(value)
+    except (ValueError, TypeError, RecursionError):
+        return _STRICT.encode(plain_json(value))
+
+
+def error_response(error: BaseException) -> Response:
+    """What a client is told of an error."""
+    if isinstance(error, ServerAnswer):
+        refused = {400: 400, 403: 400, 404: 400, 413: 413}.get(error.status, 503)
+        error = HttpError(refused, "comfyui_refused" if refused < 500 else "comfyui_failed", error.message)
+    elif not isinstance(error, RunnerError):
+        error = HttpError(500, "internal_error", "%s: %s" % (type(error).__name__, error))
+    kind = getattr(error, "type", None) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    message = (error.message + " " + error.remedy).strip()
+    body = {"error": {"type": kind, "message": message, "details": getattr(error, "details", None)}}
+    headers = getattr(error, "headers", ())
+    if error.http_status == 503 and not any(name == "Retry-After" for name, _ in headers):
+        headers = (*headers, ("Retry-After", "5"))
+    return json_response(error.http_status, body, *headers)
+
+
+class Guard(NamedTuple):
+    """Who may speak to the service: its own names, other origins that are allowed, the token."""
+
+    hosts: FrozenSet[str] = frozenset(("localhost", "127.0.0.1"))
+    origins: FrozenSet[str] = frozenset()
+    token: Optional[str] = None
+
+    def refusal(self, request: Request) -> Optional[HttpError]:
+        """Why a request is not let in, or None.
+
+        A foreign name in Host is DNS rebinding (an address cannot be rebound); a foreign Origin,
+        Referer or Sec-Fetch-Site is another web page, which may not even start a run by an <img>.
+        """
+        host = request.headers.get("host", "")
+        name = _host_name(host)
+        if name and name not in self.hosts:
+            return HttpError(
+                403, "foreign_host", "This service is not called %s: --allow-host names it so." % one_line(host, 80)
+            )
+        ours = ("http://" + host, "https://" + host, *self.origins)
+        origin = request.headers.get("origin")
+        referer = request.headers.get("referer", "")
+        page = request.method in ("GET", "HEAD") and request.path == "/"
+        if origin is not None and origin not in ours:
+            return HttpError(403, "foreign_origin", "Pages of other origins may not use this service (--allow-origin).")
+        site = request.headers.get("sec-fetch-site", "none")
+        if not page and origin is None and site not in ("none", "same-origin"):
+            return HttpError(403, "foreign_origin", "Pages of other origins may not use this service.")
+        if not page and referer and "/".join(referer.lower().split("/")[:3]) not in ours:
+            return HttpError(403, "foreign_origin", "Pages of other origins may not use this service.")
+        if "prefetch" in request.headers.get("sec-purpose", "") + request.headers.get("purpose", ""):
+            return HttpError(403, "prefetch", "A prefetch is not answered.")
+        if self.token and not page and request.path not in ("/login", "/health") and not self.knows(request):
+            return HttpError(401, "unauthorized", "A token is needed.", WWW_Authenticate="Bearer")
+        return None
+
+    def knows(self, request: Request) -> bool:
+        """Whether the request bears the token, or the cookie that the login gave."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        cookie = re.search(r"(?:^|;\s*)%s=([0-9a-f]+)" % COOKIE, request.headers.get("cookie", ""))
+        return (scheme.lower() == "bearer" and self.is_token(given.strip())) or bool(
+            cookie and _same(cookie.group(1), self.cookie())
+        )
+
+    def is_token(self, given: str) -> bool:
+        """Whether ``given`` is the token, in a time that does not tell how much of it is right."""
+        return self.token is not None and _same(given, self.token)
+
+    def cookie(self) -> str:
+        """What the cookie holds: not the token itself."""
+        import hashlib
+        import hmac
+
+        return hmac.new(str(self.token).encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
+
+
+@functools.lru_cache(64)
+def _host_name(host: str) -> str:
+    """The name in a Host header, in lower case; "" for an address ("?" for nothing at all)."""
+    name = re.sub(r":\d+$", "", host).strip("[]").lower()
+    return "" if re.match(r"^[\d.]+$|^[\da-f:.]*:[\da-f:.]*$", name) else name or "?"
+
+
+def _same(first: str, second: str) -> bool:
+    import hmac
+
+    return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
+
+
+class Route(NamedTuple):
+    """One row of the table of routes, which the help, the documents and OpenAPI are made from."""
+
+    method: str
+    path: str  # {name} takes one part
+    handler: str  # a method of Service
+    summary: str
+    statuses: Tuple[int, ...]
+    body: str = ""  # a schema of the request's body
+    query: Tuple[str, ...] = ()
+    curl: str = ""
+    answer: str = ""  # a schema of a success's body, or its content types
+
+
+ROUTES: Tuple[Route, ...] = (
+    Route("GET", "/", "get_page", "The page; for curl this list.", (200,), answer="text/html text/plain"),
+    Route("GET", "/health", "get_health", "200 while the service runs.", (200,), curl="{}/health", answer="Health"),
+    Route("GET", "/status", "get_status", "ComfyUI, the workflow, the queue.", (200,), curl="{}/status",
+          answer="Status"),
+    Route("GET", "/workflow", "get_workflow", "The held workflow and what can be set in it.", (200,),
+          curl="{}/workflow", answer="Workflow"),
+    Route("PUT", "/workflow", "put_workflow", "Replaces the held workflow after checking it.", (200, 400),
+          "Prompt", curl="-T workflow_api.json {}/workflow", answer="Held"),
+    Route("POST", "/workflow/reset", "reset_workflow", "Takes the workflow from its file again.", (200, 400),
+          curl="-X POST {}/workflow/reset", answer="Held"),
+    Route("POST", "/update/prompt", "update_prompt", "Sets a text, by node, title, or positive and negative.",
+          (200, 400, 409), "UpdatePrompt", curl="-d '{{\"type\": \"positive\", \"text\": \"a fox\"}}' {}/update/prompt",
+          answer="Edited"),
+    Route("POST", "/update/inputs", "update_inputs", "Sets inputs of a node; a \"random\" seed is drawn at each run.",
+          (200, 400, 409), "UpdateInputs",
+          curl="-d '{{\"node_id\": \"5\", \"inputs\": {{\"seed\": \"random\"}}}}' {}/update/inputs", answer="Edited"),
+    Route("POST", "/upload/image", "upload_image", "Uploads a file to ComfyUI and sets it in a loader.",
+          (200, 202, 400, 409, 413, 429, 503), "Upload", ("node_id",), "-F image=@cat.png {}/upload/image", "Uploaded"),
+    Route("GET", "/queue", "start_run", "Runs the held workflow as it is now.", (202, 400, 429, 503), curl="{}/queue",
+          answer="Started"),
+    Route("POST", "/queue", "start_run", "The same.", (202, 400, 429, 503), "Empty", curl="-X POST {}/queue",
+          answer="Started"),
+    Route("POST", "/prompt", "post_prompt", "ComfyUI's own call: runs the prompt in the body.", (200, 400, 429, 503),
+          "PostPrompt", curl="-d @request.json {}/prompt", answer="Prompted"),
+    Route("POST", "/interrupt", "interrupt", "Stops our run, and nobody else's.", (200, 202, 400, 409), "Interrupt",
+          curl="-X POST {}/interrupt", answer="Interrupted"),
+    Route("GET", "/runs", "get_runs", "The last 200 runs, the newest first.", (200,), curl="{}/runs", answer="Runs"),
+    Route("GET", "/runs/{prompt_id}", "get_run", "One run; ?wait=30 answers when it ends.", (200, 400, 404), "",
+          ("wait",), "'{}/runs/PROMPT_ID?wait=30'", "Run"),
+    Route("GET", "/events", "get_events", "Server-Sent Events of all runs, or of one.", (200,), "", ("prompt_id",),
+          "-N {}/events", "text/event-stream"),
+    Route("GET", "/preview", "get_preview", "The newest preview picture.", (200, 404), "", ("prompt_id",),
+          "-o preview.jpg {}/preview", "image/*"),
+    Route("GET", "/view", "get_view", "A file that ComfyUI made.", (200, 206, 304, 400, 404, 416, 503), "",
+          ("filename", "subfolder", "type", "download"), "-OJ '{}/view?filename=ComfyUI_00001_.png'", "*/*"),
+    Route("POST", "/login", "login", "Takes the token once, for the page.", (204, 400, 403), "Login"),
+    Route("GET", "/openapi.json", "get_openapi", "This table as OpenAPI 3.1.", (200,), curl="{}/openapi.json",
+          answer="OpenAPI"),
+)  # fmt: skip
+
+
+@functools.lru_cache(None)
+def _fixed_routes() -> Dict[Tuple[str, str], Route]:
+    return {(row.method, row.path): row for row in ROUTES if "{" not in row.path}
+
+
+def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
+    """The route for a request and the parts of its path. Raises HttpError 404, or 405 with Allow."""
+    row = _fixed_routes().get((method, path))
+    if row is not None:
+        return row, {}
+    allowed = []
+    for row in ROUTES:
+        found = re.match("^%s$" % re.sub(r"\\?\{(\w+)\\?\}", r"(?P<\1>[^/]+)", re.escape(row.path)), path)
+        if found:
+            if row.method == method or (method == "HEAD" and row.method == "GET"):
+                return row, {name: urllib.parse.unquote(value) for name, value in found.groupdict().items()}
+            allowed.append(row.method)
+    if not allowed:
+        raise HttpError(404, "not_found", "There is no %s here; GET / lists what there is." % one_line(path, 100))
+    names = ", ".join(dict.fromkeys(allowed + (["HEAD"] if "GET" in allowed else []) + ["OPTIONS"]))
+    raise HttpError(405, "method_not_allowed", "%s takes %s." % (one_line(path, 100), names), Allow=names)
+
+
+_TEXT: Dict[str, Any] = {"type": "string"}
+_OPEN: Dict[str, Any] = {"type": "object"}
+_COUNT: Dict[str, Any] = {"type": "integer", "minimum": 0}
+_NUMBER: Dict[str, Any] = {"type": "number"}
+_BOOLEAN: Dict[str, Any] = {"type": "boolean"}
+
+
+def _object(required: Mapping[str, Any], **optional: Any) -> Dict[str, Any]:
+    """The schema of an object: fields that must be there, and those that may."""
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def _list(item: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_NODE = {"node_id": _TEXT, "title": _TEXT, "class_type": _TEXT}
+_PROBLEM = _object({"type": _TEXT, "message": _TEXT, "node_id": _or_null(_TEXT), "title": _TEXT, "class_type": _TEXT,
+                    "input": _TEXT, "value": {}, "hints": _list(_TEXT)})  # fmt: skip
+
+#: The bodies of requests and answers, by the names in ROUTES.
+SCHEMAS: Mapping[str, Any] = {
+    "Error": _object({"error": _object({"type": _TEXT, "message": _TEXT}, details={})}),
+    "Prompt": {"type": "object", "minProperties": 1,
+               "additionalProperties": _object({"class_type": _TEXT, "inputs": _OPEN}, _meta={})},
+    "UpdatePrompt": {**_object({"text": _TEXT}, node_id=_TEXT, title=_TEXT, type={"enum": ["positive", "negative"]}),
+                     "anyOf": [{"required": [name]} for name in ("node_id", "title", "type")]},
+    "UpdateInputs": {**_object({"inputs": _OPEN}, node_id=_TEXT, title=_TEXT),
+                     "anyOf": [{"required": [name]} for name in ("node_id", "title")]},
+    "Upload": _object({"image": {"type": "string", "format": "binary"}}, subfolder=_TEXT, type=_TEXT, overwrite=_TEXT),
+    "Empty": _OPEN,
+    "PostPrompt": _object({}, prompt=_OPEN, prompt_id={"type": "string", "format": "uuid"}, extra_data=_OPEN,
+                          number=_NUMBER, front=_BOOLEAN),
+    "Interrupt": _object({}, prompt_id=_TEXT),
+    "Login": _object({"token": _TEXT}),
+    "Health": _object({"status": {"const": "ok"}, "comfyui": _BOOLEAN}),
+    "Status": _object({
+        "version": _TEXT,
+        "comfyui": _object({"url": _TEXT, "connected": _BOOLEAN, "version": _or_null(_TEXT),
+                            "device": _or_null(_TEXT)}),
+        "workflow": _object({"file": _TEXT, "nodes": _COUNT, "revision": _COUNT, "changed": _BOOLEAN}),
+        "runs": _object({"waiting": _COUNT, "running": _or_null(_TEXT)}),
+        "auto_execute_on_upload": _BOOLEAN, "token_required": _BOOLEAN}),
+    "Workflow": _object({
+        "file": _TEXT, "revision": _COUNT, "prompt": {"$ref": "#/components/schemas/Prompt"},
+        "fields": _list(_object({
+            **_NODE, "input": _TEXT, "value": {}, "min": {}, "max": {}, "step": {}, "options": {"type": "array"},
+            "kind": {"enum": ["text", "upload", "seed", "int", "float", "toggle", "choice"]},
+            "role": {"enum": ["", "positive", "negative"]}, "media": {"enum": ["", "image", "video", "audio", "file"]},
+            "important": _BOOLEAN, "random": _BOOLEAN, "multiline": _BOOLEAN}))}),
+    "Held": _object({"nodes": _COUNT, "revision": _COUNT}, checked=_BOOLEAN),
+    "Edited": _object({"node_id": _TEXT, "changed": _OPEN, "checked": _BOOLEAN, "revision": _COUNT}),
+    "Uploaded": _object({"name": _TEXT, "subfolder": _TEXT, "type": _TEXT, "nodes": _list(_TEXT), "revision": _COUNT},
+                        message=_TEXT, prompt_id=_TEXT, ahead=_or_null(_COUNT)),
+    "Started": _object({"message": {"const": "execution started"}, "prompt_id": _TEXT, "ahead": _or_null(_COUNT)}),
+    "Prompted": _object({"prompt_id": _TEXT, "number": _or_null(_NUMBER), "node_errors": {}}),
+    "Interrupted": _object({"prompt_id": _TEXT, "phase": _TEXT, "message": _TEXT}),
+    "Runs": _object({"runs": _list({"$ref": "#/components/schemas/Run"})}),
+    "Run": _object({
+        "prompt_id": _TEXT, "phase": {"enum": [phase.value for phase in Phase]}, "over": _BOOLEAN,
+        "ahead": _or_null(_COUNT), "nodes_done": _COUNT, "nodes_total": _COUNT, "message": _TEXT,
+        "wholly_cached": _BOOLEAN, "created": _NUMBER, "seconds": _NUMBER,
+        "running": _list(_object({**_NODE, "value": _or_null(_NUMBER), "max": _or_null(_NUMBER)})),
+        "nodes": _list(_object({**_NODE, "seconds": _NUMBER})),
+        "outputs": _list(_object({
+            "node_id": _TEXT, "title": _TEXT, "kind": _TEXT, "filename": _TEXT, "subfolder": _TEXT, "type": _TEXT,
+            "text": _or_null(_TEXT), "url": _or_null(_TEXT)})),
+        "problems": _list(_PROBLEM),
+        "failure": _or_null(_object({**_PROBLEM["properties"], "traceback": _list(_TEXT)}))}),
+    "OpenAPI": _object({"openapi": _TEXT, "info": _OPEN, "paths": _OPEN}),
+}  # fmt: skip
+
+#: The parameters of queries that are no plain texts.
+_PARAMETERS: Mapping[str, Any] = {"wait": {"type": "number", "minimum": 0, "maximum": 60}}
+
+
+def openapi() -> Dict[str, Any]:
+    """The table of routes as an OpenAPI 3.1 document."""
+    paths: Dict[str, Any] = {}
+    anywhere = (400, 401, 403, 404, 408, 411, 413, 431, 503)
+    for row in ROUTES:
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", row.path)
+        ]
+        parameters += [
+            {"name": name, "in": "query", "required": name == "filename", "schema": _PARAMETERS.get(name, _TEXT)}
+            for name in row.query
+        ]
+        answers: Dict[str, Any] = {
+            str(status): {"$ref": "#/components/responses/Error"}
+            for status in sorted({*row.statuses, *anywhere})
+            if status >= 400
+        }
+        for status in row.statuses:
+            if status < 400:
+                content: Dict[str, Any] = {kind: {} for kind in row.answer.split()}
+                if row.answer in SCHEMAS:
+                    content = {"application/json": {"schema": {"$ref": "#/components/schemas/" + row.answer}}}
+                answers[str(status)] = {"description": "as described", "content": content if status != 304 else {}}
+        operation: Dict[str, Any] = {
+            "summary": row.summary,
+            "operationId": row.handler if row.method != "POST" or row.handler != "start_run" else "post_queue",
+            "responses": answers,
+        }
+        if parameters:
+            operation["parameters"] = parameters
+        if row.body:
+            media = "multipart/form-data" if row.body == "Upload" else "application/json"
+            schema = {media: {"schema": {"$ref": "#/components/schemas/" + row.body}}}
+            required = row.body not in ("Empty", "PostPrompt", "Interrupt")
+            operation["requestBody"] = {"content": schema, "required": required}
+        paths.setdefault(row.path, {})[row.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ComfyUI Workflow Runner, continuous mode", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "responses": {
+                "Error": {
+                    "description": "an error",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                }
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],  # asked for only where the service was started with --token
+    }
+
+
+def curl_lines(url: str) -> List[str]:
+    """One line of curl for each route, for the console and for ``curl http://.../``."""
+    lines = []
+    for row in ROUTES:
+        if row.curl:
+            lines.append("%-5s %-18s %s" % (row.method, row.path, row.summary))
+            lines.append("      curl " + row.curl.format(url))
+    return lines
+
+
+def parse_fields(body: bytes, required: Mapping[str, type], optional: Mapping[str, type]) -> Dict[str, Any]:
+    """The fields of a JSON object. Raises HttpError 400 for what is no such object."""
+    try:
+        document = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "not_json", "The body is not JSON: %s." % one_line(error, 200)) from None
+    if not isinstance(document, dict):
+        raise HttpError(400, "not_an_object", "The body must be a JSON object.")
+    for name, kind in {**required, **optional}.items():
+        if name not in document and name in required:
+            raise HttpError(400, "missing_field", "The field %s is missing." % name)
+        if name in document and not isinstance(document[name], kind):
+            words = "a text" if kind is str else "an object"
+            raise HttpError(400, "wrong_type", "The field %s must be %s." % (name, words))
+    return document
+
+
+class Record:
+    """A run as the service tells it."""
+
+    def __init__(self, run: Run) -> None:
+        import threading
+
+        self.run = run
+        self.created = time.time()
+        self.problems: List[Problem] = []
+        self.failure: Optional[Report] = None
+        self.message = ""
+        self.over = threading.Event()
+        self.told_preview: Optional[Preview] = None
+        self.next_event = 0.0  #: when the streams may be told of it again
+
+    def to_json(self) -> Dict[str, Any]:
+        """The run as GET /runs/{prompt_id} answers it."""
+        run, state = self.run, self.run.state
+        named = {i: describe_nodes(run.prompt, [i])[0] for i in [*state.running, *state.finished]}
+        return {
+            "prompt_id": run.prompt_id, "phase": state.phase.value, "over": self.over.is_set(), "ahead": state.ahead,
+            **nodes_done(state), "message": self.message, "wholly_cached": wholly_cached(state),
+            "created": round(self.created, 3), "seconds": round(run_seconds(state, time.monotonic()), 3),
+            "running": [{**named[i], "value": p.value, "max": p.max} for i, p in state.running.items()],
+            "nodes": [{**named[i], "seconds": round(took, 3)} for i, took in state.finished.items()],
+            "outputs": [
+                {**output._asdict(), "url": view_path(output)[1:] if output.text is None else None}
+                for output in collect_outputs(state.outputs, run.prompt)
+            ],
+            "problems": [{**problem._asdict(), "hints": list(problem.hints)} for problem in self.problems],
+            "failure": self.failure,
+        }  # fmt: skip
+
+
+class Stream:
+    """One reader of the events: a queue of what it has not been sent yet."""
+
+    def __init__(self, prompt_id: Optional[str]) -> None:
+        import queue
+
+        self.prompt_id = prompt_id
+        self.waiting: "queue.Queue[Optional[bytes]]" = queue.Queue(STREAM_QUEUE)
+        self.dropped = False
+
+    def put(self, data: Optional[bytes]) -> None:
+        """Hands it an event (None: the end); a reader that is too slow is dropped."""
+        import queue
+
+        try:
+            self.waiting.put_nowait(data)
+        except queue.Full:
+            self.dropped = True
+
+
+def sse(event: str, data: Any) -> bytes:
+    """A Server-Sent Event."""
+    return ("event: %s\ndata: %s\n\n" % (event, strict_json(data))).encode()
+
+
+class ServiceOptions(NamedTuple):
+    """What the service is told."""
+
+    reload: Callable[[], Prompt]  # reads the workflow's file again
+    guard: Guard = Guard()
+    auto_execute: bool = False
+    max_queue: int = 16
+    output: Optional[str] = None  # the folder that outputs are saved in
+    overwrite: bool = False
+    timeout: Optional[float] = None  # seconds after which a run is cancelled
+
+
+class Service:
+    """Continuous mode: the held workflow, the runs, the routes.
+
+    The routes are called in the threads of the http.server; the runs live in the asyncio loop.
+    ``_lock`` guards what both touch.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        prompt: Prompt,
+        path: str,
+        options: "ServiceOptions",
+        say: Callable[[Optional[str], Report], None],
+    ) -> None:
+        import asyncio
+        import threading
+
+        self.server = servers[0]
+        self._servers = servers  # where ComfyUI may be; the first one that answers is kept
+        self.options = options
+        self._path = path
+        self._say = say
+        self._lock = threading.RLock()
+        self._prompt, self._from_file, self._revision = prompt, prompt, 1
+        self._random: Set[InputRef] = set()
+        self._object_info: Dict[str, Any] = {}
+        self._records: Dict[str, Record] = {}
+        self._dirty: Set[str] = set()
+        self._streams: List[Stream] = []
+        self._stats: Dict[str, Any] = {}
+        self._connected = False
+        self._features: Dict[str, Any] = {}
+        self._closing = False
+        self._tasks: Set["asyncio.Future[None]"] = set()
+        self._loop = asyncio.get_event_loop()
+        self.session = Session(self.server, (), self.tell)
+        self._failures = 0  # of GET /system_stats, in a row
+        self.page = b""
+
+    # -- in the loop -----------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Keeps in touch with ComfyUI and tells the streams what changes, until it is cancelled."""
+        import asyncio
+
+        self.session.begin()
+        touched = -60.0
+        while True:
+            now = time.monotonic()
+            steady = self._connected and self.session.connected
+            if now - touched >= (15.0 if steady else 2.0):
+                await self._touch()
+                touched = time.monotonic()
+            self._tell_changes()
+            await asyncio.sleep(0.1)
+
+    async def _touch(self) -> None:
+        was = self._connected
+        for server in self._servers:
+            try:
+                stats = await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
+                if not was:
+                    self._features = as_dict(await bounded(server.features, seconds=server.limits.read))
+            except (ServerUnreachable, ServerAnswer) as error:
+                self._failures += 1
+                refused = isinstance(error, ServerUnreachable) and error.refused
+                if self._connected and (refused or self._failures > 1):  # once is an accident
+                    self._connected = False
+                    self._notice("ComfyUI does not answer (%s) Trying again." % error.message)
+                continue
+            self.server = self.session.server = server
+            self._servers, self._connected, self._failures = (server,), True, 0
+            self._stats, self.session.version = stats, parse_version(stats)
+            break
+        if self._connected != was:
+            if self._connected:
+                self._object_info = {}  # it may have other nodes and files now
+                self._notice("ComfyUI is there: %s." % self.server.address.url)
+                await in_thread(self._learn, self._prompt)
+                self._publish(None, sse("workflow", {"revision": self._revision}))  # more is known of it now
+            self._publish(None, sse("status", self.status()))
+
+    def _tell_changes(self) -> None:
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+        for prompt_id in dirty:
+            record = self._records.get(prompt_id)
+            if record is None:
+                continue
+            if time.monotonic() < record.next_event and not record.over.is_set():
+                self._dirty.add(prompt_id)
+                continue
+            data = sse("run", record.to_json())
+            record.next_event = time.monotonic() + len(data) / EVENT_BYTES_PER_SECOND
+            self._publish(prompt_id, data)
+            if record.run.preview is not record.told_preview:
+                record.told_preview = record.run.preview
+                self._publish(prompt_id, sse("preview", {"prompt_id": prompt_id}))
+
+    def tell(self, run: Optional[Run], report: Report) -> None:
+        """What the session says: to the console, the record of the run, and the streams."""
+        prompt_id = run.prompt_id if run is not None else None
+        self._say(prompt_id, report)
+        if run is not None:
+            self._dirty.add(run.prompt_id)
+        self._publish(prompt_id, sse("report", {"prompt_id": prompt_id, "time": round(time.time(), 3), **report}))
+
+    def _notice(self, message: str) -> None:
+        self._say(None, {"event": "notice", "message": message})
+
+    def _publish(self, prompt_id: Optional[str], data: bytes) -> None:
+        with self._lock:
+            for stream in list(self._streams):
+                if prompt_id is None or stream.prompt_id in (None, prompt_id):
+                    stream.put(data)
+                if stream.dropped:
+                    self._streams.remove(stream)
+
+    async def launch(self, prompt: Prompt, extra: Mapping[str, Any]) -> Tuple[Record, Dict[str, Any]]:
+        """Submits a run and follows it; comes back when ComfyUI has it. Raises what submit() raises."""
+        import asyncio
+
+        run = self.session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
+        run.patience = 5.0
+        record = Record(run)
+        given = run.prompt_id
+        with self._lock:
+            waiting = self._waiting()
+            if waiting >= self.options.max_queue:
+                self.session.forget(run)
+                message = "%s of ours wait already (--max-queue)." % plural(waiting, "run")
+                raise HttpError(429, "queue_full", message, Retry_After="10")
+            self._records[given] = record
+            ended = [i for i, other in self._records.items() if other.over.is_set()]
+            for old in ended[: max(len(self._records) - RUNS_KEPT, 0)]:
+                del self._records[old]
+        try:
+            answer = await self.session.submit(run)
+            if run.prompt_id != given:  # an older server gives its own
+                with self._lock:
+                    self._records[run.prompt_id] = self._records.pop(given)
+            await self.session.look(run)
+        except BaseException as error:
+            if isinstance(error, PromptRejected):
+                record.problems = await self.session.explain(error.answer, prompt)
+            record.message = error.message if isinstance(error, RunnerError) else type(error).__name__
+            self._ended(record)
+            raise
+        task = asyncio.ensure_future(self._finish(record, answer))
+        self._tasks.add(task)  # else it may be collected in the middle
+        task.add_done_callback(self._tasks.discard)
+        return record, answer or {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
+
+    async def _finish(self, record: Record, answer: Optional[Dict[str, Any]]) -> None:
+        import asyncio
+
+        run, stopped = record.run, None
+        try:
+            if answer is not None:
+                record.problems = await self.session.explain(answer, run.prompt)
+            try:
+                await asyncio.wait_for(self.session.finish(run, answer), self.options.timeout)
+            except asyncio.TimeoutError:
+                stopped = "the timeout"
+                await self.session.cancel(run)
+                await self.session.finish(run, answer)
+        except Exception as error:  # a fault of ours must not leave a run that never ends
+            self._notice("The runner failed: %s: %s" % (type(error).__name__, error))
+            run.state = lost(run.state, "the runner failed (%s)" % type(error).__name__, time.monotonic())
+        state = run.state
+        if state.phase is Phase.ERROR and state.failure:
+            problem = explain_failure(state.failure, run.prompt)
+            record.failure = {**problem_report(problem), "traceback": traceback_lines(state.failure, None)}
+        status = exit_status_of(state, bool(run.dropped))
+        if run.cancelling and not stopped:
+            stopped = "the end of the service" if self._closing else "POST /interrupt"
+        end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
+        record.message = end["message"]
+        if record.failure:
+            self.tell(run, {**record.failure, "event": "failure", "traceback": traceback_lines(state.failure)})
+        if self.options.output is not None:
+            await self._save(run, self.options.output)
+        self.tell(run, end)
+        self._ended(record)
+
+    async def _save(self, run: Run, folder: str) -> None:
+        outputs = collect_outputs(run.state.outputs, run.prompt)
+        for title, save in save_jobs(self.server, run, outputs, folder, self.options.overwrite, lambda: self._closing):
+            try:
+                saved = await in_thread(save)
+            except SaveError as error:
+                self.tell(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
+            else:
+                self.tell(run, {"event": "saved", "title": title, "path": saved.path, "bytes": saved.bytes})
+
+    def _ended(self, record: Record) -> None:
+        record.run.received.clear()  # 200 runs are kept: their pictures would fill the memory
+        record.over.set()
+        self.session.forget(record.run)
+        self._dirty.add(record.run.prompt_id)
+
+    async def stop(self) -> None:
+        """Cancels our runs, tells the streams, closes the session."""
+        import asyncio
+
+        self._closing = True
+        runs = [record.run for record in self._records.values() if not record.over.is_set()]
+        if runs:
+            self._notice("Stopping: cancelling %s of ours." % plural(len(runs), "run"))
+        await asyncio.gather(*(self.session.cancel(run) for run in runs))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+        self._tell_changes()
+        with self._lock:
+            for stream in self._streams:
+                stream.put(sse("end", {}))
+                stream.put(None)
+        await self.session.close()
+
+    # -- in the threads: helpers -------------------------------------------------------------------
+
+    def _in_loop(self, work: Any, seconds: float) -> Any:
+        import asyncio
+        import concurrent.futures
+
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(seconds)
+        except concurrent.futures.TimeoutError:
+            raise ServerUnreachable("ComfyUI did not answer in time.") from None
+
+    def _learn(self, prompt: Mapping[str, Any], anew: Iterable[str] = ()) -> Dict[str, Any]:
+        """object_info of the prompt's classes, as far as it is known or can be had now; of the nodes
+        ``anew`` it is read again, as lists of files grow."""
+        again = {class_of(prompt, node_id) for node_id in anew}
+        for class_type in sorted({class_of(prompt, node_id) for node_id in prompt}):
+            if (class_type in again or class_type not in self._object_info) and self._connected:
+                try:
+                    info = self.server.object_info(class_type)
+                except (ServerUnreachable, ServerAnswer):
+                    break
+                if info is not None:
+                    self._object_info[class_type] = info
+        return self._object_info
+
+    def _hold(self, prompt: Prompt, random_inputs: Set[InputRef]) -> int:
+        with self._lock:
+            self._prompt, self._random = prompt, {ref for ref in random_inputs if ref.node_id in prompt}
+            self._revision += 1
+        self._publish(None, sse("workflow", {"revision": self._revision}))
+        return self._revision
+
+    def _edit(self, node_id: str, inputs: Mapping[str, Any]) -> Tuple[bool, int]:
+        """Sets inputs of the held workflow. A value that is not in a list is looked up once more, as
+        lists of files grow. The look-ups hold no lock; if another edit comes first, ours is made anew."""
+        anew: Tuple[str, ...] = ()
+        while True:
+            prompt, drawn, fixed = self._prompt, set(self._random), dict(inputs)
+            if node_id not in prompt:
+                raise EditError("no_such_node", "The workflow has no node %s any more." % one_line(node_id, 40))
+            info = self._learn(prompt, anew)
+            for name, value in inputs.items():
+                spec, known = input_spec(info, class_of(prompt, node_id), name), prompt[node_id]["inputs"]
+                drawn.discard(InputRef(node_id, name))
+                if value == "random" and is_seed(name, spec) and name in known and not is_link(known[name]):
+                    drawn.add(InputRef(node_id, name))
+                    fixed[name] = known[name]
+            try:
+                changed, checked = set_inputs(prompt, node_id, fixed, info)
+            except EditError as error:
+                if error.type != "value_not_in_list" or anew:
+                    raise
+                anew = (node_id,)
+                continue
+            with self._lock:
+                if self._prompt is prompt:
+                    return checked, self._hold(changed, drawn)
+
+    def _ready(self) -> None:
+        if self._closing or not self._connected:
+            raise HttpError(
+                503, "comfyui_unreachable", "ComfyUI at %s does not answer." % self.server.address.url, Retry_After="5"
+            )
+
+    def _start(self, prompt: Prompt, extra: Mapping[str, Any]) -> Tuple[Record, Dict[str, Any]]:
+        self._ready()
+        limits = self.server.limits
+        record, answer = self._in_loop(self.launch(prompt, extra), limits.post + limits.give_up + 10.0)
+        return record, answer
+
+    def _held(self) -> Prompt:
+        """The held workflow for a run. Seeds that are drawn are kept in it, for who likes the picture."""
+        import random
+
+        with self._lock:
+            if self._random:
+                self._hold(draw_seeds(self._prompt, self._random, random.random, self._object_info), self._random)
+            return self._prompt
+
+    def _run_held(self) -> Response:
+        prompt = self._held()
+        try:
+            record, _ = self._start(prompt, {})
+        except PromptRejected as error:
+            record_ = next((r for r in reversed(list(self._records.values())) if r.run.prompt is prompt), None)
+            problems = [{**p._asdict(), "hints": list(p.hints)} for p in record_.problems] if record_ else []
+            raise HttpError(
+                400, "prompt_rejected", error.message, {"problems": problems, "answer": error.answer}
+            ) from None
+        run = record.run
+        return json_response(
+            202, {"message": "execution started", "prompt_id": run.prompt_id, "ahead": run.state.ahead}
+        )
+
+    def _waiting(self) -> int:
+        """How many runs of ours are on their way to ComfyUI or wait in its queue."""
+        records = list(self._records.values())
+        return sum(not r.over.is_set() and r.run.state.phase is not Phase.RUNNING for r in records)
+
+    def status(self) -> Dict[str, Any]:
+        """GET /status."""
+        records = list(self._records.values())
+        running = [r.run.prompt_id for r in records if r.run.state.phase is Phase.RUNNING and not r.over.is_set()]
+        devices = as_list(self._stats.get("devices"))
+        return {
+            "version": __version__,
+            "comfyui": {
+                "url": self.server.address.url, "connected": self._connected,
+                "version": as_dict(self._stats.get("system")).get("comfyui_version"),
+                "device": as_dict(devices[0]).get("name") if devices else None,
+            },
+            "workflow": {"file": self._path, "nodes": len(self._prompt), "revision": self._revision,
+                         "changed": self._prompt != self._from_file},
+            "runs": {"waiting": self._waiting(), "running": running[0] if running else None},
+            "auto_execute_on_upload": self.options.auto_execute, "token_required": bool(self.options.guard.token),
+        }  # fmt: skip
+
+    # -- the routes: one method each; ``body`` reads the request's body ------------------------------
+
+    def get_page(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The page for browsers; the list of routes for all others."""
+        if self.page and "text/html" in request.headers.get("accept", ""):
+            return Response(200, self.page, "text/html; charset=utf-8")
+        url = "http://" + request.headers.get("host", "127.0.0.1")
+        return Response(200, ("\n".join(curl_lines(url)) + "\n").encode(), "text/plain; charset=utf-8")
+
+    def get_health(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """200 as long as this program runs."""
+        return json_response(200, {"status": "ok", "comfyui": self._connected})
+
+    def get_status(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The state of all."""
+        return json_response(200, self.status())
+
+    def get_workflow(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The held workflow, with what can be set in it."""
+        info = self._learn(self._prompt)
+        with self._lock:
+            prompt, fields = self._prompt, form_fields(self._prompt, info, self._random)
+            return json_response(
+                200, {"file": self._path, "revision": self._revision, "prompt": prompt, "fields": fields}
+            )
+
+    def put_workflow(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """Another workflow."""
+        prompt = parse_prompt(body(JSON_LIMIT), "The body")
+        info = self._learn(prompt)
+        problems = check_prompt(prompt, info)
+        if problems:
+            info = self._learn(prompt, {problem.node_id for problem in problems})
+            problems = check_prompt(prompt, info)
+        if problems:
+            listed = [{**problem._asdict(), "hints": list(problem.hints)} for problem in problems]
+            raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", {"problems": listed})
+        checked = all(class_of(prompt, node_id) in info for node_id in prompt)
+        return json_response(200, {"nodes": len(prompt), "revision": self._hold(prompt, set()), "checked": checked})
+
+    def reset_workflow(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The workflow from its file, as it is there now."""
+        prompt = self.options.reload()
+        self._from_file = prompt
+        return json_response(200, {"nodes": len(prompt), "revision": self._hold(prompt, set())})
+
+    def update_prompt(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """A text."""
+        fields = parse_fields(body(JSON_LIMIT), {"text": str}, {"node_id": str, "title": str, "type": str})
+        role, node = fields.get("type"), fields.get("node_id", fields.get("title"))
+        if role not in (("positive", "negative") if node is None else ("positive", "negative", None)):
+            raise HttpError(
+                400, "missing_field", 'Name the text: "node_id", "title", or "type": "positive" or "negative".'
+            )
+        ref = find_text(self._prompt, node, role)
+        checked, revision = self._edit(ref.node_id, {ref.input: fields["text"]})
+        changed = {"node_id": ref.node_id, "changed": {ref.input: fields["text"]}}
+        return json_response(200, {**changed, "checked": checked, "revision": revision})
+
+    def update_inputs(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """Inputs of one node."""
+        fields = parse_fields(body(JSON_LIMIT), {"inputs": dict}, {"node_id": str, "title": str})
+        name = fields.get("node_id", fields.get("title"))
+        if name is None:
+            raise HttpError(400, "missing_field", 'Name the node: "node_id" or "title".')
+        node_id = find_node(self._prompt, name)
+        checked, revision = self._edit(node_id, fields["inputs"])
+        return json_response(
+            200, {"node_id": node_id, "changed": fields["inputs"], "checked": checked, "revision": revision}
+        )
+
+    def upload_image(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """A file for a loader: spooled first, so that a client that goes away leaves nothing behind."""
+        import tempfile
+
+        self._ready()
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise HttpError(400, "not_multipart", "Send the file as multipart/form-data: curl -F image=@cat.png")
+        refs = self._loaders(request.query.get("node_id"))
+        with tempfile.TemporaryFile() as file:
+            limit = int(as_number(self._features.get("max_upload_size"), 100 << 20))
+            body(limit, file)  # type: ignore[call-arg]
+            file.seek(0)
+            try:
+                answer = self.server.upload(file, request.headers["content-type"])
+            except ServerAnswer as error:
+                if error.status not in (400, 403, 413, 500):  # 500: a form that ComfyUI cannot read
+                    raise
+                status = 413 if error.status == 413 else 400
+                message = "ComfyUI does not take this upload (HTTP %d)." % error.status
+                raise HttpError(status, "not_uploaded", message) from None
+        name, folder, kind = (str(answer.get(key) or "") for key in ("name", "subfolder", "type"))
+        if not name:
+            raise HttpError(400, "not_uploaded", "ComfyUI took the upload, but names no file.")
+        value = (folder + "/" if folder else "") + name + ("" if kind in ("input", "") else " [%s]" % kind)
+        self._learn(self._prompt, [ref.node_id for ref in refs])  # its list has grown
+        with self._lock:
+            prompt = self._prompt
+            for ref in refs:
+                if ref.node_id in prompt:
+                    node = prompt[ref.node_id]
+                    prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: value}}}
+            revision = self._hold(prompt, self._random)
+        told = {
+            "name": name,
+            "subfolder": folder,
+            "type": kind,
+            "nodes": [ref.node_id for ref in refs],
+            "revision": revision,
+        }
+        if self.options.auto_execute:
+            started = json.loads(self._run_held().body)
+            return json_response(202, {**told, **started})
+        return json_response(200, told)
+
+    def _loaders(self, name: Optional[str]) -> List[InputRef]:
+        loaders = list(upload_inputs(self._prompt, self._learn(self._prompt)))
+        listed = describe_nodes(self._prompt, [ref.node_id for ref in loaders])
+        if not loaders:
+            raise EditError("no_loader", "The workflow has no node that loads a file.")
+        if name == "all":
+            return loaders
+        if name is None and len(loaders) == 1:
+            return loaders
+        if name is None:
+            raise EditError(
+                "ambiguous_node",
+                "Several nodes load a file: name one with ?node_id=, or all of them with ?node_id=all.",
+                listed,
+            )
+        found = [ref for ref in loaders if ref.node_id == find_node(self._prompt, name)]
+        if not found:
+            raise EditError("no_loader", "The node %s loads no file." % json.dumps(one_line(name, 60)), listed)
+        return found[:1]
+
+    def start_run(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """A run of the held workflow."""
+        if request.method == "POST":
+            fields = parse_fields(body(JSON_LIMIT), {}, {})
+            if "clear" in fields or "delete" in fields:
+                raise HttpError(400, "not_supported", "The queue is ComfyUI's: POST /interrupt stops a run of ours.")
+        return self._run_held()
+
+    def post_prompt(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """ComfyUI's POST /prompt, followed like any run."""
+        fields = parse_fields(body(JSON_LIMIT), {}, {"prompt": dict, "prompt_id": str, "extra_data": dict})
+        prompt = fields["prompt"] if "prompt" in fields else self._held()
+        extra = {name: value for name, value in fields.items() if name not in ("prompt", "client_id")}
+        if not isinstance(fields.get("number", 0), (int, float)) or not isinstance(
+            fields.get("partial_execution_targets", []), list
+        ):  # ComfyUI answers these with a 500
+            raise HttpError(400, "wrong_type", "number must be a number, partial_execution_targets a list.")
+        if "prompt_id" in extra and not re.match(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", extra["prompt_id"]):
+            raise HttpError(400, "invalid_prompt_id", "The prompt_id must be a UUID in lower case.")
+        if extra.get("prompt_id") in self._records:
+            raise HttpError(400, "invalid_prompt_id", "This prompt_id is taken.")
+        if not all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in prompt.values()):
+            raise HttpError(400, "invalid_prompt", "Every node needs a class_type and inputs.")
+        try:
+            return json_response(200, self._start(prompt, extra)[1])
+        except PromptRejected as error:
+            return json_response(400, error.answer)
+
+    def interrupt(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """Stops the run that is named, else the one that runs, else the one that waits first."""
+        wanted = parse_fields(body(JSON_LIMIT), {}, {"prompt_id": str}).get("prompt_id")
+        ours = [record for record in list(self._records.values()) if not record.over.is_set()]
+        ours.sort(key=lambda record: record.run.state.phase is not Phase.RUNNING)
+        found = [record for record in ours if wanted in (None, record.run.prompt_id)]
+        if not found:
+            raise HttpError(
+                409,
+                "nothing_to_interrupt",
+                "No run of ours %s." % ("has that prompt_id" if wanted else "waits or runs"),
+            )
+        record = found[0]
+        self._in_loop(self.session.cancel(record.run), self.server.limits.cancel + 10.0)
+        over = record.run.state.phase.over
+        if over:
+            record.over.wait(5.0)
+        message = record.message if over else "requested"
+        told = {"prompt_id": record.run.prompt_id, "phase": record.run.state.phase.value, "message": message}
+        return json_response(200 if over else 202, told)
+
+    def get_runs(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The runs, newest first."""
+        return json_response(200, {"runs": [record.to_json() for record in reversed(list(self._records.values()))]})
+
+    def get_run(self, request: Request, body: Callable[[int], bytes], prompt_id: str) -> Response:
+        """One run."""
+        record = self._records.get(prompt_id)
+        if record is None:
+            raise HttpError(404, "no_such_run", "No run of ours has this prompt_id (the last %d are kept)." % RUNS_KEPT)
+        wait = request.query.get("wait", "0")
+        if not re.match(r"^\d{1,9}(\.\d{1,9})?$", wait):
+            raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
+        record.over.wait(min(float(wait), 60.0))
+        return json_response(200, record.to_json())
+
+    def get_events(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """All that happens, as it happens."""
+        import queue
+
+        stream = Stream(request.query.get("prompt_id"))
+
+        def write(connection: Any) -> None:
+            with self._lock:
+                runs = [
+                    r.to_json()
+                    for r in reversed(list(self._records.values()))
+                    if stream.prompt_id in (None, r.run.prompt_id)
+                ]
+                stream.put(sse("state", {"status": self.status(), "runs": runs}))
+                self._streams.append(stream)
+            try:
+                while not stream.dropped:
+                    try:
+                        data = stream.waiting.get(timeout=15.0)
+                    except queue.Empty:
+                        data = b": nothing new\n\n"
+                    pieces = [data]
+                    while not stream.waiting.empty() and len(pieces) < 500:
+                        pieces.append(stream.waiting.get_nowait())
+                    connection.write(b"".join(piece for piece in pieces if piece is not None))
+                    if None in pieces:
+                        return
+            finally:
+                with self._lock:
+                    if stream in self._streams:
+                        self._streams.remove(stream)
+
+        return Response(200, type="text/event-stream", stream=write)
+
+    def get_preview(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The newest preview picture, of one run or of any."""
+        wanted = request.query.get("prompt_id")
+        for record in reversed(list(self._records.values())):
+            preview = record.run.preview
+            if preview is not None and wanted in (None, record.run.prompt_id) and _OPENS.match(preview.mime):
+                return Response(200, preview.image, preview.mime)
+        raise HttpError(404, "no_preview", "There is no preview (ComfyUI sends them with --preview-method auto).")
+
+    def get_view(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """A file of ComfyUI's, streamed."""
+        query = {
+            name: request.query[name]
+            for name in ("filename", "subfolder", "type", "preview", "channel")
+            if name in request.query
+        }
+        sent = {
+            name.title(): request.headers[name]
+            for name in ("range", "if-range", "if-none-match")
+            if name in request.headers
+        }
+        sent["Accept-Encoding"] = "identity"  # else the lengths would not fit
+        if not re.match(r"^(?!/)(?!.*\.\.)[^\0]+$", query.get("filename", "")) or "\0" in query.get("subfolder", ""):
+            raise HttpError(400, "wrong_filename", "filename must name a file.")
+        path = "/view?" + urllib.parse.urlencode(query, errors="replace")
+        try:
+            response = self.server.open("GET", path, accept=(200, 206, 304), headers=sent)
+        except ServerAnswer as error:
+            if error.status in (400, 403, 404, 416):
+                status = 400 if error.status == 403 else error.status
+                raise HttpError(
+                    status, "not_viewable", "ComfyUI does not give this file (HTTP %d)." % error.status
+                ) from None
+            raise HttpError(503, "comfyui_unreachable", error.message) from None
+        kind = response.headers.get("Content-Type", "application/octet-stream")
+        opens = bool(_OPENS.match(kind)) and "download" not in request.query
+        name = urllib.parse.quote(query["filename"].replace("\\", "/").rpartition("/")[2], errors="replace")
+        headers = [
+            (k, response.headers[k])
+            for k in ("Content-Length", "Content-Range", "Accept-Ranges", "ETag", "Last-Modified")
+            if k in response.headers
+        ]
+        headers.append(("Content-Disposition", "%s; filename*=UTF-8''%s" % ("inline" if opens else "attachment", name)))
+
+        if request.method == "HEAD":
+            response.close()
+
+        def write(connection: Any) -> None:
+            try:
+                for chunk in response.iter_content(1 << 16):
+                    connection.write(chunk)
+            finally:
+                response.close()
+
+        kind = kind if _OPENS.match(kind) else "application/octet-stream"
+        return Response(response.status_code, type=kind, headers=tuple(headers), stream=write)
+
+    def login(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The token for a cookie."""
+        guard = self.options.guard
+        if not guard.is_token(parse_fields(body(JSON_LIMIT), {"token": str}, {})["token"]):
+            raise HttpError(403, "wrong_token", "This is not the token.")
+        cookie = "%s=%s; HttpOnly; SameSite=Strict; Path=/; Max-Age=31536000" % (COOKIE, guard.cookie())
+        return Response(204, headers=(("Set-Cookie", cookie),))
+
+    def get_openapi(self, request: Request, body: Callable[[int], bytes]) -> Response:
+        """The table of routes."""
+        return json_response(200, openapi())
+
+
+def make_http_server(service: Service, host: str, port: int) -> Any:
+    """The listening http.server for ``service``; its serve_forever() runs in a thread of its own.
+
+    Raises OSError when the port is taken.
+    """
+    import http.server
+    import socket
+    import socketserver
+    import threading
+
+    always = (("Server", "comfyui-workflow-runner/" + __version__), *security_headers(service.page))
+    on_every_answer = "".join("\r\n%s: %s" % pair for pair in always).encode() + b"\r\n\r\n"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 30.0  # between two pieces of a body or of an answer, and between two requests
+        disable_nagle_algorithm = True
+        rbufsize = 1 << 16
+
+        def setup(self) -> None:
+            super().setup()
+            # the kernel's limits: with Python's own every call polls first, and 8 threads lose a third of their time
+            self.connection.settimeout(None)
+            limit = struct.pack("L", int(1000 * self.timeout))  # Windows: milliseconds
+            if os.name == "posix":
+                limit = struct.pack("ll", int(self.timeout), int(self.timeout % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.connection.setsockopt(socket.SOL_SOCKET, option, limit)
+
+        def handle_one_request(self) -> None:
+            listener: Any = self.server
+            self.requestline = self.command = ""
+            self.head: Dict[str, str] = {}
+            self.unread, self.close_connection = 0, True
+            try:
+                if not self.rfile.peek(1):  # type: ignore[attr-defined]
+                    return
+                listener.deadlines[self.connection] = time.monotonic() + listener.head_seconds
+                self._read_head()
+                listener.busy.add(self.connection)
+                self._answer()
+            except HttpError as error:
+                self.close_connection = True
+                self._send(error_response(error), "")
+            except OSError:
+                self.close_connection = True
+            finally:
+                listener.deadlines.pop(self.connection, None)
+                listener.busy.discard(self.connection)
+
+        def _read_head(self) -> None:
+            """Reads command, path and headers (http.server's own way takes half of the time of a short
+            answer, the end of a connection for the end of the head, and a length that stands twice)."""
+            size = 0
+            for count in itertools.count():
+                line = self.rfile.readline(65537)
+                size += len(line)
+                if not line.endswith(b"\n") and len(line) <= 65536:
+                    late = self.connection not in self.server.deadlines  # type: ignore[attr-defined]
+                    raise HttpError(408, "timeout", "The head did not come in time.") if late else ConnectionError()
+                if size > 65536 or count > 101:
+                    raise HttpError(431, "head_too_large", "The head is too large.")
+                text = line.decode("latin-1").rstrip("\r\n")
+                if not self.requestline:
+                    self.requestline = text
+                    words = text.split(" ")
+                    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+                        raise HttpError(400, "bad_request", "The first line is not HTTP/1.1.")
+                    continue
+                if not text:
+                    break
+                name, colon, value = text.partition(":")
+                name, value = name.lower(), value.strip()
+                if not colon or not _HEADER_NAME(name):
+                    raise HttpError(400, "bad_request", "A line of the head is no header.")
+                if name in self.head:
+                    if name in ("host", "content-length", "transfer-encoding"):
+                        raise HttpError(400, "bad_request", "The header %s stands twice in the head." % name)
+                    value = self.head[name] + ("; " if name == "cookie" else ", ") + value
+                self.head[name] = value
+            self.server.deadlines.pop(self.connection, None)  # type: ignore[attr-defined]
+            self.command, self.path, self.request_version = words
+            wish = self.head.get("connection", "").lower()
+            self.close_connection = "close" in wish or (words[2] == "HTTP/1.0" and "keep-alive" not in wish)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            """Requests are not logged: URLs may hold what is private."""
+
+        def _answer(self) -> None:
+            path, _, text = re.sub(r"(?i)^https?://[\w.:-]+(?=[/?]|$)", "", self.path).partition("?")
+            if not path.startswith("/"):
+                raise HttpError(400, "bad_request", "The path is none.")
+            path = re.sub("^/api(?=/|$)", "", path) or "/"
+            query = dict(urllib.parse.parse_qsl(text, True, errors="replace")) if text else {}
+            request = Request(self.command, path, query, self.head)
+            length = self.head.get("content-length", "0")
+            self.unread = int(length) if re.match(r"^\d{1,18}$", length) else 0
+            try:
+                response = self._route(request, length)
+            except Exception as error:
+                response = error_response(error)
+            self.close_connection = self.close_connection or response.status in (408, 411, 413)
+            self._drain()
+            origin = self.head.get("origin", "")
+            self._send(response, origin if origin in service.options.guard.origins else "")
+            self._linger()
+
+        def _route(self, request: Request, length: str) -> Response:
+            crowded = self.server.crowded(self.connection)  # type: ignore[attr-defined]
+            if crowded and request.path != "/health":
+                self.close_connection = True
+                raise HttpError(503, "too_many_connections", "There are too many connections.", Retry_After="1")
+            if "transfer-encoding" in request.headers:
+                self.close_connection = True
+                raise HttpError(411, "length_required", "Send a Content-Length, not a chunked body.")
+            if not re.match(r"^\d{1,18}$", length):
+                self.close_connection = True
+                raise HttpError(400, "bad_request", "Content-Length must be a number.")
+            if request.method == "OPTIONS":
+                return self._options(request)
+            refusal = service.options.guard.refusal(request)
+            if refusal is not None:
+                raise refusal
+            row, parts = find_route(request.method, request.path)
+            if request.method == "HEAD" and row.handler in ("start_run", "get_events"):
+                return Response(200)  # asking does not start anything
+            response: Response = getattr(service, row.handler)(request, self._read, **parts)
+            return response
+
+        def _options(self, request: Request) -> Response:
+            try:
+                find_route("OPTIONS", request.path)
+            except HttpError as error:
+                if error.http_status == 404:
+                    raise
+                allow = dict(error.headers)["Allow"]
+                more = [
+                    ("Access-Control-Allow-Methods", allow),
+                    ("Access-Control-Allow-Headers", "authorization, content-type"),
+                ]
+                return Response(204, headers=(("Allow", allow), *more))
+            raise AssertionError("no route takes OPTIONS")
+
+        def _read(self, limit: int, file: Any = None) -> bytes:
+            """The body, or (to ``file``) b""; refused before a byte of it is read when it is too large."""
+            if self.unread > limit:
+                raise HttpError(413, "too_large", "The body is larger than %s." % size_in_words(limit))
+            if self.head.pop("expect", "").lower() == "100-continue":
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            pieces = []
+            while self.unread:
+                asked = time.monotonic()
+                try:
+                    piece = self.rfile.read1(min(self.unread, 1 << 18))
+                except OSError:
+                    piece = b""
+                if not piece:
+                    self.close_connection = True
+                    if time.monotonic() - asked > 0.9 * self.timeout:
+                        raise HttpError(408, "timeout", "The body did not come in time.")
+                    raise HttpError(400, "body_cut_short", "The body ended too early.")
+                self.unread -= len(piece)
+                if file is None:
+                    pieces.append(piece)
+                else:
+                    file.write(piece)
+            return b"".join(pieces)
+
+        def _drain(self) -> None:
+            """Reads a small rest of the body, so that the connection can be used again; else it is closed."""
+            if self.unread and ("expect" in self.head or self.unread > 1 << 16):
+                self.close_connection = True
+            while self.unread and not self.close_connection:
+                piece = self.rfile.read1(self.unread)
+                self.unread -= len(piece)
+                self.close_connection = self.close_connection or not piece
+
+        def _linger(self) -> None:
+            """Before a close, takes what is still being sent: closing at once would throw our answer away."""
+            if self.close_connection and self.unread:
+                self.connection.shutdown(socket.SHUT_WR)
+                self.connection.settimeout(1.0)
+                until = time.monotonic() + 2.0
+                while self.unread > 0 and time.monotonic() < until:
+                    piece = self.connection.recv(1 << 16)
+                    self.unread = self.unread - len(piece) if piece else 0
+
+        def _send(self, response: Response, origin: str) -> None:
+            endless = response.stream is not None and not any(name == "Content-Length" for name, _ in response.headers)
+            lines = ["HTTP/1.1 %d %s" % (response.status, self.responses.get(response.status, ("",))[0])]
+            lines += ["%s: %s" % pair for pair in response.headers]
+            if response.status not in (204, 304):
+                lines.append("Content-Type: " + response.type)
+                if response.stream is None:
+                    lines.append("Content-Length: %d" % len(response.body))
+            if origin:
+                lines += ["Access-Control-Allow-Origin: " + origin, "Vary: Origin"]
+            if endless:  # an event stream: it ends with the connection
+                self.close_connection = True
+            if self.close_connection:
+                lines.append("Connection: close")
+            head = "\r\n".join(lines).encode("latin-1", "replace") + on_every_answer
+            if self.command == "HEAD":
+                self.wfile.write(head)
+            elif response.stream is None:
+                self.wfile.write(head + response.body)  # in one piece: two cost 40 ms on a kept-alive connection
+            else:
+                self.wfile.write(head)
+                try:
+                    response.stream(self.wfile)
+                except Exception:  # the answer has begun: all that can be said is that it broke off
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+
+    class Listener(socketserver.ThreadingMixIn, http.server.HTTPServer):
+        daemon_threads = True
+        allow_reuse_address = os.name == "posix"
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        request_queue_size = 128
+        places, more_for_health = 64, 8
+        head_seconds = 30.0
+
+        def __init__(self) -> None:
+            self.deadlines: Dict[Any, float] = {}
+            self.open: Dict[Any, bool] = {}  # connection -> whether it came when all places were taken
+            self.busy: Set[Any] = set()  # connections that are being answered
+            super().__init__((host, port), Handler)
+
+        def server_bind(self) -> None:
+            socketserver.TCPServer.server_bind(self)  # http.server's looks our name up, which may hang
+            self.server_name, self.server_port = host, self.server_address[1]
+
+        def crowded(self, connection: Any) -> bool:
+            return self.open.get(connection, False)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if len(self.open) >= self.places + self.more_for_health:
+                self.shutdown_request(request)
+                return
+            self.open[request] = len(self.open) >= self.places
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            self.open.pop(request, None)
+            super().shutdown_request(request)
+
+        def service_actions(self) -> None:
+            """Called about twice a second: cuts off those that take too long to send a head."""
+            now = time.monotonic()
+            for connection, deadline in list(self.deadlines.items()):
+                if now > deadline:
+                    self.deadlines.pop(connection, None)
+                    try:
+                        connection.shutdown(socket.SHUT_RD)  # the handler answers 408
+                    except OSError:
+                        pass
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Connections that break are no news."""
+
+        def finish(self, seconds: float) -> None:
+            """Waits until every answer that has begun is written, at most so long."""
+            until = time.monotonic() + seconds
+            while self.busy and time.monotonic() < until:
+                time.sleep(0.02)
+
+        def start(self) -> None:
+            threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True).start()
+
+    return Listener()
+
+
+# ==================================================================================================
 # COMMAND LINE: settings and their precedence, signals, the program
 # ==================================================================================================
 
@@ -2872,7 +4640,28 @@ class Settings(NamedTuple):
     timeout: Optional[float] = None
     printer: str = "human"
     verbose: bool = False
+    host: str = "127.0.0.1"  # continuous mode: where it listens
+    port: int = 8189
+    max_queue: int = 16
+    guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
+
+
+def make_guard(host: str, token: Optional[str], no_token: bool, hosts: Sequence[str], origins: Sequence[str]) -> Guard:
+    """Who may speak to the service on ``host``. Raises UsageError for an open door without a token."""
+    import socket
+
+    local = host in ("localhost", "::1") or host.startswith("127.")
+    if not local and not token and not no_token:
+        raise UsageError(
+            "--host %s lets other machines in, so it needs a token." % host,
+            "Add --token SECRET (or COMFYUI_RUNNER_TOKEN), or --no-token if everybody there may use your GPU.",
+        )
+    names = {"localhost", host.lower(), *(name.lower() for name in hosts)}
+    if not local:
+        machine = socket.gethostname().lower()
+        names |= {machine, machine + ".local", machine.partition(".")[0], machine.partition(".")[0] + ".local"}
+    return Guard(frozenset(names), frozenset(origin.rstrip("/").lower() for origin in origins), token or None)
 
 
 def _make_parser() -> Any:
@@ -2919,10 +4708,20 @@ def _make_parser() -> Any:
     add("--overwrite", action="store_true", help="replace files that are there; else a name gets ' (1)'")
     add("--timeout", metavar="SECONDS", help="cancel the run after so long (env COMFYUI_TIMEOUT)")
     add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
-    add(
+    served = parser.add_argument_group("continuous mode")
+    served.add_argument(
+        "--host", metavar="NAME", help="the address to listen on (default: 127.0.0.1; others need a token)"
+    )
+    served.add_argument("--port", metavar="PORT", help="the port to listen on (default: 8189; env COMFYUI_RUNNER_PORT)")
+    served.add_argument("--token", metavar="SECRET", help="what clients must show (env COMFYUI_RUNNER_TOKEN)")
+    served.add_argument("--no-token", action="store_true", help="let other machines in without a token")
+    served.add_argument("--allow-host", metavar="NAME", action="append", help="another name of this service")
+    served.add_argument("--allow-origin", metavar="URL", action="append", help="a web page's origin that may use it")
+    served.add_argument("--max-queue", metavar="N", help="runs of ours that may wait (default: 16)")
+    served.add_argument(
         "--auto-execute",
         action="store_true",
-        help="continuous mode: an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
+        help="an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
     )
     show = parser.add_mutually_exclusive_group()
     show.add_argument("-q", "--quiet", action="store_true", help="print only what was made: a path or URL a line")
@@ -2976,6 +4775,15 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             raise UsageError("The timeout must be a number of seconds above 0.", "Example: --timeout 600")
     if flags.demo and flags.server:
         raise UsageError("--demo brings its own server, so --server cannot be given with it.", "Leave one of them out.")
+    numbers = {"port": 8189, "max-queue": 16}
+    given = {"port": weigh(flags.port, "COMFYUI_RUNNER_PORT", None), "max-queue": flags.max_queue}
+    for name, text in given.items():
+        if text is not None and not (re.match(r"^\d{1,5}$", str(text)) and int(text) < 65536):
+            raise UsageError("--%s must be a number below 65536." % name)
+        numbers[name] = int(text) if text is not None else numbers[name]
+    host = flags.host or "127.0.0.1"
+    token = weigh(flags.token, "COMFYUI_RUNNER_TOKEN", None)
+    guard = make_guard(host, token, flags.no_token, flags.allow_host or (), flags.allow_origin or ())
     headers = list(filter(None, environment.get("COMFYUI_HEADERS", "").splitlines())) + (flags.header or [])
     url = weigh(flags.server, "COMFYUI_URL", None)
     servers = tuple(parse_address(text, headers) for text in (DEFAULT_SERVERS if url is None else [url]))
@@ -2985,6 +4793,7 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         servers=servers, demo=flags.demo, yes=flags.yes, output=weigh(flags.output, "COMFYUI_OUTPUT", None),
         overwrite=flags.overwrite, timeout=timeout,
         printer="json" if flags.json else "quiet" if flags.quiet else "human", verbose=flags.verbose,
+        host=host, port=numbers["port"], max_queue=numbers["max-queue"], guard=guard,
     )  # fmt: skip
 
 
@@ -3108,14 +4917,84 @@ class Program:
         self.interrupts.bind(asyncio.get_running_loop(), self._stop)
         try:
             if self.settings.mode == "continuous":
-                raise UsageError(
-                    "Continuous mode is not built yet.", 'Use RUN_MODE = "single_shot" (--mode single_shot).'
-                )
+                return await self._continuous()
             return await self._single_shot()
         finally:
             self.printer.close()
             if self._simulator is not None:
                 await in_thread(self._simulator.stop)
+
+    async def _continuous(self) -> ExitStatus:
+        """The service on --port, until Ctrl+C or SIGTERM."""
+        import asyncio
+
+        settings = self.settings
+        assert self._stop is not None
+        prompt, path = load_workflow(settings)
+        self.tell(None, {"event": "workflow", "file": path, **summarize(prompt)._asdict()})
+        try:
+            servers = [(await self._or_stop(self._find_server()))[0]]
+        except (ServerUnreachable, ServerAnswer) as error:
+            if settings.demo:
+                raise
+            servers = [Server(address, settings.limits) for address in settings.servers]
+            message = error.message + " Listening all the same; runs are taken when it is there."
+            self.tell(None, {"event": "notice", "message": message})
+        except Stopped:
+            return ExitStatus.OK
+        options = ServiceOptions(
+            lambda: load_workflow(settings)[0], settings.guard, settings.auto_execute, settings.max_queue,
+            settings.output, settings.overwrite, settings.timeout,
+        )  # fmt: skip
+        service = Service(servers, prompt, path, options, self._tell_of_run)
+        service.page = self._page()
+        try:
+            listener = make_http_server(service, settings.host, settings.port)
+        except OSError as error:
+            raise UsageError(
+                "Port %d on %s cannot be listened on: %s." % (settings.port, settings.host, error.strerror or error),
+                "Something else may be there (comfy-api-proxy uses 8189 too): choose another with --port.",
+            ) from None
+        port = listener.server_address[1]
+        if any(s.address.local and urllib.parse.urlsplit(s.address.url).port == port for s in servers):
+            listener.server_close()
+            raise UsageError(
+                "--server is this service itself (port %d)." % port, "Name ComfyUI's own address, or another --port."
+            )
+        shown = "[%s]" % settings.host if ":" in settings.host else settings.host
+        url = "http://%s:%d" % ("127.0.0.1" if shown in ("0.0.0.0", "[::]") else shown, port)
+        self.tell(None, {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)})
+        listener.start()
+        following = asyncio.ensure_future(service.follow())
+        stop = asyncio.ensure_future(self._stop.wait())
+        self.interrupts.farewell = "Left at once: runs of ours may still run on the server."
+        try:
+            await asyncio.wait([following, stop], return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()  # it never ends but by a fault of ours
+            self.tell(None, {"event": "notice", "prompt_id": None, "message": "%s: stopping." % self.interrupts.name})
+        finally:
+            await in_thread(listener.shutdown)
+            listener.server_close()
+            await service.stop()
+            await in_thread(listener.finish, 2.0)
+            await end_tasks([following, stop])
+        return ExitStatus.OK
+
+    def _tell_of_run(self, prompt_id: Optional[str], report: Report) -> None:
+        """Hands a report of the service to the printer; lines for people begin with the run's id."""
+        self.printer.prefix = "[%s] " % prompt_id[:8] if prompt_id else ""
+        self.printer.report({"prompt_id": prompt_id, **report})
+        self.printer.prefix = ""
+
+    def _page(self) -> bytes:
+        """The page beside the script, or b"" where the script was copied alone."""
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_assets", "console.html")
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
 
     async def _single_shot(self) -> ExitStatus:
         settings = self.settings
@@ -3206,7 +5085,7 @@ class Program:
         sys.modules[spec.name] = module
         _third_party("websockets")
         spec.loader.exec_module(module)
-        self._simulator = module.Simulator(step_seconds=0.15)
+        self._simulator = module.Simulator(step_seconds=0.15, previews=True)
         self._simulator.start()
         return parse_address(self._simulator.url)
 
@@ -3325,16 +5204,8 @@ class Program:
         assert self._stop is not None
         stop = asyncio.ensure_future(self._stop.wait())
         complete = True
-        jobs: List[Tuple[str, Callable[[], Saved]]] = []
         overwrite = self.settings.overwrite
-        for output in outputs:
-            job = functools.partial(save_output, session.server, output, folder, overwrite, self._stopping)
-            jobs.append((output.title, job))
-        for number, preview in enumerate(run.received, 1):
-            title = node_title(run.prompt, preview.node_id or "")
-            name = "%s_%05d.%s" % (title, number, preview.mime.rpartition("/")[2])
-            jobs.append((title, functools.partial(save_bytes, preview.image, name, folder, overwrite)))
-        for title, save in jobs:
+        for title, save in save_jobs(session.server, run, outputs, folder, overwrite, self._stopping):
             task = None
             if not self._stopping():
                 task = asyncio.ensure_future(in_thread(save))

@@ -410,12 +410,6 @@ def test_a_missing_package_says_how_to_install_it(workflow_file: Make, monkeypat
     assert "pip install websockets requests rich" in result.err
 
 
-def test_continuous_mode_says_that_it_is_not_there_yet() -> None:
-    for result in (run("--mode", "continuous"), run(environment={"COMFYUI_RUN_MODE": "continuous"})):
-        assert result.status == cwr.ExitStatus.USAGE
-        assert "not built yet" in result.err
-
-
 def test_a_fault_of_the_runner_is_told_as_one(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
     monkeypatch.setattr(cwr, "summarize", lambda prompt: 1 // 0)
     result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt()))

@@ -344,7 +344,7 @@ class Anything(Dict[str, Any]):
         **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
-        "will_be_saved": False,
+        "will_be_saved": False, "routes": ["r"],
     }  # fmt: skip
 
     def __missing__(self, key: str) -> Any:

@@ -288,7 +288,7 @@ def test_every_exit_status_is_explained() -> None:
         (cwr.WorkflowError("m", "r"), 3, 400),
         (cwr.NotConfirmed("m", "r"), 4, 409),
         (cwr.ServerUnreachable("m", "r"), 5, 503),
-        (cwr.ServerAnswer("m", "r", status=404), 5, 502),
+        (cwr.ServerAnswer("m", "r", status=404), 5, 503),
         (cwr.PromptRejected("m", "r", answer={}), 6, 400),
         (cwr.SaveError("m", "r"), 11, 500),
         (cwr.Stopped("m", "r"), 130, 500),

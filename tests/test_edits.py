@@ -1,0 +1,503 @@
+"""A node is named, an input is set, texts and loaders are found: what may be edited, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Any, Dict, List, Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import anything, few, many
+from support import ROOT, cwr, node
+
+Json = Dict[str, Any]
+Ref = cwr.InputRef
+
+with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
+    TEXTS: Json = json.load(file)
+
+
+def info(class_type: str, optional: Optional[Json] = None, **required: Any) -> Json:
+    """object_info of one class."""
+    return {class_type: {"input": {"required": required, "optional": optional or {}}}}
+
+
+def refused(function: Any, *arguments: Any) -> cwr.EditError:
+    with pytest.raises(cwr.EditError) as caught:
+        function(*arguments)
+    return caught.value
+
+
+def ids(error: cwr.EditError) -> List[str]:
+    """The candidates that an error lists."""
+    return [each["node_id"] for each in error.details]
+
+
+# ------------------------------------------------------------------------------------------------
+# Naming a node
+# ------------------------------------------------------------------------------------------------
+
+NAMED: Json = {
+    "1": node("CLIPTextEncode", "Positive"),
+    "2": node("CLIPTextEncode", "Twice"),
+    "3": node("KSampler", "Twice"),
+    "4": node("SaveImage", "1"),
+    "12:5": node("VAEDecode"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "node_id"),
+    [("1", "1"), ("12:5", "12:5"), ("Positive", "1"), ("KSampler", "3"), ("VAEDecode", "12:5"), ("SaveImage", "4")],
+)
+def test_a_node_is_named_by_its_id_else_its_title_else_its_class(name: str, node_id: str) -> None:
+    assert cwr.find_node(NAMED, name) == node_id
+
+
+def test_a_name_of_several_nodes_is_refused_with_those_nodes() -> None:
+    for name, found in [("Twice", ["2", "3"]), ("CLIPTextEncode", ["1", "2"])]:
+        error = refused(cwr.find_node, NAMED, name)
+        assert (error.type, error.http_status, ids(error)) == ("ambiguous_node", 409, found)
+        assert name in error.message
+
+
+def test_a_name_of_no_node_is_refused_with_all_nodes() -> None:
+    error = refused(cwr.find_node, NAMED, "positive\x1b[31m")
+    assert (error.type, error.http_status, error.exit_status) == ("no_such_node", 400, cwr.ExitStatus.USAGE)
+    assert ids(error) == list(NAMED)
+    assert "\x1b" not in error.message
+    assert error.details[0] == {"node_id": "1", "title": "Positive", "class_type": "CLIPTextEncode"}
+
+
+# ------------------------------------------------------------------------------------------------
+# Checking a value
+# ------------------------------------------------------------------------------------------------
+
+INT = ["INT", {"min": 1, "max": 100}]
+FLOAT = ["FLOAT", {"min": 0.0, "max": 1.0}]
+OLD = [["euler", "heun"], {}]
+NEW = ["COMBO", {"options": ["euler", "heun"]}]
+MANY = ["COMBO", {"options": ["a", "b", 3], "multiselect": True}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        (INT, 1), (INT, 100), (["INT"], -(2**70)), (["INT", {"max": 2**64 - 1}], 2**64 - 1),
+        (FLOAT, 0), (FLOAT, 1), (FLOAT, 0.5), (["FLOAT"], -1e9),
+        (["STRING"], ""), (["STRING", {"multiline": True}], "a\nfox"),
+        (["BOOLEAN"], True), (["BOOLEAN", {}], False),
+        (OLD, "heun"), (NEW, "heun"), ([["a", 3, True]], 3), ([["a"]], "a"), (MANY, ["a", 3]), (MANY, []), (MANY, "b"),
+        (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
+    ],
+)  # fmt: skip
+def test_a_value_that_fits_is_taken_as_it_is(spec: Any, value: Any) -> None:
+    taken = cwr.check_value(spec, "x", value)
+    assert taken == value and type(taken) is type(value)
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    taken = cwr.check_value(INT, "steps", 30.0)
+    assert taken == 30 and type(taken) is int
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "reason"),
+    [
+        (INT, "12", "invalid_input_type"), (INT, 1.5, "invalid_input_type"), (INT, True, "invalid_input_type"),
+        (INT, None, "invalid_input_type"), (INT, [1], "invalid_input_type"), (INT, {}, "invalid_input_type"),
+        (INT, float("nan"), "invalid_input_type"), (INT, float("inf"), "invalid_input_type"),
+        (INT, 0, "value_out_of_range"), (INT, 101, "value_out_of_range"), (INT, 101.0, "value_out_of_range"),
+        (INT, 10**400, "value_out_of_range"), (INT, -(10**400), "value_out_of_range"),
+        (["INT", {"max": 2**64 - 1}], 2**64, "value_out_of_range"),
+        (FLOAT, "1", "invalid_input_type"), (FLOAT, False, "invalid_input_type"),
+        (FLOAT, float("nan"), "invalid_input_type"), (["FLOAT"], float("nan"), "invalid_input_type"),
+        (FLOAT, float("inf"), "invalid_input_type"), (FLOAT, 1e308, "value_out_of_range"),
+        (FLOAT, 1.01, "value_out_of_range"), (FLOAT, -0.01, "value_out_of_range"),
+        (["STRING"], 7, "invalid_input_type"), (["STRING"], None, "invalid_input_type"),
+        (["STRING"], ["1", 0], "invalid_input_type"),
+        (["BOOLEAN"], 1, "invalid_input_type"), (["BOOLEAN"], "true", "invalid_input_type"),
+        (OLD, "eular", "value_not_in_list"), (NEW, "eular", "value_not_in_list"), (OLD, 0, "value_not_in_list"),
+        (OLD, ["euler"], "value_not_in_list"), (OLD, None, "value_not_in_list"),
+        (["COMBO", {}], "a", "value_not_in_list"), (["INT", {"min": 0, "max": 9}], 10**400, "value_out_of_range"),
+        (MANY, ["a", "c"], "value_not_in_list"), (MANY, [["a"]], "value_not_in_list"),
+        (["MODEL"], ["1", 0], "linked_input"), (["*"], {}, "linked_input"),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_is_refused(spec: Any, value: Any, reason: str) -> None:
+    error = refused(cwr.check_value, spec, "x", value)
+    assert error.type == reason
+    assert error.message.startswith("x ")
+
+
+def test_a_refusal_says_what_is_allowed() -> None:
+    assert cwr.check_value(OLD, "s", "heun")
+    assert "Nearest: euler, heun." in refused(cwr.check_value, OLD, "sampler_name", "eular").message
+    assert "The server has none." in refused(cwr.check_value, [[]], "lora_name", "a").message
+    assert "between 1 and 100" in refused(cwr.check_value, INT, "steps", 0).message
+    assert "a whole number (INT)" in refused(cwr.check_value, INT, "steps", "x").message
+
+
+@few
+@given(
+    st.sampled_from([INT, FLOAT, OLD, NEW, MANY, ["STRING"], ["BOOLEAN"], ["MODEL"], ["INT", None], ["FLOAT", []]]),
+    anything,
+)
+def test_whatever_is_taken_is_json_that_every_server_reads(spec: Any, value: Any) -> None:
+    try:
+        taken = cwr.check_value(spec, "x", value)
+    except cwr.EditError:
+        return
+    if spec[0] in ("INT", "FLOAT"):
+        json.dumps(taken, allow_nan=False)
+
+
+# ------------------------------------------------------------------------------------------------
+# Setting inputs
+# ------------------------------------------------------------------------------------------------
+
+SAMPLER = info("KSampler", seed=["INT", {"control_after_generate": True}], steps=INT, cfg=["FLOAT"], model=["MODEL"])
+
+
+def test_inputs_are_set_in_a_copy() -> None:
+    before = copy.deepcopy(TEXTS)
+    after, checked = cwr.set_inputs(TEXTS, "5", {"steps": 7.0, "cfg": 2}, SAMPLER)
+    assert checked
+    assert after["5"]["inputs"]["steps"] == 7 and after["5"]["inputs"]["cfg"] == 2
+    assert after["5"]["_meta"] == TEXTS["5"]["_meta"]
+    assert before == TEXTS
+    assert {i: after[i] for i in after if i != "5"} == {i: TEXTS[i] for i in TEXTS if i != "5"}
+
+
+def test_an_input_that_the_class_has_may_be_added() -> None:
+    prompt = {"1": node("KSampler", seed=1)}
+    assert cwr.set_inputs(prompt, "1", {"steps": 3}, SAMPLER)[0]["1"]["inputs"] == {"seed": 1, "steps": 3}
+
+
+def test_without_object_info_only_links_are_looked_at() -> None:
+    for unknown in ({}, {"KSampler": {}}):
+        after, checked = cwr.set_inputs(TEXTS, "5", {"steps": "many"}, unknown)
+        assert not checked and after["5"]["inputs"]["steps"] == "many"
+        error = refused(cwr.set_inputs, TEXTS, "5", {"model": "x"}, unknown)
+        assert (error.type, error.http_status, ids(error)) == ("linked_input", 409, ["1"])
+        assert refused(cwr.set_inputs, TEXTS, "5", {"more": "x"}, unknown).type == "no_such_input"
+
+
+def test_what_cannot_be_set_is_refused() -> None:
+    error = refused(cwr.set_inputs, TEXTS, "5", {"steps": 3, "colour": 1}, SAMPLER)
+    assert error.type == "no_such_input" and "colour" in error.message and "sampler_name" in error.message
+    assert "It has: none." in refused(cwr.set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message
+    assert refused(cwr.set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_out_of_range"
+    assert refused(cwr.set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
+    assert refused(cwr.set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
+
+
+def test_a_seed_is_known_by_its_mark_or_its_name() -> None:
+    assert cwr.is_seed("seed", []) and cwr.is_seed("noise_seed", ["INT"])
+    assert cwr.is_seed("value", ["INT", {"control_after_generate": True}])
+    assert not cwr.is_seed("steps", INT) and not cwr.is_seed("value", ["INT", {"control_after_generate": False}])
+
+
+# ------------------------------------------------------------------------------------------------
+# Finding texts
+# ------------------------------------------------------------------------------------------------
+
+
+def text(words: str, title: str = "") -> Json:
+    return node("CLIPTextEncode", title, text=words, clip=["99", 1])
+
+
+def sampler(positive: Any, negative: Any, class_type: str = "KSampler") -> Json:
+    return node(class_type, model=["99", 0], latent_image=["98", 0], positive=positive, negative=negative)
+
+
+def test_a_text_is_in_the_node_itself() -> None:
+    assert cwr.text_inputs(TEXTS, "2") == [Ref("2", "text")]
+    assert cwr.text_inputs(TEXTS, "5") == []
+    assert cwr.text_inputs(TEXTS, "none") == []
+
+
+@pytest.mark.parametrize("name", ["value", "string", "Text", "text"])
+def test_a_text_that_a_link_feeds_is_found_at_its_source(name: str) -> None:
+    prompt = {"1": text("unused"), "2": node("PrimitiveString", "Words", **{name: "a fox"})}
+    prompt["1"]["inputs"]["text"] = ["2", 0]
+    assert cwr.text_inputs(prompt, "1") == [Ref("2", name)]
+    assert cwr.find_text(prompt, "1", None) == Ref("2", name)
+
+
+def test_links_of_texts_are_followed_further() -> None:
+    prompt = {"1": text(""), "2": node("Join", text_a=["3", 0], text_b="b"), "3": node("PrimitiveString", value="a")}
+    prompt["1"]["inputs"]["text"] = ["2", 0]
+    assert cwr.text_inputs(prompt, "1") == [Ref("2", "text_b"), Ref("3", "value")]
+
+
+def test_one_source_of_two_inputs_is_one_text() -> None:
+    prompt = {
+        "1": node("CLIPTextEncodeSDXL", text_g=["2", 0], text_l=["2", 0]),
+        "2": node("PrimitiveString", value="a fox"),
+    }
+    assert cwr.find_text(prompt, "1", None) == Ref("2", "value")
+
+
+def test_links_that_go_round_or_nowhere_end() -> None:
+    prompt = {"1": node("A", text=["2", 0]), "2": node("B", text=["1", 0]), "3": node("C", text=["9", 0])}
+    assert cwr.text_inputs(prompt, "1") == []
+    assert cwr.text_inputs(prompt, "3") == []
+
+
+def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
+    prompt = {str(i): node("Join", text_a=[str(i + 1), 0], text_b=[str(i + 1), 0]) for i in range(18)}
+    prompt["18"] = node("PrimitiveString", value="a fox")
+    assert set(cwr.text_inputs(prompt, "0")) == {Ref("18", "value")}
+    assert cwr.find_text(prompt, "0", None) == Ref("18", "value")
+
+
+@pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "SamplerCustom"])
+def test_a_sampler_tells_positive_from_negative(class_type: str) -> None:
+    prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0], class_type)}
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
+    assert cwr.prompt_texts(prompt, "negative") == [Ref("1", "text")]
+    assert cwr.find_text(prompt, None, "positive") == Ref("2", "text")
+    assert cwr.find_text(prompt, None, "negative") == Ref("1", "text")
+
+
+def test_two_samplers_of_one_text_tell_it_once() -> None:
+    prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0]), "4": sampler(["2", 0], ["1", 0])}
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
+
+
+def test_a_controlnet_in_between_keeps_the_two_sides_apart() -> None:
+    prompt = {
+        "1": text("n"), "2": text("p"), "4": sampler(["3", 0], ["3", 1]),
+        "3": node("ControlNetApplyAdvanced", positive=["2", 0], negative=["1", 0], strength=1.0),
+    }  # fmt: skip
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
+    assert cwr.prompt_texts(prompt, "negative") == [Ref("1", "text")]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["3", 0]),
+        node("ConditioningConcat", conditioning_to=["2", 0], conditioning_from=["3", 0]),
+    ],
+)
+def test_what_is_combined_of_two_texts_is_ambiguous(between: Json) -> None:
+    prompt = {"1": between, "2": text("a", "First"), "3": text("b", "Second"), "4": text("n")}
+    prompt["5"] = sampler(["1", 0], ["4", 0])
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text"), Ref("3", "text")]
+    error = refused(cwr.find_text, prompt, None, "positive")
+    assert (error.type, error.http_status, ids(error)) == ("ambiguous_node", 409, ["2", "3"])
+    assert [each["title"] for each in error.details] == ["First", "Second"]
+
+
+def test_a_flux_guider_is_positive() -> None:
+    prompt = {
+        "1": text("a fox"),
+        "2": node("FluxGuidance", conditioning=["1", 0], guidance=3.5),
+        "3": node("BasicGuider", model=["99", 0], conditioning=["2", 0]),
+        "4": node("SamplerCustomAdvanced", guider=["3", 0], latent_image=["98", 0]),
+    }
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert cwr.prompt_texts(prompt, "negative") == []
+    assert refused(cwr.find_text, prompt, None, "negative").type == "no_such_text"
+
+
+def test_a_cfg_guider_has_both() -> None:
+    prompt = {
+        "1": text("p"), "2": text("n"),
+        "3": node("CFGGuider", model=["99", 0], positive=["1", 0], negative=["2", 0], cfg=7.0),
+    }  # fmt: skip
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert cwr.prompt_texts(prompt, "negative") == [Ref("2", "text")]
+
+
+def test_what_is_zeroed_out_has_no_text() -> None:
+    prompt = {
+        "1": text("p"), "2": node("ConditioningZeroOut", conditioning=["1", 0]), "3": sampler(["1", 0], ["2", 0]),
+    }  # fmt: skip
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert cwr.prompt_texts(prompt, "negative") == []
+    error = refused(cwr.find_text, prompt, None, "negative")
+    assert (error.type, error.http_status, ids(error)) == ("no_such_text", 409, ["1"])
+
+
+def test_conditionings_that_go_round_or_nowhere_end() -> None:
+    prompt = {
+        "1": node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["2", 0]),
+        "2": node("ConditioningCombine", conditioning_1=["1", 0], conditioning_2=["77", 0]),
+        "3": sampler(["1", 0], ["78", 0]),
+    }
+    assert cwr.prompt_texts(prompt, "positive") == cwr.prompt_texts(prompt, "negative") == []
+
+
+def test_titles_tell_only_where_links_do_not() -> None:
+    prompt = {"1": text("a", "My Positive words"), "2": text("b", "Negative"), "3": node("OddSampler", a=["1", 0])}
+    assert cwr.find_text(prompt, None, "positive") == Ref("1", "text")
+    assert cwr.find_text(prompt, None, "negative") == Ref("2", "text")
+    misnamed = {"1": text("a", "negative"), "2": text("b", "positive"), "3": sampler(["1", 0], ["2", 0])}
+    assert cwr.find_text(misnamed, None, "positive") == Ref("1", "text")
+
+
+def test_a_node_with_several_texts_needs_another_edit() -> None:
+    prompt = {"1": node("CLIPTextEncodeFlux", "Flux", clip_l="a", t5xxl="b")}
+    error = refused(cwr.find_text, prompt, "Flux", None)
+    assert (error.type, ids(error)) == ("ambiguous_node", ["1"])
+    assert "clip_l, t5xxl" in error.message and "/update/inputs" in error.message
+
+
+def test_a_node_without_a_text_is_refused_with_those_that_have_one() -> None:
+    error = refused(cwr.find_text, TEXTS, "5", None)
+    assert (error.type, error.http_status, ids(error)) == ("no_such_text", 409, ["2", "3"])
+    assert refused(cwr.find_text, TEXTS, "none", None).type == "no_such_node"
+    assert refused(cwr.find_text, {"1": node("X")}, None, "positive").details == []
+
+
+@pytest.mark.parametrize("length", [10, 5000])
+def test_a_long_chain_is_followed_to_its_end(length: int) -> None:
+    prompt = {str(i): node("ConditioningSetArea", conditioning=[str(i + 1), 0]) for i in range(length)}
+    prompt[str(length)] = text("a fox")
+    prompt["s"] = sampler(["0", 0], ["x", 0])
+    assert cwr.prompt_texts(prompt, "positive") == [Ref(str(length), "text")]
+    words = {str(i): node("Pass", text=[str(i + 1), 0]) for i in range(length)}
+    words[str(length)] = node("PrimitiveString", value="a fox")
+    assert cwr.text_inputs(words, "0") == [Ref(str(length), "value")]
+
+
+# ------------------------------------------------------------------------------------------------
+# Loaders, seeds, checks, fields
+# ------------------------------------------------------------------------------------------------
+
+
+def test_loaders_are_known_by_their_marks() -> None:
+    marks = {
+        "LoadImage": "image_upload", "LoadVideo": "video_upload", "LoadAudio": "audio_upload",
+        "Load3D": "file_upload", "LoadAnimated": "animated_image_upload",
+    }  # fmt: skip
+    known: Json = {}
+    for class_type, mark in marks.items():
+        known.update(info(class_type, x=[["a"], {mark: True}], other=["STRING", {}]))
+    known.update(info("Maybe", {"x": [["a"], {"image_upload": True}]}, y=["IMAGE"]))
+    known.update(info("Not", x=[["a"], {"image_upload": False}], y="odd"))
+    prompt = {name: node(name, x="a") for name in [*marks, "Maybe", "Not", "Unknown"]}
+    prompt["Fed"] = node("LoadImage", x=["1", 0])
+    assert cwr.upload_inputs(prompt, known) == {
+        Ref("LoadImage", "x"): "image", Ref("LoadVideo", "x"): "video", Ref("LoadAudio", "x"): "audio",
+        Ref("Load3D", "x"): "file", Ref("LoadAnimated", "x"): "image", Ref("Maybe", "x"): "image",
+    }  # fmt: skip
+
+
+def test_seeds_are_drawn_in_a_copy() -> None:
+    before = copy.deepcopy(TEXTS)
+    drawn = cwr.draw_seeds(TEXTS, [Ref("5", "seed"), Ref("gone", "seed")], lambda: 0.5)
+    assert drawn["5"]["inputs"]["seed"] == 2**49
+    assert before == TEXTS
+    assert cwr.draw_seeds(TEXTS, [], lambda: 0.5) is TEXTS
+    assert cwr.draw_seeds(TEXTS, [Ref("5", "seed")], lambda: 1 - 2**-53)["5"]["inputs"]["seed"] < 2**53
+
+
+def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
+    prompt = {
+        "1": node("Gone", "Lost node", a=1), "2": node("KSampler", steps=0, cfg=float("nan"), model=["1", 0], more=1),
+        "3": node("Unknown", a=1),
+    }  # fmt: skip
+    problems = cwr.check_prompt(prompt, {**SAMPLER, "Gone": {}})
+    assert [(each.type, each.node_id, each.input) for each in problems] == [
+        ("missing_node_type", "1", ""), ("value_out_of_range", "2", "steps"), ("invalid_input_type", "2", "cfg"),
+    ]  # fmt: skip
+    assert problems[0].hints == (cwr.INSTALL_HINT,) and problems[0].title == "Lost node"
+    assert cwr.check_prompt({"2": node("KSampler", steps=5)}, SAMPLER) == []
+
+
+def test_a_file_that_is_no_entry_of_the_list_may_be_there_all_the_same() -> None:
+    known = info("LoadImage", image=[["example.png"], {"image_upload": True}])
+    for value in ("deep/cat.png", "cat.png [output]", "cat.png [temp]"):
+        assert cwr.check_prompt({"1": node("LoadImage", image=value)}, known) == []
+        assert cwr.set_inputs({"1": node("LoadImage", image="example.png")}, "1", {"image": value}, known)
+
+
+def test_fields_come_in_the_order_to_show_them() -> None:
+    known = {
+        **SAMPLER,
+        **info("CLIPTextEncode", text=["STRING", {"multiline": True}], clip=["CLIP"]),
+        **info("LoadImage", image=[["example.png"], {"image_upload": True}]),
+    }
+    prompt = {**TEXTS, "8": node("LoadImage", "Photo", image="example.png"), "9": node("Odd", on=True, f=0.5, n=None)}
+    fields = cwr.form_fields(prompt, known, [Ref("5", "seed")])
+    assert [(f["node_id"], f["input"], f["kind"], f["role"]) for f in fields][:4] == [
+        ("2", "text", "text", "positive"), ("3", "text", "text", "negative"), ("8", "image", "upload", ""),
+        ("5", "seed", "seed", ""),
+    ]  # fmt: skip
+    by_name = {f["input"]: f for f in fields}
+    assert by_name["seed"]["random"] and not by_name["steps"]["random"]
+    assert (by_name["steps"]["kind"], by_name["steps"]["min"], by_name["steps"]["max"]) == ("int", 1, 100)
+    assert by_name["image"]["media"] == "image" and by_name["image"]["options"] == ["example.png"]
+    assert (by_name["on"]["kind"], by_name["f"]["kind"], by_name["cfg"]["kind"]) == ("toggle", "float", "float")
+    assert not by_name["on"]["important"] and by_name["steps"]["important"]
+    assert by_name["text"]["multiline"] and by_name["text"]["important"]
+    assert "n" not in by_name and "model" not in by_name and "clip" not in by_name
+    json.dumps(fields, allow_nan=False)
+
+
+def test_a_list_of_options_is_a_choice() -> None:
+    for spec in (OLD, NEW):
+        (field,) = cwr.form_fields({"1": node("A", s="euler")}, info("A", s=spec), [])
+        assert (field["kind"], field["options"]) == ("choice", ["euler", "heun"])
+    (field,) = cwr.form_fields({"1": node("A", s="x")}, info("A", s=[[]]), [])
+    assert field["kind"] == "text"
+
+
+# ------------------------------------------------------------------------------------------------
+# At its worst
+# ------------------------------------------------------------------------------------------------
+
+_links = st.tuples(st.sampled_from(["1", "2", "3", "4", "9", 1]), st.integers(0, 1)).map(list)
+_values = st.sampled_from(["", "a fox", "random"]) | _links | anything
+_names = st.sampled_from(
+    ["text", "text_g", "value", "seed", "steps", "positive", "negative", "conditioning", "conditioning_1", "model",
+     "latent_image", "image", "clip_l"]
+)  # fmt: skip
+_classes = st.sampled_from(["KSampler", "CFGGuider", "CLIPTextEncode", "ConditioningZeroOut", "LoadImage", "Odd"])
+_titles = st.sampled_from(["positive", "negative", "A"]) | anything
+_nodes = st.builds(
+    lambda kind, inputs, title: {"class_type": kind, "inputs": inputs, "_meta": {"title": title}},
+    _classes, st.dictionaries(_names, _values, max_size=5), _titles,
+)  # fmt: skip
+prompts = st.dictionaries(st.sampled_from(["1", "2", "3", "4"]), _nodes, min_size=1, max_size=4)
+_specs = (
+    st.sampled_from([INT, FLOAT, OLD, NEW, MANY, ["STRING"], ["IMAGE"], [["a"], {"image_upload": True}]]) | anything
+)
+infos = st.dictionaries(
+    _classes,
+    st.just({}) | st.builds(lambda r, o: {"input": {"required": r, "optional": o}},
+                            st.dictionaries(_names, _specs, max_size=4), anything) | anything,
+    max_size=4,
+)  # fmt: skip
+
+
+@many
+@given(prompts, infos, st.sampled_from(["1", "A", "KSampler", "positive", "none", ""]), _names, anything)
+def test_nothing_but_an_edit_error_comes_of_an_odd_prompt(
+    prompt: Json, known: Json, name: str, input_name: str, value: Any
+) -> None:
+    before = copy.deepcopy(prompt)
+    for function, arguments in [
+        (cwr.find_node, (prompt, name)),
+        (cwr.find_text, (prompt, name, None)),
+        (cwr.find_text, (prompt, None, "positive")),
+        (cwr.find_text, (prompt, None, "negative")),
+        (cwr.set_inputs, (prompt, next(iter(prompt)), {input_name: value}, known)),
+        (cwr.upload_inputs, (prompt, known)),
+        (cwr.check_prompt, (prompt, known)),
+        (cwr.form_fields, (prompt, known, [])),
+        (cwr.draw_seeds, (prompt, [Ref("1", "seed")], lambda: 0.1)),
+    ]:
+        try:
+            function(*arguments)  # type: ignore[operator]
+        except cwr.EditError as error:
+            assert error.message and error.http_status in (400, 409)
+            json.dumps(cwr.plain_json(error.details), allow_nan=False)
+    assert repr(prompt) == repr(before)
