@@ -1,0 +1,1065 @@
+"""Stories of the page of continuous mode: a real Chromium, the service in a process of its own, the simulator.
+
+PAGE_SHOTS=FOLDER keeps the screenshots.
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+
+import pytest
+import requests
+from support import ROOT, node, slow_prompt, wait_until
+
+import comfyui_simulator
+
+pytestmark = pytest.mark.long
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+expect = playwright.expect
+
+Json = Dict[str, Any]
+
+RUNNER = os.path.join(ROOT, "comfyui_workflow_runner.py")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PNG = comfyui_simulator.draw(96, 64, 5, ["CAT"])
+HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
+
+with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
+    #: A checkpoint, two texts, a sampler, a picture that is saved.
+    TEXTS: Json = json.load(file)
+TEXTS["4"]["inputs"].update(width=256, height=192)
+TEXTS["5"]["inputs"].update(steps=10)
+
+LOADER: Json = {
+    "1": node("LoadImage", "Photo", image="example.png"),
+    "2": node("SaveImage", "Save", filename_prefix="loaded", images=["1", 0]),
+}
+
+#: The field of the positive text, and of the sampler's inputs, in TEXTS.
+TEXT, SAMPLER = "#field-2-text", "#field-5-"
+
+
+# ------------------------------------------------------------------------------------------------
+# A browser, the service, and what ComfyUI was asked for
+# ------------------------------------------------------------------------------------------------
+
+
+def find_browser() -> Optional[str]:
+    """The path of a Chromium or Chrome."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def install_browser() -> None:
+    """Debian's Chromium, as far as apt-get can be used; whether that worked is seen afterwards."""
+    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", "chromium"], 400)):
+        try:
+            subprocess.run(
+                ["apt-get", *command],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window. In CI, and where the tests may install one, its absence is a failure."""
+    apt = shutil.which("apt-get") is not None
+    wanted = bool(os.environ.get("CI")) or (apt and os.geteuid() == 0)
+    if find_browser() is None and apt and wanted:
+        install_browser()
+    path = find_browser()
+    if path is None:
+        reason = "no Chromium: none of %s is in PATH" % ", ".join(BROWSERS)
+        if wanted:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONASYNCIODEBUG", raising=False)  # it is for our loops
+        starting = playwright.sync_playwright()
+        play = starting.__enter__()
+    try:
+        chromium = play.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
+    finally:
+        starting.__exit__()
+
+
+class Service:
+    """The program in continuous mode as a process of its own, that can be killed and started again."""
+
+    def __init__(self, folder: Any, simulator: Any, prompt: Json, *arguments: str) -> None:
+        self.simulator, self.port = simulator, 0
+        self.held, self._console = folder / "held.json", folder / "console.txt"
+        self.held.write_text(json.dumps(prompt), encoding="utf-8")
+        self._arguments = ["--mode", "continuous", "--server", simulator.url, *arguments, str(self.held)]
+        self._process: Optional[subprocess.Popen[bytes]] = None
+
+    @property
+    def url(self) -> str:
+        return "http://127.0.0.1:%d" % self.port
+
+    @property
+    def console(self) -> str:
+        """What it wrote since it was started."""
+        return str(self._console.read_text("utf-8"))
+
+    def start(self) -> None:
+        """Starts it, on the port that it had before."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COMFYUI_")}
+        environment.pop("PYTHONASYNCIODEBUG", None)
+        with open(self._console, "wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, RUNNER, *self._arguments, "--port", str(self.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environment,
+            )
+        told = re.compile(r"Continuous mode at http://[\d.]+:(\d+)\n")
+        wait_until(lambda: told.search(self.console) or self._process.poll() is not None, 20.0, "the service's start")
+        found = told.search(self.console)
+        assert found, self.console
+        self.port = int(found[1])
+
+    def kill(self) -> None:
+        """Ends it without a word, as a power cut does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        """Ends it by SIGTERM; it must leave in order."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                assert self._process.wait(20) == 0, self.console
+            finally:
+                self.kill()
+            assert "Traceback" not in self.console, self.console
+
+    def get(self, path: str) -> Any:
+        answer = requests.get(self.url + path, timeout=10)
+        answer.raise_for_status()
+        return answer.json()
+
+    def edit(self, node_id: str, **inputs: Any) -> None:
+        """An edit by somebody with curl."""
+        body = {"node_id": node_id, "inputs": inputs}
+        requests.post(self.url + "/update/inputs", json=body, timeout=10).raise_for_status()
+
+    def value(self, node_id: str, name: str) -> Any:
+        """An input of the held workflow."""
+        return self.get("/workflow")["prompt"][node_id]["inputs"][name]
+
+    def phases(self) -> List[str]:
+        """How its runs are, the newest first."""
+        return [run["phase"] for run in self.get("/runs")["runs"]]
+
+
+@pytest.fixture(scope="module")
+def later() -> Iterator[Callable[[Callable[[], None]], Any]]:
+    """Does what ends a story while the next one begins; what fails there fails at the end."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        given: List[concurrent.futures.Future[None]] = []
+        yield lambda work: given.append(pool.submit(work))
+    for each in given:
+        each.result()
+
+
+@pytest.fixture
+def make_service(later: Any, tmp_path: Any) -> Iterator[Callable[..., Service]]:
+    """Starts services, each on a simulator that sends previews."""
+    started = []
+
+    def make(prompt: Json, *arguments: str, connected: bool = True, **options: Any) -> Service:
+        made = Service(tmp_path, comfyui_simulator.Simulator(previews=True, **options).start(), prompt, *arguments)
+        started.append(made)
+        if not connected:
+            made.simulator.crash()
+        made.start()
+        return made
+
+    def end(service: Service) -> None:
+        try:
+            service.end()
+        finally:
+            service.simulator.stop()
+
+    yield make
+    for each in started:
+        later(lambda each=each: end(each))
+
+
+def prompts(simulator: Any) -> List[Json]:
+    """The prompts that reached ComfyUI and were accepted, the oldest first."""
+    life = simulator._server.life
+    running, pending = life.snapshot()
+    with life.lock:
+        done = [entry["prompt"][2] for entry in life.history.values()]
+    return done + [job.prompt for job in (*running, *pending)]
+
+
+def post_elsewhere(simulator: Any, prompt: Json) -> str:
+    """Somebody else's prompt: its prompt_id."""
+    body = {"prompt": prompt, "client_id": "somebody else"}
+    answer = requests.post(simulator.url + "/prompt", json=body, timeout=10)
+    return str(answer.json()["prompt_id"])
+
+
+def phase_elsewhere(simulator: Any, prompt_id: str) -> str:
+    """Where a prompt is by ComfyUI's own word."""
+    life = simulator._server.life
+    running, pending = life.snapshot()
+    if any(job.prompt_id == prompt_id for job in running):
+        return "running"
+    if any(job.prompt_id == prompt_id for job in pending):
+        return "pending"
+    with life.lock:
+        return str(life.history[prompt_id]["status"]["status_str"]) if prompt_id in life.history else "gone"
+
+
+class Visit(NamedTuple):
+    """What pages of one visit asked for and complained of."""
+
+    foreign: List[str]
+    complaints: List[str]
+
+
+@pytest.fixture
+def visit(browser: Any, make_service: Callable[..., Service]) -> Iterator[Callable[..., Any]]:
+    """Opens the page in a context of its own, or beside another page of it.
+
+    At the end no page may have asked for anything of another origin, nor have complained in the console: what a
+    Content-Security-Policy refuses stands there, and an exception that nobody caught.
+    """
+    contexts, seen = [], Visit([], [])
+
+    def watch(page: Any, url: str) -> None:
+        own = (url + "/", "data:", "blob:" + url)
+        page.on("request", lambda request: request.url.startswith(own) or seen.foreign.append(request.url))
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        page.on(
+            "console",
+            # an answer of 400 or none at all is shown there as well, and is what some stories are about
+            lambda message: (
+                message.type not in ("error", "warning")
+                or message.text.startswith("Failed to load resource")
+                or seen.complaints.append(message.text)
+            ),
+        )
+
+    def open_page(service: Service, beside: Any = None, ready: bool = True, **options: Any) -> Any:
+        if beside is None:
+            contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
+            contexts[-1].set_default_timeout(10_000)
+        page = (beside.context if beside else contexts[-1]).new_page()
+        watch(page, service.url)
+        page.goto(service.url + "/")
+        if ready:
+            # quicker than expect(), which looks at ever longer intervals
+            wait_until(lambda: "ComfyUI 0." in page.locator("#server").text_content(), what="ComfyUI")
+            wait_until(lambda: page.locator("[data-input]").count(), what="the form")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert seen == Visit([], [])
+
+
+@pytest.fixture
+def shot(tmp_path: Any) -> Callable[..., None]:
+    """Takes a screenshot; in both schemes where somebody wants to look at them."""
+    folder = os.environ.get("PAGE_SHOTS") or str(tmp_path)
+    os.makedirs(folder, exist_ok=True)
+
+    def take(page: Any, name: str, **options: Any) -> None:
+        for scheme in ("dark", "light") if "PAGE_SHOTS" in os.environ else ("light",):
+            page.emulate_media(color_scheme=scheme)
+            page.screenshot(path=os.path.join(folder, "%s_%s.png" % (name, scheme)), animations="disabled", **options)
+
+    return take
+
+
+def phone(**options: Any) -> Json:
+    """A phone 360 px wide."""
+    return {
+        "viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True,
+        **options,
+    }  # fmt: skip
+
+
+def error(page: Any, field: str) -> Any:
+    """The words beside a field, "5-steps"."""
+    return page.locator("#error-" + field)
+
+
+def alerts(page: Any) -> Any:
+    return page.locator("#alert")
+
+
+def state(page: Any) -> Any:
+    return page.locator("#state")
+
+
+def run(page: Any) -> None:
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def holds(field: Any, value: str) -> None:
+    """Comes back when a field has this value; expect() looks at ever longer intervals."""
+    wait_until(lambda: field.input_value() == value, what="the value %r" % value)
+
+
+def width_of(picture: Any) -> int:
+    """The width that the picture itself has; 0 until it is loaded."""
+    return int(picture.evaluate("element => element.naturalWidth"))
+
+
+def loaded(picture: Any, width: int) -> None:
+    """Comes back when the picture is shown."""
+    expect(picture).to_be_visible()
+    wait_until(lambda: width_of(picture) == width, what="the picture")
+
+
+def finished(page: Any, figures: int = 1) -> None:
+    """Comes back when a run is done and its outputs are there."""
+    wait_until(lambda: "Done" in state(page).text_content(), what="the end of the run")
+    wait_until(lambda: page.locator("#outputs figure").count() == figures, what="the outputs")
+
+
+def drop_file(page: Any, target: Any, path: Any) -> None:
+    """A file dragged from the desktop and let go over ``target``: trusted events, as the browser itself makes them."""
+    target.scroll_into_view_if_needed()
+    box = target.bounding_box()
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send(
+            "Input.dispatchDragEvent",
+            {"type": kind, "x": box["x"] + box["width"] / 2, "y": box["y"] + 20, "data": data},
+        )
+    session.detach()
+
+
+# ------------------------------------------------------------------------------------------------
+# Edits
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_is_typed_is_held_and_runs(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    shot(page, "first")
+    page.get_by_label("Positive Prompt").fill("a fox in the snow, 雪 🦊")
+    wait_until(lambda: service.value("2", "text") == "a fox in the snow, 雪 🦊", what="the edit")
+    expect(page.locator("#file")).to_have_text("held.json (changed)")
+    run(page)
+    finished(page)
+    (prompt,) = prompts(service.simulator)
+    assert prompt["2"]["inputs"]["text"] == "a fox in the snow, 雪 🦊"
+    assert ("POST", "/prompt") in service.simulator.requests
+
+
+def test_run_takes_along_what_was_typed_a_moment_before_and_two_clicks_run_once(make_service: Any, visit: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    page.locator(TEXT).fill("typed")
+    page.locator(SAMPLER + "cfg").fill("3.5")
+
+    def late(route: Any) -> None:
+        """The answer comes when the run is over: its events have overtaken it."""
+        answer = route.fetch()
+        wait_until(lambda: "Done" in page.locator("#runs").text_content(), what="the end of the run")
+        route.fulfill(response=answer)
+
+    page.route("**/queue", late)
+    with page.expect_response("**/queue"):
+        page.locator("#run").dblclick()
+    expect(page.locator("#run")).to_have_attribute("aria-busy", "false")
+    finished(page)
+    (prompt,) = prompts(service.simulator)
+    assert (prompt["2"]["inputs"]["text"], prompt["5"]["inputs"]["cfg"]) == ("typed", 3.5)
+    assert service.phases() == ["success"]
+
+
+def test_the_dice_draws_a_seed_for_every_run_and_a_number_is_kept(make_service: Any, visit: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    seed = page.locator(SAMPLER + "seed")
+    expect(seed).to_have_value("20240817")
+    page.get_by_role("button", name=re.compile("^Random seed")).click()
+    expect(seed).to_have_value("")
+    expect(seed).to_have_attribute("placeholder", "random")
+    expect(page.locator("#note-5-seed")).to_contain_text("A new one for every run.")
+    run(page)
+    finished(page)
+    run(page)
+    expect(page.locator("#runs li")).to_have_count(2)
+    finished(page)
+    first, second = (prompt["5"]["inputs"]["seed"] for prompt in prompts(service.simulator))
+    assert len({first, second, 20240817}) == 3
+    page.get_by_role("button", name="Use %d" % second).click()  # this one was liked
+    expect(seed).to_have_value(str(second))
+    wait_until(lambda: not seed_is_random(service), what="the fixed seed")
+    assert service.value("5", "seed") == second
+    seed.fill("18446744073709551615")  # more than a number of JavaScript holds
+    wait_until(lambda: service.value("5", "seed") == 2**64 - 1, what="the seed")
+    page.reload()
+    expect(seed).to_have_value("18446744073709551615")
+
+
+def seed_is_random(service: Service) -> bool:
+    (seed,) = [field for field in service.get("/workflow")["fields"] if field["kind"] == "seed"]
+    return bool(seed["random"])
+
+
+def test_settings_are_set_and_what_is_out_of_range_is_said_beside_its_field(
+    make_service: Any, visit: Any, shot: Any
+) -> None:
+    service = make_service({**TEXTS, "8": node("SlowProgress", "Slow", steps=3, seconds=0.0, seed=1, preview=False)})
+    page = visit(service)
+    before = service.get("/workflow")["prompt"]
+    steps = page.locator(SAMPLER + "steps")
+    steps.fill("0")
+    expect(error(page, "5-steps")).to_have_text("Allowed: 1 to 10000.")
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    page.locator(SAMPLER + "seed").fill("seven")
+    expect(error(page, "5-seed")).to_contain_text("whole number")
+    run(page)
+    expect(alerts(page)).to_contain_text("Seed: A seed is a whole number.")
+    expect(page.locator(SAMPLER + "seed")).to_be_focused()
+    shot(page, "out_of_range")
+    assert service.get("/workflow")["prompt"] == before and service.phases() == []
+    steps.fill("12")
+    expect(error(page, "5-steps")).to_have_text("")
+    steps.press("ArrowUp")
+    page.get_by_role("button", name="More: Cfg").click()
+    page.locator(SAMPLER + "sampler_name").select_option("euler")
+    page.locator("#more > summary").click()
+    page.get_by_role("switch", name="Preview").check()
+    wait_until(lambda: service.value("8", "preview") is True, what="the switch")
+    wait_until(lambda: service.value("5", "cfg") == 7.1, what="the button")
+    assert (service.value("5", "steps"), service.value("5", "sampler_name")) == (13, "euler")
+
+
+def test_any_workflow_gets_its_form(make_service: Any, visit: Any, tmp_path: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(LOADER), encoding="utf-8")
+    page.get_by_role("button", name=re.compile("^Random seed")).click()
+    expect(page.locator("#note-5-seed")).to_contain_text("A new one for every run.")
+    page.get_by_label("Menu").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Load workflow").click()
+    chooser.value.set_files(str(other))
+    expect(alerts(page)).to_contain_text("other.json is loaded.")
+    expect(page.get_by_role("group", name="Photo")).to_be_visible()
+    expect(page.locator(TEXT)).to_have_count(0)
+    assert service.get("/workflow")["prompt"] == LOADER
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(TEXT)).to_be_visible()
+    assert service.get("/workflow")["prompt"] == TEXTS and seed_is_random(service)
+    other.write_text(json.dumps({"1": node("Nope", "Mine")}), encoding="utf-8")
+    page.locator("#load-file").set_input_files(str(other))
+    expect(alerts(page)).to_contain_text("does not have the class Nope")
+    expect(page.locator(TEXT)).to_be_visible()
+    page.locator(TEXT).fill("changed")
+    wait_until(lambda: service.value("2", "text") == "changed", what="the edit")
+    page.get_by_label("Menu").click()
+    page.get_by_role("button", name="Reset to the file").click()
+    expect(page.locator(TEXT)).to_have_value(TEXTS["2"]["inputs"]["text"])
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures to load
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_dropped_on_its_field_and_runs(make_service: Any, visit: Any, shot: Any, tmp_path: Any) -> None:
+    service = make_service(LOADER)
+    page = visit(service)
+    zone = page.get_by_role("group", name="Photo").locator(".drop")
+    loaded(zone.locator("> img"), 512)
+    cat = tmp_path / "cat.png"
+    cat.write_bytes(PNG)
+    drop_file(page, zone, cat)
+    expect(page.locator("#note-1-image")).to_have_text("Loaded.")
+    loaded(zone.locator("> img"), 96)
+    shot(page, "upload")
+    assert service.value("1", "image") == "cat.png"
+    with open(os.path.join(service.simulator.folder("input"), "cat.png"), "rb") as file:
+        assert file.read() == PNG
+    run(page)
+    finished(page)
+    loaded(page.locator("#outputs img"), 96)
+    (prompt,) = prompts(service.simulator)
+    assert prompt["1"]["inputs"]["image"] == "cat.png"
+    page.get_by_role("combobox", name="On the server: Photo").select_option(label="example.png")
+    wait_until(lambda: service.value("1", "image") == "example.png", what="the choice")
+
+
+def test_a_picture_dropped_anywhere_finds_its_field_and_the_page_stays(
+    make_service: Any, visit: Any, tmp_path: Any
+) -> None:
+    service = make_service({**TEXTS, "8": LOADER["1"], "9": node("PreviewImage", images=["8", 0])})
+    page = visit(service)
+    cat = tmp_path / "my cat.png"
+    cat.write_bytes(PNG)
+    drop_file(page, page.locator("#results"), cat)
+    expect(page.locator("#note-8-image")).to_have_text("Loaded.")
+    assert (page.url, service.value("8", "image")) == (service.url + "/", "my cat.png")
+    sound = tmp_path / "sound.wav"
+    sound.write_bytes(b"RIFF")
+    drop_file(page, page.locator("#results"), sound)
+    expect(alerts(page)).to_have_text(re.compile("no field for that file"))
+
+
+def test_a_picture_is_pasted(make_service: Any, visit: Any) -> None:
+    service = make_service(LOADER)
+    page = visit(service, permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async (url) => navigator.clipboard.write([
+            new ClipboardItem({"image/png": await (await fetch(url)).blob()})])""",
+        "view?filename=example.png&type=input",
+    )
+    page.keyboard.press("Control+V")
+    expect(page.locator("#note-1-image")).to_have_text("Loaded.")
+    name = service.value("1", "image")
+    assert name != "example.png"
+    assert comfyui_simulator.measure(service.simulator.annotated(name))[:2] == (512, 512)
+
+
+def test_a_picture_is_chosen_on_a_computer_and_taken_on_a_phone(make_service: Any, visit: Any, tmp_path: Any) -> None:
+    service = make_service(LOADER)
+    cat = tmp_path / "cat.png"
+    cat.write_bytes(PNG)
+    page = visit(service)
+    expect(page.locator("input[capture]")).to_have_count(0)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_text("Choose a picture").click()
+    chooser.value.set_files(str(cat))
+    expect(page.locator("#note-1-image")).to_have_text("Loaded.")
+    assert service.value("1", "image") == "cat.png"
+    hand = visit(service, **phone())
+    camera = hand.get_by_label("Camera: Photo")
+    assert (camera.get_attribute("capture"), camera.get_attribute("accept")) == ("environment", "image/*")
+    taken = {"name": "IMG_0001.jpg.png", "mimeType": "image/png", "buffer": PNG}
+    with hand.expect_file_chooser() as chooser:
+        hand.get_by_text("Camera", exact=True).tap()
+    chooser.value.set_files(taken)
+    expect(hand.locator("#note-1-image")).to_have_text("Loaded.")
+    wait_until(lambda: service.value("1", "image") == "IMG_0001.jpg.png", what="the picture")
+    expect(page.locator(".drop > img")).to_have_attribute("alt", "Chosen: IMG_0001.jpg.png")  # the other page as well
+    service.simulator.max_upload_size = 1000
+    big = {"name": "big.png", "mimeType": "image/png", "buffer": PNG + bytes(100_000)}
+    page.locator("#file-1-image").set_input_files(big)
+    expect(error(page, "1-image")).to_contain_text("big.png was not loaded.")
+    assert service.value("1", "image") == "IMG_0001.jpg.png"
+
+
+# ------------------------------------------------------------------------------------------------
+# Run and stop
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_waits_moves_previews_and_shows_its_picture(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS, step_seconds=0.15)
+    page = visit(service)
+    foreign = post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0))
+    run(page)
+    expect(state(page)).to_have_text("Waiting: 1 ahead")
+    expect(page.locator("#progress-title")).to_have_text("Waiting: 1 ahead")
+    service.simulator._server.life.interrupt(foreign)
+    expect(state(page)).to_have_text("Running")
+    overall = page.get_by_role("progressbar", name="Overall progress")
+    sampler = page.get_by_role("progressbar", name="Progress of KSampler")
+    seen = []
+    for value in (2, 5):
+        wait_until(lambda value=value: int(sampler.get_attribute("aria-valuenow") or 0) >= 10 * value, what="a step")
+        seen.append(int(overall.get_attribute("aria-valuenow")))
+    assert 0 < seen[0] < seen[1] < 100
+    expect(page.locator("#overall-text")).to_have_text("4 of 7 nodes")
+    assert re.match(r"\d+% – held.json", page.title())
+    loaded(page.get_by_role("img", name="Live preview"), 128)
+    shot(page, "running")
+    service.simulator.step_seconds = 0.0
+    finished(page)
+    picture = page.locator("#outputs img")
+    loaded(picture, 256)
+    shot(page, "finished")
+    expect(page.locator("#progress")).to_be_hidden()
+    with page.expect_download() as download:
+        page.get_by_role("link", name=re.compile("^Download ComfyUI_00001_.png")).click()
+    assert download.value.suggested_filename == "ComfyUI_00001_.png"
+    output = os.path.join(service.simulator.folder("output"), "ComfyUI_00001_.png")
+    with open(download.value.path(), "rb") as ours, open(output, "rb") as theirs:
+        assert ours.read() == theirs.read()
+    page.locator("#times summary").click()
+    expect(page.locator("#times li").first).to_contain_text(re.compile(r"\d\.\d s"))
+
+
+def test_earlier_runs_can_be_looked_at(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=2, seconds=0.0))
+    page = visit(service)
+    for number in (1, 2, 3):
+        page.locator("#field-1-seed").fill(str(number))
+        run(page)
+        expect(page.locator("#runs li")).to_have_count(number)
+        finished(page)
+    picture = page.locator("#outputs img")
+    expect(picture).to_have_attribute("src", re.compile("slow_00003_"))
+    page.locator("#runs li .show").last.click()
+    expect(picture).to_have_attribute("src", re.compile("slow_00001_"))
+    expect(page.locator("#runs li .show").last).to_have_attribute("aria-current", "true")
+    loaded(picture, 64)
+    page.get_by_role("button", name="Show the latest").click()
+    expect(picture).to_have_attribute("src", re.compile("slow_00003_"))
+    page.reload()
+    expect(page.locator("#runs li")).to_have_count(3)
+    loaded(page.locator("#outputs img"), 64)
+
+
+def record_video(browser: Any) -> bytes:
+    """A short WebM, made by the browser itself."""
+    page = browser.new_page()
+    try:
+        url = page.evaluate(
+            """() => new Promise((resolve) => {
+                const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+                const recorder = new MediaRecorder(canvas.captureStream(30), {mimeType: "video/webm;codecs=vp8"});
+                const parts = [], paint = setInterval(() => {
+                    context.fillStyle = `hsl(${performance.now() % 360} 90% 50%)`;
+                    context.fillRect(0, 0, canvas.width, canvas.height);
+                }, 20);
+                recorder.ondataavailable = (event) => {
+                    parts.push(event.data);
+                    if (parts.length === 5) recorder.stop();
+                };
+                recorder.onstop = () => {
+                    clearInterval(paint);
+                    const reader = new FileReader();
+                    reader.onload = () => resolve(reader.result);
+                    reader.readAsDataURL(new Blob(parts));
+                };
+                recorder.start(100);
+            })"""
+        )
+        return base64.b64decode(url.partition(",")[2])
+    finally:
+        page.close()
+
+
+def test_a_video_plays_sound_has_controls_and_a_text_is_read(
+    make_service: Any, visit: Any, browser: Any, shot: Any
+) -> None:
+    files = {
+        "images": [{"filename": "clip.webm", "subfolder": "", "type": "output"}], "animated": [True],
+        "audio": [{"filename": "song.flac", "subfolder": "", "type": "output"}],
+        "text": ["a caption\n" + HOSTILE],
+    }  # fmt: skip
+    service = make_service({"1": node("SimulatedOutput", "Out", ui=json.dumps(files))})
+    page = visit(service)
+    run(page)
+    finished(page, figures=3)
+    expect(page.locator("#outputs audio")).to_have_attribute("controls", "")
+    expect(page.locator("#outputs pre")).to_have_text("a caption\n" + HOSTILE)
+    with open(os.path.join(service.simulator.folder("output"), "clip.webm"), "wb") as file:
+        file.write(record_video(browser))  # the simulator's own is a file of no content
+    page.reload()
+    video = page.locator("#outputs video")
+    expect(video).to_have_attribute("controls", "")
+    played = video.evaluate(
+        """async (video) => {
+            video.muted = true;
+            const on = new Promise((resolve) => video.addEventListener("timeupdate",
+                () => video.currentTime > 0.1 && resolve(video.currentTime)));
+            await video.play();
+            return on;
+        }"""
+    )
+    assert played > 0.1
+    shot(page, "video")
+
+
+def test_stop_cancels_ours_while_it_runs_and_nobody_elses(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=400, seconds=60.0))
+    page = visit(service)
+    expect(page.locator("#stop")).to_be_disabled()
+    run(page)
+    expect(state(page)).to_have_text("Running")
+    foreign = post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0, seed=9))
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#runs li")).to_contain_text("Stopped")
+    expect(page.locator("#stop")).to_be_disabled()
+    assert service.phases() == ["interrupted"]
+    wait_until(lambda: phase_elsewhere(service.simulator, foreign) == "running", what="the other's run")
+
+
+def test_stop_takes_ours_off_the_queue_and_leaves_the_one_that_runs(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt())
+    page = visit(service)
+    foreign = post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0))
+    run(page)
+    expect(state(page)).to_have_text("Waiting: 1 ahead")
+    page.locator("#field-1-seed").fill("2")
+    run(page)
+    expect(page.locator("#runs li")).to_have_count(2)
+    expect(page.locator("#waiting")).to_have_text("+1 waiting")
+    page.get_by_role("button", name=re.compile("^Stop the run of")).click()  # the second, in the list
+    expect(page.locator("#runs li").first).to_contain_text("Taken off the queue")
+    page.locator("#stop").click()
+    expect(page.locator("#runs li").last).to_contain_text("Taken off the queue")
+    assert service.phases() == ["deleted", "deleted"]
+    assert phase_elsewhere(service.simulator, foreign) == "running"
+
+
+# ------------------------------------------------------------------------------------------------
+# What goes wrong, in words
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_raises_is_named_with_its_words(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service({
+        "1": node("EmptyImage", "Blank", width=64, height=64, batch_size=1, color=0),
+        "2": node("FailNode", "Fragile", message="the moon is in the way", image=["1", 0]),
+        "3": node("SaveImage", "Save", filename_prefix="never", images=["2", 0]),
+    })  # fmt: skip
+    page = visit(service)
+    run(page)
+    faults = page.locator("#faults")
+    expect(faults).to_contain_text("Fragile")
+    expect(faults).to_contain_text("the moon is in the way")
+    expect(state(page)).to_contain_text('The run failed after 0.0 s at "Fragile"')
+    expect(error(page, "2-message")).to_have_text("the moon is in the way")  # its only field
+    faults.locator("summary").click()
+    expect(faults.locator("pre")).to_contain_text("ValueError")
+    shot(page, "failed")
+
+
+def test_a_prompt_that_comfyui_refuses_is_explained_beside_its_field(make_service: Any, visit: Any, shot: Any) -> None:
+    prompt = json.loads(json.dumps(TEXTS))
+    prompt["1"]["inputs"]["ckpt_name"] = "sd_xl_base_1.0.safetensor"
+    prompt["5"]["inputs"]["steps"] = 0
+    service = make_service(prompt)
+    page = visit(service)
+    run(page)
+    expect(alerts(page)).to_contain_text("See ")
+    expect(error(page, "5-steps")).to_have_text("steps = 0 is too small.\nAllowed: 1 to 10000.")
+    expect(error(page, "1-ckpt_name")).to_contain_text("sd_xl_base_1.0.safetensors")
+    expect(page.locator("#field-1-ckpt_name")).to_be_visible()  # what is folded away is opened
+    expect(page.locator("#runs li")).to_contain_text("Refused")
+    shot(page, "refused")
+    page.locator("#field-1-ckpt_name").select_option(label="sd_xl_base_1.0.safetensors")
+    page.locator(SAMPLER + "steps").fill("3")
+    expect(error(page, "1-ckpt_name")).to_have_text("")
+    run(page)
+    finished(page)
+
+
+def test_a_comfyui_that_is_away_is_said_and_comes_back(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    service.simulator.crash()
+    expect(page.locator("#server")).to_have_text("ComfyUI does not answer", timeout=15_000)
+    expect(state(page)).to_contain_text("ComfyUI at %s does not answer." % service.simulator.url)
+    page.locator(TEXT).fill("typed meanwhile")
+    wait_until(lambda: service.value("2", "text") == "typed meanwhile", what="the edit")
+    run(page)
+    expect(alerts(page)).to_contain_text("does not answer")
+    shot(page, "away")
+    service.simulator.revive()
+    expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
+    run(page)
+    finished(page)
+    assert prompts(service.simulator)[0]["2"]["inputs"]["text"] == "typed meanwhile"
+
+
+def test_a_page_that_comes_before_comfyui_has_its_form_all_the_same(make_service: Any, visit: Any) -> None:
+    service = make_service(LOADER, connected=False)
+    page = visit(service, ready=False)
+    expect(page.locator("#server")).to_have_text("ComfyUI does not answer")
+    expect(page.locator("#field-1-image")).to_have_value("example.png")
+    service.simulator.revive()
+    expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
+    expect(page.get_by_text("Choose a picture")).to_be_visible()  # only ComfyUI knows that this is a picture
+
+
+def test_texts_of_others_are_shown_and_never_run(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service({
+        "1": node("EmptyImage", HOSTILE, width=64, height=64, batch_size=1, color=0),
+        "2": node("FailNode", HOSTILE, message=HOSTILE, image=["1", 0]),
+        "3": node("SaveImage", HOSTILE, filename_prefix="x", images=["2", 0]),
+        HOSTILE: node("CLIPTextEncode", HOSTILE, text=HOSTILE, clip=["5", 1]),
+        "5": node("CheckpointLoaderSimple", HOSTILE, ckpt_name=HOSTILE),
+        "6": node("PreviewAny", "Show", source=[HOSTILE, 0]),
+    })  # fmt: skip
+    page = visit(service)
+    expect(page.get_by_label(HOSTILE).first).to_have_value(HOSTILE)
+    run(page)
+    expect(page.locator("#faults strong")).to_contain_text([HOSTILE[:50], HOSTILE[:50]])
+    expect(page.locator("#faults li").first).to_contain_text(HOSTILE)
+    expect(error(page, "5-ckpt_name")).to_contain_text("<script>")
+    shot(page, "hostile")
+    expect(page.locator("img:not(#preview)")).to_have_count(0)
+    assert page.evaluate("() => [window.hacked, document.scripts.length]") == [None, 1]
+
+
+# ------------------------------------------------------------------------------------------------
+# It stays: restarts, two tabs, a token
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_survives_a_restart_of_the_service(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    run(page)
+    finished(page)
+    service.kill()
+    expect(page.locator("#server")).to_have_text("Connection lost")
+    expect(state(page)).to_contain_text("Connection lost")
+    page.locator(TEXT).fill("typed while it was gone")
+    expect(error(page, "2-text")).to_contain_text("Not sent yet")
+    shot(page, "lost")
+    service.start()
+    expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
+    expect(error(page, "2-text")).to_have_text("")
+    wait_until(lambda: service.value("2", "text") == "typed while it was gone", what="the edit")
+    expect(page.locator("#runs li")).to_have_count(0)  # it knows of none
+    run(page)
+    finished(page)
+    assert prompts(service.simulator)[-1]["2"]["inputs"]["text"] == "typed while it was gone"
+
+
+def test_two_tabs_show_each_others_edits_and_no_typing_is_lost(make_service: Any, visit: Any) -> None:
+    service = make_service(TEXTS)
+    one = visit(service)
+    two = visit(service, beside=one)
+    one.locator(TEXT).fill("written in one")
+    holds(two.locator(TEXT), "written in one")
+    one.locator(SAMPLER + "steps").fill("7")
+    holds(two.locator(SAMPLER + "steps"), "7")
+    # Somebody is in the middle of a word when the other tab writes, elsewhere and into the same field.
+    typing = two.locator(TEXT)
+    typing.press("End")
+    typing.press_sequentially(" and tw")
+    one.locator(SAMPLER + "cfg").fill("4")
+    one.locator("#field-3-text").fill("no fog")
+    holds(two.locator("#field-3-text"), "no fog")
+    holds(two.locator(SAMPLER + "cfg"), "4")
+    expect(typing).to_be_focused()
+    holds(typing, "written in one and tw")
+    typing.press_sequentially("o")
+    holds(one.locator(TEXT), "written in one and two")
+    one.locator(TEXT).fill("one again")
+    wait_until(lambda: service.value("2", "text") == "one again", what="the edit")
+    holds(typing, "written in one and two")  # not under the fingers
+    two.locator("#field-3-text").focus()
+    holds(typing, "one again")
+    run(one)
+    finished(one)
+    finished(two)
+    loaded(two.locator("#outputs img"), 256)
+    # What stands in the field that somebody is in is what runs.
+    typing.fill("mine")
+    wait_until(lambda: service.value("2", "text") == "mine", what="the edit")
+    service.edit("2", text="theirs")
+    holds(one.locator(TEXT), "theirs")
+    two.keyboard.press("Control+Enter")
+    expect(two.locator("#runs li")).to_have_count(2)
+    finished(two)
+    assert [prompt["2"]["inputs"]["text"] for prompt in prompts(service.simulator)] == ["one again", "mine"]
+
+
+def test_the_token_is_asked_for_once_and_not_again_after_a_restart(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS, "--token", "a secret of nine words")
+    page = visit(service, ready=False)
+    token = page.get_by_label("Token")
+    expect(token).to_be_focused()
+    expect(page.locator("#page")).to_be_hidden()
+    token.fill("a guess")
+    token.press("Enter")
+    expect(page.get_by_role("alert").filter(has_text="That is not the token.")).to_be_visible()
+    shot(page, "login")
+    token.fill("a secret of nine words")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator(TEXT)).to_be_visible()
+    expect(page.locator("#login")).to_be_hidden()
+    (cookie,) = page.context.cookies()
+    assert cookie["httpOnly"] and cookie["sameSite"] == "Strict" and "secret" not in cookie["value"]
+    page.reload()
+    expect(page.locator(TEXT)).to_be_visible()
+    beside = visit(service, beside=page)
+    expect(beside.locator(TEXT)).to_be_visible()
+    run(page)
+    finished(page)
+    loaded(page.locator("#outputs img"), 256)
+    service.end()
+    service.held.write_text(json.dumps(LOADER), encoding="utf-8")
+    service.start()
+    expect(page.get_by_role("group", name="Photo")).to_be_visible(timeout=15_000)  # the workflow is another one
+    expect(page.locator(TEXT)).to_have_count(0)
+    expect(page.locator("#login")).to_be_hidden()
+
+
+# ------------------------------------------------------------------------------------------------
+# Who uses it: small and wide, light and dark, keyboard, screen reader
+# ------------------------------------------------------------------------------------------------
+
+
+def test_on_a_phone_nothing_is_cut_off_and_run_is_in_reach(make_service: Any, visit: Any, shot: Any) -> None:
+    photo = {**LOADER["1"], "_meta": {"title": "Photo_" + "y" * 80}}
+    prompt = {**TEXTS, "8": photo, "9": node("PreviewImage", images=["8", 0])}
+    service = make_service(prompt, step_seconds=0.3)
+    page = visit(service, **phone())
+    shot(page, "phone")
+    page.locator(TEXT).fill("https://example.invalid/" + "x" * 400)
+    page.locator("#more > summary").tap()
+    assert overflow(page) <= 360
+    shot(page, "phone_whole", full_page=True)
+    page.locator(SAMPLER + "steps").fill("0")
+    page.locator("#run").tap()
+    expect(error(page, "5-steps")).to_be_in_viewport(ratio=1)
+    expect(alerts(page)).to_contain_text("Allowed: 1 to 10000.")
+    expect(page.locator("#run")).to_be_in_viewport(ratio=1)
+    shot(page, "phone_error")
+    assert overflow(page) <= 360
+    page.locator(SAMPLER + "steps").fill("10")
+    page.locator("#run").tap()
+    loaded(page.locator("#preview"), 128)
+    expect(page.locator("#stop")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#overall")).to_be_in_viewport()  # the page goes to the run
+    shot(page, "phone_running")
+    assert overflow(page) <= 360
+    service.simulator.step_seconds = 0.0
+    finished(page, figures=2)
+    loaded(page.get_by_role("img", name="Save Image: "), 256)
+    shot(page, "phone_finished")
+    page.get_by_label("Menu").tap()
+    shot(page, "phone_menu")
+    assert overflow(page) <= 360
+    small = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, summary, .button, input:not([type=file])")]
+            .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44)
+            .filter((one) => !one.matches("[role=switch]")).map((one) => one.outerHTML)"""
+    )
+    assert small == []  # all can be hit with a thumb
+
+
+def overflow(page: Any) -> int:
+    """How wide all of the page is."""
+    return int(page.evaluate("() => document.documentElement.scrollWidth"))
+
+
+def test_a_wide_window_is_used_and_both_schemes_can_be_read(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service, viewport={"width": 1600, "height": 900})
+    form, results = page.locator("#form").bounding_box(), page.locator("#results").bounding_box()
+    assert form["x"] + form["width"] <= results["x"] and form["y"] == results["y"]
+    page.keyboard.press("Control+Enter")
+    finished(page)
+    loaded(page.locator("#outputs img"), 256)
+    page.locator(SAMPLER + "cfg").fill("-1")
+    expect(error(page, "5-cfg")).to_have_text("Allowed: 0 to 100.")
+    expect(page.locator("#run")).to_be_in_viewport(ratio=1)
+    assert overflow(page) <= 1600
+    shot(page, "wide")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        back = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
+        for selector in ("#state", "#server", "#run", "label", "#results-about", "#error-5-cfg", "#runs small"):
+            assert contrast(page, selector) >= 4.5, (scheme, selector)
+
+
+def contrast(page: Any, selector: str) -> float:
+    """WCAG's ratio between a text and what is behind it."""
+    pair = page.locator(selector).first.evaluate(
+        """(element) => {
+            const style = (one) => getComputedStyle(one), clear = "rgba(0, 0, 0, 0)";
+            let behind = element;
+            while (behind.parentElement && style(behind).backgroundColor === clear) behind = behind.parentElement;
+            return [style(element).color, style(behind).backgroundColor];
+        }"""
+    )
+    light = []
+    for colour in pair:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+def test_everything_is_done_with_the_keyboard(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS, step_seconds=0.3)
+    page = visit(service)
+
+    def tab_to(wanted: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("() => document.activeElement.id") == wanted:
+                return
+        raise AssertionError("Tab does not come to %s" % wanted)
+
+    tab_to("field-2-text")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a fox")
+    shot(page, "focus")
+    page.keyboard.press("Control+Enter")
+    expect(state(page)).to_have_text("Running")
+    tab_to("stop")
+    page.keyboard.press("Enter")
+    expect(page.locator("#runs li")).to_contain_text("Stopped")
+    assert prompts(service.simulator)[0]["2"]["inputs"]["text"] == "a fox"
+    service.simulator.step_seconds = 0.0
+    page.locator(SAMPLER + "seed").fill("2")
+    page.locator("#run").focus()
+    page.keyboard.press("Enter")
+    finished(page)
+    assert service.phases() == ["success", "interrupted"]
+
+
+def test_a_screen_reader_finds_names_and_is_told(make_service: Any, visit: Any) -> None:
+    prompt = {**TEXTS, "8": LOADER["1"], "9": node("PreviewImage", images=["8", 0]),
+              "10": node("SlowProgress", "Slow", steps=3, seconds=0.0, seed=1, preview=True)}  # fmt: skip
+    service = make_service(prompt)
+    page = visit(service, has_touch=True)
+    page.locator("#more > summary").click()
+    run(page)
+    finished(page, figures=2)
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    shown = [each for each in nodes if not each.get("ignored")]
+    roles = {
+        role: [each.get("name", {}).get("value", "") for each in shown if each["role"]["value"] == role]
+        for role in ("textbox", "spinbutton", "combobox", "switch", "button", "link", "image", "progressbar")
+    }
+    for role, names in roles.items():
+        assert all(names), (role, names)
+    for role, least in (("textbox", 4), ("spinbutton", 5), ("combobox", 3), ("switch", 1), ("button", 10)):
+        assert len(roles[role]) >= least, (role, roles[role])
+    assert "Positive Prompt" in roles["textbox"] and "Random seed: Seed" in roles["button"]
+    expect(page.get_by_role("status")).to_have_id("state")
+    assert page.locator("#alert").get_attribute("role") == "alert"
+    assert page.locator("html").get_attribute("lang") == "en"
+    described = page.locator(SAMPLER + "steps").get_attribute("aria-describedby")
+    assert "error-5-steps" in described.split()
+    assert page.locator("#error-5-steps").get_attribute("aria-live") == "polite"
+    expect(page.locator("main")).to_have_count(1)
