@@ -36,7 +36,7 @@ def test_every_setting_is_in_the_readme() -> None:
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "docs/JSON.md", "CHANGELOG.md"):
+    for name in ("README.md", "docs/JSON.md", "docs/MIDDLEWARE.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
             if "://" not in target:
                 assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), (name, target)
@@ -82,7 +82,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
             known = seen.setdefault(event["event"], extra)
             known |= extra
     documented = documented_events()
-    hard_to_meet = {"node_blocked", "silence"}  # have stories of their own
+    hard_to_meet = {"node_blocked", "silence", "listening"}  # have stories of their own
     assert set(seen) | hard_to_meet == set(documented)
     for name, fields in seen.items():
         assert fields == documented[name], name
@@ -122,3 +122,41 @@ def test_the_map_at_the_top_names_the_sections_in_order() -> None:
     banners = re.findall(r"(?m)^# =+\n# ([A-Z][A-Z A-Z']+?):", source)
     in_map = re.findall(r"(?m)^    ([A-Z][A-Z ]+[A-Z])  +\S", source.partition('"""\n\nfrom')[0])
     assert in_map == banners
+
+
+def test_the_routes_in_the_documents_are_the_programs() -> None:
+    rows = re.findall(r"(?m)^\| `([A-Z]+) (/\S*)` \| .+ \| ([\d ]+) \|$", read("docs/MIDDLEWARE.md"))
+    documented = [(method, path, tuple(map(int, statuses.split()))) for method, path, statuses in rows]
+    assert documented == [(row.method, row.path, tuple(sorted(row.statuses))) for row in cwr.ROUTES]
+
+
+def test_the_statuses_in_the_documents_are_the_programs() -> None:
+    errors = read("docs/MIDDLEWARE.md").partition("## Errors")[2].partition("\n## ")[0]
+    rows = re.findall(r"(?m)^\| ([\d, ]+) \|", errors)
+    documented = {status for row in rows for status in row.replace(" ", "").split(",")}
+    answered = {
+        status
+        for methods in cwr.openapi()["paths"].values()
+        for operation in methods.values()
+        for status in operation["responses"]
+        if int(status) >= 400
+    }
+    assert documented - {"405"} == answered - {"416"}  # no operation of its own; of /view alone
+
+
+def test_the_events_of_a_stream_are_documented() -> None:
+    events = read("docs/MIDDLEWARE.md").partition("## Events")[2].partition("\n## ")[0]
+    used = set(re.findall(r'sse\("(\w+)"', read("comfyui_workflow_runner.py")))
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", events)) == used
+
+
+def test_the_fields_of_a_run_are_documented() -> None:
+    runs = read("docs/MIDDLEWARE.md").partition("## Runs")[2].partition("\n## ")[0]
+    cells = re.findall(r"(?m)^\| (`\w.*?) \| (.*) \|$", runs)
+    documented = {name for first, _ in cells for name in re.findall(r"`(\w+)`", first)} | {"message"}
+    assert documented == set(cwr.SCHEMAS["Run"]["required"])
+
+
+def test_the_openapi_document_is_the_programs() -> None:
+    # python -c "import json, comfyui_workflow_runner as r; print(json.dumps(r.openapi(), indent=2))"
+    assert read("docs/openapi.json") == json.dumps(cwr.openapi(), indent=2) + "\n"

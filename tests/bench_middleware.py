@@ -1,0 +1,344 @@
+"""What the middleware costs, against the same bytes sent straight to the simulator:  python tests/bench_middleware.py
+
+Prints its figures with their bars and exits with 1 if one is missed:
+
+- an upload of 500 MB: its rate through the middleware against straight to the simulator, and how much
+  the middleware's memory grows (Linux alone tells);
+- GET /status on 8 kept-alive connections, against BARE_SERVER below, which answers as many bytes;
+- 50 event streams while 200 events a second and more are published for about five seconds: every
+  stream gets every event, in order;
+- the time until POST /prompt arrives at the simulator, when a run is started by GET /queue, against
+  posting it directly.
+
+Simulator, middleware and bare server are processes of their own; the pairs are measured in turns, and
+medians are compared.
+"""
+
+from __future__ import annotations
+
+import collections
+import http.client
+import json
+import os
+import queue
+import re
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
+
+#: Takes large uploads; says when a POST /prompt arrives, by the clock that all processes share.
+SIMULATOR = r"""
+import collections, sys, time
+sys.path.insert(0, sys.argv[1])
+from comfyui_simulator import Simulator
+class Asked(collections.deque):
+    def append(self, item):
+        if item == ("POST", "/prompt"):
+            print("%.6f" % time.monotonic(), flush=True)
+with Simulator(max_upload_size=1 << 30) as simulator:
+    simulator.asked = Asked()
+    print(simulator.url, flush=True)
+    sys.stdin.read()
+"""
+
+BARE_SERVER = r"""
+import http.server, sys
+body = b"x" * int(sys.argv[1])
+answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.wfile.write(answer)
+    def log_message(self, *arguments):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print("http://127.0.0.1:%d" % server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+UPLOAD = 500 * 1000 * 1000
+CONNECTIONS, STREAMS = 8, 50
+RUNS, NODES = 24, 25  # 24 runs of 25 quick nodes and 25 that show them
+
+
+class Row(NamedTuple):
+    """One line of the result."""
+
+    name: str
+    value: float
+    unit: str
+    figures: str
+    at_least: bool
+    bar: float
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+class Process:
+    """A child that prints its address on its output."""
+
+    def __init__(self, *command: str) -> None:
+        self.leaves_by_itself = SIMULATOR in command
+        self.child = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._lines: "queue.Queue[str]" = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = ""
+        while not self.url:
+            line = self.line()
+            found = re.search(r"(?:^|mode at )(http://127\.0\.0\.1:\d+)$", line)
+            self.url = found.group(1) if found else ""
+        parts = urllib.parse.urlsplit(self.url)
+        self.address = (str(parts.hostname), int(parts.port or 0))
+
+    def _read(self) -> None:
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            self._lines.put(line.rstrip())
+        self._lines.put("")
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        line = self._lines.get(timeout=60)
+        if not line:
+            raise SystemExit("%s ended with %s" % (self.child.args, self.child.wait(10)))
+        return line
+
+    def kilobytes(self, name: str) -> Optional[int]:
+        """VmRSS or VmHWM, where the system tells."""
+        try:
+            with open("/proc/%d/status" % self.child.pid) as file:
+                found = re.search(r"%s:\s+(\d+) kB" % name, file.read())
+        except OSError:
+            return None
+        return int(found.group(1)) if found else None
+
+    def end(self) -> None:
+        assert self.child.stdin is not None
+        self.child.stdin.close()  # the simulator's sign to leave: it removes its folder
+        if not self.leaves_by_itself:
+            self.child.terminate()
+        self.child.wait(30)
+
+
+def ask(process: Process, method: str, path: str, body: Any = None) -> Any:
+    """One request; the JSON of its answer."""
+    connection = http.client.HTTPConnection(*process.address, timeout=60)
+    connection.request(method, path, None if body is None else json.dumps(body))
+    response = connection.getresponse()
+    data = response.read()
+    connection.close()
+    if response.status >= 300:
+        raise SystemExit("%s %s: %d %r" % (method, path, response.status, data[:500]))
+    return json.loads(data)
+
+
+def upload(process: Process, size: int) -> float:
+    """Bytes a second of an upload, to the end of the answer."""
+    name = 'Content-Disposition: form-data; name="%s"'
+    lines = ["--mark", name % "overwrite", "", "true", "--mark", name % "image" + '; filename="large.png"', "", ""]
+    head, tail, block = "\r\n".join(lines).encode(), b"\r\n--mark--\r\n", os.urandom(1000 * 1000)
+
+    def pieces() -> Iterator[bytes]:
+        yield head
+        for _ in range(size // len(block)):
+            yield block
+        yield tail
+
+    length = len(head) + size // len(block) * len(block) + len(tail)
+    headers = {"Content-Type": "multipart/form-data; boundary=mark", "Content-Length": str(length)}
+    connection = http.client.HTTPConnection(*process.address, timeout=120)
+    began = time.perf_counter()
+    connection.request("POST", "/upload/image", pieces(), headers)
+    response = connection.getresponse()
+    data = response.read()
+    took = time.perf_counter() - began
+    connection.close()
+    if response.status != 200:
+        raise SystemExit("the upload was answered with %d %r" % (response.status, data[:500]))
+    return length / took
+
+
+def bench_upload(simulator: Process, middleware: Process) -> List[Row]:
+    """Rate and memory of large uploads."""
+    upload(simulator, 1000 * 1000), upload(middleware, 1000 * 1000)
+    before = middleware.kilobytes("VmRSS")
+    rates = [(upload(simulator, UPLOAD), upload(middleware, UPLOAD)) for _ in range(3)]
+    after = middleware.kilobytes("VmHWM")
+    direct, ours = (statistics.median(rate[index] for rate in rates) / 1e6 for index in (0, 1))
+    rows = [Row("500 MB upload", ours / direct, "x", "%d MB/s against %d MB/s" % (ours, direct), True, 0.4)]
+    if before is not None and after is not None:
+        figures = "from %.1f MiB to %.1f MiB" % (before / 1024, after / 1024)
+        rows.append(Row("its memory", (after - before) / 1024, "MiB", figures, False, 24.0))
+    return rows
+
+
+def request_rate(address: Tuple[str, int], path: str, seconds: float = 2.0) -> float:
+    """Requests a second on kept-alive connections, each of which has one request under way."""
+    request = ("GET %s HTTP/1.1\r\nHost: %s:%d\r\n\r\n" % (path, *address)).encode()
+    connections = [socket.create_connection(address, timeout=30) for _ in range(CONNECTIONS)]
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for connection in connections:
+            connection.sendall(request)
+        for connection in connections:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += connection.recv(65536)
+            head, _, body = data.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            assert length and b" 200 " in head
+            while len(body) < int(length.group(1)):
+                body += connection.recv(65536)
+        count += len(connections)
+    took = time.perf_counter() - began
+    for connection in connections:
+        connection.close()
+    return count / took
+
+
+def bench_status(middleware: Process) -> List[Row]:
+    """GET /status on kept-alive connections."""
+    connection = http.client.HTTPConnection(*middleware.address, timeout=30)
+    connection.request("GET", "/status")
+    bare = Process("-c", BARE_SERVER, str(len(connection.getresponse().read())))
+    connection.close()
+    try:
+        request_rate(bare.address, "/", 0.5), request_rate(middleware.address, "/status", 0.5)
+        rates = [(request_rate(bare.address, "/"), request_rate(middleware.address, "/status")) for _ in range(5)]
+    finally:
+        bare.end()
+    theirs, ours = (statistics.median(rate[index] for rate in rates) for index in (0, 1))
+    return [Row("GET /status, 8 connections", ours / theirs, "x", "%d/s against %d/s" % (ours, theirs), True, 0.6)]
+
+
+def node(class_type: str, **inputs: Any) -> Dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def quick_nodes(number: int) -> Dict[str, Any]:
+    """A prompt whose nodes take some milliseconds each; ``number`` keeps it out of the cache."""
+    ids = range(1, NODES + 1)
+    slow = {str(i): node("SlowProgress", steps=1, seconds=0.007, seed=i + 1000 * number, preview=False) for i in ids}
+    return {**slow, **{"t%d" % i: node("PreviewAny", source=[str(i), 0]) for i in ids}}
+
+
+def bench_events(middleware: Process) -> List[Row]:
+    """Many readers of the events of some runs."""
+    selector = selectors.DefaultSelector()
+    received: Dict[socket.socket, List[bytes]] = {}
+    for _ in range(STREAMS):
+        connection = socket.create_connection(middleware.address, timeout=30)
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received[connection] = [connection.recv(65536)]
+        selector.register(connection, selectors.EVENT_READ)
+    started = [ask(middleware, "POST", "/prompt", {"prompt": quick_nodes(i)})["prompt_id"] for i in range(RUNS)]
+    heard = time.monotonic()
+    while time.monotonic() - heard < 2.0:  # a run that goes on is told at least twice a second
+        ready = selector.select(0.5)
+        for key, _ in ready:
+            connection = key.fileobj
+            assert isinstance(connection, socket.socket)
+            data = connection.recv(1 << 18)
+            if data:
+                received[connection].append(data)
+            else:  # dropped: what it misses is counted below
+                selector.unregister(connection)
+        heard = time.monotonic() if ready else heard
+    runs = {run["prompt_id"]: run for run in ask(middleware, "GET", "/runs")["runs"]}
+    if any(runs[prompt_id]["phase"] != "success" for prompt_id in started):
+        raise SystemExit("the runs did not succeed")
+    sequences = []
+    for connection, pieces in received.items():
+        connection.close()
+        reports = [json.loads(line) for line in re.findall(rb"event: report\ndata: (.*)\n\n", b"".join(pieces))]
+        sequences.append([report for report in reports if report["prompt_id"] in started])
+    complete = max(sequences, key=len)
+    told = collections.Counter((report["event"], report["prompt_id"]) for report in complete)
+    for prompt_id in started:  # what is published of a run that succeeds
+        if told["node_started", prompt_id] < 2 * NODES or told["node_finished", prompt_id] < 2 * NODES:
+            raise SystemExit("no stream was told of every node: %s" % told)
+    lost = sum(len(complete) - len(sequence) for sequence in sequences)
+    lost += sum(sequence != complete[: len(sequence)] for sequence in sequences)
+    seconds = complete[-1]["time"] - complete[0]["time"]
+    figures = "%d events in %.1f s" % (len(complete), seconds)
+    return [
+        Row("50 streams, events each", len(complete) / seconds, "/s", figures, True, 200.0),
+        Row("50 streams, events lost", float(lost), "", "of %d" % (len(complete) * STREAMS), False, 0.0),
+    ]
+
+
+def bench_start(simulator: Process, middleware: Process) -> List[Row]:
+    """From the request to its arrival as POST /prompt."""
+    prompt = {
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="bench"),
+    }
+    ask(middleware, "PUT", "/workflow", prompt)
+    body = json.dumps({"prompt": prompt})
+    connections = [http.client.HTTPConnection(*process.address, timeout=60) for process in (simulator, middleware)]
+    times: Tuple[List[float], List[float]] = ([], [])
+    for number in range(64):
+        which = number % 2
+        began = time.monotonic()
+        if which:
+            connections[1].request("GET", "/queue")
+        else:
+            connections[0].request("POST", "/prompt", body)
+        answer = connections[which].getresponse()
+        prompt_id = json.loads(answer.read())["prompt_id"]
+        times[which].append(float(simulator.line()) - began)
+        if which:
+            ask(middleware, "GET", "/runs/%s?wait=20" % prompt_id)
+        time.sleep(0.05)
+    for connection in connections:
+        connection.close()
+    direct, ours = (1000 * statistics.median(sample[2:]) for sample in times)
+    figures = "%.1f ms against %.1f ms" % (ours, direct)
+    return [Row("start of a run, later by", ours - direct, "ms", figures, False, 10.0)]
+
+
+def main() -> int:
+    """Measures and prints; 1 if a bar is missed."""
+    simulator = Process("-c", SIMULATOR, ROOT)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "workflow_api.json")
+            with open(path, "w", encoding="utf-8") as file:
+                image = node("SaveImage", images=["1", 0], filename_prefix="bench")
+                json.dump({"1": node("LoadImage", image="example.png"), "2": image}, file)
+            options = ("--mode", "continuous", "--port", "0", "--max-queue", str(RUNS))
+            middleware = Process(SCRIPT, "--server", simulator.url, *options, path)
+            try:
+                while not ask(middleware, "GET", "/status")["comfyui"]["connected"]:
+                    time.sleep(0.05)
+                rows = bench_upload(simulator, middleware)
+                rows += bench_status(middleware)
+                rows += bench_start(simulator, middleware)
+                rows += bench_events(middleware)
+            finally:
+                middleware.end()
+    finally:
+        simulator.end()
+    for row in rows:
+        sense = "at least" if row.at_least else "at most"
+        verdict = "ok" if row.met else "MISSED"
+        print("%-27s %.2f %s  (%s; %s %g)  %s" % (row.name, row.value, row.unit, row.figures, sense, row.bar, verdict))
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
