@@ -20,6 +20,7 @@ Map of this file (each section uses only those above it):
 
     SETTINGS                what a user edits
     ERRORS                  exit statuses, the error tree
+    FLAGS                   what the command line takes
     TEXT                    text that is safe to print, durations, sizes, names of files
     WORKFLOW DOCUMENTS      reading a prompt, titles, links, the summary
     STATE OF A PROMPT       parse_message -> Event; reduce, reconcile -> PromptState; outputs
@@ -32,7 +33,7 @@ Map of this file (each section uses only those above it):
     MIDDLEWARE              continuous mode: Guard, ROUTES, Service, a thin http.server
     COMMAND LINE            settings and their precedence, signals, the program
 
-The first eight sections touch nothing outside the process; the rest hold no rules.
+Up to REPORTS nothing outside the process is touched; the rest hold no rules.
 Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a *link* is
 ``[node_id, slot]``; *interrupt* stops a running prompt, *delete* takes a waiting one off the queue.
 """
@@ -40,15 +41,9 @@ Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a 
 from __future__ import annotations
 
 import enum
-import functools
-import itertools
-import json
 import os
 import re
-import struct
 import sys
-import time
-import urllib.parse
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -239,6 +234,104 @@ class Stopped(RunnerError):
 
     exit_status = ExitStatus.CANCELLED
 
+
+# ==================================================================================================
+# FLAGS: what the command line takes
+# ==================================================================================================
+
+
+def make_parser() -> Any:
+    """The argparse parser. What it cannot follow raises UsageError."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """argparse's messages repeat what was typed, which may be a secret: ours name the flag alone."""
+
+        def error(self, message: str) -> Any:
+            found = re.match(r"(?s)(argument [^:]+): (expected .*argument|not allowed with .*|invalid)", message)
+            words = "%s: %s" % found.groups() if found else message.partition(":")[0]
+            raise UsageError("%s." % words.rstrip(".").capitalize(), "See --help.")
+
+    statuses = "\n".join("  %3d  %s" % (status, EXIT_MEANINGS[status]) for status in ExitStatus)
+    parser = Parser(
+        prog="comfyui_workflow_runner.py",
+        description="Run a ComfyUI workflow (API format): confirm, follow it live, save what it makes.",
+        epilog="exit statuses:\n" + statuses,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "workflow",
+        nargs="?",
+        metavar="WORKFLOW",
+        help="the workflow in API format (default: %s; env COMFYUI_WORKFLOW)" % curr_workflow,
+    )
+    add(
+        "--server",
+        metavar="URL",
+        help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
+        "(default: %s; env COMFYUI_URL)" % ", then ".join(DEFAULT_SERVERS),
+    )
+    add(
+        "--header",
+        metavar="LINE",
+        action="append",
+        help="a header for HTTP and WebSocket, 'Name: value'; repeatable (env COMFYUI_HEADERS, one a line)",
+    )
+    add("--demo", action="store_true", help="run on the simulator that comes along: no ComfyUI, no GPU")
+    add("-y", "--yes", action="store_true", help="do not ask before running")
+    add("-o", "--output", metavar="DIR", help="save all outputs here (env COMFYUI_OUTPUT)")
+    add("--overwrite", action="store_true", help="replace files that are there; else a name gets ' (1)'")
+    add("--timeout", metavar="SECONDS", help="cancel the run after so long (env COMFYUI_TIMEOUT)")
+    add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
+    served = parser.add_argument_group("continuous mode")
+    served.add_argument(
+        "--host", metavar="NAME", help="the address to listen on (default: 127.0.0.1; others need a token)"
+    )
+    served.add_argument("--port", metavar="PORT", help="the port to listen on (default: 8189; env COMFYUI_RUNNER_PORT)")
+    served.add_argument("--token", metavar="SECRET", help="what clients must show (env COMFYUI_RUNNER_TOKEN)")
+    served.add_argument("--no-token", action="store_true", help="let other machines in without a token")
+    served.add_argument("--allow-host", metavar="NAME", action="append", help="another name of this service")
+    served.add_argument("--allow-origin", metavar="URL", action="append", help="a web page's origin that may use it")
+    served.add_argument("--max-queue", metavar="N", help="runs of ours that may wait (default: 16)")
+    served.add_argument(
+        "--auto-execute",
+        action="store_true",
+        help="an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
+    )
+    show = parser.add_mutually_exclusive_group()
+    show.add_argument("-q", "--quiet", action="store_true", help="print only what was made: a path or URL a line")
+    show.add_argument("--json", action="store_true", help="print one JSON object a line (docs/JSON.md)")
+    add("-v", "--verbose", action="store_true", help="show whole tracebacks")
+    add("--version", action="version", version="%(prog)s " + __version__)
+    return parser
+
+
+def leave(status: int) -> None:
+    """Ends the process at once: threads that still wait for a server do not hold the exit up."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody reads any more
+    os._exit(status)
+
+
+if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
+    try:  # the rest of this file need not run for it: compiling it has taken long enough
+        make_parser().parse_known_args()
+    except SystemExit:
+        leave(0)
+    except UsageError:
+        pass  # told by main()
+
+import functools  # noqa: E402
+import itertools  # noqa: E402
+import json  # noqa: E402
+import struct  # noqa: E402
+import time  # noqa: E402
+import urllib.parse  # noqa: E402
 
 # ==================================================================================================
 # TEXT: what is safe to print, durations and sizes in words, names of files
@@ -4664,79 +4757,12 @@ def make_guard(host: str, token: Optional[str], no_token: bool, hosts: Sequence[
     return Guard(frozenset(names), frozenset(origin.rstrip("/").lower() for origin in origins), token or None)
 
 
-def _make_parser() -> Any:
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        """argparse's messages repeat what was typed, which may be a secret: ours name the flag alone."""
-
-        def error(self, message: str) -> Any:
-            found = re.match(r"(?s)(argument [^:]+): (expected .*argument|not allowed with .*|invalid)", message)
-            words = "%s: %s" % found.groups() if found else message.partition(":")[0]
-            raise UsageError("%s." % words.rstrip(".").capitalize(), "See --help.")
-
-    statuses = "\n".join("  %3d  %s" % (status, EXIT_MEANINGS[status]) for status in ExitStatus)
-    parser = Parser(
-        prog="comfyui_workflow_runner.py",
-        description="Run a ComfyUI workflow (API format): confirm, follow it live, save what it makes.",
-        epilog="exit statuses:\n" + statuses,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "workflow",
-        nargs="?",
-        metavar="WORKFLOW",
-        help="the workflow in API format (default: %s; env COMFYUI_WORKFLOW)" % curr_workflow,
-    )
-    add(
-        "--server",
-        metavar="URL",
-        help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
-        "(default: %s; env COMFYUI_URL)" % ", then ".join(DEFAULT_SERVERS),
-    )
-    add(
-        "--header",
-        metavar="LINE",
-        action="append",
-        help="a header for HTTP and WebSocket, 'Name: value'; repeatable (env COMFYUI_HEADERS, one a line)",
-    )
-    add("--demo", action="store_true", help="run on the simulator that comes along: no ComfyUI, no GPU")
-    add("-y", "--yes", action="store_true", help="do not ask before running")
-    add("-o", "--output", metavar="DIR", help="save all outputs here (env COMFYUI_OUTPUT)")
-    add("--overwrite", action="store_true", help="replace files that are there; else a name gets ' (1)'")
-    add("--timeout", metavar="SECONDS", help="cancel the run after so long (env COMFYUI_TIMEOUT)")
-    add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
-    served = parser.add_argument_group("continuous mode")
-    served.add_argument(
-        "--host", metavar="NAME", help="the address to listen on (default: 127.0.0.1; others need a token)"
-    )
-    served.add_argument("--port", metavar="PORT", help="the port to listen on (default: 8189; env COMFYUI_RUNNER_PORT)")
-    served.add_argument("--token", metavar="SECRET", help="what clients must show (env COMFYUI_RUNNER_TOKEN)")
-    served.add_argument("--no-token", action="store_true", help="let other machines in without a token")
-    served.add_argument("--allow-host", metavar="NAME", action="append", help="another name of this service")
-    served.add_argument("--allow-origin", metavar="URL", action="append", help="a web page's origin that may use it")
-    served.add_argument("--max-queue", metavar="N", help="runs of ours that may wait (default: 16)")
-    served.add_argument(
-        "--auto-execute",
-        action="store_true",
-        help="an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
-    )
-    show = parser.add_mutually_exclusive_group()
-    show.add_argument("-q", "--quiet", action="store_true", help="print only what was made: a path or URL a line")
-    show.add_argument("--json", action="store_true", help="print one JSON object a line (docs/JSON.md)")
-    add("-v", "--verbose", action="store_true", help="show whole tracebacks")
-    add("--version", action="version", version="%(prog)s " + __version__)
-    return parser
-
-
 def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """The settings: a flag, else the environment, else the constant at the top of this file.
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
-    parser = _make_parser()
+    parser = make_parser()
     flags, unknown = parser.parse_known_args(list(arguments))
     if unknown:
         names = [word.partition("=")[0] if word[:2] == "--" else word[:2] for word in unknown if word[0:1] == "-"]
@@ -5302,10 +5328,4 @@ def _tell_error(printer: Printer, error: RunnerError, prompt_id: Optional[str]) 
 
 
 if __name__ == "__main__":
-    exit_status = main(leaving=True)
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # nobody reads any more
-    os._exit(exit_status)  # threads that still wait for a server do not hold the exit up
+    leave(main(leaving=True))

@@ -9,7 +9,8 @@ Prints four ratios with their bars and exits with 1 if one is missed:
   by the runner with its live screen in a terminal, against BARE_LOOP below. A feeder in this process
   sends frames made beforehand, as fast as they are taken, so the reader is what is measured.
 
-The pairs are run in turns, so that both meet the same machine; medians are compared.
+The pairs are run in turns, so that both meet the same machine; medians are compared, and for --help, which
+waits for nothing, the fastest runs: what others take is other processes.
 """
 
 from __future__ import annotations
@@ -244,8 +245,8 @@ def main() -> int:
             b = statistics.median(sample[index] for sample in theirs_measured)
             unit = "%.3f s against %.3f s" if index == 0 else "%.1f MiB against %.1f MiB"
             rows.append((name, a / b, unit % (a, b), bar, a / b <= bar))
-        nothing, helped = in_turns([sys.executable, "-c", "pass"], [sys.executable, SCRIPT, "--help"], 15)
-        a, b = statistics.median(s[0] for s in helped), statistics.median(s[0] for s in nothing)
+        nothing, helped = in_turns([sys.executable, "-c", "pass"], [sys.executable, SCRIPT, "--help"], 25)
+        a, b = min(s[0] for s in helped), min(s[0] for s in nothing)
         rows.append(("--help, wall time", a / b, "%.3f s against %.3f s" % (a, b), 8.0, a / b <= 8.0))
         rates = [(bare_rate(), runner_rate(path)) for _ in range(5)]
         a, b = statistics.median(rate[1] for rate in rates), statistics.median(rate[0] for rate in rates)

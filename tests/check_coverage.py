@@ -2,7 +2,7 @@
 
     python tests/check_coverage.py
 
-The pure sections of comfyui_workflow_runner.py are those from ERRORS to COMFYUI OVER THE WIRE. They are
+The pure sections of comfyui_workflow_runner.py are those from TEXT to COMFYUI OVER THE WIRE. They are
 measured with their own tests alone: what a story over sockets passes by chance is not tested by it.
 """
 
@@ -53,7 +53,7 @@ def main() -> int:
     """Prints what is not covered; 0 if there is nothing and all tests passed."""
     with open(os.path.join(ROOT, RUNNER), encoding="utf-8") as file:
         lines = file.read().split("\n")
-    first, last = line_of_banner(lines, "ERRORS"), line_of_banner(lines, "COMFYUI OVER THE WIRE")
+    first, last = line_of_banner(lines, "TEXT"), line_of_banner(lines, "COMFYUI OVER THE WIRE")
     found = measure()
     missing = {line: "is not reached" for line in found["missing_lines"] if first < line < last}
     excluded = {line: "is excluded from the measure" for line in found["excluded_lines"] if first < line < last}

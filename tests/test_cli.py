@@ -395,6 +395,17 @@ def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
         assert re.search(r"^ +%d  %s$" % (status, re.escape(cwr.EXIT_MEANINGS[status])), done.stdout, re.M)
 
 
+@pytest.mark.parametrize("flags", [["--help"], ["--demo", "-h"], ["-h", "--nonsense"]])
+def test_the_script_prints_the_help_of_the_module(flags: Any) -> None:
+    """The script leaves for --help before most of it has run."""
+    script = os.path.join(ROOT, "comfyui_workflow_runner.py")
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", cwr.make_parser().format_help())
+    assert done.stdout.isascii()
+    wrong = subprocess.run([sys.executable, script, "--server", "--help"], capture_output=True, timeout=30, check=False)
+    assert wrong.returncode == cwr.ExitStatus.USAGE and b"expected one argument" in wrong.stderr
+
+
 def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
     code = "import sys; sys.path.insert(0, %r); import comfyui_workflow_runner" % ROOT
     done = subprocess.run(
