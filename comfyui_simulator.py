@@ -1571,6 +1571,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return Reply(404, kind="application/octet-stream")
         path = path[len(base) :]
         self.sim.asked.append((self.command, path))
+        self.sim.received.append((self.command, self.path, dict(self.headers)))
         self.query = {key: values[0] for key, values in urllib.parse.parse_qs(url.query, True).items()}
         bare = path[4:] if path.startswith("/api/") and self.sim.has("released") else path
         self.misbehave(bare)
@@ -2133,6 +2134,8 @@ class Simulator:
         self.faults = faults or Faults()
         self.log = log or (lambda line: None)
         self.asked: collections.deque[tuple[str, str]] = collections.deque(maxlen=10000)
+        #: The same requests as they came: method, path with query, headers.
+        self.received: collections.deque[tuple[str, str, dict[str, str]]] = collections.deque(maxlen=10000)
         #: prompt_id -> how many times it was begun, and the nodes that really ran.
         self.executions: dict[str, int] = {}
         self.executed_nodes: dict[str, list[str]] = {}

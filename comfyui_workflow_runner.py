@@ -25,7 +25,9 @@ Map of this file (each section uses only those above it):
     WORKFLOW DOCUMENTS      reading a prompt, titles, links, the summary
     STATE OF A PROMPT       parse_message -> Event; reduce, reconcile -> PromptState; outputs
     WHAT IS WRONG           ComfyUI's validation and execution errors in words
+    CONVERSION              convert_workflow: from UI format to the prompt that ComfyUI's frontend exports
     EDITS                   naming a node, setting an input, finding texts and loaders; all return copies
+    BATCHES                 many runs of one workflow: the rows, the manifest, names of folders and files
     REPORTS                 what happened, as data; what a person reads of it; the progress meter
     COMFYUI OVER THE WIRE   HTTP (requests), one call a method; the WebSocket
     RUNNING A PROMPT        Session: submit, follow, survive drops, cancel; saving outputs
@@ -67,6 +69,8 @@ from typing import (
 
 if TYPE_CHECKING:  # imported where they are used: they cost more than all of --help
     import asyncio
+    import datetime
+    import random
 
     import requests
 
@@ -137,13 +141,13 @@ EXIT_MEANINGS: Mapping[ExitStatus, str] = {
     ExitStatus.OK: "the run succeeded and every output that was asked for is saved",
     ExitStatus.ERROR: "something else went wrong (the message says what)",
     ExitStatus.USAGE: "the command line or a setting is wrong",
-    ExitStatus.BAD_WORKFLOW: "the workflow file is missing, or is no API-format prompt",
+    ExitStatus.BAD_WORKFLOW: "the workflow file is missing, or holds no workflow that can run",
     ExitStatus.NOT_CONFIRMED: "the question was answered with no, or could not be asked",
     ExitStatus.NO_SERVER: "no ComfyUI answers, or it refuses us",
-    ExitStatus.REJECTED: "ComfyUI refused the prompt: nothing was run",
-    ExitStatus.FAILED: "a node raised an error",
+    ExitStatus.REJECTED: "ComfyUI refused the prompt, or --check found something wrong: nothing was run",
+    ExitStatus.FAILED: "a node raised an error, or rows of a batch failed",
     ExitStatus.INTERRUPTED: "somebody else interrupted the run or took it off the queue",
-    ExitStatus.LOST: "the server lost the run, or how it ended cannot be known",
+    ExitStatus.LOST: "the server lost the run or does not know it, or how it ended cannot be known",
     ExitStatus.PARTIAL: "it ran, but without the outputs that ComfyUI had refused",
     ExitStatus.NOT_SAVED: "the run succeeded, but not every output could be saved",
     ExitStatus.TIMEOUT: "--timeout expired: our prompt was cancelled",
@@ -200,6 +204,10 @@ class ServerUnreachable(RunnerError):
         self.refused = refused
 
 
+class ServerGone(ServerUnreachable):
+    """The load balancer sends us to another server: what was on ours is lost, and nothing more is asked."""
+
+
 class ServerAnswer(RunnerError):
     """An answer with a status that the call does not expect. ``status`` is the HTTP status."""
 
@@ -221,6 +229,14 @@ class PromptRejected(RunnerError):
     def __init__(self, message: str, remedy: str = "", *, answer: Mapping[str, Any]) -> None:
         super().__init__(message, remedy)
         self.answer = answer
+        self.problems: List["Problem"] = []  #: the answer in words, where it was looked at
+
+
+class PromptUnknown(RunnerError):
+    """A prompt_id that the server has never heard of, or has forgotten."""
+
+    exit_status = ExitStatus.LOST
+    http_status = 404
 
 
 class SaveError(RunnerError):
@@ -255,7 +271,7 @@ def make_parser() -> Any:
     statuses = "\n".join("  %3d  %s" % (status, EXIT_MEANINGS[status]) for status in ExitStatus)
     parser = Parser(
         prog="comfyui_workflow_runner.py",
-        description="Run a ComfyUI workflow (API format): confirm, follow it live, save what it makes.",
+        description="Run a ComfyUI workflow: confirm, follow it live, save what it makes.",
         epilog="exit statuses:\n" + statuses,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
         allow_abbrev=False,
@@ -265,8 +281,16 @@ def make_parser() -> Any:
         "workflow",
         nargs="?",
         metavar="WORKFLOW",
-        help="the workflow in API format (default: %s; env COMFYUI_WORKFLOW)" % curr_workflow,
+        help="a workflow in API or UI format, a PNG or WebP picture that ComfyUI made, or - for standard input "
+        "(default: %s; env COMFYUI_WORKFLOW)" % curr_workflow,
     )
+    add("-y", "--yes", action="store_true", help="do not ask before running")
+    add("--demo", action="store_true", help="run on the simulator that comes along: no ComfyUI, no GPU")
+    add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
+    add("--timeout", metavar="SECONDS", help="cancel a run after so long (env COMFYUI_TIMEOUT)")
+    add("--attach", metavar="PROMPT_ID", help="follow a prompt that waits or runs, or tell how it ended")
+    add("--version", action="version", version="%(prog)s " + __version__)
+    add = parser.add_argument_group("which ComfyUI").add_argument
     add(
         "--server",
         metavar="URL",
@@ -279,12 +303,37 @@ def make_parser() -> Any:
         action="append",
         help="a header for HTTP and WebSocket, 'Name: value'; repeatable (env COMFYUI_HEADERS, one a line)",
     )
-    add("--demo", action="store_true", help="run on the simulator that comes along: no ComfyUI, no GPU")
-    add("-y", "--yes", action="store_true", help="do not ask before running")
-    add("-o", "--output", metavar="DIR", help="save all outputs here (env COMFYUI_OUTPUT)")
+    add = parser.add_argument_group("change values").add_argument
+    add(
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        action="append",
+        help="set an input; NODE is an id, a title, or a class that is there once; @FILE: what is in the file",
+    )
+    add("--image", metavar="[NODE=]FILE", action="append", help="upload a file and load it in that node; repeatable")
+    add("--seed", metavar="SEED", help="every seed of the workflow: a number, random, or keep (default)")
+    add = parser.add_argument_group("look, and run nothing").add_argument
+    add("--inputs", action="store_true", help="list what can be set (with --json: an object each)")
+    add("--check", action="store_true", help="tell all that is wrong: nodes, models, files, values")
+    add("--export-api", metavar="FILE", help="write the converted and edited prompt in API format")
+    add("--object-info", metavar="FILE", help="for these three: a saved /object_info in place of a server's")
+    add = parser.add_argument_group("keep results").add_argument
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="save all outputs here; {row} and {NODE.INPUT} are filled in (env COMFYUI_OUTPUT)",
+    )
+    add("--name", metavar="PATTERN", help="how to call saved files: {name}, {row}, {NODE.INPUT}")
     add("--overwrite", action="store_true", help="replace files that are there; else a name gets ' (1)'")
-    add("--timeout", metavar="SECONDS", help="cancel the run after so long (env COMFYUI_TIMEOUT)")
-    add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
+    add("--save-run", metavar="FILE", help="write a record of the run, which can be run again")
+    add = parser.add_argument_group("many runs").add_argument
+    add("--repeat", metavar="N", help="run it N times, with new seeds each time")
+    add("--batch", metavar="FILE", help="a run for each row: CSV with a header of NODE.INPUT, JSON Lines, or -")
+    add("--in-flight", metavar="K", help="runs that are in ComfyUI's queue at a time (default: 2)")
+    add("--manifest", metavar="FILE", help="where each row's end is written (default: beside the outputs or the batch)")
+    add("--retries", metavar="N", help="submit a run that its server lost again, up to N times (default: 0)")
+    add("--resume", action="store_true", help="leave out the rows that the manifest tells as done")
     served = parser.add_argument_group("continuous mode")
     served.add_argument(
         "--host", metavar="NAME", help="the address to listen on (default: 127.0.0.1; others need a token)"
@@ -300,11 +349,11 @@ def make_parser() -> Any:
         action="store_true",
         help="an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
     )
-    show = parser.add_mutually_exclusive_group()
+    told = parser.add_argument_group("how it is told")
+    show = told.add_mutually_exclusive_group()
     show.add_argument("-q", "--quiet", action="store_true", help="print only what was made: a path or URL a line")
     show.add_argument("--json", action="store_true", help="print one JSON object a line (docs/JSON.md)")
-    add("-v", "--verbose", action="store_true", help="show whole tracebacks")
-    add("--version", action="version", version="%(prog)s " + __version__)
+    told.add_argument("-v", "--verbose", action="store_true", help="show whole tracebacks")
     return parser
 
 
@@ -326,6 +375,7 @@ if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
     except UsageError:
         pass  # told by main()
 
+import contextlib  # noqa: E402
 import functools  # noqa: E402
 import itertools  # noqa: E402
 import json  # noqa: E402
@@ -419,6 +469,11 @@ def _cut(text: str, limit: int) -> str:
     return text.encode()[:limit].decode(errors="ignore")
 
 
+def flat(text: str) -> str:
+    """``text`` as one part of a path."""
+    return re.sub(r"[\\/]", "_", text)
+
+
 def numbered_name(name: str, number: int) -> str:
     """``name`` for the ``number``-th try: ``a.png``, then ``a (1).png``, as ComfyUI names uploads."""
     if not number:
@@ -477,15 +532,27 @@ def _kind_of(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-def parse_prompt(data: bytes, name: str) -> Prompt:
-    """The API-format prompt in ``data`` (UTF-8, -16 or -32 JSON); ``name`` is for the messages.
+class Document(NamedTuple):
+    """What a file holds: a prompt (API format), a workflow (UI format), or both, made from each other."""
 
-    Raises WorkflowError for anything else, and says what was found instead.
+    prompt: Optional[Prompt] = None
+    workflow: Optional[Dict[str, Any]] = None
+
+
+def parse_document(data: bytes, name: str) -> Document:
+    """The prompt and the workflow in ``data``; ``name`` is for the messages.
+
+    JSON (UTF-8, -16 or -32): API format, alone, as ``{"prompt": ...}`` or as an entry of ComfyUI's history;
+    UI format. Or a PNG or WebP picture that ComfyUI made. Raises WorkflowError, which says what was found instead.
     """
+    for texts in (png_texts, webp_texts):
+        embedded = texts(data)
+        if embedded is not None:
+            return _parse_embedded(embedded, name)
     try:
         document = json.loads(data)
     except UnicodeDecodeError:
-        raise WorkflowError("%s is not text, so it is no workflow in JSON." % name, EXPORT_REMEDY) from None
+        raise WorkflowError("%s is neither text nor a PNG or WebP picture." % name, EXPORT_REMEDY) from None
     except json.JSONDecodeError as error:
         raise WorkflowError(
             "%s is not JSON: line %d, column %d: %s." % (name, error.lineno, error.colno, error.msg),
@@ -493,16 +560,42 @@ def parse_prompt(data: bytes, name: str) -> Prompt:
         ) from None
     except (RecursionError, ValueError) as error:
         raise WorkflowError("%s cannot be read as JSON: %s." % (name, error)) from None
-    if isinstance(document, dict) and isinstance(document.get("nodes"), list):
-        raise WorkflowError(
-            "%s is a workflow in UI format (%s, as ComfyUI's Save writes it), not in API format."
-            % (name, plural(len(document["nodes"]), "node")),
-            EXPORT_REMEDY,
-        )
+    return _unwrap(document, name)
+
+
+def _unwrap(document: Any, name: str) -> Document:
+    """The prompt in what ComfyUI, its clients and --save-run put around one."""
     if not isinstance(document, dict):
+        if isinstance(document, list) and len(document) > 3 and isinstance(document[2], dict):
+            return _unwrap({"prompt": document[2], "extra_data": document[3]}, name)  # an item of /queue
         raise WorkflowError(
             "%s is no prompt: it holds %s, not an object of nodes." % (name, _kind_of(document)), EXPORT_REMEDY
         )
+    if isinstance(document.get("nodes"), list):
+        return Document(workflow=document)
+    inner = document.get("prompt")
+    if isinstance(inner, list) and len(inner) > 3:  # an entry of /history
+        return _unwrap(inner, name)
+    workflow = document.get("workflow") or as_dict(as_dict(document.get("extra_data")).get("extra_pnginfo")).get(
+        "workflow"
+    )
+    workflow = workflow if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list) else None
+    if isinstance(inner, dict) and "class_type" not in inner:
+        return Document(_check_nodes(inner, name), workflow)
+    if workflow is not None:
+        return Document(workflow=workflow)
+    entries = [entry for entry in document.values() if isinstance(as_dict(entry).get("prompt"), list)]
+    if entries and len(entries) == len(document):  # a whole /history
+        if len(entries) > 1:
+            raise WorkflowError(
+                "%s holds %d prompts of ComfyUI's history." % (name, len(entries)),
+                "Keep one of them: /history/PROMPT_ID gives it alone.",
+            )
+        return _unwrap(entries[0], name)
+    return Document(_check_nodes(document, name))
+
+
+def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
     if not document:
         raise WorkflowError("%s has no nodes: it is an empty object." % name, EXPORT_REMEDY)
     for node_id, node in document.items():
@@ -518,7 +611,90 @@ def parse_prompt(data: bytes, name: str) -> Prompt:
                 % (name, one_line(node_id, 40), one_line(node["class_type"], 60)),
                 EXPORT_REMEDY,
             )
-    return document
+    # what a picture or the history carries from its run: ComfyUI would take it for this run's (caching.py)
+    return {i: {k: v for k, v in node.items() if k != "is_changed"} for i, node in document.items()}
+
+
+_EMBEDDED = ("prompt", "workflow")
+
+
+def _parse_embedded(texts: Mapping[str, str], name: str) -> Document:
+    """The document that a picture carries: ComfyUI embeds the prompt, and the workflow that it was made from."""
+    found: Dict[str, Any] = {}
+    for key in _EMBEDDED:
+        try:
+            found[key] = json.loads(texts.get(key, "null"))
+        except (ValueError, RecursionError):
+            raise WorkflowError("%s carries a %s that is not JSON." % (name, key), "Run the workflow's file.") from None
+    if not found["prompt"] and not found["workflow"]:
+        raise WorkflowError(
+            "%s is a picture that carries no workflow." % name,
+            "ComfyUI writes it into PNG and WebP files, unless it is told not to; many sites and programs strip it.",
+        )
+    return _unwrap({key: value for key, value in found.items() if value}, name)
+
+
+def png_texts(data: bytes) -> Optional[Dict[str, str]]:
+    """The prompt and workflow in a PNG file's texts (chunks tEXt, zTXt, iTXt, and comf, which ComfyUI puts into
+    animated ones); None for another file. What is broken is left out."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    texts: Dict[str, str] = {}
+    at = 8
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        chunk, at = data[at + 8 : at + 8 + length], at + 12 + length
+        keyword, _, value = chunk.partition(b"\0")
+        key = keyword.decode("latin-1")
+        if key not in _EMBEDDED:
+            continue
+        if kind in (b"tEXt", b"comf"):
+            texts[key] = value.decode("latin-1" if kind == b"tEXt" else "utf-8", "replace")
+        elif kind == b"zTXt":
+            texts[key] = _inflate(value[1:]).decode("latin-1")
+        elif kind == b"iTXt":  # compressed or not, method, language, translated keyword, text
+            _, _, rest = value[2:].partition(b"\0")
+            text = rest.partition(b"\0")[2]
+            texts[key] = (_inflate(text) if value[:1] == b"\1" else text).decode(errors="replace")
+    return texts
+
+
+def _inflate(data: bytes) -> bytes:
+    """``data`` decompressed, at most 64 MiB of it; b"" for what is broken."""
+    import zlib
+
+    try:
+        return zlib.decompressobj().decompress(data, 64 << 20)
+    except zlib.error:
+        return b""
+
+
+def webp_texts(data: bytes) -> Optional[Dict[str, str]]:
+    """The same in the EXIF of a WebP file, where ComfyUI writes ``prompt:{...}`` and ``workflow:{...}`` into
+    tags for other things; None for another file. What is broken is left out."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    texts: Dict[str, str] = {}
+    at = 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        chunk, at = data[at + 8 : at + 8 + length], at + 8 + length + length % 2
+        if kind != b"EXIF":
+            continue
+        exif = chunk[6:] if chunk.startswith(b"Exif\0\0") else chunk
+        order = ">" if exif[:2] == b"MM" else "<"
+        try:
+            (first,) = struct.unpack_from(order + "I", exif, 4)
+            (count,) = struct.unpack_from(order + "H", exif, first)
+            for number in range(count):
+                _, form, size, place = struct.unpack_from(order + "HHII", exif, first + 2 + 12 * number)
+                key = exif[place : place + min(size, 9)].partition(b":")[0].decode("latin-1").lower()
+                if form == 2 and size > 4 and key in _EMBEDDED and key not in texts:  # ASCII, not in the place itself
+                    text = exif[place : place + size].rstrip(b"\0").decode(errors="replace")
+                    texts[key] = text.partition(":")[2]
+        except struct.error:
+            pass
+    return texts
 
 
 def node_in_prompt(prompt: Mapping[str, Any], node_id: str) -> Optional[str]:
@@ -1291,11 +1467,21 @@ def _explain_input(
     elif kind == "bad_linked_input":
         message = "%s is a list that is no link ([node, slot])." % (name or details)
     elif kind.startswith("exception_during") and any(is_link(v) and v[0] not in prompt for v in inputs.values()):
-        name, link = next((n, v) for n, v in inputs.items() if is_link(v) and v[0] not in prompt)
+        broken = {n: v for n, v in inputs.items() if is_link(v) and v[0] not in prompt}
+        name = name if name in broken else next(iter(broken))
+        link = broken[name]
         if str(link[0]) in prompt:
             message = 'the link of %s must name its node as a text: "%s", not %s.' % (name, link[0], link[0])
         else:
             message = "%s links to node %s, which is not in the workflow." % (name, one_line(link[0], 40))
+        hints.append("Connect it again, or export the workflow again.")
+    elif kind.startswith("exception_during") and _links_beyond(inputs, prompt, object_info):
+        beyond = _links_beyond(inputs, prompt, object_info)
+        name = name if name in beyond else next(iter(beyond))
+        value = inputs[name]
+        message = "%s links to output %d of %s, which has no such output." % (
+            name, value[1], _node_name(prompt, str(value[0])),
+        )  # fmt: skip
         hints.append("Connect it again, or export the workflow again.")
     elif kind == "custom_validation_failed" and "Invalid" in details and "file" in details:
         message = "%s: %s." % (name, details.partition(" - ")[2] or details)
@@ -1306,6 +1492,18 @@ def _explain_input(
         kind, message, node_id, node_title(prompt, node_id), class_type, name, plain_json(value),
         tuple(hint for hint in hints if hint),
     )  # fmt: skip
+
+
+def _links_beyond(
+    inputs: Mapping[str, Any], prompt: Mapping[str, Any], object_info: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """The links among ``inputs`` that name an output which their node does not have."""
+    beyond = {}
+    for name, link in inputs.items():
+        given = as_dict(object_info.get(class_of(prompt, str(link[0])))).get("output") if is_link(link) else None
+        if isinstance(given, list) and not -len(given) <= link[1] < len(given):
+            beyond[name] = link
+    return beyond
 
 
 def _a_type(spec: Sequence[Any]) -> str:
@@ -1373,6 +1571,1076 @@ def silently_dropped(
 
 
 # ==================================================================================================
+# CONVERSION: from UI format to the prompt that ComfyUI's own frontend exports
+# ==================================================================================================
+#
+# The frontend loads the file into a graph and exports the graph; so does this section, in the same
+# order, because the order shows in the result. Each node is built from object_info and then takes over
+# what the file has (_Node); nodes that stand for a subgraph ("hosts") promote widgets from inside it;
+# then every node that runs writes its widget values and, over them, its links to nodes that run
+# (_Export). The rules are those of frontend 1.49; each names the file that it comes from.
+
+
+class ConversionError(WorkflowError):
+    """A workflow in UI format that cannot become a prompt. The message names the nodes."""
+
+
+class Conversion(NamedTuple):
+    """The prompt of a workflow, and what a person should know of how it was made.
+
+    ``places`` tells of nodes of the prompt which node of the file they come from, and by the name of an input
+    where in its ``widgets_values`` the value is; nodes of a subgraph that stands in several places have none.
+    """
+
+    prompt: Dict[str, Any]
+    warnings: Tuple[str, ...] = ()
+    places: Mapping[str, Tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    primitives: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}  # which PrimitiveNode leads to an input alone
+
+
+_SAVE_AGAIN = "Open the workflow in ComfyUI, mend it there and save it again."
+
+_OFF = _MUTED, _BYPASSED = 2, 4  # the modes of a node that does not run (LGraphEventMode)
+_ABOVE, _BELOW = "-10", "-20"  # where links begin and end that cross the border of a subgraph
+
+#: Bounds for files that nobody draws: nodes when all subgraphs are written out, and subgraphs (or
+#: braces in a text) inside each other.
+_MOST_NODES, _MOST_NESTED = 50000, 100
+
+#: A getter takes what goes into the setter of the same name (KJNodes, easy-use).
+_SETTERS = ("SetNode", "easy setNode")
+_GETTERS = ("GetNode", "easy getNode")
+#: Nodes that live in the browser alone, the frontend's own and those of common packs. They hand on
+#: what comes in, by the slot.
+_RGTHREE = (
+    "Reroute", "Label", "Bookmark", "Node Collector", "Fast Muter", "Fast Bypasser", "Fast Groups Muter",
+    "Fast Groups Bypasser", "Fast Actions Button", "Mute / Bypass Repeater", "Mute / Bypass Relay", "Random Unmuter",
+)  # fmt: skip
+_IN_BROWSER = {"Reroute", "PrimitiveNode", "Note", "MarkdownNote", *_SETTERS, *_GETTERS}.union(
+    name + " (rgthree)" for name in _RGTHREE
+)
+
+#: What the frontend adds to a class (extensions/core: uploadAudio.ts, load3d*.ts, saveMesh.ts).
+_AUDIO = "LoadAudio", "SaveAudio", "PreviewAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced"
+_ADDED_INPUTS: Mapping[str, Tuple[str, str]] = {
+    **dict.fromkeys(_AUDIO, ("audioUI", "AUDIO_UI")),
+    **dict.fromkeys(("Preview3D", "SaveGLB"), ("image", "PREVIEW_3D")),
+    "Load3DAdvanced": ("viewport_state", "LOAD_3D_ADVANCED"),
+}
+
+#: The types of input that have a widget, and its value where the spec has no default
+#: (scripts/widgets.ts and what it imports; getCustomWidgets of the extensions).
+_WIDGETS: Mapping[str, Any] = {
+    "INT": 0, "FLOAT": 0, "BOOLEAN": False, "COMBO": None, "COMFY_DYNAMICCOMBO_V3": None, "IMAGEUPLOAD": "image",
+    "STRING": "", "MARKDOWN": "", "TEXTAREA": "", "PAINTER": "", "AUDIO_UI": "", "AUDIOUPLOAD": "", "AUDIO_RECORD": "",
+    "WEBCAM": "", "LOAD_3D": "", "PREVIEW_3D": "", "LOAD_3D_ADVANCED": "", "COLOR": "#000000", "COLORS": [],
+    "GALLERIA": [], "BOUNDING_BOXES": [], "CHART": {}, "COMPOSITOR": {}, "IMAGECOMPARE": ["", ""],
+    "BOUNDING_BOX": {"x": 0, "y": 0, "width": 512, "height": 512}, "RANGE": {"min": 0.0, "max": 1.0},
+    "CURVE": {"points": [[0, 0], [1, 1]], "interpolation": "monotone_cubic"},
+    "VIDEO_EDIT": {"trim": {"start_time": 0, "duration": 0}, "crop": {"x": 0, "y": 0, "width": 0, "height": 0}},
+}  # fmt: skip
+#: Widgets that make their value at the moment of queueing, from a camera or a 3D view, and all that
+#: keep none: theirs is "" whatever the file has.
+_MADE_IN_BROWSER = ("AUDIO_RECORD", "WEBCAM", "LOAD_3D", "LOAD_3D_ADVANCED")
+_KEEP_NOTHING = (*_MADE_IN_BROWSER, "AUDIO_UI", "PREVIEW_3D", "index")
+
+#: Whose filename_prefix takes %Node.widget% and %date:...% (extensions/core/saveImageExtraOutput.ts).
+_SAVERS = {
+    "SaveImage", "SaveImageAdvanced", "SaveSVGNode", "SaveVideo", "SaveAnimatedWEBP", "SaveWEBM", "SaveAudio",
+    "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced", "SaveGLB", "Save3DAdvanced", "SaveGaussianSplat",
+    "SavePointCloud", "SaveAnimatedPNG", "CLIPSave", "VAESave", "ModelSave", "LoraSave", "SaveLatent",
+}  # fmt: skip
+
+_NOTHING = object()  # no value at all, as JavaScript's undefined: left out of the prompt
+
+
+class _Widget(NamedTuple):
+    name: str
+    kind: str  # the type of its input, or what else it is
+    stored: bool = True  # has a place in widgets_values
+    sent: bool = True  # has a place in the prompt
+    choices: Sequence[Any] = ()  # of a combo
+    options: Mapping[str, Any] = {}
+    dynamic_prompt: bool = False
+
+
+class _Input:
+    """A socket. ``widget``: the name of the widget behind it; ``promoted``: on a host, the one inside."""
+
+    __slots__ = ("link", "name", "promoted", "type", "widget")
+
+    def __init__(self, name: str, type_: Any, link: Any = None, widget: Optional[str] = None) -> None:
+        self.name, self.type, self.link, self.widget = name, type_, link, widget
+        self.promoted: Optional[_Widget] = None
+
+
+class _Link:
+    __slots__ = ("origin", "origin_slot", "target", "target_slot")
+
+    def __init__(self, origin: str, origin_slot: int, target: str, target_slot: int) -> None:
+        self.origin, self.origin_slot, self.target, self.target_slot = origin, origin_slot, target, target_slot
+
+
+class _Slot:
+    """An input or output of a subgraph, and the ids of its links inside."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.name, self.type = str(raw.get("name")), raw.get("type")
+        self.links = [link_id for link_id in as_list(raw.get("linkIds")) if _id(link_id) is not None]
+
+
+class _Graph:
+    """The root graph (without a name), or the definition of a subgraph."""
+
+    def __init__(self, raw: Mapping[str, Any], name: str) -> None:
+        self.raw, self.name = raw, name
+        self.nodes: Dict[str, _Node] = {}
+        self.links: Dict[Any, _Link] = {}
+        self.hosts: List[_Node] = []
+        self.setters: Dict[Any, _Node] = {}
+        self.inputs = [_Slot(slot) for slot in map(as_dict, as_list(raw.get("inputs"))) if name]
+        self.outputs = [_Slot(slot) for slot in map(as_dict, as_list(raw.get("outputs"))) if name]
+
+    def ends(self, links: Sequence[Any]) -> Iterator[Tuple["_Node", _Input]]:
+        """The sockets that ``links`` of this graph lead to."""
+        for link_id in links:
+            link = self.links.get(link_id)
+            node = self.nodes.get(link.target) if link else None
+            socket = next((i for i in node.inputs if i.link == link_id), None) if node else None
+            if node and socket:
+                yield node, socket
+
+    def source(self, slot: _Slot) -> Optional[Tuple[str, str]]:
+        """The node and the widget that an input of this subgraph promotes (resolveSubgraphInputTarget.ts)."""
+        for node, socket in self.ends(slot.links):
+            widget = node.widget_of(socket)
+            if node.inner or widget:
+                return node.id, socket.name if node.inner or not widget else widget.name
+        return None
+
+
+class _Node:
+    """A node as the frontend holds it. Without a graph: what a fresh one of its class has."""
+
+    def __init__(self, type_: str) -> None:
+        self.type = self.title = type_
+        self.id = ""
+        self.known = False  # the server has this class
+        self.mode: Any = 0
+        self.raw: Mapping[str, Any] = {}
+        self.properties: Mapping[str, Any] = {}
+        self.graph: Any = None
+        self.inner: Optional[_Graph] = None  # of a host
+        self.inputs: List[_Input] = []
+        self.outputs: List[Any] = []  # their types
+        self.widgets: List[_Widget] = []
+        self.values: Dict[str, Any] = {}  # by the name of the widget, as in widgetValueStore.ts
+        self.groups: Dict[str, Mapping[str, Any]] = {}  # the templates of autogrow groups
+        self.matches: Dict[str, Dict[str, Any]] = {}  # match types: {template: {input: its allowed types}}
+        self.match_outputs: List[Any] = []
+        self.places: Dict[str, Any] = {}  # where widgets_values has the value of a widget
+        self.primitives: Dict[str, Mapping[str, Any]] = {}  # which PrimitiveNode gives it instead
+        self.forced: List[bool] = []  # which widgets_values are dummies in a file of before 1.16
+
+    def __str__(self) -> str:
+        title = ' "%s"' % one_line(self.title, 40) if self.title != self.type else ""
+        place = " in the subgraph %s" % one_line(self.graph.name, 40) if self.graph.name else ""
+        return "node %s%s (%s)%s" % (one_line(self.id, 40), title, one_line(self.type, 60), place)
+
+    def instance(self, raw: Mapping[str, Any], node_id: str, graph: _Graph, inner: Optional[_Graph]) -> "_Node":
+        import copy
+
+        node = copy.copy(self)
+        node.raw, node.id, node.graph, node.inner, node.mode = raw, node_id, graph, inner, raw.get("mode")
+        title = raw.get("title")
+        node.title = title if isinstance(title, str) and title else inner.name if inner else self.title
+        node.properties, node.places, node.primitives = as_dict(raw.get("properties")), {}, {}
+        node.inputs = [_Input(i.name, i.type, None, i.widget) for i in self.inputs]
+        node.outputs, node.widgets, node.values = self.outputs[:], self.widgets[:], dict(self.values)
+        node.groups, node.matches = dict(self.groups), dict(self.matches)
+        return node
+
+    def widget_of(self, socket: _Input) -> Optional[_Widget]:
+        """The widget behind a socket."""
+        if socket.promoted or socket.widget is None:
+            return socket.promoted
+        return next((widget for widget in self.widgets if widget.name == socket.widget), None)
+
+    def first_value(self) -> Any:
+        value = (as_list(self.raw.get("widgets_values")) or [_NOTHING])[0]
+        return str(value) if isinstance(value, (dict, list)) else value
+
+    # --- sockets and widgets from specs (litegraphService.ts, dynamicWidgets.ts) ---------------------
+
+    def put(self, value: Any, *about: Any, **more: Any) -> _Widget:
+        widget = _Widget(*about, **more)
+        self.widgets.append(widget)
+        self.values.setdefault(widget.name, value)
+        return widget
+
+    def add(self, name: str, kind: str, options: Mapping[str, Any]) -> None:
+        self.add_socket(name, kind, options)
+        self.add_widget(name, kind, options)
+
+    def add_socket(self, name: str, kind: str, options: Mapping[str, Any]) -> None:
+        """The socket of an input without a widget; of a dynamic one, what it begins with."""
+        if options.get("widgetType", kind) in _WIDGETS and not options.get("forceInput"):
+            return
+        template = as_dict(options.get("template"))
+        if kind == "COMFY_AUTOGROW_V3":
+            self.groups[name] = template
+            for place in range(template.get("min", 1) + 1):
+                self.grow(name, place)
+        elif kind == "COMFY_MATCHTYPE_V3":
+            allowed, key = template.get("allowed_types", "*"), str(template.get("template_id"))
+            self.matches[key] = {**self.matches.get(key, {}), name: allowed}
+            self.add(name, allowed, options)
+        else:
+            self.inputs.append(_Input(name, kind))
+
+    def add_widget(self, name: str, socket_type: str, options: Mapping[str, Any]) -> None:
+        """The widgets of an input that has any, and its socket."""
+        kind = options.get("widgetType", socket_type)
+        if kind not in _WIDGETS or options.get("forceInput"):
+            return
+        value = _WIDGETS[kind] if options.get("default") is None else options["default"]
+        control, choices = options.get("control_after_generate"), as_list(options.get("options"))
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            choices = [str(as_dict(choice).get("key")) for choice in choices]
+            # JavaScript puts keys that are numbers first.
+            choices.sort(key=lambda key: (0, int(key)) if key.isascii() and key.isdigit() else (1, 0))
+            value = choices[0] if choices else _NOTHING
+        elif kind == "COMBO" and options.get("multi_select"):
+            kind, value = "MULTISELECT", []
+        elif kind == "COMBO" and not value:
+            value = choices[0] if choices else "Loading..." if options.get("remote") else _NOTHING
+        elif kind == "LOAD_3D" and "model_file" in self.values:
+            self.put("upload3dmodel", "upload 3d model", "button")
+            self.put("uploadExtraResources", "upload extra resources", "button")
+            self.put("clear", "clear", "button")
+        widget = self.put(
+            value, name, kind, kind not in ("AUDIO_UI", "IMAGECOMPARE"),
+            kind not in ("AUDIO_UI", "AUDIOUPLOAD", "IMAGEUPLOAD"), choices, options,
+            self.graph is None and options.get("dynamicPrompts") is True,  # dynamicPrompts.ts sees fresh nodes alone
+        )  # fmt: skip
+        if kind == "COMFY_DYNAMICCOMBO_V3":
+            self.choose(widget, value)
+        elif kind == "BOUNDING_BOX":
+            for part in ("x", "y", "width", "height"):
+                self.put(as_dict(value).get(part), part, "part", sent=False)
+        elif kind == "AUDIO_RECORD":
+            self.put("", "record", "button", sent=False)
+        elif kind == "COMBO" and options.get("remote"):  # useRemoteWidget.ts
+            self.put(False, "Auto-refresh after generation", "button", sent=False)
+            if as_dict(options["remote"]).get("refresh_button"):
+                self.put("refresh", "refresh", "button")
+        elif kind == "INT" and control is None:  # useIntWidget.ts
+            control = name in ("seed", "noise_seed")
+        if control and kind in ("INT", "FLOAT", "COMBO", "MULTISELECT"):
+            self.put("fixed", control if isinstance(control, str) else "control_after_generate", "control", sent=False)
+            if kind == "COMBO":
+                self.put("", "control_filter_list", "control", sent=False)
+        self.inputs.append(_Input(name, socket_type, None, name))
+
+    def choose(self, combo: _Widget, value: Any) -> None:
+        """Gives a dynamic combo a value: the inputs of that option replace those of the last one."""
+        begins = combo.name + "."
+        removed = [i for i in self.inputs if i.name.startswith(begins)]
+        self.inputs[:] = [i for i in self.inputs if not i.name.startswith(begins)]
+        for widget in [w for w in self.widgets if w.name.startswith(begins)]:
+            self.widgets.remove(widget)  # in place: load() walks along this list
+            self.values.pop(widget.name, None)
+        key = str(value).lower() if isinstance(value, bool) else str(value)
+        option = {str(as_dict(o).get("key")): as_dict(o) for o in as_list(combo.options.get("options"))}.get(key)
+        if not value or option is None:
+            return
+        inputs, widgets = len(self.inputs), len(self.widgets)
+        for part in ("required", "optional"):
+            for key, spec in as_dict(as_dict(option.get("inputs")).get(part)).items():
+                self.add(begins + key, *_spec(spec))
+        place = self.widgets.index(combo) + 1
+        self.widgets[place:] = self.widgets[widgets:] + self.widgets[place:widgets]
+        place = next((index + 1 for index, i in enumerate(self.inputs) if i.name == combo.name), 0)
+        if place:  # else the socket of the combo comes after these
+            self.inputs[place:] = self.inputs[inputs:] + self.inputs[place:inputs]
+            self.renumber(place)
+        for old in removed:  # a link stays if its socket is there again
+            for index, socket in enumerate(self.inputs):
+                if socket.name == old.name:
+                    socket.link = old.link
+                    if old.link in self.graph.links:
+                        self.graph.links[old.link].target_slot = index
+                        self.connected(index)
+                    break
+
+    def grow(self, group: str, place: int) -> None:
+        """Adds one more place to an autogrow group, after the place before it."""
+        template = self.groups[group]
+        names, prefix, parts = template.get("names"), template.get("prefix", ""), as_dict(template.get("input"))
+        if place >= (len(names) if names else template.get("max", 100)):
+            return
+        specs = [
+            (key, *_spec(spec)) for part in ("required", "optional") for key, spec in as_dict(parts.get(part)).items()
+        ]
+        added: List[_Input] = []
+        before = "\n"
+        for key, kind, options in specs:
+            stem = prefix if len(specs) == 1 else key
+            own, before = ("%s.%s" % (group, names[n] if names else stem + str(n)) for n in (place, place - 1))
+            self.add(own, kind, options)
+            added.append(self.inputs.pop())
+            if len(specs) > 1:
+                added[-1].widget = added[-1].name
+        for new in added:
+            for old in [i for i in self.inputs if i.name == new.name]:
+                self.inputs.remove(old)
+                new.link = old.link if new.link is None else new.link
+        index = max(
+            (n + 1 for n, i in enumerate(self.inputs) if place and i.name.startswith(before)), default=len(self.inputs)
+        )
+        self.inputs[index:index] = added
+        self.renumber(index)
+
+    def renumber(self, begin: int) -> None:
+        """Tells the links to the sockets from ``begin`` on where they are now."""
+        for index in range(begin, len(self.inputs)):
+            if self.inputs[index].link in (self.graph.links if self.graph else ()):
+                self.graph.links[self.inputs[index].link].target_slot = index
+
+    def connected(self, index: int) -> None:
+        """A link came to the socket ``index``: its autogrow group, if it has one, offers the next place."""
+        group, _, own = self.inputs[index].name.rpartition(".")
+        if group in self.groups:
+            names, digits = self.groups[group].get("names"), re.search("[0-9]{1,9}$", own)
+            if names and own in names:
+                self.grow(group, names.index(own) + 1)
+            elif digits and not names:
+                self.grow(group, int(digits.group()) + 1)
+
+    # --- what the file has (LGraphNode.ts and SubgraphNode.ts, configure) -----------------------------
+
+    def load(self) -> None:
+        stored = [(str(raw.get("name")), raw) for raw in as_list(self.raw.get("inputs")) if isinstance(raw, dict)]
+        by_name = dict(stored)
+        if self.inner:
+            self.inner.hosts.append(self)
+            self.inputs = [_Input(slot.name, slot.type) for slot in self.inner.inputs]
+            self.outputs = [slot.type for slot in self.inner.outputs]
+        for socket in self.inputs:
+            socket.link = _id(by_name.get(socket.name, {}).get("link"))
+        if self.inner:
+            self.load_host(self.inner)
+            return
+        own = {socket.name for socket in self.inputs}
+        for name, raw in stored:  # of an older file, or of a place in an autogrow group
+            if name not in own:
+                widget = as_dict(raw.get("widget")).get("name")
+                widget = None if widget is None else str(widget)
+                self.inputs.append(_Input(name, raw.get("type"), _id(raw.get("link")), widget))
+        self.outputs += [as_dict(raw).get("type") for raw in as_list(self.raw.get("outputs"))[len(self.outputs) :]]
+        index = 0
+        while self.groups and index < len(self.inputs):
+            if self.inputs[index].link in self.graph.links:
+                self.connected(index)
+            index += 1
+        values = self.raw.get("widgets_values")
+        if isinstance(values, dict):  # by name: custom nodes store them so (VideoHelperSuite)
+            for widget in self.widgets:
+                if widget.name in values:
+                    self.places[widget.name] = widget.name
+                    self.set(widget, values[widget.name])
+            return
+        values = as_list(values)
+        left = iter(range(len(values)))
+        if len(values) == len(self.forced):  # litegraphUtil.ts, migrateWidgetsValues
+            left = iter([place for place, forced in enumerate(self.forced) if not forced])
+        for widget in self.widgets:  # set() may change what follows
+            place = next(left, None) if widget.stored else None
+            if place is not None:
+                self.places[widget.name] = place
+                self.set(widget, values[place])
+
+    def set(self, widget: _Widget, value: Any) -> None:
+        if widget.kind in _KEEP_NOTHING:
+            return
+        if value is None and (widget.kind == "MARKDOWN" or widget.options.get("multiline")):
+            value = ""  # a text area holds no null
+        self.values[widget.name] = value
+        if widget.kind == "COMFY_DYNAMICCOMBO_V3":
+            self.choose(widget, value)
+        elif widget.kind == "option" and value and self.widgets[-1] is widget:
+            self.put("", "option%d" % (len(self.widgets) - 1), "option")  # customWidgets.ts
+
+    def load_host(self, inner: _Graph) -> None:
+        for socket, slot in zip(self.inputs, inner.inputs):
+            self.promote_first(socket, inner.ends(slot.links))
+        names = [socket.name for socket in self.inputs if socket.promoted]
+        stored = self.raw.get("widgets_values")
+        values = dict(stored if isinstance(stored, dict) else zip(names, as_list(stored)))
+        for entry in reversed(_json_list(self.properties.get("proxyWidgetErrorQuarantine"))):
+            original = as_list(as_dict(entry).get("originalEntry"))
+            if original[:1] == ["-1"] and entry.get("hostValue") is not None:
+                values[str(original[-1])] = entry["hostValue"]
+        self.values.update({name: values[name] for name in names if name in values})
+
+    def promote_first(self, socket: _Input, ends: Iterator[Tuple["_Node", _Input]]) -> None:
+        """Promotes the first widget among ``ends``; a value stays, but not in a text area or another kind."""
+        for node, end in ends:
+            widget = node.widget_of(end)
+            if widget:
+                if not socket.promoted or socket.promoted.kind != widget.kind or widget.options.get("multiline"):
+                    self.values[socket.name] = node.values.get(end.name if node.inner else widget.name, _NOTHING)
+                socket.promoted = widget
+                return
+        socket.promoted = None
+
+
+def _id(value: Any) -> Any:
+    """A link's id, or None for what is none."""
+    return value if isinstance(value, (int, float, str)) else None
+
+
+def _key(value: Any) -> str:
+    """A node's id as text, as the frontend compares them; "" for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+
+
+def _json_list(value: Any) -> List[Any]:
+    """A property that is a list, or the JSON of one."""
+    try:
+        return as_list(json.loads(value) if isinstance(value, str) else value)
+    except (ValueError, RecursionError):
+        return []
+
+
+def _spec(value: Any) -> Tuple[str, Mapping[str, Any]]:
+    """The type and the options of an input's spec; the choices of an older combo become an option."""
+    kind, options = (*as_list(value), None, None)[:2]
+    return ("COMBO", {**as_dict(options), "options": kind}) if isinstance(kind, list) else (str(kind), as_dict(options))
+
+
+def _fresh(type_: str, object_info: Mapping[str, Any]) -> _Node:
+    """What a new node of a class has; nothing if the server does not know it."""
+    node, about = _Node(type_), object_info.get(type_)
+    if not isinstance(about, dict):
+        return node
+    groups, order = as_dict(about.get("input")), as_dict(about.get("input_order"))
+    required = {name: _spec(spec) for name, spec in as_dict(groups.get("required")).items()}
+    optional = {name: _spec(spec) for name, spec in as_dict(groups.get("optional")).items()}
+    for name, (kind, options) in optional.items():
+        if options.get("defaultInput"):  # nodeDefStore.ts: the older word
+            optional[name] = kind, {**options, "forceInput": True}
+    if type_ in _ADDED_INPUTS:
+        required[_ADDED_INPUTS[type_][0]] = _ADDED_INPUTS[type_][1], {}
+    if required.get("audio", ("", {}))[1].get("audio_upload") is True:
+        required["upload"] = "AUDIOUPLOAD", {}
+    marks = ("image_upload", "video_upload", "animated_image_upload")  # uploadImage.ts
+    if any(kind == "COMBO" and any(options.get(m) is True for m in marks) for kind, options in required.values()):
+        required["upload"] = "IMAGEUPLOAD", {}
+    specs = {**required, **optional}
+    ordered = [n for n in as_list(order.get("required")) if n in required]
+    ordered += [n for n in as_list(order.get("optional")) if n in optional]
+    ordered = list(dict.fromkeys([*ordered, *specs]))
+    for name in ordered:
+        node.add_socket(name, *specs[name])
+    for name in ordered:
+        node.add_widget(name, *specs[name])
+    if type_ == "CustomCombo":  # customWidgets.ts
+        node.put(None, "index", "index")
+        node.put("", "option1", "option")
+    node.known, node.title = True, str(about.get("display_name") or type_)
+    node.outputs = [
+        "COMBO" if isinstance(o, list) else "*" if o == "COMFY_MATCHTYPE_V3" else o
+        for o in as_list(about.get("output"))
+    ]
+    node.match_outputs = as_list(about.get("output_matchtypes"))
+    for name, (_, options) in specs.items():
+        if name in node.values or options.get("forceInput"):
+            node.forced += [bool(options.get("forceInput"))] + [False] * bool(options.get("control_after_generate"))
+    return node
+
+
+# --- the graphs (LGraph.ts, configure) -------------------------------------------------------------
+
+
+def _nodes_in(raw: Mapping[str, Any], where: str) -> List[Mapping[str, Any]]:
+    nodes = as_list(raw.get("nodes"))
+    for index, node in enumerate(nodes):
+        if not isinstance(node, dict) or not isinstance(node.get("type"), str) or not _key(node.get("id")):
+            raise ConversionError(
+                "Entry %d of the nodes of %s is no node with an id and a type." % (index, where), _SAVE_AGAIN
+            )
+    return nodes
+
+
+def _load(workflow: Mapping[str, Any], object_info: Mapping[str, Any]) -> _Graph:
+    """The root graph, as it is when all is loaded."""
+    raws: Dict[str, Mapping[str, Any]] = {}
+    holders = [workflow]
+    for holder in holders:
+        for raw in as_list(as_dict(holder.get("definitions")).get("subgraphs")):
+            if isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"] not in raws:
+                raws[raw["id"]] = raw
+                holders.append(raw)
+    graphs = {key: _Graph(raw, one_line(raw.get("name") or key, 60) or "?") for key, raw in raws.items()}
+    nodes = {key: _nodes_in(raw, "the subgraph " + graphs[key].name) for key, raw in raws.items()}
+    root, root_nodes = _Graph(workflow, ""), _nodes_in(workflow, "the workflow")
+    renamed = _renumber(workflow, root_nodes, nodes)
+    classes: Dict[str, _Node] = {}
+
+    def fill(graph: _Graph, nodes: Sequence[Mapping[str, Any]], ids: Sequence[str], new: Mapping[str, str]) -> None:
+        _read_links(graph, new)
+        for raw, node_id in zip(nodes, ids):
+            type_ = raw["type"]
+            if type_ not in classes:
+                classes[type_] = _fresh(type_, object_info)
+            node = classes[type_].instance(raw, node_id, graph, graphs.get(type_))
+            if node_id in graph.nodes:
+                raise ConversionError(
+                    "Two nodes have the same id: %s and %s." % (graph.nodes[node_id], node), _SAVE_AGAIN
+                )
+            graph.nodes[node_id] = node
+        for node in graph.nodes.values():
+            node.load()
+        for host in graph.hosts:  # loaded before this subgraph was: the first link of each input counts
+            for socket, slot in zip(host.inputs, graph.inputs):
+                host.promote_first(socket, graph.ends(slot.links[:1]))
+        for node in graph.nodes.values():
+            if node.inner:
+                _migrate(node, node.inner, renamed[node.type][1])
+
+    for key in _inner_first(graphs, nodes):
+        fill(graphs[key], nodes[key], *renamed[key])
+    fill(root, root_nodes, [_key(node["id"]) for node in root_nodes], {})
+    every = [*graphs.values(), root]
+    for graph in every:
+        _finish(graph)
+    _match_types([node for graph in every for node in graph.nodes.values() if node.matches])
+    return root
+
+
+def _read_links(graph: _Graph, new: Mapping[str, str]) -> None:
+    for raw in as_list(graph.raw.get("links")):
+        if isinstance(raw, dict):  # schema 1, and all subgraphs
+            raw = [raw.get(k) for k in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
+        if isinstance(raw, list) and len(raw) >= 5 and _id(raw[0]) is not None:
+            origin, target = _key(raw[1]), _key(raw[3])
+            out, into = (slot if isinstance(slot, int) and slot >= 0 else 0 for slot in (raw[2], raw[4]))
+            graph.links[raw[0]] = _Link(new.get(origin, origin), out, new.get(target, target), into)
+    border: Dict[Tuple[str, int], Any] = {}
+    for link_id, link in graph.links.items():
+        if link.origin == _ABOVE:
+            border.setdefault((_ABOVE, link.origin_slot), link_id)
+        if link.target == _BELOW:
+            border.setdefault((_BELOW, link.target_slot), link_id)
+    for side, slots in ((_ABOVE, graph.inputs), (_BELOW, graph.outputs)):  # _repairSlotLinkIds
+        for number, slot in enumerate(slots):
+            slot.links = [k if k in graph.links else border.get((side, number), k) for k in slot.links]
+
+
+def _renumber(
+    workflow: Mapping[str, Any], root: Sequence[Mapping[str, Any]], nodes: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Dict[str, Tuple[List[str], Dict[str, str]]]:
+    """The ids of the nodes of each subgraph, and {old: new} for those that had to change.
+
+    All ids of a workflow differ; a later node takes the next free number (subgraphDeduplication.ts).
+    """
+    used = {str(node["id"]) for node in root if type(node["id"]) is int}
+    last = workflow.get("last_node_id", as_dict(workflow.get("state")).get("lastNodeId"))
+    last = last if isinstance(last, int) else 0
+    found: Dict[str, Tuple[List[str], Dict[str, str]]] = {}
+    for key, inside in nodes.items():
+        ids, new = found[key] = [], {}
+        for node in inside:
+            node_id = _key(node["id"])
+            if node_id in used:
+                last += 1
+                while str(last) in used:
+                    last += 1
+                new[node_id] = node_id = str(last)
+            elif re.fullmatch("0|[1-9][0-9]{0,14}", node_id):
+                last = max(last, int(node_id))
+            used.add(node_id)
+            ids.append(node_id)
+    return found
+
+
+def _inner_first(graphs: Mapping[str, _Graph], nodes: Mapping[str, Sequence[Mapping[str, Any]]]) -> List[str]:
+    """The subgraphs in the order of loading: those that others hold come first.
+
+    But if one holds another twice, the order is that of the file (topologicalSortSubgraphs counts so).
+    """
+    held = {key: [node["type"] for node in inside if node["type"] in graphs] for key, inside in nodes.items()}
+    waits_for = {key: set(inside) for key, inside in held.items()}
+    holders: Dict[str, List[str]] = {key: [] for key in held}
+    for key, inside in waits_for.items():
+        for one in inside:
+            holders[one].append(key)
+    depth = dict.fromkeys(held, 1)
+    ordered = [key for key in held if not held[key]]
+    for key in ordered:
+        for holder in holders[key]:
+            waits_for[holder].discard(key)
+            depth[holder] = max(depth[holder], depth[key] + 1)
+            if not waits_for[holder]:
+                ordered.append(holder)
+    for key in held:
+        if waits_for[key] or depth[key] > _MOST_NESTED:
+            how = "holds itself" if waits_for[key] else "holds more than %d levels of subgraphs" % _MOST_NESTED
+            raise ConversionError("The subgraph %s %s." % (graphs[key].name, how), _SAVE_AGAIN)
+    twice = any(len(set(inside)) < len(inside) for inside in held.values())
+    return list(held) if twice else ordered
+
+
+def _migrate(host: _Node, graph: _Graph, new: Mapping[str, str]) -> None:
+    """Makes inputs of what properties.proxyWidgets promotes, the older way (proxyWidgetMigration.ts)."""
+    entries = _json_list(host.properties.get("proxyWidgets"))
+    if not all(isinstance(e, list) and len(e) in (2, 3) and all(isinstance(p, str) for p in e) for e in entries):
+        return
+    values = as_list(host.raw.get("widgets_values"))
+    promoted = {graph.source(slot): socket for socket, slot in zip(host.inputs[::-1], graph.inputs[::-1])}
+    plans = []
+    for number, (node_id, name, *inside) in enumerate(entries):
+        value = values[number] if number < len(values) and values[number] is not None else _NOTHING
+        prefix = re.fullmatch(r"(?:\s*([0-9]+)\s*:\s*)+(.+)", name)  # "7: 3: steps": a widget in a subgraph inside
+        if prefix:
+            inside, name = [prefix.group(1)], prefix.group(2)
+        node_id = new.get(node_id, node_id)
+        plans.append((graph.nodes.get(node_id), node_id, name, inside, value, promoted.get((node_id, name))))
+    primitives: Dict[str, List[Tuple[str, Any]]] = {}
+    for node, node_id, name, inside, value, socket in plans:
+        if node_id == "-1":
+            socket = next((i for i in host.inputs if i.name == name), None)
+        elif node and not socket and node.type == "PrimitiveNode":
+            socket = next((i for i in host.inputs if i.name == node.values.get("")), None)
+            if not socket:
+                primitives.setdefault(node_id, []).append((name, value))
+        elif node and not socket:
+            end = _promotable(node, name, inside)
+            socket = _add_input(host, graph, name, end.type, [(node, end)]) if end else None
+        if socket and socket.promoted and value is not _NOTHING:
+            host.values[socket.name] = value
+    for node_id, cohort in primitives.items():
+        _migrate_primitive(host, graph, graph.nodes[node_id], cohort)
+
+
+def _promotable(node: _Node, name: str, inside: Sequence[str]) -> Optional[_Input]:
+    """The socket of the widget ``name`` of a node; of a host, of what it promotes."""
+    if not node.inner:
+        return next((i for i in node.inputs if i.widget == name and node.widget_of(i)), None)
+    for socket, slot in zip(node.inputs, node.inner.inputs):
+        source = node.inner.source(slot) or ("", "")
+        if source == (inside[0], name) if inside else name in (socket.name, source[1]):
+            return socket if socket.promoted else None
+    return None
+
+
+def _migrate_primitive(host: _Node, graph: _Graph, primitive: _Node, cohort: Sequence[Tuple[str, Any]]) -> None:
+    """Lets what a promoted primitive led to be led to by the subgraph's input."""
+    ends: List[Tuple[_Node, _Input]] = []
+    for node, socket in _targets(graph, primitive):
+        if socket.type not in ("*", primitive.outputs[0]) and primitive.outputs[0] != "*":
+            return
+        ends.append((node, socket))
+    shapes = [
+        (w.kind, *(w.options.get(k) for k in ("min", "max", "step"))) for w in (n.widget_of(i) for n, i in ends) if w
+    ]
+    if not ends or len({name for name, _ in cohort}) > 1 or any(shape != shapes[0] for shape in shapes):
+        return
+    name = cohort[0][0] if primitive.title == "PrimitiveNode" else primitive.title
+    socket = _add_input(host, graph, name, primitive.outputs[0], ends)
+    for _, value in cohort:
+        if value is not _NOTHING and socket.promoted:
+            host.values[socket.name] = value
+            break
+    primitive.values[""] = socket.name  # for the next host of this subgraph
+
+
+def _add_input(host: _Node, graph: _Graph, name: str, type_: Any, ends: Sequence[Tuple[_Node, _Input]]) -> _Input:
+    """Gives a subgraph, and so all its hosts, one more input, that leads to ``ends``; returns the host's."""
+    taken, number, unique = {slot.name for slot in graph.inputs}, 0, name
+    while unique in taken:
+        number += 1
+        unique = "%s_%d" % (name, number)
+    slot = _Slot({"name": unique, "type": type_})
+    graph.inputs.append(slot)
+    for one in graph.hosts:
+        one.inputs.append(_Input(unique, type_))
+    for node, end in ends:
+        old = graph.links.pop(end.link, None)
+        if old and old.origin == _ABOVE and old.origin_slot < len(graph.inputs):
+            before = graph.inputs[old.origin_slot]
+            before.links = [link_id for link_id in before.links if link_id != end.link]
+            for one in graph.hosts:
+                one.promote_first(one.inputs[old.origin_slot], graph.ends(before.links))
+        end.link = (unique, len(slot.links))  # an id that no file has
+        slot.links.append(end.link)
+        graph.links[end.link] = _Link(_ABOVE, len(graph.inputs) - 1, node.id, node.inputs.index(end))
+        for one in graph.hosts:
+            one.promote_first(one.inputs[-1], graph.ends(slot.links))
+    return host.inputs[-1]
+
+
+def _targets(graph: _Graph, primitive: _Node) -> Iterator[Tuple[_Node, _Input]]:
+    """The sockets that a primitive leads to, by the slots that its links name."""
+    outputs = as_list(primitive.raw.get("outputs"))
+    for link_id in as_list(as_dict(outputs[0]).get("links")) if outputs else ():
+        link = graph.links.get(_id(link_id))
+        node = graph.nodes.get(link.target) if link else None
+        if link and node and link.target_slot < len(node.inputs):
+            yield node, node.inputs[link.target_slot]
+
+
+def _finish(graph: _Graph) -> None:
+    """What the frontend mends when all is loaded (app.ts; widgetInputs.ts, onGraphConfigured)."""
+    for node in graph.nodes.values():
+        index = 0
+        while node.known and index < len(node.inputs):
+            socket = node.inputs[index]
+            if (
+                socket.widget is not None
+                and not node.widget_of(socket)
+                and socket.name.rpartition(".")[0] not in node.groups
+            ):
+                graph.links.pop(socket.link, None)
+                del node.inputs[index]
+            index += 1  # as there: the one after a removed one is passed over
+        node.renumber(0)
+        for widget in list(node.widgets):
+            if node.values.get(widget.name, _NOTHING) is None and widget.choices:
+                node.set(widget, widget.choices[0])
+        for socket in node.inputs:
+            if socket.promoted and socket.promoted.choices and node.values.get(socket.name, _NOTHING) is None:
+                node.values[socket.name] = socket.promoted.choices[0]
+        if node.type in _SETTERS and not node.known:
+            graph.setters.setdefault(node.first_value(), node)
+    for primitive in graph.nodes.values():
+        if primitive.type == "PrimitiveNode" and not primitive.known:  # widgetInputs.ts, widgetValuePropagation.ts
+            value, targets = primitive.first_value(), list(_targets(graph, primitive))
+            if targets and not targets[0][0].widget_of(targets[0][1]) and targets[0][1].type not in _WIDGETS:
+                continue  # its first link gives it no widget
+            for node, socket in targets:
+                behind = node.widget_of(socket)
+                if behind:
+                    name = socket.name if node.inner else behind.name
+                    value = _in_range(node.values.get(name, _NOTHING) if value is _NOTHING else value, behind)
+                    node.values[name] = value
+                    if len(targets) == 1 and primitive.first_value() is not _NOTHING:
+                        node.primitives[name] = primitive.raw
+
+
+def _in_range(value: Any, widget: _Widget) -> Any:
+    """A primitive's number as the widget that it leads to lets it be (widgetInputs.ts, useIntWidget.ts)."""
+    if widget.kind not in ("INT", "FLOAT") or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    low, high, step = widget.options.get("min"), widget.options.get("max"), widget.options.get("step") or 1
+    value = value if low is None or value >= low else low
+    value = value if high is None or value <= high else high
+    if widget.kind == "INT" and isinstance(step, int) and abs(value) < 2**53:
+        offset = (low or 0) % step
+        value = int(((value - offset) / step + 0.5) // 1) * step + offset
+    return value
+
+
+def _match_types(nodes: Sequence[_Node]) -> None:
+    """Narrows the types of matching sockets to what is connected (dynamicWidgets.ts)."""
+    for _ in range(8):  # each round carries a type at least one node further
+        changed = False
+        for node in nodes:
+            for key, allowed in node.matches.items():
+                sockets = [i for i in node.inputs if i.name in allowed]
+                types = [_type_at(node.graph, i.link) for i in sockets]
+                for index, socket in enumerate(sockets):
+                    others = [*types[:index], *types[index + 1 :], allowed[socket.name]]
+                    socket.type = _common_type(others) or socket.type
+                common = _common_type(types)
+                for index, group in enumerate(node.match_outputs[: len(node.outputs)]):
+                    if group == key and common and node.outputs[index] != common:
+                        node.outputs[index], changed = common, True
+        if not changed:
+            return
+
+
+def _type_at(graph: _Graph, link_id: Any) -> Any:
+    """The type of the output that a link begins at."""
+    link = graph.links.get(link_id)
+    origin = graph.nodes.get(link.origin) if link else None
+    types = origin.outputs if origin else [slot.type for slot in graph.inputs] if link and link.origin == _ABOVE else []
+    return types[link.origin_slot] if link and link.origin_slot < len(types) else "*"
+
+
+def _common_type(types: Sequence[Any]) -> Optional[str]:
+    """What all of ``types`` allow; "*" allows all; None: they share nothing."""
+    lists = [type_.split(",") for type_ in types if isinstance(type_, str) and type_ != "*"]
+    return ",".join(t for t in dict.fromkeys(lists[0]) if all(t in other for other in lists)) or None if lists else "*"
+
+
+# --- the prompt (executionUtil.ts, ExecutableNodeDTO.ts) -------------------------------------------
+
+
+class _Scope:
+    """A place where nodes run: the root graph, or a subgraph in one of its hosts."""
+
+    def __init__(self, graph: _Graph, prefix: str, host: Optional[_Node], parent: Optional["_Scope"]) -> None:
+        self.graph, self.prefix, self.host, self.parent = graph, prefix, host, parent
+        self.inner: Dict[str, _Scope] = {}
+
+
+def _fits(first: Any, second: Any) -> bool:
+    """Whether a link may join these types (LiteGraphGlobal.ts, isValidConnection)."""
+    if first in (0, "", "*", None) or second in (0, "", "*", None) or first == second:
+        return True
+    return not set(str(first).lower().split(",")).isdisjoint(str(second).lower().split(","))
+
+
+def _bypass_slot(node: _Node, slot: int, type_: Any) -> int:
+    """The input whose link a bypassed node hands on for one of its outputs; -1: none."""
+    types = [socket.type for socket in node.inputs]
+    if type_ in ("*", ""):
+        return slot if slot < len(types) else 0
+    made = node.outputs[slot] if slot < len(node.outputs) else "*"
+    fitting = [n for n, type_in in enumerate(types) if _fits(type_in, made) and _fits(type_in, type_)]
+    if slot in fitting:
+        return slot
+    return types.index(type_) if type_ in types else fitting[0] if fitting else -1
+
+
+class _Export:
+    """The prompt of a loaded workflow."""
+
+    def __init__(self, root: _Graph, rng: random.Random, now: datetime.datetime) -> None:
+        self.root, self.rng, self.now = root, rng, now
+        self.prompt: Dict[str, Any] = {}
+        self.places: Dict[str, Tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+        self.primitives: Dict[str, Mapping[str, Mapping[str, Any]]] = {}
+        self.warnings: List[str] = []
+        self.resolved: Dict[Any, Optional[Tuple[bool, Any]]] = {}  # what each output on a way gave
+        missing: List[_Node] = []
+        scopes, count = [_Scope(root, "", None, None)], 0
+        for scope in scopes:
+            count += len(scope.graph.nodes)
+            if count > _MOST_NODES:
+                what = "The workflow has more than %d nodes with those of its subgraphs (%s is one of them)."
+                raise ConversionError(what % (_MOST_NODES, next(iter(scope.graph.nodes.values()))), _SAVE_AGAIN)
+            for node in scope.graph.nodes.values():
+                if node.inner and (scope.parent or node.mode not in _OFF):  # off counts for a host at the root alone
+                    scope.inner[node.id] = _Scope(node.inner, scope.prefix + node.id + ":", node, scope)
+                    scopes.append(scope.inner[node.id])
+                elif not (node.inner or node.known or node.mode in _OFF or node.type in _IN_BROWSER):
+                    missing.append(node)
+        if missing:
+            raise _missing_classes(missing)
+        for scope in scopes:
+            for node in scope.graph.nodes.values():
+                if node.known and not node.inner and node.mode not in _OFF:
+                    about = {"class_type": node.type, "_meta": {"title": node.title}}
+                    self.prompt[scope.prefix + node.id] = {"inputs": self.inputs(scope, node), **about}
+                    if len(scope.graph.hosts) < 2:
+                        self.places[scope.prefix + node.id] = node.raw, node.places
+                        self.primitives[scope.prefix + node.id] = node.primitives
+
+    def inputs(self, scope: _Scope, node: _Node) -> Dict[str, Any]:
+        found = {widget.name: self.value(node, widget) for widget in node.widgets if widget.sent}
+        for slot, socket in enumerate(node.inputs):
+            value = self.resolve(scope, node, slot) if socket.link is not None else None
+            if value:
+                found[socket.name] = value[1] if value[0] else _no_link(value[1])
+        return {name: value for name, value in found.items() if value is not _NOTHING}
+
+    def value(self, node: _Node, widget: _Widget) -> Any:
+        value = node.values[widget.name]
+        if widget.kind == "index":
+            options = [node.values[option.name] for option in node.widgets[2:]]
+            return options.index(node.values["choice"]) if node.values["choice"] in options else -1
+        if widget.kind in _MADE_IN_BROWSER:
+            self.warn(node, 'the browser makes the value of "%s", the prompt has none' % widget.name)
+        if widget.dynamic_prompt and isinstance(value, str):
+            return _dynamic_prompt(value, self.rng)
+        if widget.name == "filename_prefix" and node.type in _SAVERS and isinstance(value, str):
+            return re.sub("%([^%]+)%", self.replacement, value)
+        return _no_link(value)
+
+    def replacement(self, match: "re.Match[str]") -> str:
+        """What stands for %Node.widget% in the name of a file (searchAndReplace.ts)."""
+        parts = match.group(1).split(".")
+        if len(parts) != 2:
+            return _date(parts[0][5:], self.now) if parts[0].startswith("date:") else match.group()
+        named, titled = [], []
+        for node in _all_nodes(self.root, set()):
+            alias = None if node.type in _SAVERS or node.inner else node.type
+            named += [node] if node.properties.get("Node name for S&R", alias) == parts[0] else []
+            titled += [node] if node.title == parts[0] else []
+        nodes = named or titled
+        value = nodes[0].values.get(parts[1], _NOTHING) if nodes else _NOTHING
+        if value is _NOTHING:
+            return match.group()
+        if isinstance(value, float) and value % 1 == 0:
+            value = int(value)
+        text = json.dumps(value) if isinstance(value, bool) else "" if value is None else str(value)
+        return re.sub(r'[/?<>\\:*|"\x00-\x1f\x7f]', "_", text)
+
+    def resolve(self, at: _Scope, node: _Node, slot: int) -> Optional[Tuple[bool, Any]]:
+        """What an input gets: (True, a link), (False, the value of a promoted widget) or None.
+
+        Walks from the input to the output that it is linked to, through what does not run, and on.
+        """
+        found: Optional[Tuple[bool, Any]] = None
+        walked: Dict[Any, None] = {}
+        type_: Any = None  # of the input that asks; a bypassed node and a host ask anew
+        asking, left = True, False  # at an input, else at an output; just came out of a subgraph
+        while True:
+            if asking:
+                socket = node.inputs[slot] if slot < len(node.inputs) else None
+                if socket is None or socket.link is None:
+                    if socket and left and socket.promoted:
+                        found = False, node.values.get(socket.name, _NOTHING)
+                    break
+                link = at.graph.links.get(socket.link)
+                if link and link.origin == _ABOVE and at.host and at.parent:
+                    node, slot, at, type_, left = at.host, link.origin_slot, at.parent, None, True
+                    continue
+                origin = at.graph.nodes.get(link.origin) if link else None
+                if not link or not origin:
+                    self.warn(node, 'the link of its input "%s" comes from nowhere' % one_line(socket.name, 40))
+                    break
+                type_ = socket.type if type_ is None else type_
+                node, slot, asking = origin, link.origin_slot, False
+                continue
+            key = (at.prefix, node.id, slot, str(type_))
+            if key in self.resolved:
+                found = self.resolved[key]
+                break
+            if key in walked:
+                raise ConversionError("The links around %s run in a circle." % node, _SAVE_AGAIN)
+            walked[key] = None
+            asking, left = True, False
+            if node.mode == _MUTED:
+                break
+            if node.mode == _BYPASSED:
+                slot, type_ = _bypass_slot(node, slot, type_), None
+                if slot < 0:
+                    break
+            elif node.inner:
+                ids = node.inner.outputs[slot].links if slot < len(node.inner.outputs) else []
+                first = next((node.inner.links[link_id] for link_id in ids if link_id in node.inner.links), None)
+                inner = node.inner.nodes.get(first.origin) if first else None
+                if not first or not (inner or first.origin == _ABOVE):
+                    break
+                slot, type_ = first.origin_slot, type_ if inner else None
+                if inner:
+                    node, at, asking = inner, at.inner[node.id], False
+            elif node.known:
+                found = True, [at.prefix + node.id, slot]
+                break
+            elif node.type in _GETTERS:
+                name, place = node.first_value(), at
+                while name not in place.graph.setters and place.parent:
+                    place = place.parent
+                if name not in place.graph.setters:
+                    self.warn(node, "there is no setter of its name")
+                    break
+                node, slot, at = place.graph.setters[name], 0, place
+        self.resolved.update(dict.fromkeys(walked, found))
+        return found
+
+    def warn(self, node: _Node, what: str) -> None:
+        self.warnings.append("%s: %s." % (node, what))
+
+
+def _no_link(value: Any) -> Any:
+    """A value as it may stand in a prompt: a bare list would be taken for a link."""
+    return {"__value__": value} if isinstance(value, list) else value
+
+
+def _all_nodes(graph: _Graph, seen: Set[str]) -> Iterator[_Node]:
+    """Every node once, those in a subgraph before its host (graphTraversalUtil.ts)."""
+    for node in graph.nodes.values():
+        if node.inner and node.type not in seen:
+            seen.add(node.type)
+            yield from _all_nodes(node.inner, seen)
+        yield node
+
+
+def _date(pattern: str, now: datetime.datetime) -> str:
+    """formatUtil.ts, formatDate."""
+
+    def part(match: "re.Match[str]") -> str:
+        text = match.group()
+        parts = {"d": now.day, "M": now.month, "h": now.hour, "m": now.minute, "s": now.second}
+        if text[0] == "y":
+            return {2: "%02d" % (now.year % 100), 4: str(now.year)}.get(len(text), text)
+        return str(parts[text[0]]).zfill(len(text))
+
+    return re.sub("dd?|MM?|hh?|mm?|ss?|yyy?y?", part, pattern)
+
+
+def _dynamic_prompt(text: str, rng: random.Random, depth: int = 0) -> str:
+    """``text`` without comments, and with one of the choices of each {a|b} (formatUtil.ts)."""
+    if not re.search(r"[{/\\]", text):
+        return text
+    text = re.sub(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*", "", text)
+    made: List[str] = []
+    choices: List[str] = []
+    braces = 0
+    for token in re.findall(r"\\[\s\S]?|[^\\]", text) if depth < _MOST_NESTED else [text]:
+        if not braces:
+            made.append("" if token == "{" else token)
+            choices = [""]
+        elif token == "|" and braces == 1:
+            choices.append("")
+        elif token != "}" or braces > 1:
+            choices[-1] += token
+        if braces == 1 and token == "}":
+            made.append(_dynamic_prompt(choices[int(rng.random() * len(choices))], rng, depth + 1))
+        braces += 1 if token == "{" else -1 if token == "}" and braces else 0
+    if braces:  # never closed: all that follows is the choice
+        made.append(_dynamic_prompt(choices[int(rng.random() * len(choices))], rng, depth + 1))
+    return re.sub(r"\\([{}|])", r"\1", "".join(made))
+
+
+def _missing_classes(nodes: Sequence[_Node]) -> ConversionError:
+    """Names every node whose class the server does not have, and where that class comes from."""
+    told: Dict[str, None] = {}  # a subgraph may be there several times
+    for node in nodes:
+        package, version = node.properties.get("cnr_id") or node.properties.get("aux_id"), node.properties.get("ver")
+        origin = ", from the package %s" % one_line(package, 60) if isinstance(package, str) else ""
+        origin += " " + one_line(version, 12) if origin and isinstance(version, str) else ""
+        told["%s%s" % (node, origin)] = None
+    remedy = "Install the custom nodes that are missing (ComfyUI-Manager finds them), or mute these nodes in ComfyUI."
+    if any(re.match("workflow[>/]", node.type) for node in nodes):
+        remedy += " workflow>... is a group node: open the file in ComfyUI, convert it and save again."
+    return ConversionError(
+        "The server does not have the classes of %s:\n%s" % (plural(len(told), "node"), "\n".join(told)), remedy
+    )
+
+
+def convert_workflow(
+    workflow: Mapping[str, Any],
+    object_info: Mapping[str, Any],
+    *,
+    rng: Optional[random.Random] = None,
+    now: Optional[datetime.datetime] = None,
+) -> Conversion:
+    """The API-format prompt that ComfyUI's frontend exports from ``workflow``, a document in UI format.
+
+    ``object_info`` is the server's. ``rng`` chooses in texts like ``{day|night}``; ``now`` is the time
+    for ``%date:...%`` in the names of files. The arguments are not changed; values are shared with them.
+
+    Raises ConversionError for what cannot be converted. It names every node whose class the server
+    does not have, or the node or subgraph that is broken.
+    """
+    import datetime
+    import random
+
+    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
+        raise ConversionError("This is no workflow in UI format: it has no list of nodes.")
+    export = _Export(_load(workflow, object_info), rng or random.Random(), now or datetime.datetime.now())
+    return Conversion(export.prompt, tuple(dict.fromkeys(export.warnings)), export.places, export.primitives)
+
+
+# ==================================================================================================
 # EDITS: one way to name a node, one to set an input. Every edit returns a copy.
 # ==================================================================================================
 
@@ -1409,15 +2677,22 @@ def describe_nodes(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> List[D
     ]
 
 
+def _nodes_called(prompt: Mapping[str, Any], name: str) -> List[str]:
+    titled = [i for i in prompt if as_dict(prompt[i].get("_meta")).get("title") == name]
+    return [name] if name in prompt else titled or [i for i in prompt if class_of(prompt, i) == name]
+
+
 def find_node(prompt: Mapping[str, Any], name: str) -> str:
     """The id of the node that ``name`` means: an id, else a title, else a class. Raises EditError."""
-    titled = [i for i in prompt if as_dict(prompt[i].get("_meta")).get("title") == name]
-    found = [name] if name in prompt else titled or [i for i in prompt if class_of(prompt, i) == name]
+    found = _nodes_called(prompt, name)
     quoted = json.dumps(one_line(name, 80), ensure_ascii=False)
     if not found:
-        raise EditError("no_such_node", "The workflow has no node %s." % quoted, describe_nodes(prompt, prompt))
+        names = {node_title(prompt, i) for i in prompt} | {class_of(prompt, i) for i in prompt} | set(prompt)
+        message = "The workflow has no node %s. Nearest: %s." % (quoted, nearest_first(name, sorted(names)))
+        raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
     if len(found) > 1:
-        message = "%d nodes are called %s: name one by its id." % (len(found), quoted)
+        listed = ", ".join(_node_name(prompt, i) for i in found[:20])
+        message = "%d nodes are called %s: name one by its id. They are: %s." % (len(found), quoted, listed)
         raise EditError("ambiguous_node", message, describe_nodes(prompt, found))
     return found[0]
 
@@ -1467,6 +2742,141 @@ def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
     return value
 
 
+def read_value(spec: Sequence[Any], current: Any, text: str) -> Any:
+    """What ``text``, as a person types it, means for an input: by its declared type, else by the type of
+    its ``current`` value. A text that does not fit comes back as it is, for check_value() to tell."""
+    kind = spec[0] if spec else {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}.get(type(current), "")
+    choices = combo_options(spec)
+    if choices is not None:
+        return next((choice for choice in choices if str(choice) == text), text)
+    if kind == "BOOLEAN":
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
+        return words.get(text.strip().lower(), text)
+    if kind in ("INT", "FLOAT"):
+        for number in (int, float):
+            try:
+                return number(text.replace("_", "?"))  # 1_000 is a number in Python alone
+            except ValueError:
+                pass
+        return text
+    if kind != "STRING":
+        try:
+            return json.loads(text)  # of a custom node's own type
+        except (ValueError, RecursionError):
+            pass
+    return text
+
+
+def find_input(prompt: Mapping[str, Any], name: str) -> InputRef:
+    """The input that ``NODE.INPUT`` means. Titles and inputs may contain dots: the longest NODE that
+    exists wins. Raises EditError."""
+    for end in range(len(name) - 1, 0, -1):
+        if name[end] == "." and name[end + 1 :] and _nodes_called(prompt, name[:end]):
+            return InputRef(find_node(prompt, name[:end]), name[end + 1 :])
+    if "." not in name:
+        quoted = json.dumps(one_line(name, 80), ensure_ascii=False)
+        raise EditError("wrong_name", "%s names no input: write NODE.INPUT, such as 3.steps." % quoted)
+    return InputRef(find_node(prompt, name.rpartition(".")[0]), "")  # raises
+
+
+class InputEdit(NamedTuple):
+    """One value to set: a text as a person types it, any other value of JSON, or what is in ``file``."""
+
+    ref: InputRef
+    value: Any
+    file: str = ""
+
+
+def input_edit(ref: InputRef, value: Any) -> InputEdit:
+    """The edit that ``value`` asks for: ``@FILE`` is what is in the file, ``@@x`` the text ``@x``, ``@`` itself."""
+    if isinstance(value, str) and value.startswith("@") and value != "@":
+        return InputEdit(ref, value[1:]) if value.startswith("@@") else InputEdit(ref, "", value[1:])
+    return InputEdit(ref, value)
+
+
+def parse_set(prompt: Mapping[str, Any], text: str) -> InputEdit:
+    """The edit in ``NODE.INPUT=VALUE``. Raises EditError."""
+    first: Optional[EditError] = None
+    for found in itertools.islice(re.finditer("=", text), 10):  # a title may contain some, and VALUE many
+        try:
+            return input_edit(find_input(prompt, text[: found.start()]), text[found.end() :])
+        except EditError as error:
+            first = first or error
+    raise first or EditError("wrong_name", "--set takes NODE.INPUT=VALUE, such as 3.steps=30.")
+
+
+def apply_edits(
+    prompt: Prompt, edits: Iterable[InputEdit], object_info: Mapping[str, Any]
+) -> Tuple[Prompt, List[InputRef]]:
+    """A copy of ``prompt`` with ``edits`` made, and the seeds that are to be drawn ("random"). Raises EditError."""
+    drawn: List[InputRef] = []
+    for ref, value, _ in edits:
+        current = as_dict(prompt[ref.node_id].get("inputs")).get(ref.input)
+        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        drawn = [other for other in drawn if other != ref]
+        if value == "random" and is_seed(ref.input, spec) and isinstance(current, (int, float)):
+            drawn.append(ref)
+            continue
+        value = read_value(spec, current, value) if isinstance(value, str) else value
+        prompt, _ = set_inputs(prompt, ref.node_id, {ref.input: value}, object_info)
+    return prompt, drawn
+
+
+def seed_inputs(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[InputRef]:
+    """Every seed of the workflow: whole numbers named so, or that a node hands on to an input named so."""
+    found = {}
+    for node_id in prompt:
+        for name, value in as_dict(prompt[node_id].get("inputs")).items():
+            if "seed" not in str(name).lower():
+                continue
+            spec = input_spec(object_info, class_of(prompt, node_id), name)
+            if type(value) is int and (not spec or spec[0] == "INT"):
+                found[InputRef(node_id, name)] = True
+            elif is_link(value) and str(value[0]) in prompt:
+                source = str(value[0])
+                for given, number in as_dict(prompt[source].get("inputs")).items():
+                    spec = input_spec(object_info, class_of(prompt, source), given)
+                    if type(number) is int and (is_seed(given, spec) or given == "value"):
+                        found[InputRef(source, given)] = True
+    return list(found)
+
+
+def with_values(prompt: Prompt, values: Mapping[InputRef, Any]) -> Prompt:
+    """A copy of ``prompt`` with ``values`` in its inputs, which are not checked."""
+    for ref, value in values.items():
+        if ref.node_id in prompt:
+            node = prompt[ref.node_id]
+            prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: value}}}
+    return prompt
+
+
+def describe_inputs(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """What can be set, in the order of the workflow: an input each with its node, type, value and range."""
+    rows = []
+    for node_id in prompt:
+        for name, value in as_dict(prompt[node_id].get("inputs")).items():
+            if is_link(value):
+                continue
+            spec = input_spec(object_info, class_of(prompt, node_id), name)
+            options, choices = as_dict(spec[1]) if len(spec) > 1 else {}, combo_options(spec)
+            kinds = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
+            kind = "COMBO" if choices is not None else str(spec[0]) if spec else kinds.get(type(value), "?")
+            rows.append({
+                **describe_nodes(prompt, [node_id])[0], "input": str(name), "type": kind, "value": plain_json(value),
+                "min": options.get("min"), "max": options.get("max"), "options": choices,
+            })  # fmt: skip
+    return rows
+
+
 def set_inputs(
     prompt: Prompt, node_id: str, inputs: Mapping[str, Any], object_info: Mapping[str, Any]
 ) -> Tuple[Prompt, bool]:
@@ -1484,7 +2894,7 @@ def set_inputs(
             message = "%s is fed by %s: set it there." % (name, _node_name(prompt, source))
             raise EditError("linked_input", message, describe_nodes(prompt, [source]))
         if name not in known and not spec:
-            names = ", ".join(sorted(map(str, known))) or "none"
+            names = nearest_first(name, sorted(map(str, known)), 20) or "none"
             raise EditError("no_such_input", "%s has no input %s. It has: %s." % (
                 _node_name(prompt, node_id), json.dumps(one_line(name, 60)), names))  # fmt: skip
         checked[name] = check_value(spec, name, value) if spec else value
@@ -1587,41 +2997,110 @@ def upload_inputs(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> 
     return found
 
 
+def find_loaders(prompt: Mapping[str, Any], loaders: Iterable[InputRef], name: Optional[str]) -> List[InputRef]:
+    """Which of ``loaders`` (from upload_inputs()) are meant by a node's name, NODE.INPUT, "all", or None where
+    there is but one. Raises EditError."""
+    known = list(loaders)
+    listed = describe_nodes(prompt, [ref.node_id for ref in known])
+    if not known:
+        raise EditError("no_loader", "The workflow has no node that loads a file.")
+    if name == "all" or (name is None and len(known) == 1):
+        return known
+    if name is None:
+        names = ", ".join(_node_name(prompt, ref.node_id) for ref in known)
+        raise EditError("ambiguous_node", "Several nodes load a file: name one of %s, or all." % names, listed)
+    exact = [ref for ref in known if "." in name and name == "%s.%s" % ref]
+    found = exact or [ref for ref in known if ref.node_id == find_node(prompt, name)]
+    if not found:
+        raise EditError("no_loader", "The node %s loads no file." % json.dumps(one_line(name, 60)), listed)
+    return found[:1]
+
+
 def draw_seeds(
     prompt: Prompt, random_inputs: Iterable[InputRef], draw: Callable[[], float], object_info: Mapping[str, Any] = {}
 ) -> Prompt:
     """A copy of ``prompt`` with new seeds between the bounds of their inputs, and not above 2**50,
     which every reader of JSON keeps exact; ``draw`` gives numbers in [0, 1)."""
+    seeds = {}
     for ref in random_inputs:
-        if ref.node_id in prompt:
-            node = prompt[ref.node_id]
-            spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-            options = as_dict(spec[1]) if len(spec) > 1 else {}
-            low = int(as_number(options.get("min")))
-            high = min(int(as_number(options.get("max"), 2.0**50)), max(low, 0) + 2**50)
-            seed = low + int(draw() * (high - low + 1))
-            prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: seed}}}
-    return prompt
+        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        options = as_dict(spec[1]) if len(spec) > 1 else {}
+        low = int(as_number(options.get("min")))
+        high = min(int(as_number(options.get("max"), 2.0**50)), max(low, 0) + 2**50)
+        seeds[ref] = low + int(draw() * (high - low + 1))
+    return with_values(prompt, seeds)
 
 
 def check_prompt(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
-    """What ``object_info`` says is wrong with a prompt: classes that are missing ({}), values."""
-    problems = []
-    for node_id in prompt:
-        class_type, title = class_of(prompt, node_id), node_title(prompt, node_id)
-        if object_info.get(class_type) == {}:
-            message = "the server does not have the class %s." % one_line(class_type, 80)
-            problems.append(Problem("missing_node_type", message, node_id, title, class_type, hints=(INSTALL_HINT,)))
-            continue
-        for name, value in as_dict(prompt[node_id].get("inputs")).items():
-            spec = input_spec(object_info, class_type, name)
-            if not spec or is_link(value):
-                continue
-            try:
-                check_value(spec, name, value)
-            except EditError as error:
-                problems.append(Problem(error.type, error.message, node_id, title, class_type, name, plain_json(value)))
+    """All that ``object_info`` says is wrong with a prompt, in the words for the server's own answers: classes
+    that are missing ({}), inputs, links, values. What cannot be told from it is left to the server."""
+    problems = _explain_prompt({"type": "missing_node_type"}, prompt, object_info)
+    problems = [problem for problem in problems if problem.node_id]
+    definitions = {node_id: as_dict(object_info.get(class_of(prompt, node_id))) for node_id in prompt}
+    ends = [node_id for node_id, definition in definitions.items() if not definition or definition.get("output_node")]
+    needed = upstream(prompt, ends or prompt)  # ComfyUI looks at nothing else
+    errors = {i: {"errors": list(_input_errors(prompt, i, object_info))} for i in prompt if i in needed}
+    problems += explain_answer({"node_errors": errors}, prompt, object_info)
+    if not ends:
+        problems += _explain_prompt({"type": "prompt_no_outputs", "message": "Prompt has no outputs"}, prompt, {})
     return problems
+
+
+def _input_errors(prompt: Mapping[str, Any], node_id: str, object_info: Mapping[str, Any]) -> Iterator[Dict[str, Any]]:
+    """What ComfyUI's validate_inputs() (execution.py) would say of one node."""
+    definition = as_dict(object_info.get(class_of(prompt, node_id)))
+    inputs = as_dict(prompt[node_id].get("inputs"))
+    for group in ("required", "optional"):
+        for name, declared in as_dict(as_dict(definition.get("input")).get(group)).items():
+            spec = as_list(declared)
+            kind, options = (spec or [""])[0], as_dict(spec[1]) if len(spec) > 1 else {}
+            extra: Dict[str, Any] = {"input_name": name, "input_config": spec}
+            if isinstance(kind, str) and kind.startswith("COMFY_"):
+                continue  # its names and types depend on its value
+            if name not in inputs:
+                if group == "required":
+                    yield {"type": "required_input_missing", "details": name, "extra_info": extra}
+                continue
+            value = inputs[name]
+            if is_link(value):
+                given = as_list(as_dict(object_info.get(class_of(prompt, str(value[0])))).get("output"))
+                received = given[value[1]] if 0 <= value[1] < len(given) else kind
+                if value[0] not in prompt or name in _links_beyond(inputs, prompt, object_info):
+                    yield {"type": "exception_during_inner_validation", "extra_info": extra}
+                elif not _types_fit(received, kind):
+                    more = {"received_type": received, "linked_node": value}
+                    yield {"type": "return_type_mismatch", "extra_info": {**extra, **more}}
+                continue
+            if isinstance(value, list):
+                yield {"type": "bad_linked_input", "details": name, "extra_info": {**extra, "received_value": value}}
+                continue
+            value = value["__value__"] if isinstance(value, dict) and "__value__" in value else value
+            extra["received_value"] = value
+            choices = combo_options(spec)
+            try:
+                value = {"INT": int, "FLOAT": float}.get(str(kind), lambda same: same)(value)
+            except (ValueError, TypeError, OverflowError) as error:
+                yield {"type": "invalid_input_type", "extra_info": {**extra, "exception_message": str(error)}}
+                continue
+            low, high = options.get("min"), options.get("max")
+            if kind in ("INT", "FLOAT") and isinstance(low, (int, float)) and value < low:
+                yield {"type": "value_smaller_than_min", "extra_info": extra}
+            elif kind in ("INT", "FLOAT") and isinstance(high, (int, float)) and value > high:
+                yield {"type": "value_bigger_than_max", "extra_info": extra}
+            elif choices is not None and not any(key.endswith("_upload") and on for key, on in options.items()):
+                wanted = value if isinstance(value, list) else [value]
+                listed = isinstance(kind, list) or ("options" in options and "remote" not in options)
+                if listed and any(item not in choices for item in wanted):
+                    yield {"type": "value_not_in_list", "extra_info": extra}
+
+
+def _types_fit(given: Any, wanted: Any) -> bool:
+    """Whether ComfyUI's validate_node_input() (comfy_execution/validation.py) may take one type for another."""
+    if not isinstance(given, str) or not isinstance(wanted, str) or "*" in (given, wanted):
+        return True
+    if given.startswith("COMFY_") or "COMBO" in (given, wanted):
+        return True
+    return not {name.strip() for name in given.split(",")}.isdisjoint(name.strip() for name in wanted.split(","))
 
 
 def form_fields(
@@ -1654,6 +3133,221 @@ def form_fields(
                 "important": important, "random": ref in drawn, "multiline": bool(options.get("multiline")),
             }))  # fmt: skip
     return [field for _, field in sorted(fields, key=lambda pair: pair[0])]
+
+
+#: The definitions of classes, as /object_info has them; None asks for every class.
+Define = Callable[[Optional[Iterable[str]]], Mapping[str, Any]]
+
+
+def make_prompt(document: Document, define: Define) -> Conversion:
+    """The prompt of a document, converted if it has none. Raises WorkflowError."""
+    if document.prompt is not None:
+        return Conversion(document.prompt)
+    made = convert_workflow(as_dict(document.workflow), define(None))
+    if not made.prompt:
+        raise WorkflowError("The workflow has no node that runs: all are muted, bypassed or notes.")
+    return made
+
+
+def edited_workflow(made: Conversion, workflow: Dict[str, Any], prompt: Mapping[str, Any]) -> Dict[str, Any]:
+    """A copy of a UI-format ``workflow`` with the values that ``prompt`` has and its conversion ``made`` had not.
+
+    A value that a subgraph promotes, or that stands for several nodes, stays as it is in the file.
+    """
+    import copy
+
+    memo: Dict[int, Any] = {}
+    edited: Dict[str, Any] = copy.deepcopy(workflow, memo)
+    for node_id, (raw, places) in made.places.items():
+        for name, value in as_dict(as_dict(prompt.get(node_id)).get("inputs")).items():
+            if name in places and value != made.prompt[node_id]["inputs"].get(name):
+                held = [(raw, places[name], name)]
+                primitive = made.primitives.get(node_id, {}).get(name)
+                held += [(primitive, 0, "value")] if primitive and id(primitive) in memo else []
+                for holder, place, known in held:
+                    node = memo[id(holder)]
+                    node["widgets_values"][place] = value
+                    if known in as_dict(node.get("widgets_values_named")):  # newer frontends may read either
+                        node["widgets_values_named"][known] = value
+    return edited
+
+
+class Loaded(NamedTuple):
+    """A workflow with the settings' values in it."""
+
+    prompt: Prompt
+    path: str
+    workflow: Optional[Dict[str, Any]] = None  # in UI format, to be sent along
+    made: Conversion = Conversion({})  # the conversion that it came from
+    warnings: Tuple[str, ...] = ()
+    drawn: Tuple[InputRef, ...] = ()  # seeds that are drawn for each run
+    seeds: Tuple[InputRef, ...] = ()  # all of them, where the settings want to change them
+    uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
+    object_info: Mapping[str, Any] = {}  # empty where nobody asked
+
+    def extra(self, prompt: Prompt) -> Dict[str, Any]:
+        """More fields of POST /prompt: ComfyUI writes the workflow into the pictures, so it must tell what ran."""
+        if not self.workflow or not (self.made.places or prompt == self.made.prompt):
+            return {}  # of a picture with both, and now with other values: ComfyUI embeds the prompt by itself
+        return {"extra_data": {"extra_pnginfo": {"workflow": edited_workflow(self.made, self.workflow, prompt)}}}
+
+
+# ==================================================================================================
+# BATCHES: many runs of one workflow: the rows, the manifest, names of folders and files
+# ==================================================================================================
+
+
+class Row(NamedTuple):
+    """One run of a batch. ``values`` by NODE.INPUT; ``error``: why the row cannot be read."""
+
+    number: int
+    values: Mapping[str, Any] = {}
+    error: str = ""
+
+
+def read_rows(lines: Iterable[str], json_lines: bool) -> Iterator[Row]:
+    """The rows of a CSV file with a header of NODE.INPUT, or of JSON Lines, numbered from 1; empty lines are no rows.
+
+    A row that cannot be read comes with its error. Raises UsageError for a header that cannot be used.
+    """
+    if json_lines:
+        number = 0
+        for line in lines:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield Row(number, error="it is not JSON (%s)" % one_line(error, 200))
+                continue
+            good = isinstance(values, dict)
+            yield Row(number, values) if good else Row(number, error="it is %s, not an object" % _kind_of(values))
+        return
+    import csv
+
+    csv.field_size_limit(1 << 26)
+    rest = iter(lines)
+    first = next(rest, "")
+    marks = [mark for mark in ("\t", ",", ";") if mark in first] or [","]
+    reader = csv.reader(itertools.chain([first], rest), delimiter=marks[0], strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error:
+        header = []
+    if not header or not all(header) or len(set(header)) < len(header):
+        raise UsageError("The batch's first line must name its columns, each NODE.INPUT and each once.")
+    number = 0
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            number += 1
+            yield Row(number, error="it is no CSV (%s)" % one_line(error, 200))
+            continue
+        if values is None:
+            return
+        if not values:
+            continue
+        number += 1
+        if len(values) > len(header):
+            yield Row(number, error="it has %d cells, the header %d" % (len(values), len(header)))
+        else:
+            yield Row(number, dict(zip(header, values)))
+
+
+def row_edits(prompt: Mapping[str, Any], row: Row, object_info: Mapping[str, Any]) -> List[InputEdit]:
+    """The edits that a row asks for. An empty cell is the empty text where a text belongs, and else leaves the
+    workflow's value. Raises EditError."""
+    edits = []
+    for name, value in row.values.items():
+        ref = find_input(prompt, name)
+        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        current = as_dict(prompt[ref.node_id].get("inputs")).get(ref.input)
+        if value != "" or (spec[0] == "STRING" if spec else isinstance(current, str)):
+            edits.append(input_edit(ref, value))
+    return edits
+
+
+def check_columns(prompt: Prompt, names: Iterable[str], object_info: Mapping[str, Any]) -> None:
+    """Raises EditError for a column that no row can set, which spoils all of them."""
+    for name in names:
+        ref = find_input(prompt, name)
+        known = as_dict(prompt[ref.node_id].get("inputs"))
+        if ref.input in known or not input_spec(object_info, class_of(prompt, ref.node_id), ref.input):
+            set_inputs(prompt, ref.node_id, {ref.input: None}, {})  # without a definition no value is looked at
+
+
+def row_key(values: Mapping[str, Any]) -> str:
+    """What tells a row from one that stood in its place when the batch began."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def rows_done(lines: Iterable[str]) -> Dict[int, str]:
+    """The rows that a manifest's ``lines`` tell as done, with their keys. A line that was cut off by a crash
+    tells nothing."""
+    done: Dict[int, str] = {}
+    for line in lines:
+        try:
+            entry = as_dict(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+        if entry.get("status") == "done" and isinstance(entry.get("row"), int):
+            done[entry["row"]] = str(entry.get("key"))
+    return done
+
+
+def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
+    """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``; what is put in is one part
+    of a path, at most 80 bytes. Raises UsageError for what is neither."""
+
+    def value(found: "re.Match[str]") -> str:
+        name = found.group(1)
+        text: Any = fields.get(name)
+        if text is None:
+            try:
+                ref = find_input(prompt, name)
+                text = prompt[ref.node_id]["inputs"][ref.input]
+            except (EditError, KeyError):
+                names = ", ".join("{%s}" % field for field in fields)
+                message = "%s is neither one of %s nor {NODE.INPUT}." % (one_line(found.group(0), 60), names)
+                raise UsageError(message) from None
+        return _cut(safe_path_parts("", flat(str(text)) or "_")[-1], 80).rstrip(". ") or "_"
+
+    return re.sub(r"\{([^{}]+)\}", value, pattern)
+
+
+class Tally(NamedTuple):
+    """How far a batch is. ``total`` is None where it is not known (rows from standard input)."""
+
+    total: Optional[int]
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0  # done before
+    seconds: float = 0.0
+
+    @property
+    def ended(self) -> int:
+        """Rows that need no more work."""
+        return self.done + self.failed + self.skipped
+
+    def in_words(self) -> str:
+        """``12 of 40 rows, 1 failed, 3.1 rows/min, 9:02 left``."""
+        words = (
+            "%d of %s" % (self.ended, plural(self.total, "row"))
+            if self.total is not None
+            else plural(self.ended, "row")
+        )
+        words += ", %d failed" % self.failed if self.failed else ""
+        worked = self.done + self.failed
+        if worked and self.seconds > 0:
+            pace = worked / self.seconds
+            words += ", %.1f rows/s" % pace if pace >= 1 else ", %.1f rows/min" % (60 * pace)
+            if self.total is not None and self.ended < self.total:
+                words += ", %s left" % duration((self.total - self.ended) / pace)
+        return words
 
 
 # ==================================================================================================
@@ -1835,6 +3529,19 @@ _TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
         *(("", "  " + line) for line in report["routes"]),
     ],
     "notice": lambda report: [("warn", report["message"])],
+    "input": lambda report: [],
+    "uploaded": lambda report: [("dim", report["message"])],
+    "checked": lambda report: [("bad" if report["problems"] else "ok", report["message"])],
+    "exported": lambda report: [("ok", "Written: %s" % report["path"])],
+    "row": lambda report: [
+        (
+            "ok" if report["status"] == "done" else "bad",
+            "Row %d: %s" % (report["row"], report["message"].partition("\n")[0]),
+        )
+    ],
+    "batch": lambda report: [
+        ("bad" if report["exit_status"] else "ok", line) for line in report["message"].split("\n")
+    ],
     "error": lambda report: [("bad", report["message"])] + ([("", report["remedy"])] if report["remedy"] else []),
     "end": _tell_end,
 }
@@ -1868,7 +3575,7 @@ def end_report(
     if wholly_cached(state):
         message = (
             "Nothing new was rendered: ComfyUI had every result in its cache (%s).\n"
-            "Change a seed or another value to render anew." % plural(count, "output")
+            "Change a value to render anew, or give --seed random." % plural(count, "output")
         )
     if exit_status is ExitStatus.PARTIAL:
         message += "\nIt ran in part only: the outputs that ComfyUI refused are missing (see above)."
@@ -1923,6 +3630,29 @@ def rate_in_words(progress: NodeProgress) -> str:
     return "%s, %s left" % (pace, duration(max(progress.max - progress.value, 0) * seconds / steps))
 
 
+def _meter_row(width: int, ascii_only: bool, label: str, fraction: float, style: str, text: str) -> List[Line]:
+    name = min(max(width // 4, 8), 26)
+    label = _fit([("", one_line(label, name))], name)[0][1]
+    full, empty = bar(fraction, max(min(width - name - 34, 40), 6), ascii_only)
+    padding = " " * (name - cells(label) + 1)
+    return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
+
+
+def batch_meter(
+    tally: Tally, runs: Iterable[Tuple[int, PromptState]], now: float, width: int, ascii_only: bool, note: str = ""
+) -> List[List[Line]]:
+    """meter() for a batch: all of it, and the rows that are on their way."""
+    fraction = tally.ended / tally.total if tally.total else 0.0
+    lines = [_meter_row(width, ascii_only, "Overall", fraction, "bold", tally.in_words())]
+    for number, state in runs:
+        done, total = nodes_done(state).values()
+        text = "%d/%d nodes  %s" % (done, total, duration(run_seconds(state, now)))
+        if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
+            text = "waiting"
+        lines.append(_meter_row(width, ascii_only, "Row %d" % number, done / total if total else 0.0, "ok", text))
+    return [_fit(line, width) for line in lines + ([[("warn", note)]] if note else [])]
+
+
 def meter(
     state: PromptState,
     prompt: Mapping[str, Any],
@@ -1936,15 +3666,7 @@ def meter(
 
     ``began`` is when we submitted; ``note`` is what is wrong at the moment, if anything.
     """
-    name = min(max(width // 4, 8), 26)
-    room = max(min(width - name - 34, 40), 6)
-
-    def row(label: str, fraction: float, style: str, text: str) -> List[Line]:
-        label = _fit([("", one_line(label, name))], name)[0][1]
-        full, empty = bar(fraction, room, ascii_only)
-        padding = " " * (name - cells(label) + 1)
-        return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
-
+    row = functools.partial(_meter_row, width, ascii_only)
     lines: List[List[Line]] = []
     if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
         waiting = "Submitting" if state.ahead is None else "Waiting, next in the queue"
@@ -2065,6 +3787,21 @@ def _is_latin_1(text: str) -> bool:
     return True
 
 
+def new_uuid() -> str:
+    """A random id in the form that ComfyUI demands of a prompt_id: lowercase, with hyphens."""
+    import uuid
+
+    return str(uuid.uuid4())
+
+
+def uploaded_value(answer: Mapping[str, Any]) -> str:
+    """How a loader names the file that ComfyUI's ``answer`` to an upload tells of. Raises ServerAnswer for none."""
+    name, folder, kind = (str(answer.get(key) or "") for key in ("name", "subfolder", "type"))
+    if not name:
+        raise ServerAnswer("ComfyUI took the upload, but names no file.", status=400)
+    return (folder + "/" if folder else "") + name + ("" if kind in ("input", "") else " [%s]" % kind)
+
+
 class Server:
     """ComfyUI's HTTP routes, one method each. Every call is one try and has a timeout.
 
@@ -2075,7 +3812,10 @@ class Server:
     def __init__(self, address: Address, limits: Limits = DEFAULT_LIMITS) -> None:
         self.address = address
         self.limits = limits
+        self._own: Set[str] = set()  # the cookies that the user gave
         self._session = self._new_session()
+        self.affinity: Dict[str, str] = {}  #: the cookies by which a load balancer keeps us on one server
+        self.gone = False  #: it sent us to another one
         self._has_jobs: Optional[bool] = None  # /api/jobs/{id}/cancel: found out by the first cancel
 
     def _new_session(self) -> "requests.Session":
@@ -2083,8 +3823,67 @@ class Server:
         session.trust_env = not self.address.local
         session.auth = _keep_request  # else a ~/.netrc entry would replace our Authorization
         session.headers["User-Agent"] = "comfyui-workflow-runner/" + __version__
-        session.headers.update(dict(self.address.headers))
+        for name, value in self.address.headers:
+            if name.lower() == "cookie":  # beside the cookies that the server gives, which may replace them
+                domain = _third_party("http.cookiejar").eff_request_host(self._handshake())[1]
+                for pair in value.split(";"):
+                    session.cookies.set(*map(str.strip, pair.partition("=")[::2]), domain=domain)
+                    self._own.add(pair.partition("=")[0].strip())
+            else:
+                session.headers[name] = value
         return session
+
+    # -- one jar of cookies for HTTP and WebSocket: load balancers and login proxies need it ------------
+
+    def fresh(self) -> "Server":
+        """The same address with an empty jar, for which a load balancer chooses a server anew."""
+        return Server(self.address, self.limits)
+
+    @property
+    def given(self) -> Dict[str, str]:
+        """The cookies that the server gave."""
+        jar: Any = self._session.cookies
+        return {cookie.name: str(cookie.value) for cookie in list(jar) if cookie.name not in self._own}
+
+    def _handshake(self) -> Any:
+        """The WebSocket's handshake as a jar of cookies wants to see it."""
+        headers = {name: value for name, value in self.address.headers if name.lower() == "host"}
+        request = _third_party("requests").Request("GET", self.address.url + "/ws", headers=headers)
+        return _third_party("requests.cookies").MockRequest(request)
+
+    def handshake_headers(self) -> List[Tuple[str, str]]:
+        """The headers of the WebSocket's handshake. Raises ServerGone."""
+        self._stay()
+        request = self._handshake()
+        self._session.cookies.add_cookie_header(request)
+        found = request.get_new_headers().get("Cookie")
+        headers = [pair for pair in self.address.headers if pair[0].lower() != "cookie"]
+        return headers + ([("Cookie", found)] if found else [])
+
+    def take_cookies(self, lines: Sequence[str]) -> None:
+        """Keeps the cookies of the WebSocket's handshake. Raises ServerGone."""
+        import email.message
+
+        message = email.message.Message()
+        for line in lines:
+            message["Set-Cookie"] = line
+        answer = _third_party("requests.cookies").MockResponse(message)
+        self._session.cookies.extract_cookies(answer, self._handshake())
+        self._stay()
+
+    def find_affinity(self) -> None:
+        """Tells which of the cookies that the server gave stay, and which change with every answer, by one more
+        request."""
+        before = self.given
+        self.queue()
+        self.affinity = {name: value for name, value in self.given.items() if before.get(name) == value}
+
+    def _stay(self) -> None:
+        if self.affinity and not self.gone:
+            now = self.given
+            self.gone = any(now.get(name) != value for name, value in self.affinity.items())
+        if self.gone:
+            raise ServerGone("The load balancer at %s sends us to another server: ours is gone." % self.address.url)
 
     def open(
         self,
@@ -2100,6 +3899,7 @@ class Server:
         ``body`` is sent as JSON, but a file as it is.
         """
         library = _third_party("requests")
+        self._stay()
         data = body if body is None or hasattr(body, "read") else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", **headers} if data is not None else dict(headers)
         try:
@@ -2109,6 +3909,11 @@ class Server:
             )  # fmt: skip
         except (library.RequestException, OSError, ValueError) as error:
             raise self._unreachable(error) from error
+        try:
+            self._stay()
+        except ServerGone:
+            response.close()
+            raise
         head = response.headers
         if not head.get("Content-Length", "").isdigit() and not (
             "Transfer-Encoding" in head or head.get("Connection", "").lower() == "close"
@@ -2234,6 +4039,43 @@ class Server:
             return {}  # as parts of a path they would name something else
         info = self.call("GET", "/object_info/" + urllib.parse.quote(class_type, safe="", errors="replace"))
         return as_dict(as_dict(info).get(class_type))
+
+    def all_object_info(self) -> Dict[str, Any]:
+        """GET /object_info: every class's definition (megabytes)."""
+        return as_dict(self.call("GET", "/object_info", self.limits.post))
+
+    def has_input(self, value: str) -> bool:
+        """Whether a loader's ``value`` ("cat.png", "folder/cat.png", "cat.png [output]") names a file that is there."""
+        found = re.match(r"^(?:(.*)/)?([^/]+?)(?: \[(input|output|temp)\])?$", value)
+        if not found:
+            return False
+        output = Output("", "", "", found.group(2), found.group(1) or "", found.group(3) or "input")
+        try:
+            self.open("GET", view_path(output)).close()
+        except ServerAnswer:
+            return False
+        return True
+
+    def upload_file(self, path: str) -> str:
+        """Uploads a file of this machine; the value by which a loader names it. Raises UsageError if it has none."""
+        import shutil
+        import tempfile
+
+        name = re.sub(r'["\r\n\\]', "_", os.path.basename(path)) or "upload"
+        head = '--%s\r\nContent-Disposition: form-data; name="image"; filename="%s"\r\n\r\n'
+        cut = new_uuid()
+        with tempfile.TemporaryFile() as form:
+            try:
+                with open(path, "rb") as file:
+                    form.write((head % (cut, name)).encode(errors="replace"))
+                    shutil.copyfileobj(file, form, 1 << 20)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UsageError("%s cannot be uploaded: %s." % (path, reason)) from None
+            form.write(("\r\n--%s--\r\n" % cut).encode())
+            form.seek(0)
+            answer = self.upload(form, "multipart/form-data; boundary=" + cut)
+        return uploaded_value(answer)
 
     def features(self) -> Dict[str, Any]:
         """GET /features; {} where the server has none (before 0.3.45)."""
@@ -2376,7 +4218,7 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
     try:
         connecting = client.connect(
             server.address.websocket + "/ws?clientId=" + urllib.parse.quote(client_id),
-            additional_headers=list(server.address.headers),
+            additional_headers=server.handshake_headers(),
             compression=None,  # previews are compressed already, and the rest is small
             max_size=MAX_MESSAGE,
             open_timeout=wait,
@@ -2389,6 +4231,7 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
         connecting.process_redirect = _keep_request  # a redirect would carry our headers elsewhere
         socket = await connecting
         try:
+            server.take_cookies(socket.response.headers.get_all("Set-Cookie"))
             await socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             deadline = time.monotonic() + wait
             while (
@@ -2396,6 +4239,8 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
                 != "status"
             ):
                 pass
+            if server.given and not server.affinity:
+                await bounded(server.find_affinity, seconds=server.limits.read)
         except BaseException:
             socket.transport.abort()  # close() waits for the server, and leaks when it is cancelled meanwhile
             raise
@@ -2440,13 +4285,6 @@ def prompt_ids_of_client(queue: Mapping[str, Any], history: Mapping[str, Any], c
     ]
 
 
-def new_uuid() -> str:
-    """A random id in the form that ComfyUI demands of a prompt_id: lowercase, with hyphens."""
-    import uuid
-
-    return str(uuid.uuid4())
-
-
 class Run:
     """One prompt that a Session submits and follows. Made by Session.new_run()."""
 
@@ -2463,6 +4301,7 @@ class Run:
         self.posting = False  #: a POST was begun and is not answered yet
         self.repeated = False  #: it was posted twice
         self.cancelling = False
+        self.attached = False  #: somebody else submitted it: its messages go elsewhere
         self.heard = self.checked = now
         self.checks = 0
         self.silence_told = self.progress_told = 0.0
@@ -2471,6 +4310,10 @@ class Run:
     def prompt_id(self) -> str:
         """The server's name for it (a server before 0.3.45 gives its own)."""
         return self.state.prompt_id
+
+
+#: Why a run is lost whose affinity cookie changed.
+GONE = "its server is gone: the load balancer sends us to another"
 
 
 class Session:
@@ -2503,27 +4346,30 @@ class Session:
 
     # -- beginning and end ---------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Opens the WebSocket and reads its first status. Raises ServerUnreachable if refused.
+    async def open(self, patience: float = 0.0) -> None:
+        """Opens the WebSocket and reads its first status; tries for ``patience`` seconds, and three times at least.
 
-        Where a WebSocket cannot be had (a proxy without them), runs are followed without it.
+        Raises ServerUnreachable if refused. Where a WebSocket cannot be had (a proxy without them), runs are
+        followed without it.
         """
         import asyncio
 
         problem: RunnerError = ServerUnreachable("no try")
-        for attempt in range(3):
+        began = time.monotonic()
+        for attempt in itertools.count():
             try:
                 self._connected(await connect_websocket(self.server, self.client_id))
                 break
             except (ServerUnreachable, ServerAnswer) as error:
                 problem = error
-                if isinstance(error, ServerUnreachable) and error.refused:
-                    raise ServerUnreachable(
-                        "%s does not answer any more." % self.server.address.url, refused=True
-                    ) from None
-                if isinstance(error, ServerAnswer):
+                late = time.monotonic() - began >= patience
+                if isinstance(error, ServerUnreachable) and error.refused and late:
+                    message = "%s does not answer any more." % self.server.address.url
+                    raise ServerUnreachable(message, refused=True) from None
+                busy = isinstance(error, ServerUnreachable) or error.status in (502, 503, 504)
+                if not busy or (late and attempt > 1):
                     break
-                await asyncio.sleep(0.2 * 2**attempt)
+                await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
         if self._socket is None:
             self._lost = True
             self._tell(None, {"event": "connection", "state": "unavailable", "reason": problem.message})
@@ -2557,6 +4403,28 @@ class Session:
             run.state = run.state._replace(gaps=1)
         run.extra = extra
         self._runs[run.prompt_id] = run
+        return run
+
+    async def attach(self, prompt_id: str) -> Run:
+        """The run of a prompt that is in the queue or the history, submitted by whomever. Raises PromptUnknown."""
+        wait = self.limits.read + self.limits.connect
+        queue = await self._queue()
+        entry = await bounded(self.server.history_entry, prompt_id, seconds=wait)
+        items = [as_list(as_dict(entry).get("prompt")), *as_list(queue.get("queue_running"))]
+        items += as_list(queue.get("queue_pending"))
+        prompt = next((item[2] for item in items if len(as_list(item)) > 2 and item[1] == prompt_id), None)
+        if not isinstance(prompt, dict):
+            raise PromptUnknown(
+                "ComfyUI knows no prompt %s." % one_line(prompt_id, 60),
+                "It is neither in its queue nor in its history, which a restart empties.",
+            )
+        run = self.new_run({i: node for i, node in prompt.items() if isinstance(node, dict)}, prompt_id)
+        run.attached = True
+        run.state = run.state._replace(gaps=1)
+        place = place_in_queue(queue, prompt_id)
+        self._change(run, run.state._replace(phase=Phase.QUEUED))
+        self._change(run, reconcile(run.state, place, entry, run.prompt, time.monotonic(), self.limits.settle))
+        self._wake.set()
         return run
 
     def forget(self, run: Run) -> None:
@@ -2594,7 +4462,7 @@ class Session:
             if task.done():
                 task.result()  # it never ends but by a fault of ours, which must not pass in silence
         if answer is None and not run.cancelling:
-            await self._explain_lost_answer(run)
+            await self._explain_goneanswer(run)
         if run.repeated:
             await self._delete_copies(run)
 
@@ -2620,6 +4488,9 @@ class Session:
                 return answer
             except (ServerUnreachable, ServerAnswer) as error:
                 run.posting = False
+                if isinstance(error, ServerGone):
+                    self._server_gone()
+                    return None
                 if isinstance(error, ServerAnswer) and error.status not in (500, 502, 503, 504):
                     raise
                 refused = isinstance(error, ServerUnreachable) and error.refused
@@ -2739,7 +4610,7 @@ class Session:
                     tries -= 1  # when they are used up, less is told
         return definitions
 
-    async def _explain_lost_answer(self, run: Run) -> None:
+    async def _explain_goneanswer(self, run: Run) -> None:
         """The answer to the POST told what was dropped, and is lost: tell it from what ran."""
         targets = run.state.targets
         if targets and run.state.phase is Phase.SUCCESS:
@@ -2786,7 +4657,8 @@ class Session:
         elif event.type == "status":
             self._queue_moved = True
             self._wake.set()
-        elif event.type != "unknown":  # it does not say whose it is: one prompt runs at a time
+        elif event.type in _REDUCERS or event.type in ("preview", "progress_text"):
+            # it does not say whose it is: one prompt runs at a time (what custom nodes tell everybody is no news of it)
             for run in self._runs.values():
                 if run.state.phase is Phase.RUNNING:
                     self._hear(run, event)
@@ -2810,11 +4682,16 @@ class Session:
     def _connected(self, socket: Any) -> None:
         self._socket = socket
         self._answered = time.monotonic()
-        if self._connected_once:
+        if self._connected_once or self._runs:  # messages to these runs may have been sent before
             self._deaf_since = self._answered
         self._connected_once = True
         self._regain()
         self._wake.set()
+
+    def _server_gone(self) -> None:
+        """All that is on a server that a load balancer took from us is lost."""
+        for run in list(self._runs.values()):
+            self._change(run, lost(run.state, GONE, time.monotonic()))
 
     def _lose(self, note: str, reason: str) -> None:
         self.note = note
@@ -2853,12 +4730,15 @@ class Session:
             attempt += 1
             try:
                 self._connected(await connect_websocket(self.server, self.client_id))
-            except (ServerUnreachable, ServerAnswer):
+            except (ServerUnreachable, ServerAnswer) as error:
+                if isinstance(error, ServerGone):
+                    self._server_gone()
                 continue
 
     def _seconds_to_check(self, run: Run, now: float) -> float:
-        connected, deaf = self._socket is not None, self._deaf_since is not None
-        view = NextCheck(now, run.heard, run.checked, run.checks, connected, deaf, self._queue_moved, run.repeated)
+        connected, deaf = self._socket is not None, self._deaf_since is not None or run.attached
+        again = run.repeated or run.attached
+        view = NextCheck(now, run.heard, run.checked, run.checks, connected, deaf, self._queue_moved, again)
         return seconds_to_check(run.state, view, self.limits)
 
     async def _watch(self) -> None:
@@ -2906,6 +4786,9 @@ class Session:
 
     def _unanswered(self, run: Run, error: RunnerError) -> None:
         now = time.monotonic()
+        if isinstance(error, ServerGone):
+            self._server_gone()
+            return
         self._failing = True
         self._lose("the server does not answer, trying again", error.message.rstrip("."))
         if now - self._answered > self.limits.give_up:
@@ -2920,7 +4803,7 @@ class Session:
             except RunnerError:
                 pass  # the next look finds it again
         quiet = now - run.heard
-        if place.running and quiet >= max(self.limits.silence, 2 * run.silence_told):
+        if place.running and not run.attached and quiet >= max(self.limits.silence, 2 * run.silence_told):
             run.silence_told = quiet
             says = "the server's queue says that it is running."
             self._tell(run, {"event": "silence", "seconds": round(quiet, 1), "server_says": says})
@@ -2963,6 +4846,8 @@ class Session:
                         self._change(run, run.state._replace(phase=Phase.DELETED, ended_at=now))
                     elif run.state.phase is Phase.SUBMITTING and now - absent_since >= self.limits.absent:
                         self._change(run, run.state._replace(phase=Phase.REJECTED, ended_at=now))
+            except ServerGone:
+                self._server_gone()
             except (ServerUnreachable, ServerAnswer, asyncio.TimeoutError):
                 pass
             try:
@@ -2979,6 +4864,13 @@ class Session:
             self.server.interrupt(prompt_id)
         elif place_in_queue(self.server.queue(), prompt_id).running:  # it interrupts whatever runs
             self.server.interrupt(None)
+
+
+def is_lost(server: Server, error: RunnerError) -> bool:
+    """Whether a run that failed with ``error`` is lost with its server, behind a load balancer that has others."""
+    if isinstance(error, ServerAnswer):
+        return bool(server.affinity) and error.status in (502, 503, 504)  # the balancer's own
+    return isinstance(error, ServerUnreachable) and (bool(server.affinity) or isinstance(error, ServerGone))
 
 
 def problem_report(problem: Problem) -> Report:
@@ -3047,8 +4939,10 @@ def write_file(folder: str, parts: Sequence[str], overwrite: bool, chunks: Itera
         raise
 
 
-def download(server: Server, output: Output, folder: str, overwrite: bool, stopped: Callable[[], bool]) -> Saved:
-    """Streams an output's file to ``folder``; a connection that breaks is tried again for
+def download(
+    server: Server, output: Output, folder: str, overwrite: bool, stopped: Callable[[], bool], parts: Sequence[str]
+) -> Saved:
+    """Streams an output's file to ``parts`` below ``folder``; a connection that breaks is tried again for
     ``limits.give_up`` seconds. Raises SaveError; ``stopped()`` is asked between chunks."""
     requests = _third_party("requests")
     url = server.url_of(output)
@@ -3069,12 +4963,11 @@ def download(server: Server, output: Output, folder: str, overwrite: bool, stopp
         try:
             response = server.open("GET", view_path(output))  # before a file is made: it may be left in here
             try:
-                parts = safe_path_parts(output.subfolder, output.filename)
                 return write_file(folder, parts, overwrite, chunks(response))
             finally:
                 response.close()
         except (ServerUnreachable, requests.RequestException) as error:
-            if stopped() or time.monotonic() - began > server.limits.give_up:
+            if stopped() or server.gone or time.monotonic() - began > server.limits.give_up:
                 raise SaveError(
                     "%s could not be fetched (%s)" % (output.filename, error), "It is at %s" % url
                 ) from None
@@ -3092,17 +4985,10 @@ def download(server: Server, output: Output, folder: str, overwrite: bool, stopp
             raise SaveError(reason, "Choose another folder with -o; the file is at %s" % url) from None
 
 
-def save_output(server: Server, output: Output, folder: str, overwrite: bool, stopped: Callable[[], bool]) -> Saved:
-    """Saves one output, a file or a text, below ``folder``. Raises SaveError."""
-    if output.text is None:
-        return download(server, output, folder, overwrite, stopped)
-    return save_bytes(output.text.encode(errors="replace"), output.title + ".txt", folder, overwrite)
-
-
 def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
     """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
     try:
-        return write_file(folder, safe_path_parts("", name.replace("/", "_").replace("\\", "_")), overwrite, [data])
+        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
     except OSError as error:
         raise SaveError(
             "%s could not be saved in %s: %s." % (name, folder, error.strerror or error),
@@ -3110,18 +4996,56 @@ def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
         ) from None
 
 
+def fingerprint(server: Server, output: Output, path: Optional[str]) -> Dict[str, Any]:
+    """SHA-256 and size of an output: of its file at ``path``, else of what the server has."""
+    import hashlib
+
+    digest, count = hashlib.sha256(), 0
+    if output.text is not None and path is None:
+        data = output.text.encode(errors="replace")
+        return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    source: Any = open(path, "rb") if path else server.open("GET", view_path(output))  # noqa: SIM115
+    with contextlib.closing(source):
+        for chunk in iter(lambda: source.read(1 << 16), b"") if path else source.iter_content(1 << 16):
+            digest.update(chunk)
+            count += len(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": count}
+
+
 def save_jobs(
-    server: Server, run: Run, outputs: Sequence[Output], folder: str, overwrite: bool, stopped: Callable[[], bool]
-) -> List[Tuple[str, Callable[[], Saved]]]:
-    """What to call for each thing that ``run`` made, with its title; each call raises SaveError."""
-    jobs: List[Tuple[str, Callable[[], Saved]]] = []
+    server: Server,
+    run: Run,
+    outputs: Sequence[Output],
+    folder: str,
+    overwrite: bool,
+    stopped: Callable[[], bool],
+    rename: Callable[[str], str] = lambda name: name,
+) -> List[Tuple[Output, Callable[[], Saved]]]:
+    """What to call for each thing that ``run`` made; each call raises SaveError. ``rename`` gives a file
+    another name than ComfyUI's."""
+    jobs: List[Tuple[Output, Callable[[], Saved]]] = []
     for output in outputs:
-        jobs.append((output.title, functools.partial(save_output, server, output, folder, overwrite, stopped)))
+        if output.text is None:
+            name = rename(output.filename)
+            parts = safe_path_parts(output.subfolder if name == output.filename else "", name)
+            save = functools.partial(download, server, output, folder, overwrite, stopped, parts)
+        else:
+            data = output.text.encode(errors="replace")
+            save = functools.partial(save_bytes, data, rename(flat(output.title) + ".txt"), folder, overwrite)
+        jobs.append((output, save))
+    for received, preview in zip(received_outputs(run, rename), run.received):
+        jobs.append((received, functools.partial(save_bytes, preview.image, received.filename, folder, overwrite)))
+    return jobs
+
+
+def received_outputs(run: Run, rename: Callable[[str], str]) -> List[Output]:
+    """The pictures that came over the WebSocket alone, with the names that they are saved under."""
+    outputs = []
     for number, preview in enumerate(run.received, 1):
         title = node_title(run.prompt, preview.node_id or "")
-        name = "%s_%05d.%s" % (title, number, preview.mime.rpartition("/")[2])
-        jobs.append((title, functools.partial(save_bytes, preview.image, name, folder, overwrite)))
-    return jobs
+        name = rename("%s_%05d.%s" % (flat(title), number, preview.mime.rpartition("/")[2]))
+        outputs.append(Output(preview.node_id or "", title, "image", name, type=""))
+    return outputs
 
 
 # ==================================================================================================
@@ -3184,8 +5108,8 @@ class Printer:
         """Prints a question; the cursor stays behind it."""
         self.write(self.out, text)
 
-    def begin(self, run: Run, session: Session) -> None:
-        """A run begins: printers that draw keep it to draw from."""
+    def begin(self, rows: Callable[[int, bool], List[List[Line]]]) -> None:
+        """Something begins that ``rows(width, ascii_only)`` draws, for printers that draw."""
 
     def draw(self) -> None:
         """Draws the moving part anew, where there is one."""
@@ -3205,8 +5129,10 @@ class QuietPrinter(Printer):
             self.lines([("", report["url"])])
         elif event == "output" and not report["will_be_saved"]:
             self.lines([("", report["url"] if report["text"] is None else report["text"])])
+        elif event == "end" and report.get("row"):
+            pass  # "row" tells the same
         elif event in ("error", "problem", "failure", "not_saved", "notice") or (
-            event == "end" and report["exit_status"]
+            event in ("end", "row", "batch", "checked") and report["exit_status"]
         ):
             self.lines(describe(report), error=True)
 
@@ -3258,8 +5184,7 @@ class LivePrinter(Printer):
         self._live: Any = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
         )
-        self._run: Optional[Run] = None
-        self._session: Optional[Session] = None
+        self._rows: Optional[Callable[[int, bool], List[List[Line]]]] = None
 
     def lines(self, lines: Sequence[Line], error: bool = False) -> None:
         for style, text in lines:
@@ -3272,20 +5197,17 @@ class LivePrinter(Printer):
     def report(self, report: Report) -> None:
         if report["event"] == "end":
             self.close()
-        if report["event"] != "progress" or self._run is None:
+        if report["event"] != "progress" or self._rows is None:
             super().report(report)
 
-    def begin(self, run: Run, session: Session) -> None:
-        self._run, self._session = run, session
+    def begin(self, rows: Callable[[int, bool], List[List[Line]]]) -> None:
+        self._rows = rows
         self._live.start()
 
     def draw(self) -> None:
-        run, session = self._run, self._session
-        if run is None or session is None or not self._live.is_started:
+        if self._rows is None or not self._live.is_started:
             return
-        rows = meter(
-            run.state, run.prompt, time.monotonic(), run.began, self._console.width - 1, self._ascii, session.note
-        )
+        rows = self._rows(self._console.width - 1, self._ascii)
         text = self._text(no_wrap=True, overflow="crop", end="")
         for number, row in enumerate(rows):
             text.append("\n" if number else "")
@@ -3297,7 +5219,7 @@ class LivePrinter(Printer):
             pass
 
     def close(self) -> None:
-        self._run = None
+        self._rows = None
         try:
             self._live.stop()
         except (OSError, ValueError):
@@ -3510,8 +5432,8 @@ ROUTES: Tuple[Route, ...] = (
           answer="Status"),
     Route("GET", "/workflow", "get_workflow", "The held workflow and what can be set in it.", (200,),
           curl="{}/workflow", answer="Workflow"),
-    Route("PUT", "/workflow", "put_workflow", "Replaces the held workflow after checking it.", (200, 400),
-          "Prompt", curl="-T workflow_api.json {}/workflow", answer="Held"),
+    Route("PUT", "/workflow", "put_workflow", "Replaces the held workflow after checking it.", (200, 400, 503),
+          "Document", curl="-T workflow_api.json {}/workflow", answer="Held"),
     Route("POST", "/workflow/reset", "reset_workflow", "Takes the workflow from its file again.", (200, 400),
           curl="-X POST {}/workflow/reset", answer="Held"),
     Route("POST", "/update/prompt", "update_prompt", "Sets a text, by node, title, or positive and negative.",
@@ -3538,7 +5460,8 @@ ROUTES: Tuple[Route, ...] = (
     Route("GET", "/preview", "get_preview", "The newest preview picture.", (200, 404), "", ("prompt_id",),
           "-o preview.jpg {}/preview", "image/*"),
     Route("GET", "/view", "get_view", "A file that ComfyUI made.", (200, 206, 304, 400, 404, 416, 503), "",
-          ("filename", "subfolder", "type", "download"), "-OJ '{}/view?filename=ComfyUI_00001_.png'", "*/*"),
+          ("filename", "subfolder", "type", "download", "prompt_id"),
+          "-OJ '{}/view?filename=ComfyUI_00001_.png'", "*/*"),
     Route("POST", "/login", "login", "Takes the token once, for the page.", (204, 400, 403), "Login"),
     Route("GET", "/openapi.json", "get_openapi", "This table as OpenAPI 3.1.", (200,), curl="{}/openapi.json",
           answer="OpenAPI"),
@@ -3597,6 +5520,7 @@ SCHEMAS: Mapping[str, Any] = {
     "Error": _object({"error": _object({"type": _TEXT, "message": _TEXT}, details={})}),
     "Prompt": {"type": "object", "minProperties": 1,
                "additionalProperties": _object({"class_type": _TEXT, "inputs": _OPEN}, _meta={})},
+    "Document": {"type": "object", "minProperties": 1},  # a Prompt, or a workflow in UI format
     "UpdatePrompt": {**_object({"text": _TEXT}, node_id=_TEXT, title=_TEXT, type={"enum": ["positive", "negative"]}),
                      "anyOf": [{"required": [name]} for name in ("node_id", "title", "type")]},
     "UpdateInputs": {**_object({"inputs": _OPEN}, node_id=_TEXT, title=_TEXT),
@@ -3622,7 +5546,7 @@ SCHEMAS: Mapping[str, Any] = {
             "kind": {"enum": ["text", "upload", "seed", "int", "float", "toggle", "choice"]},
             "role": {"enum": ["", "positive", "negative"]}, "media": {"enum": ["", "image", "video", "audio", "file"]},
             "important": _BOOLEAN, "random": _BOOLEAN, "multiline": _BOOLEAN}))}),
-    "Held": _object({"nodes": _COUNT, "revision": _COUNT}, checked=_BOOLEAN),
+    "Held": _object({"nodes": _COUNT, "revision": _COUNT}, checked=_BOOLEAN, warnings=_list(_TEXT)),
     "Edited": _object({"node_id": _TEXT, "changed": _OPEN, "checked": _BOOLEAN, "revision": _COUNT}),
     "Uploaded": _object({"name": _TEXT, "subfolder": _TEXT, "type": _TEXT, "nodes": _list(_TEXT), "revision": _COUNT},
                         message=_TEXT, prompt_id=_TEXT, ahead=_or_null(_COUNT)),
@@ -3679,10 +5603,11 @@ def openapi() -> Dict[str, Any]:
         if parameters:
             operation["parameters"] = parameters
         if row.body:
-            media = "multipart/form-data" if row.body == "Upload" else "application/json"
-            schema = {media: {"schema": {"$ref": "#/components/schemas/" + row.body}}}
+            kinds = {"Upload": ["multipart/form-data"], "Document": ["application/json", "image/png", "image/webp"]}
+            schema = {"schema": {"$ref": "#/components/schemas/" + row.body}}
+            content = {kind: {} if "image/" in kind else schema for kind in kinds.get(row.body, ["application/json"])}
             required = row.body not in ("Empty", "PostPrompt", "Interrupt")
-            operation["requestBody"] = {"content": schema, "required": required}
+            operation["requestBody"] = {"content": content, "required": required}
         paths.setdefault(row.path, {})[row.method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -3732,10 +5657,10 @@ def parse_fields(body: bytes, required: Mapping[str, type], optional: Mapping[st
 class Record:
     """A run as the service tells it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, session: Session) -> None:
         import threading
 
-        self.run = run
+        self.run, self.session = run, session
         self.created = time.time()
         self.problems: List[Problem] = []
         self.failure: Optional[Report] = None
@@ -3748,6 +5673,7 @@ class Record:
         """The run as GET /runs/{prompt_id} answers it."""
         run, state = self.run, self.run.state
         named = {i: describe_nodes(run.prompt, [i])[0] for i in [*state.running, *state.finished]}
+        mark = "&prompt_id=" + urllib.parse.quote(run.prompt_id) if self.session.server.affinity else ""
         return {
             "prompt_id": run.prompt_id, "phase": state.phase.value, "over": self.over.is_set(), "ahead": state.ahead,
             **nodes_done(state), "message": self.message, "wholly_cached": wholly_cached(state),
@@ -3755,7 +5681,7 @@ class Record:
             "running": [{**named[i], "value": p.value, "max": p.max} for i, p in state.running.items()],
             "nodes": [{**named[i], "seconds": round(took, 3)} for i, took in state.finished.items()],
             "outputs": [
-                {**output._asdict(), "url": view_path(output)[1:] if output.text is None else None}
+                {**output._asdict(), "url": view_path(output)[1:] + mark if output.text is None else None}
                 for output in collect_outputs(state.outputs, run.prompt)
             ],
             "problems": [{**problem._asdict(), "hints": list(problem.hints)} for problem in self.problems],
@@ -3783,6 +5709,12 @@ class Stream:
             self.dropped = True
 
 
+def upload_form(file: Any, content_type: str, server: Server) -> str:
+    """Uploads the multipart body in ``file``; the value by which a loader names what was in it."""
+    file.seek(0)
+    return uploaded_value(server.upload(file, content_type))
+
+
 def sse(event: str, data: Any) -> bytes:
     """A Server-Sent Event."""
     return ("event: %s\ndata: %s\n\n" % (event, strict_json(data))).encode()
@@ -3791,7 +5723,7 @@ def sse(event: str, data: Any) -> bytes:
 class ServiceOptions(NamedTuple):
     """What the service is told."""
 
-    reload: Callable[[], Prompt]  # reads the workflow's file again
+    reload: Callable[[], Loaded]  # reads the workflow's file again
     guard: Guard = Guard()
     auto_execute: bool = False
     max_queue: int = 16
@@ -3810,8 +5742,7 @@ class Service:
     def __init__(
         self,
         servers: Sequence[Server],
-        prompt: Prompt,
-        path: str,
+        loaded: Loaded,
         options: "ServiceOptions",
         say: Callable[[Optional[str], Report], None],
     ) -> None:
@@ -3821,11 +5752,17 @@ class Service:
         self.server = servers[0]
         self._servers = servers  # where ComfyUI may be; the first one that answers is kept
         self.options = options
-        self._path = path
+        self._path = loaded.path
         self._say = say
-        self._lock = threading.RLock()
-        self._prompt, self._from_file, self._revision = prompt, prompt, 1
-        self._random: Set[InputRef] = set()
+        self._lock, self._uploading = threading.RLock(), threading.Lock()
+        self._prompt, self._from_file, self._revision = loaded.prompt, loaded.prompt, 1
+        self._loaded = loaded  # what was held before all edits
+        self._random: Set[InputRef] = set(loaded.drawn)
+        #: behind a load balancer: what inputs were set to by an upload, and how to upload it to another server
+        self._files: Dict[InputRef, Tuple[Any, Callable[[Server], str]]] = {
+            ref: (loaded.prompt[ref.node_id]["inputs"].get(ref.input), functools.partial(Server.upload_file, path=path))
+            for ref, path in loaded.uploads
+        }
         self._object_info: Dict[str, Any] = {}
         self._records: Dict[str, Record] = {}
         self._dirty: Set[str] = set()
@@ -3865,6 +5802,10 @@ class Service:
                 if not was:
                     self._features = as_dict(await bounded(server.features, seconds=server.limits.read))
             except (ServerUnreachable, ServerAnswer) as error:
+                if isinstance(error, ServerGone):  # the load balancer has others
+                    self._servers = (server.fresh(),)
+                    self.server = self.session.server = self._servers[0]
+                    continue
                 self._failures += 1
                 refused = isinstance(error, ServerUnreachable) and error.refused
                 if self._connected and (refused or self._failures > 1):  # once is an accident
@@ -3923,14 +5864,23 @@ class Service:
         """Submits a run and follows it; comes back when ComfyUI has it. Raises what submit() raises."""
         import asyncio
 
-        run = self.session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
+        session = self.session
+        if session.server.affinity:  # a load balancer chooses a server for each run, by its connection
+            session = Session(self.server.fresh(), session.version, self.tell)
+            try:
+                await session.open()
+                prompt = with_values(prompt, await in_thread(self._upload_again, prompt, session.server))
+            except BaseException:
+                await session.close()
+                raise
+        run = session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
         run.patience = 5.0
-        record = Record(run)
+        record = Record(run, session)
         given = run.prompt_id
         with self._lock:
             waiting = self._waiting()
             if waiting >= self.options.max_queue:
-                self.session.forget(run)
+                await self._leave(record)
                 message = "%s of ours wait already (--max-queue)." % plural(waiting, "run")
                 raise HttpError(429, "queue_full", message, Retry_After="10")
             self._records[given] = record
@@ -3938,16 +5888,16 @@ class Service:
             for old in ended[: max(len(self._records) - RUNS_KEPT, 0)]:
                 del self._records[old]
         try:
-            answer = await self.session.submit(run)
+            answer = await session.submit(run)
             if run.prompt_id != given:  # an older server gives its own
                 with self._lock:
                     self._records[run.prompt_id] = self._records.pop(given)
-            await self.session.look(run)
+            await session.look(run)
         except BaseException as error:
             if isinstance(error, PromptRejected):
-                record.problems = await self.session.explain(error.answer, prompt)
+                record.problems = error.problems = await session.explain(error.answer, prompt)
             record.message = error.message if isinstance(error, RunnerError) else type(error).__name__
-            self._ended(record)
+            await self._ended(record)
             raise
         task = asyncio.ensure_future(self._finish(record, answer))
         self._tasks.add(task)  # else it may be collected in the middle
@@ -3957,16 +5907,16 @@ class Service:
     async def _finish(self, record: Record, answer: Optional[Dict[str, Any]]) -> None:
         import asyncio
 
-        run, stopped = record.run, None
+        run, session, stopped = record.run, record.session, None
         try:
             if answer is not None:
-                record.problems = await self.session.explain(answer, run.prompt)
+                record.problems = await session.explain(answer, run.prompt)
             try:
-                await asyncio.wait_for(self.session.finish(run, answer), self.options.timeout)
+                await asyncio.wait_for(session.finish(run, answer), self.options.timeout)
             except asyncio.TimeoutError:
                 stopped = "the timeout"
-                await self.session.cancel(run)
-                await self.session.finish(run, answer)
+                await session.cancel(run)
+                await session.finish(run, answer)
         except Exception as error:  # a fault of ours must not leave a run that never ends
             self._notice("The runner failed: %s: %s" % (type(error).__name__, error))
             run.state = lost(run.state, "the runner failed (%s)" % type(error).__name__, time.monotonic())
@@ -3982,35 +5932,40 @@ class Service:
         if record.failure:
             self.tell(run, {**record.failure, "event": "failure", "traceback": traceback_lines(state.failure)})
         if self.options.output is not None:
-            await self._save(run, self.options.output)
+            await self._save(run, session.server, self.options.output)
         self.tell(run, end)
-        self._ended(record)
+        await self._ended(record)
 
-    async def _save(self, run: Run, folder: str) -> None:
+    async def _save(self, run: Run, server: Server, folder: str) -> None:
         outputs = collect_outputs(run.state.outputs, run.prompt)
-        for title, save in save_jobs(self.server, run, outputs, folder, self.options.overwrite, lambda: self._closing):
+        for output, save in save_jobs(server, run, outputs, folder, self.options.overwrite, lambda: self._closing):
             try:
                 saved = await in_thread(save)
             except SaveError as error:
                 self.tell(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
             else:
-                self.tell(run, {"event": "saved", "title": title, "path": saved.path, "bytes": saved.bytes})
+                self.tell(run, {"event": "saved", "title": output.title, "path": saved.path, "bytes": saved.bytes})
 
-    def _ended(self, record: Record) -> None:
+    async def _ended(self, record: Record) -> None:
         record.run.received.clear()  # 200 runs are kept: their pictures would fill the memory
         record.over.set()
-        self.session.forget(record.run)
         self._dirty.add(record.run.prompt_id)
+        await self._leave(record)
+
+    async def _leave(self, record: Record) -> None:
+        record.session.forget(record.run)
+        if record.session is not self.session:
+            await record.session.close()
 
     async def stop(self) -> None:
         """Cancels our runs, tells the streams, closes the session."""
         import asyncio
 
         self._closing = True
-        runs = [record.run for record in self._records.values() if not record.over.is_set()]
-        if runs:
-            self._notice("Stopping: cancelling %s of ours." % plural(len(runs), "run"))
-        await asyncio.gather(*(self.session.cancel(run) for run in runs))
+        records = [record for record in self._records.values() if not record.over.is_set()]
+        if records:
+            self._notice("Stopping: cancelling %s of ours." % plural(len(records), "run"))
+        await asyncio.gather(*(record.session.cancel(record.run) for record in records))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
         self._tell_changes()
@@ -4044,6 +5999,12 @@ class Service:
                     break
                 if info is not None:
                     self._object_info[class_type] = info
+        return self._object_info
+
+    def _learn_all(self, classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+        """object_info of every class; where ComfyUI is away nothing can be converted."""
+        self._ready()
+        self._object_info = self.server.all_object_info()
         return self._object_info
 
     def _hold(self, prompt: Prompt, random_inputs: Set[InputRef]) -> int:
@@ -4091,22 +6052,22 @@ class Service:
         record, answer = self._in_loop(self.launch(prompt, extra), limits.post + limits.give_up + 10.0)
         return record, answer
 
-    def _held(self) -> Prompt:
-        """The held workflow for a run. Seeds that are drawn are kept in it, for who likes the picture."""
+    def _held(self) -> Tuple[Prompt, Dict[str, Any]]:
+        """The held workflow for a run, and what goes along with it. Seeds that are drawn are kept in it, for
+        who likes the picture."""
         import random
 
         with self._lock:
             if self._random:
                 self._hold(draw_seeds(self._prompt, self._random, random.random, self._object_info), self._random)
-            return self._prompt
+            return self._prompt, self._loaded.extra(self._prompt)
 
     def _run_held(self) -> Response:
-        prompt = self._held()
+        prompt, extra = self._held()
         try:
-            record, _ = self._start(prompt, {})
+            record, _ = self._start(prompt, extra)
         except PromptRejected as error:
-            record_ = next((r for r in reversed(list(self._records.values())) if r.run.prompt is prompt), None)
-            problems = [{**p._asdict(), "hints": list(p.hints)} for p in record_.problems] if record_ else []
+            problems = [{**p._asdict(), "hints": list(p.hints)} for p in error.problems]
             raise HttpError(
                 400, "prompt_rejected", error.message, {"problems": problems, "answer": error.answer}
             ) from None
@@ -4166,7 +6127,9 @@ class Service:
 
     def put_workflow(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """Another workflow."""
-        prompt = parse_prompt(body(JSON_LIMIT), "The body")
+        document = parse_document(body(JSON_LIMIT), "The body")
+        made = make_prompt(document, self._learn_all)
+        prompt = made.prompt
         info = self._learn(prompt)
         problems = check_prompt(prompt, info)
         if problems:
@@ -4176,13 +6139,19 @@ class Service:
             listed = [{**problem._asdict(), "hints": list(problem.hints)} for problem in problems]
             raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", {"problems": listed})
         checked = all(class_of(prompt, node_id) in info for node_id in prompt)
-        return json_response(200, {"nodes": len(prompt), "revision": self._hold(prompt, set()), "checked": checked})
+        with self._lock:
+            self._loaded = Loaded(prompt, self._path, document.workflow, made)
+            revision = self._hold(prompt, set())
+        told = {"nodes": len(prompt), "revision": revision, "checked": checked, "warnings": list(made.warnings)}
+        return json_response(200, told)
 
     def reset_workflow(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """The workflow from its file, as it is there now."""
-        prompt = self.options.reload()
-        self._from_file = prompt
-        return json_response(200, {"nodes": len(prompt), "revision": self._hold(prompt, set())})
+        loaded = self.options.reload()
+        with self._lock:
+            self._from_file, self._loaded = loaded.prompt, loaded
+            revision = self._hold(loaded.prompt, set(loaded.drawn))
+        return json_response(200, {"nodes": len(loaded.prompt), "revision": revision})
 
     def update_prompt(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """A text."""
@@ -4212,35 +6181,37 @@ class Service:
     def upload_image(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """A file for a loader: spooled first, so that a client that goes away leaves nothing behind."""
         import tempfile
+        import weakref
 
         self._ready()
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise HttpError(400, "not_multipart", "Send the file as multipart/form-data: curl -F image=@cat.png")
         refs = self._loaders(request.query.get("node_id"))
-        with tempfile.TemporaryFile() as file:
+        content_type = request.headers["content-type"]
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile())
             limit = int(as_number(self._features.get("max_upload_size"), 100 << 20))
             body(limit, file)  # type: ignore[call-arg]
             file.seek(0)
             try:
-                answer = self.server.upload(file, request.headers["content-type"])
+                answer = self.server.upload(file, content_type)
+                if self.server.affinity:
+                    stack.pop_all()  # the file is kept for the servers of the runs to come
             except ServerAnswer as error:
                 if error.status not in (400, 403, 413, 500):  # 500: a form that ComfyUI cannot read
                     raise
                 status = 413 if error.status == 413 else 400
                 message = "ComfyUI does not take this upload (HTTP %d)." % error.status
                 raise HttpError(status, "not_uploaded", message) from None
+        value = uploaded_value(answer)
         name, folder, kind = (str(answer.get(key) or "") for key in ("name", "subfolder", "type"))
-        if not name:
-            raise HttpError(400, "not_uploaded", "ComfyUI took the upload, but names no file.")
-        value = (folder + "/" if folder else "") + name + ("" if kind in ("input", "") else " [%s]" % kind)
         self._learn(self._prompt, [ref.node_id for ref in refs])  # its list has grown
         with self._lock:
-            prompt = self._prompt
-            for ref in refs:
-                if ref.node_id in prompt:
-                    node = prompt[ref.node_id]
-                    prompt = {**prompt, ref.node_id: {**node, "inputs": {**node["inputs"], ref.input: value}}}
-            revision = self._hold(prompt, self._random)
+            if self.server.affinity:
+                again = functools.partial(upload_form, file, content_type)
+                weakref.finalize(again, file.close)
+                self._files.update(dict.fromkeys(refs, (value, again)))
+            revision = self._hold(with_values(self._prompt, dict.fromkeys(refs, value)), self._random)
         told = {
             "name": name,
             "subfolder": folder,
@@ -4253,25 +6224,16 @@ class Service:
             return json_response(202, {**told, **started})
         return json_response(200, told)
 
+    def _upload_again(self, prompt: Prompt, server: Server) -> Dict[InputRef, str]:
+        """What ``server`` calls the files that were uploaded for ``prompt``, after it has them too."""
+        with self._lock:
+            files = list(self._files.items())
+        inputs = {ref: as_dict(as_dict(prompt.get(ref.node_id)).get("inputs")).get(ref.input) for ref, _ in files}
+        with self._uploading:  # a file is read by one at a time; the loop must not wait for that
+            return {ref: upload(server) for ref, (value, upload) in files if inputs[ref] == value}
+
     def _loaders(self, name: Optional[str]) -> List[InputRef]:
-        loaders = list(upload_inputs(self._prompt, self._learn(self._prompt)))
-        listed = describe_nodes(self._prompt, [ref.node_id for ref in loaders])
-        if not loaders:
-            raise EditError("no_loader", "The workflow has no node that loads a file.")
-        if name == "all":
-            return loaders
-        if name is None and len(loaders) == 1:
-            return loaders
-        if name is None:
-            raise EditError(
-                "ambiguous_node",
-                "Several nodes load a file: name one with ?node_id=, or all of them with ?node_id=all.",
-                listed,
-            )
-        found = [ref for ref in loaders if ref.node_id == find_node(self._prompt, name)]
-        if not found:
-            raise EditError("no_loader", "The node %s loads no file." % json.dumps(one_line(name, 60)), listed)
-        return found[:1]
+        return find_loaders(self._prompt, upload_inputs(self._prompt, self._learn(self._prompt)), name)
 
     def start_run(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """A run of the held workflow."""
@@ -4284,8 +6246,10 @@ class Service:
     def post_prompt(self, request: Request, body: Callable[[int], bytes]) -> Response:
         """ComfyUI's POST /prompt, followed like any run."""
         fields = parse_fields(body(JSON_LIMIT), {}, {"prompt": dict, "prompt_id": str, "extra_data": dict})
-        prompt = fields["prompt"] if "prompt" in fields else self._held()
-        extra = {name: value for name, value in fields.items() if name not in ("prompt", "client_id")}
+        prompt, along = (fields["prompt"], {}) if "prompt" in fields else self._held()
+        extra = {**along, **{name: value for name, value in fields.items() if name not in ("prompt", "client_id")}}
+        if along and "extra_data" in fields:
+            extra["extra_data"] = {**along["extra_data"], **fields["extra_data"]}
         if not isinstance(fields.get("number", 0), (int, float)) or not isinstance(
             fields.get("partial_execution_targets", []), list
         ):  # ComfyUI answers these with a 500
@@ -4314,7 +6278,7 @@ class Service:
                 "No run of ours %s." % ("has that prompt_id" if wanted else "waits or runs"),
             )
         record = found[0]
-        self._in_loop(self.session.cancel(record.run), self.server.limits.cancel + 10.0)
+        self._in_loop(record.session.cancel(record.run), self.server.limits.cancel + 10.0)
         over = record.run.state.phase.over
         if over:
             record.over.wait(5.0)
@@ -4396,8 +6360,10 @@ class Service:
         if not re.match(r"^(?!/)(?!.*\.\.)[^\0]+$", query.get("filename", "")) or "\0" in query.get("subfolder", ""):
             raise HttpError(400, "wrong_filename", "filename must name a file.")
         path = "/view?" + urllib.parse.urlencode(query, errors="replace")
+        record = self._records.get(request.query.get("prompt_id", ""))
+        server = record.session.server if record else self.server
         try:
-            response = self.server.open("GET", path, accept=(200, 206, 304), headers=sent)
+            response = server.open("GET", path, accept=(200, 206, 304), headers=sent)
         except ServerAnswer as error:
             if error.status in (400, 403, 404, 416):
                 status = 400 if error.status == 403 else error.status
@@ -4733,6 +6699,21 @@ class Settings(NamedTuple):
     timeout: Optional[float] = None
     printer: str = "human"
     verbose: bool = False
+    sets: Tuple[str, ...] = ()  # NODE.INPUT=VALUE
+    images: Tuple[str, ...] = ()  # [NODE=]FILE
+    seed: str = "keep"  # or "random", or a number
+    task: str = "run"  # or "inputs", "check", "export", "attach", "batch"
+    object_info: Optional[str] = None  # a file, in place of the server's
+    export_api: str = ""
+    attach: str = ""
+    save_run: Optional[str] = None
+    repeat: int = 1
+    batch: Optional[str] = None
+    in_flight: int = 2
+    manifest: str = ""
+    resume: bool = False
+    retries: int = 0  # of a run that its server lost
+    name: str = ""  # the pattern of the names of saved files
     host: str = "127.0.0.1"  # continuous mode: where it listens
     port: int = 8189
     max_queue: int = 16
@@ -4801,12 +6782,33 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             raise UsageError("The timeout must be a number of seconds above 0.", "Example: --timeout 600")
     if flags.demo and flags.server:
         raise UsageError("--demo brings its own server, so --server cannot be given with it.", "Leave one of them out.")
-    numbers = {"port": 8189, "max-queue": 16}
+    numbers = {"port": 8189, "max-queue": 16, "in-flight": 2, "repeat": 1, "retries": 0}
     given = {"port": weigh(flags.port, "COMFYUI_RUNNER_PORT", None), "max-queue": flags.max_queue}
+    given.update({"in-flight": flags.in_flight, "repeat": flags.repeat, "retries": flags.retries})
     for name, text in given.items():
         if text is not None and not (re.match(r"^\d{1,5}$", str(text)) and int(text) < 65536):
             raise UsageError("--%s must be a number below 65536." % name)
         numbers[name] = int(text) if text is not None else numbers[name]
+    if not numbers["in-flight"] or not numbers["repeat"]:
+        raise UsageError("--in-flight and --repeat must be at least 1.")
+    seed = (flags.seed or ("random" if flags.repeat else "keep")).lower()
+    if not re.match(r"^(keep|random|\d{1,20})$", seed):
+        raise UsageError("--seed takes a number, random or keep.")
+    many = bool(flags.batch or flags.repeat or flags.resume)
+    wished = {"inputs": flags.inputs, "check": flags.check, "export": flags.export_api, "attach": flags.attach,
+              "batch": many}  # fmt: skip
+    tasks = [task for task, flag in wished.items() if flag]
+    for option in ("attach", "export_api", "object_info", "save_run"):
+        if getattr(flags, option) == "":  # a variable of a script that is not set: it must not run something else
+            raise UsageError("--%s is empty." % option.replace("_", "-"))
+    if len(tasks) > 1 or (tasks and flags.mode == "continuous"):
+        raise UsageError("--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other.")
+    if flags.save_run and (tasks not in ([], ["attach"]) or mode == "continuous"):
+        raise UsageError("--save-run is for a single run; a batch has its manifest.")
+    if flags.attach and (flags.set or flags.image or flags.seed):
+        raise UsageError("--attach follows a prompt that is submitted already: nothing can be set in it.")
+    if flags.object_info and not (flags.inputs or flags.check or flags.export_api):
+        raise UsageError("--object-info is for --inputs, --check and --export-api: a run asks its server.")
     host = flags.host or "127.0.0.1"
     token = weigh(flags.token, "COMFYUI_RUNNER_TOKEN", None)
     guard = make_guard(host, token, flags.no_token, flags.allow_host or (), flags.allow_origin or ())
@@ -4814,19 +6816,33 @@ def make_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     url = weigh(flags.server, "COMFYUI_URL", None)
     servers = tuple(parse_address(text, headers) for text in (DEFAULT_SERVERS if url is None else [url]))
     named = weigh(flags.workflow, "COMFYUI_WORKFLOW", None)
+    if named == "-" == flags.batch:
+        raise UsageError("Standard input is either the workflow or the rows.", "Put one of them into a file.")
     return Settings(
         workflow=str(named or curr_workflow), workflow_named=bool(named), mode=mode, auto_execute=bool(auto_execute),
         servers=servers, demo=flags.demo, yes=flags.yes, output=weigh(flags.output, "COMFYUI_OUTPUT", None),
         overwrite=flags.overwrite, timeout=timeout,
-        printer="json" if flags.json else "quiet" if flags.quiet else "human", verbose=flags.verbose,
+        printer="quiet" if flags.quiet or flags.export_api == "-" else "json" if flags.json else "human",
+        verbose=flags.verbose,
+        sets=tuple(flags.set or ()), images=tuple(flags.image or ()), seed=seed, task=tasks[0] if tasks else "run",
+        object_info=flags.object_info, export_api=flags.export_api or "", attach=flags.attach or "",
+        save_run=flags.save_run, repeat=numbers["repeat"], batch=flags.batch, in_flight=numbers["in-flight"],
+        manifest=flags.manifest or "", resume=flags.resume, retries=numbers["retries"], name=flags.name or "",
         host=host, port=numbers["port"], max_queue=numbers["max-queue"], guard=guard,
     )  # fmt: skip
 
 
-def load_workflow(settings: Settings) -> Tuple[Prompt, str]:
-    """The prompt that the settings name, and the path that it was read from. Raises WorkflowError."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), settings.workflow)
+def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
+    """What the settings' workflow file holds, and the path that it was read from. Raises WorkflowError."""
     path = settings.workflow
+    if path == "-":
+        data = stdin.buffer.read() if hasattr(stdin, "buffer") else stdin.read().encode()
+        return parse_document(data, "Standard input"), "-"
+    if re.match(r"(?i)https?://", path):
+        raise WorkflowError(
+            "%s is a URL, and workflows are not fetched." % path, "Download it first: curl -OL URL, then name the file."
+        )
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
     if not os.path.exists(path) and not settings.workflow_named and os.path.exists(beside):
         path = beside
     try:
@@ -4835,17 +6851,110 @@ def load_workflow(settings: Settings) -> Tuple[Prompt, str]:
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
         try:
-            there = sorted(name for name in os.listdir(folder) if name.lower().endswith(".json"))
+            there = sorted(name for name in os.listdir(folder) if name.lower().endswith((".json", ".png", ".webp")))
         except OSError:
             there = []
         listed = ", ".join(there[:20]) + (", %d more" % (len(there) - 20) if len(there) > 20 else "")
-        remedy = (
-            "JSON files there: %s." % listed if there else "There are no JSON files in %s." % os.path.abspath(folder)
-        )
+        remedy = "Files there: %s." % listed if there else "There are no workflows in %s." % os.path.abspath(folder)
         raise WorkflowError("There is no workflow %s." % path, remedy) from None
     except (OSError, ValueError) as error:
         raise WorkflowError("%s cannot be read: %s." % (path, getattr(error, "strerror", None) or error)) from None
-    return parse_prompt(data, path), path
+    return parse_document(data, path), path
+
+
+def prepare(document: Document, path: str, settings: Settings, define: Define) -> Loaded:
+    """The prompt of ``document``, converted if need be, with --set, --image and --seed in it. Raises RunnerError."""
+    made = make_prompt(document, define)
+    prompt = made.prompt
+    loaded = Loaded(prompt, path, document.workflow, made, made.warnings)
+    if not (settings.sets or settings.images or settings.seed != "keep" or settings.task not in ("run", "export")):
+        return loaded
+    info = define(class_of(prompt, node_id) for node_id in prompt)
+    edits, uploads = resolve_edits([parse_set(prompt, text) for text in settings.sets], prompt, info)
+    for text in settings.images:
+        name, equals, file = text.partition("=")
+        loaders = upload_inputs(prompt, info)
+        try:
+            [ref, *_] = find_loaders(prompt, loaders, name if equals else None)
+        except EditError as error:
+            if not equals or error.type != "no_such_node" or not os.path.exists(text):
+                raise
+            [ref, *_], file = find_loaders(prompt, loaders, None), text  # a name that contains a "="
+        uploads.append((ref, file if equals else text))
+    for _, file in uploads:
+        if not os.path.isfile(file):
+            raise UsageError("There is no file %s to upload." % file, "Check its path.")
+    prompt, drawn = apply_edits(prompt, edits, info)
+    named = {edit.ref for edit in edits}  # what --set says counts more than --seed
+    seeds = [ref for ref in seed_inputs(prompt, info) if ref not in named] if settings.seed != "keep" else []
+    if settings.seed == "random":
+        drawn += [ref for ref in seeds if ref not in drawn]
+    elif settings.seed != "keep":
+        prompt = with_values(prompt, dict.fromkeys(seeds, int(settings.seed)))
+        for problem in check_prompt(prompt, info):
+            if InputRef(problem.node_id, problem.input) in seeds:
+                raise UsageError("--seed: " + problem.message, " ".join(problem.hints))
+    if settings.seed != "keep" and not seeds:
+        loaded = loaded._replace(warnings=(*loaded.warnings, "The workflow has no seed to change."))
+    return loaded._replace(
+        prompt=prompt, drawn=tuple(drawn), seeds=tuple(seeds), uploads=tuple(uploads), object_info=info
+    )
+
+
+def resolve_edits(
+    edits: Iterable[InputEdit], prompt: Mapping[str, Any], object_info: Mapping[str, Any]
+) -> Tuple[List[InputEdit], List[Tuple[InputRef, str]]]:
+    """``edits`` with the texts of their files read, and the files that are to be uploaded. Raises UsageError."""
+    loaders = upload_inputs(prompt, object_info)
+    resolved, uploads = [], []
+    for edit in edits:
+        if edit.file and edit.ref in loaders:
+            uploads.append((edit.ref, edit.file))
+        elif edit.file:
+            try:
+                with open(edit.file, encoding="utf-8-sig") as file:
+                    resolved.append(edit._replace(value=file.read(), file=""))
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+                raise UsageError("@%s cannot be read: %s." % (edit.file, reason), "@@ stands for a plain @.") from None
+        else:
+            resolved.append(edit)
+    return resolved, uploads
+
+
+def read_object_info(path: str) -> Dict[str, Any]:
+    """A saved answer of GET /object_info, plain or gzipped. Raises UsageError."""
+    import gzip
+    import zlib
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        info = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is not JSON"
+        raise UsageError("--object-info %s cannot be read: %s." % (path, reason)) from None
+    if not isinstance(info, dict):
+        raise UsageError("--object-info %s is no answer of ComfyUI's /object_info." % path)
+    return info
+
+
+def inputs_table(rows: Sequence[Mapping[str, Any]]) -> List[Line]:
+    """describe_inputs() for people: what to write after --set, the node, type, value and range."""
+    lines: List[Line] = []
+    for row in rows:
+        allowed = ""
+        if row["options"] is not None:
+            allowed = "one of %d: %s" % (len(row["options"]), ", ".join(one_line(o, 30) for o in row["options"][:4]))
+            allowed += ", …" if len(row["options"]) > 4 else ""
+        elif row["min"] is not None or row["max"] is not None:
+            ends = [("any" if end is None else "%s" % end) for end in (row["min"], row["max"])]
+            allowed = "%s to %s" % tuple(ends)
+        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
+        name = one_line("%s.%s" % (row["node_id"], row["input"]), 40)
+        title = one_line(row["title"], 28)
+        lines.append(("", ("%-28s %-28s %-8s %s" % (name, title, row["type"], value)).ljust(90) + "  " + allowed))
+    return [(style, line.rstrip()) for style, line in lines]
 
 
 class Interrupts:
@@ -4917,6 +7026,24 @@ class Interrupts:
             pass  # the loop is closed: the program is at its end
 
 
+def _server_words(stats: Mapping[str, Any]) -> Dict[str, str]:
+    devices = as_list(stats.get("devices"))
+    device = one_line(as_dict(devices[0]).get("name"), 80) if devices else ""
+    return {"version": one_line(as_dict(stats.get("system")).get("comfyui_version") or "", 40), "device": device}
+
+
+def _write_text(path: str, text: str) -> None:
+    """Writes a file whole or not at all. Raises SaveError."""
+    try:
+        write_file(os.path.dirname(path) or ".", [os.path.basename(path)], True, [text.encode(errors="replace")])
+    except OSError as error:
+        raise SaveError("%s cannot be written: %s." % (path, error.strerror or error)) from None
+
+
+#: How many connections --attach opens behind a load balancer before it says that no server has the prompt.
+ATTACH_TRIES = 32
+
+
 class Program:
     """One call of the runner: what its steps share."""
 
@@ -4925,9 +7052,15 @@ class Program:
         self.printer = printer
         self.interrupts = interrupts
         self.stdin = stdin
+        self.out = printer.out
         self.prompt_id = new_uuid()
         self._simulator: Any = None
         self._stop: Optional["asyncio.Event"] = None
+        self._server: Optional[Server] = None
+        self._stats: Dict[str, Any] = {}
+        self._paths: Dict[Output, str] = {}  # where outputs were saved
+        self._end: Report = {}  # how the run ended, as it was told
+        self._job: Optional["BatchJob"] = None
 
     def tell(self, run: Optional[Run], report: Report) -> None:
         """Hands a report to the printer."""
@@ -4942,9 +7075,15 @@ class Program:
         self._stop = asyncio.Event()
         self.interrupts.bind(asyncio.get_running_loop(), self._stop)
         try:
-            if self.settings.mode == "continuous":
+            task = self.settings.task
+            if task == "attach":
+                return await self._attach()
+            if task == "run" and self.settings.mode == "continuous":
                 return await self._continuous()
-            return await self._single_shot()
+            loaded = await self._load()
+            if task in ("inputs", "check", "export"):
+                return await {"inputs": self._inputs, "check": self._check, "export": self._export}[task](loaded)
+            return await self._run(loaded)
         finally:
             self.printer.close()
             if self._simulator is not None:
@@ -4956,10 +7095,23 @@ class Program:
 
         settings = self.settings
         assert self._stop is not None
-        prompt, path = load_workflow(settings)
-        self.tell(None, {"event": "workflow", "file": path, **summarize(prompt)._asdict()})
         try:
-            servers = [(await self._or_stop(self._find_server()))[0]]
+            loaded = await self._or_stop(self._load_when_there())
+            uploaded = await self._upload(loaded, await self._connect()) if loaded.uploads else {}
+            loaded = loaded._replace(prompt=with_values(loaded.prompt, uploaded))
+        except Stopped:
+            return ExitStatus.OK
+        self.tell(None, {"event": "workflow", "file": loaded.path, **summarize(loaded.prompt)._asdict()})
+
+        def reload() -> Loaded:
+            if settings.workflow == "-":
+                return loaded
+            self._server = service.server  # the one that answers, which may have come later
+            again = prepare(*load_document(settings, self.stdin), settings, self._define(None))
+            return again._replace(prompt=with_values(again.prompt, uploaded))
+
+        try:
+            servers = [await self._connect()]
         except (ServerUnreachable, ServerAnswer) as error:
             if settings.demo:
                 raise
@@ -4969,10 +7121,10 @@ class Program:
         except Stopped:
             return ExitStatus.OK
         options = ServiceOptions(
-            lambda: load_workflow(settings)[0], settings.guard, settings.auto_execute, settings.max_queue,
+            reload, settings.guard, settings.auto_execute, settings.max_queue,
             settings.output, settings.overwrite, settings.timeout,
         )  # fmt: skip
-        service = Service(servers, prompt, path, options, self._tell_of_run)
+        service = Service(servers, loaded, options, self._tell_of_run)
         service.page = self._page()
         try:
             listener = make_http_server(service, settings.host, settings.port)
@@ -5007,6 +7159,20 @@ class Program:
             await end_tasks([following, stop])
         return ExitStatus.OK
 
+    async def _load_when_there(self) -> Loaded:
+        """_load(); where it needs a ComfyUI that is not there yet, it waits for it."""
+        import asyncio
+
+        while True:
+            try:
+                return await self._load()
+            except ServerUnreachable as error:
+                if self.settings.demo:
+                    raise
+                message = "%s The workflow needs it to be read: waiting for it." % error.message
+                self.tell(None, {"event": "notice", "message": message})
+                await asyncio.sleep(5.0)
+
     def _tell_of_run(self, prompt_id: Optional[str], report: Report) -> None:
         """Hands a report of the service to the printer; lines for people begin with the run's id."""
         self.printer.prefix = "[%s] " % prompt_id[:8] if prompt_id else ""
@@ -5022,23 +7188,344 @@ class Program:
         except OSError:
             return b""
 
-    async def _single_shot(self) -> ExitStatus:
+    async def _load(self) -> Loaded:
+        """The workflow with the settings' values. The server is asked only where it must be: to convert, and
+        to know what may be set."""
         settings = self.settings
-        prompt, path = load_workflow(settings)
-        self.tell(None, {"event": "workflow", "file": path, **summarize(prompt)._asdict()})
+        document, path = load_document(settings, self.stdin)
+        needs = document.prompt is None or settings.sets or settings.images or settings.seed != "keep"
+        known = read_object_info(settings.object_info) if settings.object_info else None
+        if (needs or settings.task not in ("run", "export")) and known is None:
+            await self._connect()
+        if settings.images and known is not None:
+            raise UsageError("--image uploads to a server, so --object-info cannot stand for it.")
+        loaded = await self._or_stop(in_thread(prepare, document, path, settings, self._define(known)))
+        for warning in loaded.warnings:
+            self.tell(None, {"event": "notice", "message": warning})
+        return loaded
+
+    def _define(self, known: Optional[Dict[str, Any]]) -> Define:
+        """Looks definitions up: in ``known``, or else on the server, each class once."""
+
+        def define(classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+            nonlocal known
+            if classes is None and known is None:
+                assert self._server is not None
+                known = self._server.all_object_info()
+            if known is not None:
+                return known if classes is None else {name: as_dict(known.get(name)) for name in classes}
+            assert self._server is not None
+            return {name: self._server.object_info(name) for name in sorted(set(classes or ()))}
+
+        return define
+
+    async def _connect(self) -> Server:
+        """The server, looked for once."""
+        if self._server is None:
+            found, self._stats = await self._or_stop(self._find_server())
+            self._server = found
+        return self._server
+
+    async def _inputs(self, loaded: Loaded) -> ExitStatus:
+        """--inputs."""
+        rows = describe_inputs(loaded.prompt, loaded.object_info)
+        for row in rows:
+            self.tell(None, {"event": "input", **row})
+        if self.settings.printer != "json":
+            self.printer.lines(inputs_table(rows))
+        return ExitStatus.OK
+
+    async def _check(self, loaded: Loaded) -> ExitStatus:
+        """--check: all that is wrong, as far as it can be known without running."""
+        prompt, info = loaded.prompt, loaded.object_info
+        problems = check_prompt(prompt, info)
+        if self._server is not None:
+            coming = {ref for ref, _ in loaded.uploads}
+            for ref in upload_inputs(prompt, info):
+                value = prompt[ref.node_id]["inputs"].get(ref.input)
+                listed = combo_options(input_spec(info, class_of(prompt, ref.node_id), ref.input)) or []
+                if ref in coming or not isinstance(value, str) or value in listed:
+                    continue
+                if not await bounded(self._server.has_input, value, seconds=self._server.limits.read):
+                    details = "%s - Invalid file: %s" % (ref.input, value)
+                    error = {"type": "custom_validation_failed", "details": details,
+                             "extra_info": {"input_name": ref.input, "received_value": value}}  # fmt: skip
+                    problems += explain_answer({"node_errors": {ref.node_id: {"errors": [error]}}}, prompt, info)
+        problems = self._offer_uploads(problems)
+        for problem in problems:
+            self.tell(None, problem_report(problem))
+        status = ExitStatus.REJECTED if problems else ExitStatus.OK
+        message = "%s found; nothing was run." % plural(len(problems), "problem")
+        message = message if problems else "Nothing wrong was found in %s." % plural(len(prompt), "node")
+        self.tell(None, {"event": "checked", "problems": len(problems), "message": message, "exit_status": int(status)})
+        return status
+
+    def _offer_uploads(self, problems: Iterable[Problem]) -> List[Problem]:
+        """``problems``, with what to type where a file that the server lacks is on this machine."""
+        offered = []
+        for problem in problems:
+            value = problem.value
+            if problem.type in ("custom_validation_failed", "value_not_in_list") and isinstance(value, str):
+                beside = os.path.join(os.path.dirname(self.settings.workflow), value)
+                found = next((path for path in (value, beside) if os.path.isfile(path)), None)
+                if found and not value.lower().endswith(_MODEL_ENDINGS):
+                    hint = 'It is on this machine: --image "%s=%s" uploads it.' % (problem.node_id, found)
+                    problem = problem._replace(hints=(hint,))
+            offered.append(problem)
+        return offered
+
+    async def _export(self, loaded: Loaded) -> ExitStatus:
+        """--export-api FILE."""
+        server = await self._connect() if loaded.uploads else None
+        prompt = await self._ready_prompt(loaded, await self._upload(loaded, server) if server else {})
+        path = self.settings.export_api
+        text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
+        if path == "-":
+            self.printer.write(self.out, text)
+            return ExitStatus.OK
+        _write_text(path, text)
+        self.tell(None, {"event": "exported", "path": path, "nodes": len(prompt)})
+        return ExitStatus.OK
+
+    async def _upload(self, loaded: Loaded, server: Server) -> Dict[InputRef, str]:
+        """Uploads what the settings name; what the loaders call it."""
+        values = {}
+        for ref, path in loaded.uploads:
+            values[ref] = await self._or_stop(in_thread(server.upload_file, path))
+            message = "Uploaded %s as %s." % (path, values[ref])
+            self.tell(None, {"event": "uploaded", "path": path, "value": values[ref], "message": message,
+                             **describe_nodes(loaded.prompt, [ref.node_id])[0], "input": ref.input})  # fmt: skip
+        return values
+
+    async def _ready_prompt(self, loaded: Loaded, uploaded: Mapping[InputRef, str]) -> Prompt:
+        """The prompt of the next run: with the uploaded files and new seeds."""
+        import random
+
+        prompt = with_values(loaded.prompt, uploaded)
+        return draw_seeds(prompt, loaded.drawn, random.random, loaded.object_info)
+
+    async def _run(self, loaded: Loaded) -> ExitStatus:
+        """One run, or with --batch and --repeat many."""
+        settings = self.settings
+        self.tell(None, {"event": "workflow", "file": loaded.path, **summarize(loaded.prompt)._asdict()})
         if not settings.yes and not self.stdin.isatty():
             raise NotConfirmed(
                 "There is no terminal to ask in, so nothing was run.", "Add --yes to run without being asked."
             )
-        server, stats = await self._or_stop(self._find_server())
+        self.place(loaded.prompt, 1, settings.output or "")  # a pattern that names nothing spoils all rows
+        server = await self._connect()
+        if settings.task == "batch":
+            return await self._batch(loaded, server)
         if not settings.yes:
-            self._confirm()
-        session = Session(server, parse_version(stats), self.tell)
+            self._confirm("Run it? [y/N] ")
+        for left in range(settings.retries, -1, -1):
+            jar = server.fresh()
+            try:
+                status = await self._run_once(loaded, jar)
+            except (ServerUnreachable, ServerAnswer) as error:
+                if not is_lost(jar, error):
+                    raise
+                error.exit_status = status = ExitStatus.LOST
+                if not left:
+                    raise
+            if status is not ExitStatus.LOST or not left:
+                break
+            self.tell(None, {"event": "notice", "message": "The run is lost: submitting it again (--retries)."})
+            self.prompt_id = new_uuid()
+        return status
+
+    async def _run_once(self, loaded: Loaded, server: Server) -> ExitStatus:
+        """``server`` was asked nothing yet: the WebSocket comes first, by which a load balancer chooses."""
+        session = Session(server, parse_version(self._stats), self.tell)
         try:
             await self._or_stop(session.open())
-            return await self._follow(session, session.new_run(prompt, self.prompt_id))
+            prompt = await self._ready_prompt(loaded, await self._upload(loaded, server))
+            extra = loaded.extra(prompt)
+            run = session.new_run(prompt, self.prompt_id, extra)
+            status = await self._follow(session, run)
+            workflow = extra["extra_data"]["extra_pnginfo"]["workflow"] if extra else None
+            self._write_record(session, run, status, workflow)
+            return status
         finally:
             await session.close()
+
+    async def _attach(self) -> ExitStatus:
+        """--attach: follows a prompt that somebody submitted. Ctrl+C leaves it alone: it may be another's."""
+        import asyncio
+
+        self.prompt_id = self.settings.attach
+        server = await self._connect()
+        sessions: List[Session] = []  # behind a load balancer the prompt is on one of its servers
+        try:
+            while True:
+                session = Session(server.fresh(), parse_version(self._stats), self.tell)
+                sessions.append(session)  # it stays open: so the next one is sent elsewhere, however busy that is
+                try:
+                    await self._or_stop(session.open())
+                    run = await self._or_stop(session.attach(self.settings.attach))
+                    break
+                except PromptUnknown:
+                    if len(sessions) == ATTACH_TRIES or not session.server.affinity:
+                        raise
+            await asyncio.gather(*(other.close() for other in sessions[:-1]))
+            del sessions[:-1]
+            status = await self._follow(session, run)
+            self._write_record(session, run, status, None)
+            return status
+        finally:
+            await asyncio.gather(*(other.close() for other in sessions))
+
+    def _write_record(self, session: Session, run: Run, status: ExitStatus, workflow: Optional[Dict[str, Any]]) -> None:
+        """--save-run: what ran and what came of it, in a file that the runner can run again."""
+        import hashlib
+
+        if not self.settings.save_run:
+            return
+        state, outputs = run.state, []
+        for output in collect_outputs(state.outputs, run.prompt):
+            entry: Dict[str, Any] = {**output._asdict(), "path": self._paths.get(output)}
+            try:
+                entry.update(fingerprint(session.server, output, entry["path"]))
+            except (RunnerError, OSError) as error:
+                entry["error"] = str(error)
+            outputs.append(entry)
+        for output, preview in zip(received_outputs(run, self.place(run.prompt, 1, "")[1]), run.received):
+            whole = {"sha256": hashlib.sha256(preview.image).hexdigest(), "bytes": len(preview.image)}
+            outputs.append({**output._asdict(), "path": self._paths.get(output), **whole})
+        record = {
+            "runner": __version__, "prompt_id": run.prompt_id, "created": round(time.time(), 3),
+            "server": {"url": session.server.address.url, **_server_words(self._stats)},
+            **{name: self._end[name] for name in ("status", "message", "seconds", "wholly_cached")},
+            "exit_status": int(status),
+            "seeds": {"%s.%s" % (i, name): run.prompt[i]["inputs"][name] for i, name in seed_inputs(run.prompt, {})},
+            "node_times": [{**describe_nodes(run.prompt, [i])[0], "seconds": round(took, 3)}
+                      for i, took in state.finished.items()],
+            "cached": sorted(state.cached),
+            "outputs": outputs, "prompt": run.prompt,
+            **({"workflow": workflow} if workflow else {}),
+        }  # fmt: skip
+        _write_text(self.settings.save_run, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
+        self.tell(run, {"event": "exported", "path": self.settings.save_run, "nodes": len(run.prompt)})
+
+    # -- batches -----------------------------------------------------------------------------------
+
+    def _rows(self, loaded: Loaded) -> Iterator[Row]:
+        """The rows of --batch, each --repeat times. Raises UsageError, EditError for a bad header."""
+        settings = self.settings
+        if settings.batch is None:
+            yield from (Row(number) for number in range(1, settings.repeat + 1))
+            return
+        try:
+            with contextlib.ExitStack() as stack:
+                file: TextIO = self.stdin
+                if settings.batch != "-":
+                    file = stack.enter_context(open(settings.batch, encoding="utf-8-sig", newline=""))
+                lines = iter(file)
+                first = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+                json_lines = first.lstrip().startswith("{")
+                unchecked = not json_lines
+                for row in read_rows(itertools.chain([first], lines), json_lines):
+                    if unchecked and not row.error:
+                        check_columns(loaded.prompt, row.values, loaded.object_info)
+                        unchecked = False
+                    for again in range(settings.repeat):
+                        yield row._replace(number=(row.number - 1) * settings.repeat + again + 1)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise UsageError("--batch %s cannot be read: %s." % (settings.batch, reason)) from None
+
+    def _manifest_path(self) -> str:
+        settings = self.settings
+        if settings.manifest:
+            return settings.manifest
+        if settings.output and "{" not in settings.output:
+            return os.path.join(settings.output, "manifest.jsonl")
+        stem = settings.workflow if settings.batch in (None, "-") else settings.batch
+        return os.path.splitext("batch" if stem == "-" else str(stem))[0] + ".manifest.jsonl"
+
+    async def _batch(self, loaded: Loaded, server: Server) -> ExitStatus:
+        """Many runs, --in-flight of them in ComfyUI's queue at a time; one that fails does not stop the rest."""
+        import asyncio
+
+        settings = self.settings
+        file = settings.batch or ""
+        streamed = file == "-" or (os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file))
+        # a batch in a file is read through once before the first row runs; a pipe can be read once only
+        total = None if streamed else sum(1 for _ in self._rows(loaded))
+        path = self._manifest_path()
+        done: Dict[int, str] = {}
+        if os.path.exists(path) and os.path.getsize(path):
+            if not settings.resume:
+                raise UsageError(
+                    "There is a manifest of an earlier batch: %s." % path,
+                    "Add --resume to go on with it, or name another with --manifest.",
+                )
+            try:
+                with open(path, encoding="utf-8", errors="replace") as lines:
+                    done = rows_done(lines)
+            except OSError as error:
+                raise UsageError("The manifest %s cannot be read: %s." % (path, error.strerror or error)) from None
+        if not settings.yes:
+            self._confirm("Run %s? [y/N] " % ("the rows as they come" if total is None else plural(total, "row")))
+        job = self._job = BatchJob(self, loaded, server, total, done)
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            job.manifest = open(path, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise UsageError("The manifest %s cannot be written: %s." % (path, error.strerror or error)) from None
+        with job.manifest:
+            if job.manifest.tell():
+                job.manifest.write(b"\n")  # after a crash the last line may be cut off
+            self.interrupts.farewell = "Left at once: prompts of ours may still run on the server."
+            self.printer.begin(job.meter)
+            assert self._stop is not None
+            rows = self._rows(loaded)
+            workers = [asyncio.ensure_future(job.work(rows)) for _ in range(settings.in_flight)]
+            stop, ticker = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._tick())
+            everything: "asyncio.Future[Any]" = asyncio.ensure_future(asyncio.wait(workers))
+            try:
+                await asyncio.wait([everything, stop], return_when=asyncio.FIRST_COMPLETED)
+                if not everything.done():
+                    message = "%s: cancelling our prompts, and nothing else." % self.interrupts.name
+                    self.tell(None, {"event": "notice", "message": message})
+                    await asyncio.gather(*(session.cancel(run) for session, run in list(job.runs.values())))
+                    await asyncio.wait([everything], timeout=2.0)
+                for worker in workers:
+                    if worker.done():
+                        worker.result()  # a fault of ours must not pass in silence
+            finally:
+                await end_tasks([*workers, everything, stop, ticker])
+        self.printer.close()
+        status = ExitStatus.OK
+        if self._stopping():
+            status = self.interrupts.exit_status
+        elif job.fatal is not None:
+            status = job.fatal.exit_status
+        elif job.tally.failed:
+            status = ExitStatus.FAILED
+        tally = job.counted()
+        message = "%s done in %s" % (plural(tally.done, "row"), duration(tally.seconds))
+        message += ", %d were done before" % tally.skipped if tally.skipped else ""
+        message += ", %d failed" % tally.failed if tally.failed else ""
+        if job.fatal is not None:
+            message += "\n%s %s" % (job.fatal.message, job.fatal.remedy)
+        if status:
+            message += "\nThe same command with --resume does what is left. The manifest: %s" % path
+        self.tell(None, {"event": "batch", "prompt_id": None, "done": tally.done, "failed": tally.failed,
+                         "skipped": tally.skipped, "seconds": round(tally.seconds, 3), "manifest": path,
+                         "message": message, "exit_status": int(status)})  # fmt: skip
+        return status
+
+    def _tell_of_row(self, run: Optional[Run], report: Report) -> None:
+        """Hands a report of a row's run to the printer; a person reads only how the rows end."""
+        number = self._job.number_of(run) if self._job is not None and run is not None else None
+        shown = ("problem", "failure", "saved", "not_saved", "connection", "notice", "row", "output")
+        if self.settings.printer == "human" and report["event"] not in (shown[:2] + shown[3:7]):
+            return
+        if number is not None and report["event"] not in ("row", "saved", "output"):
+            self.printer.prefix = "[row %d] " % number
+        self.printer.report({"prompt_id": run.prompt_id if run else None, "row": number, **report})
+        self.printer.prefix = ""
 
     async def _or_stop(self, work: Awaitable[Result]) -> Result:
         """``work``, unless Ctrl+C comes first: nothing is submitted yet, so it is simply left."""
@@ -5068,12 +7555,7 @@ class Program:
                 first = first or error
                 tried.append(error.message)
                 continue
-            devices = as_list(stats.get("devices"))
-            device = one_line(as_dict(devices[0]).get("name"), 80) if devices else ""
-            version = one_line(as_dict(stats.get("system")).get("comfyui_version") or "", 40)
-            self.tell(
-                None, {"event": "server", "url": address.url, "version": version, "device": device, "tried": tried}
-            )
+            self.tell(None, {"event": "server", "url": address.url, **_server_words(stats), "tried": tried})
             return server, stats
         assert first is not None
         if len(addresses) > 1:
@@ -5115,10 +7597,10 @@ class Program:
         self._simulator.start()
         return parse_address(self._simulator.url)
 
-    def _confirm(self) -> None:
+    def _confirm(self, question: str) -> None:
         """Asks. Raises NotConfirmed for no, Stopped for Ctrl+C and for the end of the input."""
         while True:
-            self.printer.question("Run it? [y/N] ")
+            self.printer.question(question)
             try:
                 try:
                     self.interrupts.asking = True
@@ -5148,16 +7630,24 @@ class Program:
         import asyncio
 
         assert self._stop is not None
-        execution = asyncio.ensure_future(session.execute(run))
+        execution = asyncio.ensure_future(session.finish(run, {}) if run.attached else session.execute(run))
         stop = asyncio.ensure_future(self._stop.wait())
         self.interrupts.farewell = "Left at once: prompt %s may still run on the server." % run.prompt_id
-        self.printer.begin(run, session)
+        self.printer.begin(
+            lambda width, ascii_only: meter(
+                run.state, run.prompt, time.monotonic(), run.began, width, ascii_only, session.note
+            )
+        )
         ticker = asyncio.ensure_future(self._tick())
         stopped: Optional[str] = None
         try:
             await asyncio.wait([execution, stop], timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not execution.done():
                 stopped = self.interrupts.name if stop.done() else "the timeout"
+                if run.attached:
+                    left = Stopped("Not followed any more (%s): prompt %s goes on." % (stopped, run.prompt_id))
+                    left.exit_status = self.interrupts.exit_status if stop.done() else ExitStatus.TIMEOUT
+                    raise left
                 self.tell(
                     run,
                     {
@@ -5171,7 +7661,7 @@ class Program:
             if execution.done() and not stopped:
                 await execution  # raises what it failed with
         except PromptRejected as error:
-            for problem in await session.explain(error.answer, run.prompt):
+            for problem in self._offer_uploads(await session.explain(error.answer, run.prompt)):
                 self.tell(run, problem_report(problem))
             raise
         finally:
@@ -5218,9 +7708,13 @@ class Program:
             saved = await self._save(session, run, outputs, save)
             if not saved and self.interrupts.signal:  # a press that came too late changes nothing
                 status = self.interrupts.exit_status
+            elif not saved and session.server.gone:
+                run.state = state = lost(state._replace(phase=Phase.RUNNING), GONE, time.monotonic())
+                status = ExitStatus.LOST
             elif not saved and status is ExitStatus.OK:
                 status = ExitStatus.NOT_SAVED
-        self.tell(run, end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received)))
+        self._end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
+        self.tell(run, self._end)
         return status
 
     async def _save(self, session: Session, run: Run, outputs: Sequence[Output], folder: str) -> bool:
@@ -5231,7 +7725,8 @@ class Program:
         stop = asyncio.ensure_future(self._stop.wait())
         complete = True
         overwrite = self.settings.overwrite
-        for title, save in save_jobs(session.server, run, outputs, folder, overwrite, self._stopping):
+        folder, rename = self.place(run.prompt, 1, folder)
+        for output, save in save_jobs(session.server, run, outputs, folder, overwrite, self._stopping, rename):
             task = None
             if not self._stopping():
                 task = asyncio.ensure_future(in_thread(save))
@@ -5247,11 +7742,223 @@ class Program:
                 complete = False
                 self.tell(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
             else:
-                self.tell(run, {"event": "saved", "title": title, "path": saved.path, "bytes": saved.bytes})
+                self._paths[output] = saved.path
+                self.tell(run, {"event": "saved", "title": output.title, "path": saved.path, "bytes": saved.bytes})
         return complete
+
+    def place(self, prompt: Prompt, number: int, folder: str) -> Tuple[str, Callable[[str], str]]:
+        """The folder for what row ``number`` makes, and what --name makes of a file's name. Raises UsageError."""
+        fields = {"row": "%05d" % number}
+
+        def rename(filename: str) -> str:
+            if not self.settings.name:
+                return filename
+            stem, ending = os.path.splitext(filename)
+            return fill_pattern(self.settings.name, {"name": stem, **fields}, prompt) + ending
+
+        rename("x")  # what is wrong with it is told before anything runs
+        return fill_pattern(folder, fields, prompt), rename
 
     def _stopping(self) -> bool:
         return self.interrupts.signal is not None
+
+
+class BatchJob:
+    """A batch that runs: how far it is, and what its workers do with a row."""
+
+    def __init__(
+        self, program: Program, loaded: Loaded, server: Server, total: Optional[int], before: Mapping[int, str]
+    ) -> None:
+        import asyncio
+
+        self.program, self.settings, self.loaded = program, program.settings, loaded
+        self.server, self.before = server, before
+        self.tally = Tally(total)
+        self.began = time.monotonic()
+        self.runs: Dict[int, Tuple[Session, Run]] = {}  # on their way
+        self.fatal: Optional[RunnerError] = None  # the server is gone: no row can run
+        self.manifest: Any = None
+        self.lock = asyncio.Lock()
+        self._uploading = asyncio.Lock()
+        self._uploaded: Optional[Dict[InputRef, str]] = None
+
+    def counted(self) -> Tally:
+        """The tally as it is now."""
+        return self.tally._replace(seconds=time.monotonic() - self.began)
+
+    def number_of(self, run: Run) -> Optional[int]:
+        """The row that ``run`` is for."""
+        return next((number for number, (_, other) in self.runs.items() if other is run), None)
+
+    def meter(self, width: int, ascii_only: bool) -> List[List[Line]]:
+        """What a live terminal shows."""
+        flying = sorted(self.runs.items(), key=lambda item: item[0])
+        note = next((session.note for _, (session, _) in flying if session.note), "")
+        states = [(number, run.state) for number, (_, run) in flying[:8]]
+        return batch_meter(self.counted(), states, time.monotonic(), width, ascii_only, note)
+
+    async def work(self, rows: Iterator[Row]) -> None:
+        """Runs one row after another, until there are no more."""
+        while self.fatal is None:
+            try:
+                async with self.lock:  # standard input may be slow
+                    row = await self.program._or_stop(in_thread(next, rows, None))
+                if row is None:
+                    return
+                if self.before.get(row.number) == row_key(row.values) and not row.error:
+                    self.tally = self.tally._replace(skipped=self.tally.skipped + 1)
+                    continue
+                for left in range(self.settings.retries, -1, -1):
+                    if not await self._row(row, left):
+                        break
+            except Stopped:
+                return
+            except (ServerUnreachable, ServerAnswer) as error:
+                self.fatal = self.fatal or error
+
+    async def _row(self, row: Row, retries: int) -> bool:
+        """One run of a row, on a connection of its own, by which a load balancer chooses a server anew; whether it
+        is to be repeated: its server lost it, and there are ``retries`` left."""
+        entry: Dict[str, Any] = {"row": row.number, "key": row_key(row.values), "values": row.values}
+        session = Session(self.server.fresh(), parse_version(self.program._stats), self.program._tell_of_row)
+        try:
+            if row.error:
+                raise UsageError("The row cannot be read: %s." % row.error)
+            await self.program._or_stop(session.open(self.settings.limits.give_up))
+            prompt, drawn = await self._prompt(row, session.server)
+            if self.program._stopping():  # while a file of the row was uploaded
+                raise Stopped("Stopped: the row was not submitted.")
+            folder = self.settings.output
+            together = folder is None or "{" in folder or self.settings.name
+            wanted = (folder or "") if together else os.path.join(str(folder), "{row}")
+            place, rename = self.program.place(prompt, row.number, wanted)
+            run = session.new_run(prompt, new_uuid(), self.loaded.extra(prompt))
+            self.runs[row.number] = session, run
+            seeds = {"%s.%s" % ref: prompt[ref.node_id]["inputs"].get(ref.input) for ref in drawn}
+            entry.update(prompt_id=run.prompt_id, seeds=seeds)
+            try:
+                await self._execute(session, run)
+            except PromptRejected as error:
+                problems = await session.explain(error.answer, prompt)
+                for problem in problems:
+                    self.program._tell_of_row(run, problem_report(problem))
+                entry["problems"] = [problem._asdict() for problem in problems]
+                raise
+            if run.state.phase is Phase.LOST and retries and not run.cancelling:
+                raise ServerGone(run.state.reason + ".")
+            await self._finish(session, run, entry, None if folder is None else place, rename)
+        except (ServerUnreachable, ServerAnswer, Stopped) as error:
+            refused = isinstance(error, ServerAnswer) and error.status in (400, 413, 500)
+            gone = not isinstance(error, Stopped) and is_lost(session.server, error)
+            if not gone and not (refused and self._uploaded is not None):
+                raise
+            if gone and retries:
+                message = "Row %d is lost: %s Submitting it again." % (row.number, error.message)
+                self.program._tell_of_row(self._run_of(row), {"event": "notice", "message": message})
+                return True
+            error.exit_status = ExitStatus.LOST if gone else ExitStatus.REJECTED  # it takes other rows
+            self._end(self._run_of(row), entry, "failed", error)
+        except RunnerError as error:
+            self._end(self._run_of(row), entry, "failed", error)
+        finally:
+            self.runs.pop(row.number, None)
+            await session.close()
+        return False
+
+    def _run_of(self, row: Row) -> Optional[Run]:
+        return self.runs[row.number][1] if row.number in self.runs else None
+
+    async def _prompt(self, row: Row, server: Server) -> Tuple[Prompt, Sequence[InputRef]]:
+        """The workflow with the row's values, files and seeds, and which seeds were drawn."""
+        loaded, info = self.loaded, self.loaded.object_info
+        edits, uploads = resolve_edits(row_edits(loaded.prompt, row, info), loaded.prompt, info)
+        prompt, drawn = apply_edits(loaded.prompt, edits, info)
+        own = {edit.ref for edit in edits}
+        if self.settings.seed.isdigit() and self.settings.repeat > 1:
+            again = (row.number - 1) % self.settings.repeat
+            seeds = [ref for ref in loaded.seeds if ref not in own]
+            prompt = with_values(prompt, dict.fromkeys(seeds, int(self.settings.seed) + again))
+        async with self._uploading:
+            if self._uploaded is None or server.affinity:  # each server behind a load balancer has its own files
+                self._uploaded = await self.program._upload(loaded, server)
+        uploaded = {ref: value for ref, value in self._uploaded.items() if ref not in own}
+        for ref, path in uploads:
+            uploaded[ref] = await self.program._or_stop(in_thread(server.upload_file, path))
+        drawn += [ref for ref in loaded.drawn if ref not in own]
+        loaded = loaded._replace(prompt=prompt, drawn=tuple(drawn))
+        return await self.program._ready_prompt(loaded, uploaded), drawn
+
+    async def _execute(self, session: Session, run: Run) -> None:
+        import asyncio
+
+        execution = asyncio.ensure_future(session.execute(run))
+        try:
+            await asyncio.wait([execution], timeout=self.settings.timeout)
+            if not execution.done():
+                await session.cancel(run)
+                await asyncio.wait([execution], timeout=2.0)
+            if execution.done():
+                await execution  # raises what it failed with
+        finally:
+            await end_tasks([execution])
+
+    async def _finish(
+        self, session: Session, run: Run, entry: Dict[str, Any], folder: Optional[str], rename: Callable[[str], str]
+    ) -> None:
+        program, state = self.program, run.state
+        stopped: Optional[str] = None
+        if run.cancelling:
+            stopped = program.interrupts.name if program.interrupts.signal is not None else "the timeout"
+        if stopped == "the timeout" and state.phase in (Phase.SUCCESS, Phase.ERROR):
+            stopped = None  # it ended in time
+        status = exit_status_of(state, bool(run.dropped))
+        if stopped and state.phase is not Phase.SUCCESS:
+            status = ExitStatus.TIMEOUT if stopped == "the timeout" else program.interrupts.exit_status
+        if state.phase is Phase.ERROR and state.failure:
+            report = problem_report(explain_failure(state.failure, run.prompt))
+            frames = traceback_lines(state.failure, None if self.settings.verbose else 2)
+            program._tell_of_row(run, {**report, "event": "failure", "traceback": frames})
+        outputs, told = collect_outputs(state.outputs, run.prompt), []
+        for output in outputs:
+            url = session.server.url_of(output) if output.text is None else None
+            told.append({**output._asdict(), "url": url})
+            program._tell_of_row(run, {"event": "output", **told[-1], "will_be_saved": folder is not None})
+        if folder is not None and status in (ExitStatus.OK, ExitStatus.PARTIAL):
+            told = []
+            never = lambda: False  # noqa: E731 - what a run made is kept, whoever presses Ctrl+C
+            server, overwrite = session.server, self.settings.overwrite
+            for output, save in save_jobs(server, run, outputs, folder, overwrite, never, rename):
+                try:
+                    saved = await in_thread(save)
+                except SaveError as error:
+                    if server.gone:
+                        raise ServerGone(GONE + ".") from None
+                    status = ExitStatus.NOT_SAVED if status is ExitStatus.OK else status
+                    program._tell_of_row(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
+                else:
+                    told.append({**output._asdict(), "path": saved.path})
+                    program._tell_of_row(
+                        run, {"event": "saved", "title": output.title, "path": saved.path, "bytes": saved.bytes}
+                    )
+        end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
+        program._tell_of_row(run, end)
+        entry.update(end=end["status"], seconds=end["seconds"], outputs=told)
+        how = RunnerError(end["message"])
+        how.exit_status = status
+        self._end(run, entry, "failed" if status else "done", how)
+
+    def _end(self, run: Optional[Run], entry: Dict[str, Any], status: str, error: RunnerError) -> None:
+        """Writes a row's line of the manifest, in one piece, and tells it."""
+        entry = {**entry, "status": status, "exit_status": int(error.exit_status),
+                 "message": error.message, "time": round(time.time(), 3)}  # fmt: skip
+        self.manifest.write((json.dumps(plain_json(entry), ensure_ascii=False) + "\n").encode(errors="replace"))
+        self.manifest.flush()
+        counted = {"done": self.tally.done + 1} if status == "done" else {"failed": self.tally.failed + 1}
+        self.tally = self.tally._replace(**counted)
+        self.program._tell_of_row(run, {
+            "event": "row", "row": entry["row"], "status": status, "message": error.message,
+            "exit_status": entry["exit_status"], "done": self.tally.ended, "total": self.tally.total,
+        })  # fmt: skip
 
 
 def run_loop(coroutine: Awaitable[Result]) -> Result:
@@ -5296,10 +8003,12 @@ def main(
         printer = make_printer(settings.printer, out, err)
         printer.secrets = tuple({secret: 0 for address in settings.servers for secret in address.secrets})
         program = Program(settings, printer, interrupts, stdin)
+        if settings.export_api == "-":
+            printer.out = err  # the prompt alone goes to the output
         try:
             return int(run_loop(program.main()))
         except RunnerError as error:
-            if isinstance(error, Stopped):
+            if isinstance(error, Stopped) and interrupts.signal is not None:
                 error.exit_status = interrupts.exit_status
             _tell_error(printer, error, program.prompt_id)
             return int(error.exit_status)

@@ -19,7 +19,18 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RUNNER = "comfyui_workflow_runner.py"
 TESTS = [
     os.path.join("tests", "test_%s.py" % section)
-    for section in ("text", "workflow_documents", "state", "problems", "edits", "reports", "settings")
+    for section in (
+        "text",
+        "workflow_documents",
+        "state",
+        "problems",
+        "conversion",
+        "edits",
+        "values",
+        "batches",
+        "reports",
+        "settings",
+    )
 ]
 RULE = "# " + "=" * 98
 

@@ -85,13 +85,14 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Any) -> 
     (tmp_path / "other.json").write_text("{}")
     result = run(str(tmp_path / "mine.json"))
     assert result.status == cwr.ExitStatus.BAD_WORKFLOW
-    assert "JSON files there: other.json." in result.err
+    assert "Files there: other.json." in result.err
 
 
-def test_a_ui_format_file_is_told_how_to_export(workflow_file: Make) -> None:
-    result = run(os.path.join(ROOT, "workflow.json"), "--yes")
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
-    assert "UI format" in result.err and "Export (API)" in result.err
+def test_a_ui_format_file_is_converted_and_runs(simulator: Any) -> None:
+    result = run("--server", simulator.url, os.path.join(ROOT, "workflow.json"), "--yes", "--json")
+    assert result.status == cwr.ExitStatus.OK
+    assert result.event("workflow")["nodes"] == 7
+    assert [event["kind"] for event in result.events if event["event"] == "output"] == ["image"]
 
 
 def test_the_default_workflow_lies_beside_the_script(simulator: Any, tmp_path: Any, monkeypatch: Any) -> None:
@@ -393,17 +394,6 @@ def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
     for status in cwr.ExitStatus:
         assert re.search(r"^ +%d  %s$" % (status, re.escape(cwr.EXIT_MEANINGS[status])), done.stdout, re.M)
-
-
-@pytest.mark.parametrize("flags", [["--help"], ["--demo", "-h"], ["-h", "--nonsense"]])
-def test_the_script_prints_the_help_of_the_module(flags: Any) -> None:
-    """The script leaves for --help before most of it has run."""
-    script = os.path.join(ROOT, "comfyui_workflow_runner.py")
-    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", cwr.make_parser().format_help())
-    assert done.stdout.isascii()
-    wrong = subprocess.run([sys.executable, script, "--server", "--help"], capture_output=True, timeout=30, check=False)
-    assert wrong.returncode == cwr.ExitStatus.USAGE and b"expected one argument" in wrong.stderr
 
 
 def test_importing_the_script_does_nothing(tmp_path: Any) -> None:

@@ -404,16 +404,21 @@ def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
         "1": node("Gone", "Lost node", a=1), "2": node("KSampler", steps=0, cfg=float("nan"), model=["1", 0], more=1),
         "3": node("Unknown", a=1),
     }  # fmt: skip
+    prompt["3"]["inputs"]["b"] = ["2", 0]
     problems = cwr.check_prompt(prompt, {**SAMPLER, "Gone": {}})
     assert [(each.type, each.node_id, each.input) for each in problems] == [
-        ("missing_node_type", "1", ""), ("value_out_of_range", "2", "steps"), ("invalid_input_type", "2", "cfg"),
+        ("missing_node_type", "1", ""), ("required_input_missing", "2", "seed"),
+        ("value_smaller_than_min", "2", "steps"),
     ]  # fmt: skip
     assert problems[0].hints == (cwr.INSTALL_HINT,) and problems[0].title == "Lost node"
-    assert cwr.check_prompt({"2": node("KSampler", steps=5)}, SAMPLER) == []
+    complete = {"2": node("KSampler", seed=1, steps=5, cfg=1.0, model=["3", 0]), "3": node("Unknown")}
+    complete["4"] = node("Unknown", a=["2", 0])
+    assert cwr.check_prompt(complete, SAMPLER) == []
 
 
 def test_a_file_that_is_no_entry_of_the_list_may_be_there_all_the_same() -> None:
     known = info("LoadImage", image=[["example.png"], {"image_upload": True}])
+    known["LoadImage"]["output_node"] = True
     for value in ("deep/cat.png", "cat.png [output]", "cat.png [temp]"):
         assert cwr.check_prompt({"1": node("LoadImage", image=value)}, known) == []
         assert cwr.set_inputs({"1": node("LoadImage", image="example.png")}, "1", {"image": value}, known)

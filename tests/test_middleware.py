@@ -776,7 +776,7 @@ def test_what_is_no_workflow_is_refused(service: Middleware, body: bytes) -> Non
 
 def test_a_workflow_that_cannot_run_here_is_refused_with_all_reasons(service: Middleware) -> None:
     prompt = {
-        "1": node("NoSuchNode", "Missing"),
+        "1": node("NoSuchNode", "Missing", image=["2", 0]),
         "2": node("SlowProgress", steps=-1, seconds=0.0, seed=1, preview=False),
     }
     answer = service.call("PUT", "/workflow", prompt)
@@ -784,7 +784,7 @@ def test_a_workflow_that_cannot_run_here_is_refused_with_all_reasons(service: Mi
     problems = answer.json["error"]["details"]["problems"]
     assert [(problem["node_id"], problem["type"]) for problem in problems] == [
         ("1", "missing_node_type"),
-        ("2", "value_out_of_range"),
+        ("2", "value_smaller_than_min"),
     ]
     assert service.held() == TEXTS
 

@@ -270,6 +270,11 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             ["No message for 1:05; the server's queue says that it is running."],
         ),
         ("notice", {"message": "Cancelling."}, ["Cancelling."]),
+        ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
+        ("exported", {"path": "a.json"}, ["Written: a.json"]),
+        ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
+        ("row", {"row": 3, "status": "done", "message": "Done.\nMore."}, ["Row 3: Done."]),
+        ("batch", {"exit_status": 7, "message": "2 rows done\nMore."}, ["2 rows done", "More."]),
         ("error", {"message": "No server.", "remedy": ""}, ["No server."]),
         ("error", {"message": "No server.", "remedy": "Start it."}, ["No server.", "Start it."]),
         ("end", {"status": "success", "exit_status": 0, "message": "Done.\nMore."}, ["Done.", "More."]),
@@ -296,6 +301,27 @@ def test_an_end_looks_as_it_is(status: str, exit_status: int, style: str) -> Non
     assert styles("end", status=status, exit_status=exit_status, message="a\nb") == [style, style]
 
 
+def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
+    assert [styles("row", row=1, status=status, message="m") for status in ("done", "error")] == [["ok"], ["bad"]]
+    assert [styles("batch", exit_status=status, message="m") for status in (0, 7)] == [["ok"], ["bad"]]
+    assert [styles("checked", problems=count, message="m") for count in (0, 2)] == [["ok"], ["bad"]]
+
+
+def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
+    waiting, running = new(), new(Phase.RUNNING, finished={"1": 1.0}, started_at=1.0)
+    tally = cwr.Tally(4, done=1, seconds=2.0)
+    shown = ["".join(text for _, text in line) for line in cwr.batch_meter(
+        tally, [(2, waiting), (3, running)], 3.0, 100, True, "Connection lost")]  # fmt: skip
+    assert shown[0].startswith("Overall") and "1 of 4 rows" in shown[0]
+    assert shown[1].startswith("Row 2") and shown[1].endswith("waiting")
+    assert shown[2].startswith("Row 3") and "1/3 nodes" in shown[2]
+    assert shown[3] == "Connection lost"
+    (only,) = cwr.batch_meter(cwr.Tally(None), [], 0.0, 40, True)
+    assert sum(cwr.cells(text) for _, text in only) <= 40
+    (_, odd) = cwr.batch_meter(tally, [(1, cwr.PromptState("p", Phase.RUNNING))], 0.0, 80, True)
+    assert "0/0 nodes" in odd[-1][1]
+
+
 def test_what_is_bad_looks_bad() -> None:
     assert styles("problem", **PROBLEM, message="m") == ["bad"]
     assert styles("failure", **{**PROBLEM, "hints": ["h"]}, message="m\nn", traceback=["t"]) == ["bad", "", "dim", ""]
@@ -306,7 +332,7 @@ def test_what_is_bad_looks_bad() -> None:
 
 
 #: Reports that only the meter, the lines of progress or a program need.
-WITHOUT_WORDS = {"node_started", "progress"}
+WITHOUT_WORDS = {"node_started", "progress", "input"}
 
 
 def events_in_the_source() -> Iterator[str]:
@@ -344,7 +370,7 @@ class Anything(Dict[str, Any]):
         **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
-        "will_be_saved": False, "routes": ["r"],
+        "will_be_saved": False, "routes": ["r"], "problems": 1, "row": 1,
     }  # fmt: skip
 
     def __missing__(self, key: str) -> Any:
@@ -401,7 +427,7 @@ def end(
             Phase.SUCCESS,
             {"cached": ALL, "outputs": {"3": PICTURE}},
             "Nothing new was rendered: ComfyUI had every result in its cache (1 output).\n"
-            "Change a seed or another value to render anew.",
+            "Change a value to render anew, or give --seed random.",
         ),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
 import stat
+import types
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
@@ -311,24 +315,28 @@ def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def message_of(*arguments: str) -> Tuple[str, str]:
     with pytest.raises(cwr.WorkflowError) as caught:
-        cwr.load_workflow(settings(*arguments))
+        cwr.load_document(settings(*arguments), io.StringIO())
     return caught.value.message, caught.value.remedy
+
+
+def loaded(*arguments: str) -> Tuple[cwr.Document, str]:
+    return cwr.load_document(settings(*arguments), io.StringIO())
 
 
 def test_the_workflow_is_read_from_the_file_that_was_named(folder: Any) -> None:
     (folder / "mine.json").write_bytes(PROMPT)
-    assert cwr.load_workflow(settings("mine.json")) == ({"1": node("TextOut", text="hello")}, "mine.json")
+    assert loaded("mine.json") == (cwr.Document({"1": node("TextOut", text="hello")}), "mine.json")
 
 
 def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> None:
-    prompt, path = cwr.load_workflow(settings())
-    assert len(prompt) == 7
+    document, path = loaded()
+    assert document.prompt and len(document.prompt) == 7
     assert path == os.path.join(os.path.dirname(os.path.abspath(cwr.__file__)), "workflow_api.json")
 
 
 def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
     (folder / "workflow_api.json").write_bytes(PROMPT)
-    assert cwr.load_workflow(settings()) == ({"1": node("TextOut", text="hello")}, "workflow_api.json")
+    assert loaded() == (cwr.Document({"1": node("TextOut", text="hello")}), "workflow_api.json")
 
 
 def test_a_workflow_that_was_named_is_not_looked_for_elsewhere(folder: Any) -> None:
@@ -339,29 +347,29 @@ def test_a_workflow_that_was_named_is_not_looked_for_elsewhere(folder: Any) -> N
 def test_a_workflow_that_is_not_there_comes_with_those_that_are(folder: Any) -> None:
     assert message_of("typo.json") == (
         "There is no workflow typo.json.",
-        "There are no JSON files in %s." % folder,
+        "There are no workflows in %s." % folder,
     )
-    for name in ("b.json", "a.JSON", "c.txt"):
+    for name in ("b.json", "a.JSON", "c.txt", "d.png", "e.WebP"):
         (folder / name).write_bytes(b"")
-    assert message_of("typo.json") == ("There is no workflow typo.json.", "JSON files there: a.JSON, b.json.")
+    assert message_of("typo.json") == ("There is no workflow typo.json.", "Files there: a.JSON, b.json, d.png, e.WebP.")
     (folder / "sub").mkdir()
     (folder / "sub" / "d.json").write_bytes(b"")
     path = os.path.join("sub", "typo.json")
-    assert message_of(path) == ("There is no workflow %s." % path, "JSON files there: d.json.")
+    assert message_of(path) == ("There is no workflow %s." % path, "Files there: d.json.")
 
 
 def test_of_many_files_twenty_are_listed(folder: Any) -> None:
     for number in range(23):
         (folder / ("%02d.json" % number)).write_bytes(b"")
     _, remedy = message_of("typo.json")
-    assert remedy.startswith("JSON files there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
+    assert remedy.startswith("Files there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
 
 
 def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:
     path = os.path.join("absent", "w.json")
     assert message_of(path) == (
         "There is no workflow %s." % path,
-        "There are no JSON files in %s." % (folder / "absent"),
+        "There are no workflows in %s." % (folder / "absent"),
     )
 
 
@@ -373,11 +381,211 @@ def test_a_file_that_cannot_be_read(folder: Any) -> None:
 
 
 def test_a_file_that_is_no_prompt_is_named_in_the_message(folder: Any) -> None:
+    (folder / "w.json").write_bytes(b"[]")
+    assert message_of("w.json") == ("w.json is no prompt: it holds a list, not an object of nodes.", cwr.EXPORT_REMEDY)
+
+
+def test_a_workflow_in_ui_format_is_kept_to_be_converted(folder: Any) -> None:
     (folder / "w.json").write_bytes(b'{"nodes": []}')
-    assert message_of("w.json") == (
-        "w.json is a workflow in UI format (0 nodes, as ComfyUI's Save writes it), not in API format.",
-        cwr.EXPORT_REMEDY,
+    assert loaded("w.json") == (cwr.Document(workflow={"nodes": []}), "w.json")
+
+
+def test_a_minus_reads_standard_input_bytes_or_text() -> None:
+    document = cwr.Document({"1": node("TextOut", text="hello")})
+    for stdin in (io.StringIO(PROMPT.decode()), io.TextIOWrapper(io.BytesIO(PROMPT))):
+        assert cwr.load_document(settings("-"), stdin) == (document, "-")
+    assert message_of("-")[0] == "Standard input is not JSON: line 1, column 1: Expecting value."
+
+
+@pytest.mark.parametrize("url", ["http://example.com/w.json", "HTTPS://example.com/w.png"])
+def test_a_url_is_refused_with_the_remedy(url: str) -> None:
+    message, remedy = message_of(url)
+    assert message == "%s is a URL, and workflows are not fetched." % url
+    assert remedy.startswith("Download it first: curl")
+
+
+# ------------------------------------------------------------------------------------------------
+# Values, checks and batches on the command line
+# ------------------------------------------------------------------------------------------------
+
+SEEDED = b"""{
+  "1": {"class_type": "Sampler", "inputs": {"seed": 1, "steps": 4}},
+  "2": {"class_type": "LoadImage", "inputs": {"image": "a.png"}, "_meta": {"title": "A=B"}}
+}"""
+INFO: Json = {
+    "Sampler": {"input": {"required": {"seed": ["INT", {"min": 0, "max": 99}], "steps": ["INT"]}}, "output_node": True},
+    "LoadImage": {"input": {"required": {"image": [["a.png"], {"image_upload": True}]}}, "output_node": True},
+    "TextOut": {"input": {"required": {"text": ["STRING"]}}},
+}
+
+
+def prepared(*arguments: str, data: bytes = SEEDED) -> cwr.Loaded:
+    """The workflow with the values of these arguments in it."""
+    document = cwr.parse_document(data, "w.json")
+    return cwr.prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
+
+
+def not_prepared(*arguments: str, data: bytes = SEEDED) -> cwr.RunnerError:
+    with pytest.raises(cwr.RunnerError) as caught:
+        prepared(*arguments, data=data)
+    return caught.value
+
+
+def test_where_nothing_is_to_be_changed_nobody_is_asked() -> None:
+    def ask(classes: Any) -> Json:
+        raise AssertionError("asked")
+
+    document = cwr.parse_document(SEEDED, "w.json")
+    found = cwr.prepare(document, "w.json", settings(), ask)
+    assert found == cwr.Loaded(json.loads(SEEDED), "w.json", made=cwr.Conversion(json.loads(SEEDED)))
+    assert found.extra(found.prompt) == {}
+
+
+def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
+    workflow = {"nodes": []}
+    found = cwr.prepare(cwr.Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
+    assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+    assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran
+
+
+def test_values_and_seeds_are_set_and_drawn() -> None:
+    assert prepared("--set", "Sampler.steps=9").prompt["1"]["inputs"] == {"seed": 1, "steps": 9}
+    assert prepared("--seed", "7").prompt["1"]["inputs"]["seed"] == 7
+    assert prepared("--seed", "7", "--set", "1.seed=3").prompt["1"]["inputs"]["seed"] == 3
+    assert prepared("--seed", "random", "--set", "1.seed=3").drawn == ()
+    assert (
+        prepared("--set", "1.seed=random").drawn == prepared("--seed", "random").drawn == (cwr.InputRef("1", "seed"),)
     )
+    assert prepared("--repeat", "2").drawn == (cwr.InputRef("1", "seed"),)
+    assert prepared("--repeat", "2", "--seed", "7").drawn == ()
+    assert prepared("--set", "1.seed=random", "--seed", "random").drawn == (cwr.InputRef("1", "seed"),)
+
+
+def test_a_seed_that_the_node_does_not_take_is_refused() -> None:
+    error = not_prepared("--seed", "100")
+    assert error.message == "--seed: seed = 100 is too big." and error.remedy == "Allowed: 0 to 99."
+    assert prepared("--seed", "7", "--set", "1.steps=3").prompt["1"]["inputs"] == {"seed": 7, "steps": 3}
+
+
+def test_other_faults_are_not_told_as_the_seeds() -> None:
+    bad = SEEDED.replace(b'"steps": 4', b'"steps": "x"')
+    assert prepared("--seed", "7", data=bad).prompt["1"]["inputs"]["seed"] == 7
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "random"], ["--repeat", "2"]])
+def test_a_workflow_without_a_seed_warns(arguments: List[str]) -> None:
+    assert prepared(*arguments, data=PROMPT).warnings == ("The workflow has no seed to change.",)
+
+
+def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
+    for name in ("fox.png", "a=b.png"):
+        (folder / name).write_bytes(b"x")
+    ref = cwr.InputRef("2", "image")
+    assert prepared("--image", "fox.png").uploads == ((ref, "fox.png"),)
+    assert prepared("--image", "2=fox.png").uploads == ((ref, "fox.png"),)
+    assert prepared("--image", "a=b.png").uploads == ((ref, "a=b.png"),)
+    assert prepared("--set", "2.image=@fox.png").uploads == ((ref, "fox.png"),)
+    assert not_prepared("--image", "none.png").message == "There is no file none.png to upload."
+    for named, kind in (("Fox=fox.png", "no_such_node"), ("1=fox.png", "no_loader")):
+        error = not_prepared("--image", named)
+        assert isinstance(error, cwr.EditError) and error.type == kind
+
+
+def test_a_text_is_read_from_a_file(folder: Any) -> None:
+    (folder / "t.txt").write_bytes("\ufeffa fox".encode())
+    assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a fox"
+    assert prepared("--set", "1.text=@@home", data=PROMPT).prompt["1"]["inputs"]["text"] == "@home"
+    (folder / "t.txt").write_bytes(b"\xff")
+    error = not_prepared("--set", "1.text=@t.txt", data=PROMPT)
+    assert (error.message, error.remedy) == (
+        "@t.txt cannot be read: it is not text in UTF-8.", "@@ stands for a plain @.",
+    )  # fmt: skip
+    assert "@none.txt cannot be read: " in not_prepared("--set", "1.text=@none.txt", data=PROMPT).message
+
+
+def test_definitions_come_from_a_file_plain_or_gzipped(folder: Any) -> None:
+    data = json.dumps(INFO).encode()
+    for content in (data, gzip.compress(data)):
+        (folder / "i.json").write_bytes(content)
+        assert cwr.read_object_info("i.json") == INFO
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"\xff", b"[" * 100000, gzip.compress(b"{}", mtime=0)[:-9],
+     gzip.compress(b"{}" * 99, mtime=0)[:12] + b"\xff" * 40,
+     b"\x1f\x8b"],
+)  # fmt: skip
+def test_definitions_that_are_none_are_refused(folder: Any, data: bytes) -> None:
+    (folder / "i.json").write_bytes(data)
+    with pytest.raises(cwr.UsageError) as caught:
+        cwr.read_object_info("i.json")
+    assert caught.value.message == "--object-info i.json cannot be read: it is not JSON."
+
+
+def test_definitions_must_be_an_object_in_a_file_that_is_there(folder: Any) -> None:
+    (folder / "i.json").write_bytes(b"[]")
+    with pytest.raises(cwr.UsageError, match="is no answer of ComfyUI's /object_info"):
+        cwr.read_object_info("i.json")
+    with pytest.raises(cwr.UsageError, match=r"No such file|cannot find"):
+        cwr.read_object_info("none.json")
+
+
+def test_what_can_be_set_is_a_table() -> None:
+    rows = cwr.describe_inputs(json.loads(SEEDED), INFO)
+    table = [" ".join(line.split()) for _, line in cwr.inputs_table(rows)]
+    assert table == [
+        "1.seed Sampler INT 1 0 to 99", "1.steps Sampler INT 4", '2.image A=B COMBO "a.png" one of 1: a.png',
+    ]  # fmt: skip
+    many = {**rows[0], "options": ["a", "b", "c", "d", "e"]}
+    half = {**rows[0], "max": None}
+    shown = [" ".join(line.split()) for _, line in cwr.inputs_table([many, half])]
+    assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 to any"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "task"),
+    [([], "run"), (["--inputs"], "inputs"), (["--check"], "check"), (["--export-api", "x"], "export"),
+     (["--attach", "p"], "attach"), (["--batch", "b.csv"], "batch"), (["--repeat", "3"], "batch"),
+     (["--resume"], "batch")],
+)  # fmt: skip
+def test_a_flag_is_a_task(flag: List[str], task: str) -> None:
+    assert settings(*flag).task == task
+
+
+def test_flags_for_values_and_batches() -> None:
+    made = settings(
+        "--set", "a.b=1", "--set", "c.d=2", "--image", "x", "--seed", "RANDOM", "--batch", "b.csv", "--in-flight", "3",
+        "--manifest", "m", "--resume", "--name", "{row}", "--repeat", "4",
+    )  # fmt: skip
+    assert (made.sets, made.images, made.seed, made.batch) == (("a.b=1", "c.d=2"), ("x",), "random", "b.csv")
+    assert (made.in_flight, made.manifest, made.resume, made.name, made.repeat) == (3, "m", True, "{row}", 4)
+    assert settings("--save-run", "r.json").save_run == "r.json"
+    assert settings("--check", "--object-info", "o").object_info == "o"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "x"], "--seed takes a number, random or keep."),
+        (["--seed=-1"], "--seed takes a number, random or keep."),
+        (["--repeat", "0"], "--in-flight and --repeat must be at least 1."),
+        (["--in-flight", "0"], "--in-flight and --repeat must be at least 1."),
+        (["--repeat", "x"], "--repeat must be a number below 65536."),
+        (
+            ["--inputs", "--check"],
+            "--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other.",
+        ),
+        (
+            ["--inputs", "--mode", "continuous"],
+            "--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other.",
+        ),
+        (["--save-run", "r", "--batch", "b"], "--save-run is for a single run; a batch has its manifest."),
+        (["--object-info", "o"], "--object-info is for --inputs, --check and --export-api: a run asks its server."),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments: List[str], message: str) -> None:
+    assert refusal(*arguments).message == message
 
 
 # ------------------------------------------------------------------------------------------------
@@ -553,7 +761,10 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
 def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = cwr.Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = cwr.Server(cwr.parse_address("host"))
-    saved = cwr.save_output(server, output, str(tmp_path), False, lambda: False)
+    run: Any = types.SimpleNamespace(received=[], prompt={})
+    ((saved_of, save),) = cwr.save_jobs(server, run, [output], str(tmp_path), False, lambda: False)
+    saved = save()
+    assert saved_of == output
     assert os.path.basename(saved.path) == "My_Text_ 1.txt"
     assert (tmp_path / "My_Text_ 1.txt").read_bytes() == "狐?".encode()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict
+import struct
+import zlib
+from typing import Any, Dict, Optional
 
 import pytest
 from hypothesis import given
@@ -16,9 +18,16 @@ with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
     WORKFLOW_API = file.read()
 
 
+def prompt_in(data: bytes) -> Dict[str, Any]:
+    """The prompt of a document that has one."""
+    prompt = cwr.parse_document(data, "w.json").prompt
+    assert prompt is not None
+    return prompt
+
+
 def refusal(data: bytes) -> cwr.WorkflowError:
     with pytest.raises(cwr.WorkflowError) as caught:
-        cwr.parse_prompt(data, "w.json")
+        cwr.parse_document(data, "w.json")
     return caught.value
 
 
@@ -28,7 +37,7 @@ def refusal(data: bytes) -> cwr.WorkflowError:
 
 
 def test_a_prompt_in_api_format_is_read_as_it_is() -> None:
-    prompt = cwr.parse_prompt(WORKFLOW_API, "workflow_api.json")
+    prompt = prompt_in(WORKFLOW_API)
     assert prompt == json.loads(WORKFLOW_API)
     assert [node["class_type"] for node in prompt.values()] == [
         "CheckpointLoaderSimple", "CLIPTextEncode", "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode",
@@ -39,7 +48,7 @@ def test_a_prompt_in_api_format_is_read_as_it_is() -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
     data = '{"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "狐 in the snow"}}}'.encode(encoding)
-    assert cwr.parse_prompt(data, "w.json")["1"]["inputs"]["text"] == "狐 in the snow"
+    assert prompt_in(data)["1"]["inputs"]["text"] == "狐 in the snow"
 
 
 @pytest.mark.parametrize(
@@ -50,16 +59,9 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b'{\n  "1": oops\n}', "w.json is not JSON: line 2, column 8: Expecting value."),
         (b'{"1": {}} {', "w.json is not JSON: line 1, column 11: Extra data."),
         (b"\xef\xbb\xbf", "w.json is not JSON: line 1, column 1: Expecting value."),
-        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is not text, so it is no workflow in JSON."),
-        (b'{"1": "\xff"}', "w.json is not text, so it is no workflow in JSON."),
-        (
-            b'{"nodes": [{"id": 1}], "links": [], "version": 0.4}',
-            "w.json is a workflow in UI format (1 node, as ComfyUI's Save writes it), not in API format.",
-        ),
-        (
-            b'{"nodes": [], "version": 1}',
-            "w.json is a workflow in UI format (0 nodes, as ComfyUI's Save writes it), not in API format.",
-        ),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is a picture that carries no workflow."),
+        (b"\xff\xd8\xff\xe0 a JPEG", "w.json is neither text nor a PNG or WebP picture."),
+        (b'{"1": "\xff"}', "w.json is neither text nor a PNG or WebP picture."),
         (b"[]", "w.json is no prompt: it holds a list, not an object of nodes."),
         (b'"text"', "w.json is no prompt: it holds a text, not an object of nodes."),
         (b"null", "w.json is no prompt: it holds null, not an object of nodes."),
@@ -67,10 +69,9 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b"7", "w.json is no prompt: it holds a number, not an object of nodes."),
         (b"NaN", "w.json is no prompt: it holds a number, not an object of nodes."),
         (b"{}", "w.json has no nodes: it is an empty object."),
-        (
-            b'{"prompt": {"1": {"class_type": "X", "inputs": {}}}}',
-            'w.json is no prompt: the entry "prompt" is an object without a class_type, not a node.',
-        ),
+        (b'{"prompt": {}}', "w.json has no nodes: it is an empty object."),
+        (b'{"prompt": []}', 'w.json is no prompt: the entry "prompt" is a list without a class_type, not a node.'),
+        (b"[1, 2, 3, 4]", "w.json is no prompt: it holds a list, not an object of nodes."),
         (
             b'{"1": {"class_type": "X", "inputs": {}}, "extra": []}',
             'w.json is no prompt: the entry "extra" is a list without a class_type, not a node.',
@@ -91,9 +92,7 @@ def test_what_is_no_prompt_is_refused_with_what_it_is(data: bytes, message: str)
     assert refusal(data).message == message
 
 
-@pytest.mark.parametrize(
-    "data", [b'{"nodes": []}', b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}']
-)
+@pytest.mark.parametrize("data", [b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}'])
 def test_a_document_of_the_wrong_kind_comes_with_the_way_to_export_the_right_one(data: bytes) -> None:
     assert refusal(data).remedy == cwr.EXPORT_REMEDY
     assert "Export (API)" in cwr.EXPORT_REMEDY and "Save (API Format)" in cwr.EXPORT_REMEDY
@@ -123,9 +122,175 @@ def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
 @given(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
 def test_any_file_is_read_or_refused(data: bytes) -> None:
     try:
-        assert cwr.parse_prompt(data, "w.json")
+        assert cwr.parse_document(data, "w.json") != cwr.Document()
     except cwr.WorkflowError as error:
         assert error.message.startswith("w.json") and error.message.endswith(".")
+
+
+# ------------------------------------------------------------------------------------------------
+# What is put around a prompt
+# ------------------------------------------------------------------------------------------------
+
+PROMPT: Dict[str, Any] = {"3": node("KSampler", seed=1), "9": node("SaveImage", "Save", images=["3", 0])}
+UI: Dict[str, Any] = {"nodes": [{"id": 1}], "links": [], "version": 0.4}
+EXTRA = {"client_id": "c", "extra_pnginfo": {"workflow": UI}}
+ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"completed": True}}
+
+
+@pytest.mark.parametrize(
+    ("document", "found"),
+    [
+        (UI, cwr.Document(None, UI)),
+        ({"prompt": PROMPT}, cwr.Document(PROMPT)),
+        ({"prompt": PROMPT, "workflow": UI}, cwr.Document(PROMPT, UI)),
+        ({"prompt": PROMPT, "workflow": {"no": "nodes"}}, cwr.Document(PROMPT)),
+        ({"prompt": PROMPT, "extra_data": EXTRA}, cwr.Document(PROMPT, UI)),
+        ({"workflow": UI}, cwr.Document(None, UI)),
+        (ENTRY, cwr.Document(PROMPT, UI)),
+        ({"id": ENTRY}, cwr.Document(PROMPT, UI)),
+        ([7, "id", PROMPT, EXTRA, ["9"]], cwr.Document(PROMPT, UI)),
+        ({"prompt": node("X")}, cwr.Document({"prompt": node("X")})),  # a node whose id is "prompt"
+    ],
+)
+def test_a_prompt_is_found_in_what_is_around_it(document: Any, found: cwr.Document) -> None:
+    assert cwr.parse_document(json.dumps(document).encode(), "w.json") == found
+
+
+def test_of_several_prompts_one_must_be_kept() -> None:
+    error = refusal(json.dumps({"a": ENTRY, "b": ENTRY}).encode())
+    assert error.message == "w.json holds 2 prompts of ComfyUI's history."
+    assert "/history/PROMPT_ID" in error.remedy
+
+
+def test_what_the_history_notes_in_a_node_is_no_part_of_the_next_run() -> None:
+    noted = {"1": {**node("LoadImage", image="a.png"), "is_changed": [float("nan")]}}
+    assert prompt_in(json.dumps({"prompt": noted}).encode()) == {"1": node("LoadImage", image="a.png")}
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*chunks: bytes) -> bytes:
+    """A PNG file with these chunks between its head and its pixels."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\0\0\0"))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + pixels + chunk(b"IEND", b"")
+
+
+def text_chunk(form: str, key: str, value: Any) -> bytes:
+    """A text as each kind of chunk holds it."""
+    data = json.dumps(value).encode()
+    if form == "zTXt":
+        return chunk(b"zTXt", key.encode() + b"\0\0" + zlib.compress(data))
+    if form == "iTXt":
+        return chunk(b"iTXt", key.encode() + b"\0\0\0en\0\0" + data)
+    if form == "iTXt, compressed":
+        return chunk(b"iTXt", key.encode() + b"\0\1\0\0\0" + zlib.compress(data))
+    return chunk(form.encode(), key.encode() + b"\0" + data)
+
+
+def webp(*texts: str, order: str = "<", marked: bool = False, before: bytes = b"") -> bytes:
+    """A WebP file whose EXIF has ``texts`` in the tags from 0x0110 down, as ComfyUI writes them."""
+    at, table, values = 8 + 2 + 12 * len(texts) + 4, b"", b""
+    for number, text in enumerate(texts):
+        value = text.encode() + b"\0"
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(order + "I", at + len(values))
+        table += struct.pack(order + "HHI", 0x0110 - number, 2, len(value)) + place
+        values += value if len(value) > 4 else b""
+    mark = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    exif = mark + struct.pack(order + "H", len(texts)) + table + b"\0\0\0\0" + values
+    exif = b"Exif\0\0" + exif if marked else exif
+    body = b"WEBP" + before + b"EXIF" + struct.pack("<I", len(exif)) + exif + b"\0" * (len(exif) % 2)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("form", ["tEXt", "zTXt", "iTXt", "iTXt, compressed", "comf"])
+def test_a_png_carries_its_prompt_and_its_workflow(form: str) -> None:
+    both = png(
+        text_chunk(form, "prompt", PROMPT), text_chunk("tEXt", "Software", "x"), text_chunk(form, "workflow", UI)
+    )
+    assert cwr.parse_document(both, "a.png") == cwr.Document(PROMPT, UI)
+    assert cwr.parse_document(png(text_chunk(form, "workflow", UI)), "a.png") == cwr.Document(None, UI)
+    assert cwr.parse_document(png(text_chunk(form, "prompt", PROMPT)), "a.png") == cwr.Document(PROMPT)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_webp_carries_its_prompt_and_its_workflow(order: str, marked: bool) -> None:
+    texts = ["prompt:" + json.dumps(PROMPT), "workflow:" + json.dumps(UI)]
+    picture = b"VP8L" + struct.pack("<I", 3) + b"abc\0"  # of odd length, so that it is padded
+    data = webp(*texts, order=order, marked=marked, before=picture)
+    assert cwr.parse_document(data, "a.webp") == cwr.Document(PROMPT, UI)
+    assert cwr.parse_document(webp("Workflow:" + json.dumps(UI), order=order), "a.webp") == cwr.Document(None, UI)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(), webp(), png(text_chunk("tEXt", "parameters", "a fox")), webp("abc", "x:{}"),
+     png(text_chunk("tEXt", "prompt", {})), png(chunk(b"eXIf", b"prompt\0{}")),
+     png(chunk(b"zTXt", b"other\0\0broken")), b"RIFF\0\0\0\0WEBP"],
+)  # fmt: skip
+def test_a_picture_that_carries_nothing_is_told_as_such(data: bytes) -> None:
+    error = refusal(data)
+    assert error.message == "w.json is a picture that carries no workflow."
+    assert "many sites and programs strip it" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(chunk(b"tEXt", b"prompt\0{")), webp("prompt:{"), png(chunk(b"zTXt", b"prompt\0\0broken")),
+     png(chunk(b"tEXt", b"prompt\0" + b"[" * 100000)), png(chunk(b"iTXt", b"prompt"))],
+)  # fmt: skip
+def test_a_picture_whose_prompt_is_broken_is_told_as_such(data: bytes) -> None:
+    assert refusal(data).message == "w.json carries a prompt that is not JSON."
+
+
+def test_only_the_texts_of_comfyui_are_kept() -> None:
+    bombs = [chunk(b"zTXt", b"bomb%d\0\0" % number + zlib.compress(b"0" * 10**6)) for number in range(3)]
+    assert cwr.png_texts(png(*bombs, text_chunk("tEXt", "prompt", 1))) == {"prompt": "1"}
+    assert cwr.webp_texts(webp("other:" + "0" * 99, "prompt:1")) == {"prompt": "1"}
+    assert cwr.png_texts(b"GIF89a") is None and cwr.webp_texts(b"RIFF0000AVI ") is None
+
+
+def outcome(data: bytes) -> Optional[cwr.Document]:
+    """The document in ``data``; None where a person is told why there is none."""
+    try:
+        return cwr.parse_document(data, "w.json")
+    except cwr.WorkflowError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [png(text_chunk("tEXt", "prompt", PROMPT)), png(text_chunk("iTXt, compressed", "prompt", PROMPT)),
+     png(text_chunk("zTXt", "prompt", PROMPT)), webp("prompt:" + json.dumps(PROMPT)),
+     webp("prompt:" + json.dumps(PROMPT), order=">", marked=True)],
+)  # fmt: skip
+def test_a_picture_that_is_cut_anywhere_is_read_or_refused(whole: bytes) -> None:
+    assert outcome(whole) == cwr.Document(PROMPT)
+    assert {outcome(whole[:end]) is None for end in range(len(whole))} <= {True, False}
+    assert outcome(whole[:60]) is None
+
+
+@few
+@given(
+    st.binary(max_size=80),
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPEXIF\x50\0\0\0"]),
+    st.integers(0, 300),
+)
+def test_hostile_pictures_are_read_or_refused(data: bytes, head: bytes, place: int) -> None:
+    for whole in (head + data, head + b"II*\0" + data, head + b"MM\0*\0\0\0\x08" + data):
+        assert outcome(whole) in (None, cwr.Document(PROMPT))
+    spoiled = bytearray(webp("prompt:" + json.dumps(PROMPT)))
+    spoiled[place % len(spoiled)] ^= 0xFF
+    found = outcome(bytes(spoiled))
+    assert found is None or isinstance(found, cwr.Document)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -251,7 +416,7 @@ def test_a_cycle_ends() -> None:
 
 
 def test_the_summary_of_the_workflow_that_comes_along() -> None:
-    assert cwr.summarize(cwr.parse_prompt(WORKFLOW_API, "")) == cwr.Summary(
+    assert cwr.summarize(prompt_in(WORKFLOW_API)) == cwr.Summary(
         nodes=7,
         models=[("Load Checkpoint", "sd_xl_base_1.0.safetensors")],
         texts=[

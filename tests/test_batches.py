@@ -1,0 +1,211 @@
+"""Rows are read, turned into edits and counted; a manifest is read again; names are filled in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from typing import Any, Dict, List, Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import Json, anything, few
+from support import cwr, node
+
+PROMPT: Json = {
+    "3": node("KSampler", seed=1, steps=20),
+    "6": node("CLIPTextEncode", "Positive", text="a fox", more=["3", 0]),
+}
+INFO: Json = {"CLIPTextEncode": {"input": {"required": {"text": ["STRING"], "more": ["INT"]}}}}
+
+
+def rows(*lines: str, json_lines: bool = False) -> List[cwr.Row]:
+    return list(cwr.read_rows([line + "\n" for line in lines], json_lines))
+
+
+def values(*lines: str, json_lines: bool = False) -> List[Mapping[str, Any]]:
+    return [row.values for row in rows(*lines, json_lines=json_lines)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Rows
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_row_has_the_columns_of_the_header(mark: str) -> None:
+    lines = [mark.join(line) for line in (("Positive.text", " 3.steps "), ("a fox", "4"), ("a cat", "5"))]
+    assert rows(*lines) == [
+        cwr.Row(1, {"Positive.text": "a fox", "3.steps": "4"}), cwr.Row(2, {"Positive.text": "a cat", "3.steps": "5"}),
+    ]  # fmt: skip
+
+
+def test_a_cell_may_hold_marks_and_lines() -> None:
+    assert values("6.text", '"a ""fox"",', 'and more"', "x") == [{"6.text": 'a "fox",\nand more'}, {"6.text": "x"}]
+
+
+def test_empty_lines_are_no_rows_and_short_rows_leave_values_alone() -> None:
+    assert rows("6.text,3.steps", "", "a", "", "b,4") == [
+        cwr.Row(1, {"6.text": "a"}), cwr.Row(2, {"6.text": "b", "3.steps": "4"}),
+    ]  # fmt: skip
+    assert rows("", '{"3.steps": 4}', "  ", "{}", json_lines=True) == [cwr.Row(1, {"3.steps": 4}), cwr.Row(2, {})]
+
+
+@pytest.mark.parametrize("lines", [[], ["", "a"], [",,"], ["a.b,a.b"], ["a.b, a.b "], ["a\rb"], ['"a'], ["6.text,"]])
+def test_a_header_that_names_no_columns_is_refused(lines: List[str]) -> None:
+    with pytest.raises(cwr.UsageError) as caught:
+        rows(*lines)
+    assert caught.value.message == "The batch's first line must name its columns, each NODE.INPUT and each once."
+
+
+def test_a_bad_row_does_not_stop_the_rest() -> None:
+    found = rows("6.text", "a,b", "c\rd", '"e" f', "g")
+    assert [row.number for row in found] == [1, 2, 3, 4]
+    assert found[0].error == "it has 2 cells, the header 1"
+    assert found[1].error.startswith("it is no CSV (") and found[2].error.startswith("it is no CSV (")
+    assert found[3] == cwr.Row(4, {"6.text": "g"})
+    found = rows("{", "[1]", "null", "[" * 100000, '{"3.steps": 1}', json_lines=True)
+    assert found[0].error.startswith("it is not JSON (")
+    assert [row.error for row in found[1:3]] == ["it is a list, not an object", "it is null, not an object"]
+    assert found[3].error.startswith("it is not JSON (")
+    assert found[4] == cwr.Row(5, {"3.steps": 1})
+
+
+def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence() -> None:
+    found = rows("6.text", '"a fox', "a cat", "a dog")
+    assert [bool(row.error) for row in found] == [True]
+
+
+def test_what_a_row_sets() -> None:
+    row = cwr.Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
+    assert cwr.row_edits(PROMPT, row, {}) == [
+        cwr.InputEdit(cwr.InputRef("6", "text"), ""), cwr.InputEdit(cwr.InputRef("3", "seed"), "random"),
+        cwr.InputEdit(cwr.InputRef("6", "new"), None),
+    ]  # fmt: skip
+    linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
+    (edit,) = cwr.row_edits(linked, cwr.Row(1, {"6.text": "", "6.more": ""}), INFO)
+    assert edit.ref == cwr.InputRef("6", "text")
+    (edit,) = cwr.row_edits(PROMPT, cwr.Row(1, {"6.text": "@a.txt"}), INFO)
+    assert edit.file == "a.txt"
+    with pytest.raises(cwr.EditError):
+        cwr.row_edits(PROMPT, cwr.Row(1, {"Nobody.text": "x"}), INFO)
+
+
+@few
+@given(st.lists(st.text('a.b,;"\r\n\t\0{}[] ', max_size=12), max_size=5), st.booleans())
+def test_any_lines_are_rows_or_a_usage_error(lines: List[str], json_lines: bool) -> None:
+    try:
+        found = list(cwr.read_rows(lines, json_lines))
+    except cwr.UsageError as error:
+        assert not json_lines and error.message
+        return
+    assert [row.number for row in found] == list(range(1, len(found) + 1))
+    assert all(isinstance(row.values, dict) and not (row.error and row.values) for row in found)
+
+
+# ------------------------------------------------------------------------------------------------
+# The manifest
+# ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_known_again_whatever_the_order_of_its_columns() -> None:
+    key = cwr.row_key({"a.b": "1", "c.d": 2})
+    assert key == cwr.row_key({"c.d": 2, "a.b": "1"}) and len(key) == 16
+    assert len({key, cwr.row_key({"a.b": "1"}), cwr.row_key({"a.b": "2", "c.d": 2}), cwr.row_key({})}) == 4
+
+
+def test_rows_that_are_done_are_read_and_what_a_crash_cut_off_is_not() -> None:
+    entries: List[Dict[str, Any]] = [
+        {"row": 1, "status": "done", "key": "k1"}, {"row": 2, "status": "failed", "key": "k2"},
+        {"row": "3", "status": "done", "key": "k3"}, {"row": 1, "status": "done", "key": "new"},
+    ]  # fmt: skip
+    lines = [json.dumps(entry) for entry in entries] + ["", "[]", "[" * 100000, '{"row": 4, "status": "do']
+    assert cwr.rows_done(lines) == {1: "new"}
+
+
+@few
+@given(st.lists(anything.map(json.dumps) | st.text(max_size=8), max_size=4), st.dictionaries(st.text(), anything))
+def test_any_manifest_is_read_and_any_row_has_a_key(lines: List[str], row: Json) -> None:
+    assert all(isinstance(number, int) for number in cwr.rows_done(lines))
+    assert cwr.row_key(row) == cwr.row_key(dict(reversed(list(row.items()))))
+
+
+# ------------------------------------------------------------------------------------------------
+# Names
+# ------------------------------------------------------------------------------------------------
+
+FIELDS = {"row": "00007", "name": ""}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "filled"),
+    [
+        ("out", "out"), ("out/{row}", "out/00007"), ("{row}_{KSampler.steps}", "00007_20"),
+        ("{Positive.text}/x", "a fox/x"), ("{name}", "_"), ("{}{", "{}{"),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_filled_in(pattern: str, filled: str) -> None:
+    assert cwr.fill_pattern(pattern, FIELDS, PROMPT) == filled
+
+
+@pytest.mark.parametrize("pattern", ["{rows}", "{KSampler.colour}", "{Nobody.text}", "{CON}", "{3.}"])
+def test_what_a_pattern_may_not_name_is_told_with_what_it_may(pattern: str) -> None:
+    with pytest.raises(cwr.UsageError) as caught:
+        cwr.fill_pattern(pattern, FIELDS, PROMPT)
+    assert caught.value.message == "%s is neither one of {row}, {name} nor {NODE.INPUT}." % pattern
+
+
+@few
+@given(
+    st.text("a./\\ :\0狐\t~", max_size=30) | st.text() | st.sampled_from(["..", "a" * 79 + " b", "." * 81 + "a", "nul"])
+)
+def test_what_is_filled_in_is_one_part_of_a_path(text: str) -> None:
+    part = cwr.fill_pattern("{row}", {"row": text}, PROMPT)
+    assert part and len(part.encode()) <= 80 and not part.endswith((".", " "))
+    assert "/" not in part and "\\" not in part and os.path.basename(part) == part
+
+
+@few
+@given(st.text("{}.3ab ", max_size=12))
+def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
+    try:
+        assert cwr.fill_pattern(pattern, FIELDS, PROMPT) or not pattern
+    except cwr.UsageError as error:
+        assert "is neither one of" in error.message
+
+
+# ------------------------------------------------------------------------------------------------
+# How far it is
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tally", "words"),
+    [
+        (cwr.Tally(40), "0 of 40 rows"),
+        (cwr.Tally(1, skipped=1, seconds=3.0), "1 of 1 row"),
+        (cwr.Tally(None, done=2), "2 rows"),
+        (cwr.Tally(40, done=10, failed=2, seconds=120.0), "12 of 40 rows, 2 failed, 6.0 rows/min, 4:40 left"),
+        (cwr.Tally(40, done=10, skipped=20, seconds=5.0), "30 of 40 rows, 2.0 rows/s, 5.0 s left"),
+        (cwr.Tally(2, done=2, seconds=1.0), "2 of 2 rows, 2.0 rows/s"),
+        (cwr.Tally(None, done=2, seconds=1.0), "2 rows, 2.0 rows/s"),
+    ],
+)
+def test_how_far_a_batch_is(tally: cwr.Tally, words: str) -> None:
+    assert tally.in_words() == words
+
+
+def test_the_limit_of_a_cell_is_far() -> None:
+    assert values("6.text", "x" * 200_000) == [{"6.text": "x" * 200_000}]
+    assert csv.field_size_limit() >= 1 << 26
+
+
+def test_a_column_that_no_row_can_set_spoils_them_all() -> None:
+    prompt = {"1": node("A", "Text", text="a", model=["2", 0]), "2": node("B")}
+    info = {"A": {"input": {"required": {"text": ["STRING"]}, "optional": {"extra": ["INT", {}]}}}}
+    cwr.check_columns(prompt, ["Text.text", "1.extra"], info)
+    for column, kind in (("1.model", "linked_input"), ("1.texd", "no_such_input"), ("7.text", "no_such_node")):
+        with pytest.raises(cwr.EditError) as caught:
+            cwr.check_columns(prompt, ["Text.text", column], info)
+        assert caught.value.type == kind

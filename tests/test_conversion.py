@@ -1,0 +1,1266 @@
+"""A workflow in UI format becomes the prompt that ComfyUI's own frontend exports from it."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import gzip
+import json
+import os
+import random
+import time
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import cwr
+
+FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "conversion")
+Json = Dict[str, Any]
+
+with open(os.path.join(FIXTURES, "object_info.json"), encoding="utf-8") as file:
+    #: What a ComfyUI 0.33.0 said of the classes that these tests use.
+    OBJECT_INFO: Json = json.load(file)
+
+
+def node(
+    node_id: Any,
+    type_: str,
+    inputs: Optional[Mapping[str, Any]] = None,
+    outputs: Sequence[Any] = (),
+    values: Any = None,
+    mode: int = 0,
+    **more: Any,
+) -> Json:
+    """A node of a file. ``inputs``: {name: link}; ``outputs``: (type, link, link, ...) each."""
+    made: Json = {"id": node_id, "type": type_, "mode": mode, "properties": {}, **more}
+    made["inputs"] = [{"name": name, "type": "*", "link": link} for name, link in (inputs or {}).items()]
+    made["outputs"] = [{"name": "", "type": output[0], "links": list(output[1:])} for output in outputs]
+    if values is not None:
+        made["widgets_values"] = values
+    return made
+
+
+def flow(nodes: Sequence[Any], *links: Sequence[Any], subgraphs: Sequence[Json] = (), **more: Any) -> Json:
+    """A file. A link: (id, from node, from slot, to node, to slot)."""
+    made: Json = {"version": 0.4, "nodes": list(nodes), "links": [[*link, "*"] for link in links]}
+    made.update({"last_node_id": 30, "last_link_id": 99, **more})
+    if subgraphs:
+        made["definitions"] = {"subgraphs": list(subgraphs)}
+    return made
+
+
+def subgraph(key: str, nodes: Sequence[Any], *links: Sequence[Any], inputs: Any = (), outputs: Any = ()) -> Json:
+    """A subgraph. Inputs and outputs: (name, type, link, link, ...)."""
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    return {
+        "id": key, "version": 1, "name": "Sub " + key, "nodes": list(nodes), "groups": [], "config": {}, "extra": {},
+        "inputNode": {"id": -10, "bounding": [0, 0, 1, 1]}, "outputNode": {"id": -20, "bounding": [0, 0, 1, 1]},
+        "links": [{**dict(zip(keys, link)), "type": "*"} for link in links], "widgets": [],
+        "inputs": [{"id": key + s[0], "name": s[0], "type": s[1], "linkIds": list(s[2:])} for s in inputs],
+        "outputs": [{"id": key + s[0], "name": s[0], "type": s[1], "linkIds": list(s[2:])} for s in outputs],
+    }  # fmt: skip
+
+
+def converted(workflow: Any, **options: Any) -> Dict[str, Json]:
+    """{node: its inputs} of the prompt; the arguments must not change."""
+    before = copy.deepcopy(workflow)
+    prompt = cwr.convert_workflow(workflow, OBJECT_INFO, **options).prompt
+    assert workflow == before
+    return {node_id: made["inputs"] for node_id, made in prompt.items()}
+
+
+def inputs_of(made: Json, **options: Any) -> Json:
+    """The inputs of the one node of a workflow."""
+    return converted(flow([made]), **options)["1"]
+
+
+def refusal(workflow: Any) -> cwr.ConversionError:
+    with pytest.raises(cwr.ConversionError) as caught:
+        cwr.convert_workflow(workflow, OBJECT_INFO)
+    assert caught.value.exit_status == 3
+    return caught.value
+
+
+def warnings(workflow: Any) -> Tuple[str, ...]:
+    return cwr.convert_workflow(workflow, OBJECT_INFO).warnings
+
+
+LOAD = node(1, "LoadImage", {}, [("IMAGE", 1), ("MASK",)], ["a.png", "image"])
+KSAMPLER = [5, "fixed", 20, 8.5, "euler", "normal", 0.75]
+
+
+# ------------------------------------------------------------------------------------------------
+# What the frontend exported
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in os.listdir(FIXTURES) if n.endswith(".json") and n != "object_info.json")
+)
+def test_a_prompt_is_the_one_that_the_frontend_exported(name: str) -> None:
+    with open(os.path.join(FIXTURES, name), encoding="utf-8") as file:
+        pair = json.load(file)
+    assert cwr.convert_workflow(pair["workflow"], OBJECT_INFO).prompt == pair["prompt"]
+
+
+#: Workflows made by hand, and what frontend 1.49.6 exported from them.
+CASES: Dict[str, Tuple[Json, Dict[str, Json]]] = {
+    "links in the newer encoding": (
+        {
+            "version": 1,
+            "state": {"lastNodeId": 2, "lastLinkId": 1, "lastGroupId": 0, "lastRerouteId": 0},
+            "nodes": [LOAD, node(2, "PreviewImage", {"images": 1})],
+            "links": [{"id": 1, "origin_id": 1, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "IMAGE"}],
+        },
+        {"1": {"image": "a.png"}, "2": {"images": ["1", 0]}},
+    ),
+    "native reroutes lie on a link": (
+        flow(
+            [LOAD, node(2, "PreviewImage", {"images": 1})],
+            (1, 1, 0, 2, 0),
+            extra={
+                "linkExtensions": [{"id": 1, "parentId": 2}],
+                "reroutes": [
+                    {"id": 1, "pos": [0, 0], "linkIds": [1]},
+                    {"id": 2, "parentId": 1, "pos": [9, 9], "linkIds": [1]},
+                ],
+            },
+        ),
+        {"1": {"image": "a.png"}, "2": {"images": ["1", 0]}},
+    ),
+    "reroute nodes hand on": (
+        flow(
+            [
+                LOAD,
+                node(2, "Reroute", {"": 1}, [("IMAGE", 2)]),
+                node(3, "Reroute", {"": 2}, [("IMAGE", 3)]),
+                node(4, "PreviewImage", {"images": 3}),
+                node(5, "Reroute", {"": None}, [("*", 4)]),
+                node(6, "PreviewImage", {"images": 4}),
+                node(7, "Note", values=["hello"]),
+                node(8, "MarkdownNote", values=["# hello"]),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 2, 0, 3, 0),
+            (3, 3, 0, 4, 0),
+            (4, 5, 0, 6, 0),
+        ),
+        {"1": {"image": "a.png"}, "4": {"images": ["1", 0]}, "6": {}},
+    ),
+    "a widget keeps its value while its link leads to nothing that runs": (
+        flow(
+            [
+                node(1, "PrimitiveInt", {}, [("INT", 1)], [7, "fixed"], mode=2),
+                node(2, "EmptyLatentImage", {"width": 1}, [("LATENT",)], [64, 128, 2]),
+                node(3, "PrimitiveInt", {}, [("INT", 2)], [9, "fixed"]),
+                node(4, "EmptyLatentImage", {"width": 2}, [("LATENT",)], [64, 128, 2]),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 3, 0, 4, 0),
+        ),
+        {
+            "2": {"width": 64, "height": 128, "batch_size": 2},
+            "3": {"value": 9},
+            "4": {"width": ["3", 0], "height": 128, "batch_size": 2},
+        },
+    ),
+    "a primitive's value is copied, muted or not": (
+        flow(
+            [
+                node(1, "PrimitiveNode", {}, [("INT", 1, 2)], [100, "fixed"], mode=2),
+                node(2, "EmptyLatentImage", {"width": 1, "height": 2}, [("LATENT",)], [64, 128, 2]),
+                node(3, "PrimitiveNode", {}, [("FLOAT", 3)]),
+                node(4, "KSampler", {"cfg": 3}, [("LATENT",)], KSAMPLER),
+                node(5, "PrimitiveNode", {}, [("INT",)], [1]),
+                node(6, "PrimitiveNode", {}, [("IMAGE", 4)], ["text"]),
+                node(7, "PreviewImage", {"images": 4}),
+                node(8, "PrimitiveNode", {}, [("FLOAT", 5)], [-3.5]),
+                node(9, "KSampler", {"denoise": 5}, [("LATENT",)], KSAMPLER),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 1, 0, 2, 1),
+            (3, 3, 0, 4, 0),
+            (4, 6, 0, 7, 0),
+            (5, 8, 0, 9, 0),
+        ),
+        {
+            "2": {"width": 104, "height": 104, "batch_size": 2},
+            "4": {"seed": 5, "steps": 20, "cfg": 8.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.75},
+            "7": {},
+            "9": {"seed": 5, "steps": 20, "cfg": 8.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 0},
+        },
+    ),
+    "bypassed: the same slot, the same type, a type that fits, any": (
+        flow(
+            [
+                LOAD,
+                node(2, "ImageBatch", {"image1": 1, "image2": 8}, [("IMAGE", 2)], mode=4),
+                node(3, "PreviewImage", {"images": 2}),
+                node(4, "VAEEncode", {"pixels": 3}, [("LATENT", 4)], mode=4),
+                node(5, "VAEDecode", {"samples": 4}, [("IMAGE",)]),
+                node(6, "PreviewAny", {"source": 5}, [("STRING",)]),
+                node(7, "MaskToImage", {"mask": 6}, [("IMAGE", 5)], mode=4),
+                node(8, "PreviewAny", {"source": 7}, [("STRING",)]),
+                node(9, "KSampler", {"latent_image": 9, "model": 10}, [("LATENT", 11)], KSAMPLER, mode=4),
+                node(10, "EmptyLatentImage", {}, [("LATENT", 9)], [64, 128, 2]),
+                node(11, "VAEDecode", {"samples": 11}, [("IMAGE",)]),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 2, 0, 3, 0),
+            (3, 1, 0, 4, 0),
+            (4, 4, 0, 5, 0),
+            (5, 7, 0, 6, 0),
+            (6, 1, 1, 7, 0),
+            (7, 4, 0, 8, 0),
+            (9, 10, 0, 9, 3),
+            (11, 9, 0, 11, 0),
+        ),
+        {
+            "1": {"image": "a.png"},
+            "3": {"images": ["1", 0]},
+            "5": {},
+            "6": {"source": ["1", 1]},
+            "8": {"source": ["1", 0]},
+            "10": {"width": 64, "height": 128, "batch_size": 2},
+            "11": {"samples": ["10", 0]},
+        },
+    ),
+    "a matching type is narrowed to what is connected": (
+        flow(
+            [
+                LOAD,
+                node(2, "VAEDecode", {"samples": 2}, [("IMAGE", 3)], mode=4),
+                node(3, "ComfySwitchNode", {"on_false": 1, "on_true": 3, "switch": None}, [("*", 4)], [True]),
+                node(4, "EmptyLatentImage", {}, [("LATENT", 2)], [64, 128, 2]),
+                node(5, "ResizeImageMaskNode", {"input": 4}, [("*", 5)], mode=4),
+                node(6, "PreviewImage", {"images": 5}),
+                node(7, "ComfySwitchNode", {"on_true": 6}, [("*",)], [True]),
+            ],
+            (1, 1, 0, 3, 0),
+            (2, 4, 0, 2, 0),
+            (3, 2, 0, 3, 1),
+            (4, 3, 0, 5, 0),
+            (5, 5, 0, 6, 0),
+            (6, 2, 0, 7, 1),
+        ),
+        {
+            "1": {"image": "a.png"},
+            "3": {"on_false": ["1", 0], "switch": True},
+            "4": {"width": 64, "height": 128, "batch_size": 2},
+            "6": {"images": ["3", 0]},
+            "7": {"on_true": ["4", 0], "switch": True},
+        },
+    ),
+    "autogrow: the sockets come back as far as they are linked": (
+        flow(
+            [
+                LOAD,
+                node(
+                    2,
+                    "BatchImagesNode",
+                    {"images.image0": 1, "images.image1": 2, "images.image2": 3, "images.image3": None},
+                    [("IMAGE",)],
+                ),
+                node(3, "StringFormat", {"values.b": 4, "values.zz": 5}, [("STRING",)], ["{a}"]),
+                node(
+                    4,
+                    "TextEncodeJoyImageEdit",
+                    {"images.image5": 6, "images.image0": 7},
+                    [("CONDITIONING", 8)],
+                    ["x"],
+                    mode=4,
+                ),
+                node(5, "PreviewAny", {"source": 8}),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 1, 0, 2, 1),
+            (3, 1, 0, 2, 2),
+            (4, 1, 0, 3, 1),
+            (5, 1, 0, 3, 0),
+            (6, 1, 0, 4, 1),
+            (7, 1, 1, 4, 0),
+            (8, 4, 0, 5, 0),
+        ),
+        {
+            "1": {"image": "a.png"},
+            "2": {"images.image0": ["1", 0], "images.image1": ["1", 0], "images.image2": ["1", 0]},
+            "3": {"f_string": "{a}", "values.b": ["1", 0], "values.zz": ["1", 0]},
+            "5": {},
+        },
+    ),
+    "a dynamic combo has the inputs of its option": (
+        flow(
+            [
+                LOAD,
+                node(
+                    2,
+                    "ResizeImageMaskNode",
+                    {"input": 1, "resize_type.width": None, "resize_type.multiplier": 2},
+                    [("*",)],
+                    ["scale by multiplier", 1.5, "area"],
+                ),
+                node(3, "ResizeImageMaskNode", {"input": 3}, [("*",)], [None]),
+                node(4, "ResizeImageMaskNode", {"input": 4}, [("*",)], ["no such option", "bicubic"]),
+                node(5, "PrimitiveFloat", {}, [("FLOAT", 2)], [2.5]),
+                node(
+                    6,
+                    "GeminiNanoBanana2V2",
+                    {"prompt": None, "model.images.image_1": 5, "model.images.image_2": 6, "model.files": None},
+                    [("IMAGE",)],
+                    ["p", "Nano Banana 2 Lite", "1:1", "1K", "HIGH", 42, "fixed", "IMAGE", "be brief"],
+                ),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 5, 0, 2, 2),
+            (3, 1, 0, 3, 0),
+            (4, 1, 0, 4, 0),
+            (5, 1, 0, 6, 1),
+            (6, 1, 0, 6, 2),
+        ),
+        {
+            "1": {"image": "a.png"},
+            "2": {
+                "resize_type": "scale by multiplier",
+                "resize_type.multiplier": ["5", 0],
+                "scale_method": "area",
+                "input": ["1", 0],
+            },
+            "3": {
+                "resize_type": "scale dimensions",
+                "resize_type.width": 512,
+                "resize_type.height": 512,
+                "resize_type.crop": "center",
+                "scale_method": "area",
+                "input": ["1", 0],
+            },
+            "4": {"resize_type": "no such option", "scale_method": "bicubic", "input": ["1", 0]},
+            "5": {"value": 2.5},
+            "6": {
+                "prompt": "p",
+                "model": "Nano Banana 2 Lite",
+                "model.aspect_ratio": "1:1",
+                "model.resolution": "1K",
+                "model.thinking_level": "HIGH",
+                "seed": 42,
+                "response_modalities": "IMAGE",
+                "system_prompt": "be brief",
+                "temperature": 1,
+                "top_p": 0.95,
+                "model.images.image_1": ["1", 0],
+                "model.images.image_2": ["1", 0],
+            },
+        },
+    ),
+    "an older file: converted widgets, dummies of forced inputs, sockets that are gone": (
+        flow(
+            [
+                {
+                    **node(1, "KSampler", {}, [("LATENT",)], KSAMPLER),
+                    "inputs": [
+                        {"name": "cfg", "type": "FLOAT", "link": 1, "widget": {"name": "cfg"}},
+                        {"name": "gone", "type": "FLOAT", "link": 2, "widget": {"name": "gone"}},
+                        {"name": "gone too", "type": "FLOAT", "link": 3, "widget": {"name": "gone too"}},
+                        {"name": "extra", "type": "FLOAT", "link": 4},
+                    ],
+                },
+                node(2, "PrimitiveFloat", {}, [("FLOAT", 1, 2, 3, 4)], [2.5]),
+                node(3, "SamplerCustom", {}, [("LATENT",)], [True, 4, "fixed", 2.5]),
+                node(4, "MergeMeshes", {"meshes.mesh0": 4}, [("MESH",)]),
+            ],
+            (1, 2, 0, 1, 0),
+            (2, 2, 0, 1, 1),
+            (3, 2, 0, 1, 2),
+            (4, 2, 0, 1, 3),
+        ),
+        {
+            "1": {
+                "seed": 5,
+                "steps": 20,
+                "cfg": ["2", 0],
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 0.75,
+                "gone too": ["2", 0],
+                "extra": ["2", 0],
+            },
+            "2": {"value": 2.5},
+            "3": {"add_noise": True, "noise_seed": 4, "cfg": 2.5},
+            "4": {"meshes.mesh0": ["2", 0]},
+        },
+    ),
+    "widgets of the browser": (
+        flow(
+            [
+                node(1, "LoadAudio", {}, [("AUDIO",)], ["a.wav", "", "b"]),
+                node(2, "RecordAudio", {}, [("AUDIO",)], ["x", "y"]),
+                node(3, "ImageCropV2", {}, [("IMAGE",)], [{"x": 1, "y": 2, "width": 3, "height": 4}, 5, 6, 7, 8]),
+                node(4, "ImageCompare", {}, []),
+                node(5, "CurveEditor", {}, [("CURVE",)]),
+                node(6, "CustomCombo", {}, [("STRING",), ("INT",)], ["b", 9, "a", "b", ""]),
+                node(7, "CustomCombo", {}, [("STRING",), ("INT",)], ["c", 0, "", "b"]),
+                node(8, "SaveGLB", {}, [], ["3d/x", "y"]),
+                node(9, "CLIPTextEncode", {}, [("CONDITIONING",)], [None]),
+                node(10, "KSampler", {}, [("LATENT",)], [1, "fixed", 20, 8, None, None, 1]),
+                node(11, "CreateBoundingBoxes", {}, [("*",)]),
+            ]
+        ),
+        {
+            "1": {"audio": "a.wav"},
+            "2": {"audio": ""},
+            "3": {"crop_region": {"x": 1, "y": 2, "width": 3, "height": 4}},
+            "4": {"compare_view": {"__value__": ["", ""]}},
+            "5": {"curve": {"points": [[0, 0], [1, 1]], "interpolation": "monotone_cubic"}},
+            "6": {"choice": "b", "index": 1, "option1": "a", "option2": "b", "option3": ""},
+            "7": {"choice": "c", "index": -1, "option1": ""},
+            "8": {"filename_prefix": "3d/x", "image": ""},
+            "9": {"text": ""},
+            "10": {"seed": 1, "steps": 20, "cfg": 8, "sampler_name": "euler", "scheduler": "simple", "denoise": 1},
+            "11": {
+                "width": 1024,
+                "height": 1024,
+                "editor_state": {"__value__": []},
+                "last_incoming": {"__value__": []},
+            },
+        },
+    ),
+    "names of files": (
+        flow(
+            [
+                node(1, "SaveImage", {}, [], ["%Empty.width%_%KSampler.seed%_%EmptyLatentImage.height%"]),
+                node(2, "SaveImage", {}, [], ["%width%/%No.such%_%Empty.nothing%_%a.b.c%"]),
+                node(3, "EmptyLatentImage", {}, [("LATENT",)], [64, 128.0, 2], title="Empty"),
+                node(4, "s", {}, [], title="Host"),
+                node(5, "SaveImage", {}, [], ["%Inside.text%_%Switch.switch%"]),
+                node(6, "ComfySwitchNode", {}, [("*",)], [True], title="Switch"),
+            ],
+            subgraphs=[
+                subgraph("s", [node(7, "CLIPTextEncode", {}, [("CONDITIONING",)], ["a/b:c\n"], title="Inside")])
+            ],
+        ),
+        {
+            "1": {"filename_prefix": "64_%KSampler.seed%_128"},
+            "2": {"filename_prefix": "%width%/%No.such%_%Empty.nothing%_%a.b.c%"},
+            "3": {"width": 64, "height": 128, "batch_size": 2},
+            "5": {"filename_prefix": "a_b_c__true"},
+            "6": {"switch": True},
+            "4:7": {"text": "a/b:c\n"},
+        },
+    ),
+    "a subgraph is written out": (
+        flow(
+            [
+                LOAD,
+                node(2, "s", {"text": None, "image": 1}, [("IMAGE", 2)], ["hello"]),
+                node(3, "PreviewImage", {"images": 2}),
+                node(4, "s", {"image": None, "text": 3}, [("IMAGE",)], [None]),
+                node(5, "PrimitiveString", {}, [("STRING", 3)], ["linked"]),
+                node(6, "s", {}, [("IMAGE", 4)], ["off"], mode=2),
+                node(7, "PreviewImage", {"images": 4}),
+                node(8, "s", {"image": 5}, [("IMAGE", 6)], ["off"], mode=4),
+                node(9, "PreviewImage", {"images": 6}),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 2, 0, 3, 0),
+            (3, 5, 0, 4, 1),
+            (4, 6, 0, 7, 0),
+            (5, 1, 0, 8, 0),
+            (6, 8, 0, 9, 0),
+            subgraphs=[
+                subgraph(
+                    "s",
+                    [
+                        node(20, "CLIPTextEncode", {"text": 1}, [("CONDITIONING",)], ["inside"]),
+                        node(21, "ImageInvert", {"image": 2}, [("IMAGE", 3)]),
+                        node(1, "PreviewAny", {"source": 4}),
+                    ],
+                    (1, -10, 1, 20, 0),
+                    (2, -10, 0, 21, 0),
+                    (3, 21, 0, -20, 0),
+                    (4, -10, 1, 1, 0),
+                    inputs=[("image", "IMAGE", 2), ("text", "STRING", 77)],
+                    outputs=[("IMAGE", "IMAGE", 78)],
+                )
+            ],
+        ),
+        {
+            "1": {"image": "a.png"},
+            "3": {"images": ["2:21", 0]},
+            "5": {"value": "linked"},
+            "7": {},
+            "9": {"images": ["1", 0]},
+            "2:20": {"text": "hello"},
+            "2:21": {"image": ["1", 0]},
+            "2:31": {"source": "hello"},
+            "4:20": {"text": ["5", 0]},
+            "4:21": {},
+            "4:31": {"source": ["5", 0]},
+        },
+    ),
+    "subgraphs in subgraphs, the outer one first in the file": (
+        flow(
+            [node(1, "outer", {}, [("LATENT", 1)], [9, 11]), node(2, "VAEDecode", {"samples": 1}, [("IMAGE",)])],
+            (1, 1, 0, 2, 0),
+            subgraphs=[
+                subgraph(
+                    "outer",
+                    [
+                        node(3, "inner", {"width": 1}, [("LATENT", 3)], [8]),
+                        node(4, "inner", {"width": None}, [("LATENT", 2)], [16]),
+                        node(5, "inner", {"width": 4}, [("LATENT",)], [24], mode=2),
+                    ],
+                    (1, -10, 0, 3, 0),
+                    (2, 4, 0, -20, 0),
+                    (4, -10, 1, 5, 0),
+                    inputs=[("a", "INT", 1), ("b", "INT", 4)],
+                    outputs=[("LATENT", "LATENT", 2)],
+                ),
+                subgraph(
+                    "inner",
+                    [node(6, "EmptyLatentImage", {"width": 1}, [("LATENT", 2)], [64, 128, 2])],
+                    (1, -10, 0, 6, 0),
+                    (2, 6, 0, -20, 0),
+                    inputs=[("width", "INT", 1)],
+                    outputs=[("LATENT", "LATENT", 2)],
+                ),
+            ],
+        ),
+        {
+            "2": {"samples": ["1:4:6", 0]},
+            "1:3:6": {"width": 9, "height": 128, "batch_size": 2},
+            "1:4:6": {"width": 64, "height": 128, "batch_size": 2},
+            "1:5:6": {"width": 11, "height": 128, "batch_size": 2},
+        },
+    ),
+    "promoted the older way": (
+        flow(
+            [
+                node(
+                    1,
+                    "outer",
+                    {},
+                    [],
+                    [33, "n", 44, 55, "x"],
+                    properties={
+                        "proxyWidgets": [
+                            ["3", "width"],
+                            ["-1", "text"],
+                            ["4", "value"],
+                            ["3", "6: height"],
+                            ["9", "no"],
+                        ]
+                    },
+                ),
+                node(
+                    2,
+                    "outer",
+                    {},
+                    [],
+                    ["t", 66, 77],
+                    properties={
+                        "proxyWidgets": json.dumps(
+                            [["3", "width"], ["4", "value"], ["5", "value"], ["11", "value"], ["3", "5", "height"]]
+                        )
+                    },
+                ),
+                node(7, "outer", {}, [], [1, 2], properties={"proxyWidgets": [[3, "width"]]}),
+                node(8, "outer", {}, [], [], properties={"proxyWidgets": "{"}),
+                node(
+                    9,
+                    "outer",
+                    {},
+                    [],
+                    [],
+                    properties={
+                        "proxyWidgetErrorQuarantine": [
+                            {
+                                "originalEntry": ["-1", "text"],
+                                "hostValue": "kept",
+                                "reason": "missingSubgraphInput",
+                                "attemptedAtVersion": 1,
+                            }
+                        ]
+                    },
+                ),
+            ],
+            subgraphs=[
+                subgraph(
+                    "outer",
+                    [
+                        node(
+                            3,
+                            "inner",
+                            {},
+                            [("LATENT",)],
+                            [],
+                            properties={"proxyWidgets": [["6", "width"], ["6", "batch_size"]]},
+                        ),
+                        node(4, "PrimitiveNode", {}, [("INT", 1, 2)], [640, "fixed"]),
+                        node(5, "PrimitiveString", {"value": 3}, [("STRING",)], ["inside"]),
+                        node(10, "EmptyLatentImage", {"width": 1, "height": 2}, [("LATENT",)], [64, 128, 2]),
+                        node(11, "PrimitiveString", {"value": 4}, [("STRING",)], ["other"]),
+                    ],
+                    (1, 4, 0, 10, 0),
+                    (2, 4, 0, 10, 1),
+                    (3, -10, 0, 5, 0),
+                    (4, -10, 0, 11, 0),
+                    inputs=[("text", "STRING", 3, 4)],
+                ),
+                subgraph(
+                    "inner",
+                    [node(6, "EmptyLatentImage", {}, [("LATENT",)], [64, 128, 2])],
+                    inputs=[("batch_size", "INT")],
+                ),
+            ],
+        ),
+        {
+            "1:3:6": {"width": 33, "height": 128, "batch_size": 2},
+            "1:5": {"value": "n"},
+            "1:10": {"width": 44, "height": 44, "batch_size": 2},
+            "1:11": {"value": "other"},
+            "2:3:6": {"width": "t", "height": 128, "batch_size": 2},
+            "2:5": {"value": 77},
+            "2:10": {"width": 66, "height": 66, "batch_size": 2},
+            "2:11": {"value": "other"},
+            "7:3:6": {"width": 64, "height": 128, "batch_size": 2},
+            "7:5": {"value": 1},
+            "7:10": {"width": 64, "height": 64, "batch_size": 2},
+            "7:11": {"value": "other"},
+            "8:3:6": {"width": 64, "height": 128, "batch_size": 2},
+            "8:5": {"value": "inside"},
+            "8:10": {"width": 64, "height": 64, "batch_size": 2},
+            "8:11": {"value": "other"},
+            "9:3:6": {"width": 64, "height": 128, "batch_size": 2},
+            "9:5": {"value": "kept"},
+            "9:10": {"width": 64, "height": 64, "batch_size": 2},
+            "9:11": {"value": "other"},
+        },
+    ),
+}
+
+
+CASES["a text area begins anew when one of its links is taken"] = (
+    flow(
+        [node(1, "s", {}, [], ["kept"], properties={"proxyWidgets": [["-1", "text"], ["3", "text"]]})],
+        subgraphs=[
+            subgraph(
+                "s",
+                [
+                    node(2, "CLIPTextEncode", {"text": 1}, values=["a"]),
+                    node(3, "CLIPTextEncode", {"text": 2}, values=["b"]),
+                ],
+                (1, -10, 0, 2, 0),
+                (2, -10, 0, 3, 0),
+                inputs=[("text", "STRING", 1, 2)],
+            )
+        ],
+    ),
+    {"1:2": {"text": "a"}, "1:3": {"text": "b"}},
+)
+CASES["a combo without a value takes its first choice"] = (
+    flow(
+        [node(1, "s", values=[None, None]), node(4, "s", values=["heun", "simple"])],
+        subgraphs=[
+            subgraph(
+                "s",
+                [node(2, "KSampler", {"sampler_name": 1, "seed": 2}, values=KSAMPLER)],
+                (1, -10, 0, 2, 0),
+                (2, -10, 1, 2, 1),
+                inputs=[("sampler", "COMBO", 1), ("seed", "INT", 2)],
+            )
+        ],
+    ),
+    {
+        "1:2": {"seed": None, "steps": 20, "cfg": 8.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 0.75},
+        "4:2": {
+            "seed": "simple",
+            "steps": 20,
+            "cfg": 8.5,
+            "sampler_name": "heun",
+            "scheduler": "normal",
+            "denoise": 0.75,
+        },
+    },
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_workflow_made_by_hand_becomes_what_the_frontend_makes_of_it(name: str) -> None:
+    workflow, prompt = CASES[name]
+    assert converted(workflow) == prompt
+    told = ['node 2 "Record Audio" (RecordAudio): the browser makes the value of "audio", the prompt has none.']
+    assert list(warnings(workflow)) == (told if name == "widgets of the browser" else [])
+
+
+def test_a_node_of_a_prompt_has_the_shape_that_the_frontend_exports() -> None:
+    workflow = flow([LOAD, node(2, "PreviewImage", {"images": 1}, title="Look")], (1, 1, 0, 2, 0))
+    made = cwr.convert_workflow(workflow, OBJECT_INFO)
+    assert (made.prompt, made.warnings) == (
+        {
+            "1": {"inputs": {"image": "a.png"}, "class_type": "LoadImage", "_meta": {"title": "Load Image"}},
+            "2": {"inputs": {"images": ["1", 0]}, "class_type": "PreviewImage", "_meta": {"title": "Look"}},
+        },
+        (),
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Rules that no file of the frontend shows alone
+# ------------------------------------------------------------------------------------------------
+
+
+def test_widget_values_may_be_stored_by_name() -> None:
+    values = {"steps": 7, "cfg": 2.5, "videopreview": {"hidden": False}}
+    made = inputs_of(node(1, "KSampler", values=values))
+    assert (made["steps"], made["cfg"], made["seed"]) == (7, 2.5, 0)
+    workflow = flow([node(1, "s", values={"text": "by name"})], subgraphs=[TEXT_INSIDE])
+    assert converted(workflow) == {"1:2": {"text": "by name"}}
+
+
+TEXT_INSIDE = subgraph(
+    "s", [node(2, "CLIPTextEncode", {"text": 1}, values=["inside"])], (1, -10, 0, 2, 0), inputs=[("text", "STRING", 1)]
+)
+
+
+@pytest.mark.parametrize(("setter", "getter"), [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
+def test_a_getter_takes_what_goes_into_the_setter_of_its_name(setter: str, getter: str) -> None:
+    inside = subgraph(
+        "s",
+        [node(20, getter, {}, [("IMAGE", 1)], ["picture"]), node(21, "PreviewImage", {"images": 1})],
+        (1, 20, 0, 21, 0),
+    )
+    workflow = flow(
+        [
+            LOAD,
+            node(2, setter, {"IMAGE": 1}, [("*", 3)], ["picture"]),
+            node(3, getter, {}, [("IMAGE", 2)], ["picture"]),
+            node(4, "PreviewImage", {"images": 2}),
+            node(5, "PreviewImage", {"images": 3}),
+            node(6, "s"),
+            node(7, getter, {}, [("IMAGE", 4)], ["nothing of that name"]),
+            node(8, "PreviewImage", {"images": 4}),
+        ],
+        (1, 1, 0, 2, 0), (2, 3, 0, 4, 0), (3, 2, 0, 5, 0), (4, 7, 0, 8, 0),
+        subgraphs=[inside],
+    )  # fmt: skip
+    linked = {"images": ["1", 0]}
+    assert converted(workflow) == {"1": {"image": "a.png"}, "4": linked, "5": linked, "8": {}, "6:21": linked}
+    assert warnings(workflow) == ("node 7 (%s): there is no setter of its name." % getter,)
+
+
+def test_nodes_of_rgthree_that_live_in_the_browser_are_no_reason_to_refuse() -> None:
+    workflow = flow(
+        [
+            LOAD,
+            node(2, "Reroute (rgthree)", {"": 1}, [("*", 2)]),
+            node(3, "PreviewImage", {"images": 2}),
+            node(4, "Fast Groups Muter (rgthree)"),
+        ],
+        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0),
+    )  # fmt: skip
+    assert converted(workflow)["3"] == {"images": ["1", 0]}
+
+
+class Chooses(random.Random):
+    """Chooses by a list of fractions."""
+
+    def __init__(self, *fractions: float) -> None:
+        super().__init__()
+        self.fractions = list(fractions)
+
+    def random(self) -> float:
+        return self.fractions.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fractions", "chosen"),
+    [
+        ("a {red|green|blue} fox", [0.5], "a green fox"),
+        ("{a|b} {c|d}", [0.0, 0.9], "a d"),
+        ("{a|{b|c}}", [0.9, 0.0], "b"),
+        ("{a|{b|c}}", [0.0], "a"),
+        ("{|x}", [0.0], ""),
+        ("{a|b", [0.9], "b"),
+        ("a}|b", [], "a}|b"),
+        (r"\{a\|b\} \x", [], r"{a|b} \x"),
+        (r"{a\|b|c}", [0.0], "a|b"),
+        ("a // rest\nb /* c\nd */ e", [], "a \nb  e"),
+        ("end\\", [], "end\\"),
+    ],
+)
+def test_a_dynamic_prompt_is_chosen_from(text: str, fractions: List[float], chosen: str) -> None:
+    made = node(1, "CLIPTextEncode", values=[text])
+    assert inputs_of(made, rng=Chooses(*fractions)) == {"text": chosen}
+
+
+def test_a_promoted_text_is_not_chosen_from() -> None:
+    workflow = flow([node(1, "s", values=["{a|b}"])], subgraphs=[TEXT_INSIDE])
+    assert converted(workflow) == {"1:2": {"text": "{a|b}"}}
+
+
+def test_braces_without_end_are_left_as_they_are() -> None:
+    text = inputs_of(node(1, "CLIPTextEncode", values=["{" * 5000 + "a" + "}" * 5000]))["text"]
+    assert text == "{" * 4900 + "a" + "}" * 4900
+
+
+def test_the_date_in_the_name_of_a_file() -> None:
+    now = datetime.datetime(2026, 3, 4, 5, 6, 7)
+    name = "%date:yyyy-MM-dd hh.mm.ss%"
+    made = inputs_of(node(1, "SaveImage", values=["%date:yyyy-MM-dd_hh:mm:ss%/%date:yy M d h m s yyy%"]), now=now)
+    assert made == {"filename_prefix": "2026-03-04_05:06:07/26 3 4 5 6 7 yyy"}
+    # As in the frontend: a dot ends the date.
+    assert inputs_of(node(1, "SaveImage", values=[name]), now=now) == {"filename_prefix": "2026-03-04 05"}
+
+
+def test_values_in_the_name_of_a_file_are_written_as_javascript_writes_them() -> None:
+    workflow = flow(
+        [
+            node(1, "SaveImage", values=["%A.width%_%B.switch%_%C.text%_%A.height%"]),
+            node(2, "EmptyLatentImage", values=[64.0, 64.5], title="A"),
+            node(3, "ComfySwitchNode", values=[False], title="B"),
+            node(4, "PrimitiveString", values=[None], properties={"Node name for S&R": "C"}, title="D"),
+        ]
+    )
+    assert converted(workflow)["1"] == {"filename_prefix": "64_false_%C.text%_64.5"}
+    workflow["nodes"][0]["widgets_values"] = ["%C.value%!"]
+    assert converted(workflow)["1"] == {"filename_prefix": "!"}
+    workflow["nodes"][0]["widgets_values"] = [5]
+    assert converted(workflow)["1"] == {"filename_prefix": 5}
+
+
+#: Specs that the classes of OBJECT_INFO do not have.
+SPECS: Json = {
+    "Special": {
+        "input": {
+            "required": {
+                "many": ["COMBO", {"multi_select": True, "options": ["a"], "control_after_generate": True}],
+                "old": [["x", "y"], {"control_after_generate": "fixed"}],
+                "remote": ["COMBO", {"remote": {"route": "/x", "refresh_button": True}}],
+                "bare": ["COMBO", {"remote": {"route": "/x"}}],
+                "empty": ["COMBO", {}],
+                "speed": ["FLOAT", {"control_after_generate": True}],
+                "seed": ["INT", {"control_after_generate": False}],
+                "picture": ["COMBO", {"image_upload": True, "options": ["p.png"]}],
+                "note": ["MARKDOWN", {}],
+                "choice": ["COMFY_DYNAMICCOMBO_V3", {"options": []}],
+                "numbers": ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "ten"}, {"key": "10"}, {"key": "2"}]}],
+                "yes": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {"options": [{"key": "false"}, {"key": "true", "inputs": {"optional": {"deep": ["INT", {}]}}}]},
+                ],
+            },
+            "optional": {
+                "seed_override": ["INT", {"defaultInput": True}],
+                "wide": ["FLOAT,INT", {"widgetType": "FLOAT", "default": 2}],
+                "pairs": [
+                    "COMFY_AUTOGROW_V3",
+                    {"template": {"input": {"required": {"a": ["IMAGE", {}], "b": ["INT", {}]}}, "min": 0, "max": 2}},
+                ],
+            },
+        },
+        "output": [["x", "y"], "IMAGE"],
+    },
+    "Scene": {"input": {"required": {"model_file": ["COMBO", {"options": ["none"]}], "image": ["LOAD_3D", {}]}}},
+    "Bare": {},
+}
+
+
+def special(values: Any) -> Json:
+    return dict(cwr.convert_workflow(flow([node(1, "Special", values=values)]), SPECS).prompt["1"]["inputs"])
+
+
+def test_the_widgets_of_rarer_specs_have_their_defaults() -> None:
+    assert special(None) == {
+        "many": {"__value__": []}, "old": "x", "remote": "Loading...", "refresh": "refresh", "bare": "Loading...",
+        "speed": 0, "seed": 0, "picture": "p.png", "note": "", "numbers": "2", "yes": "false", "wide": 2,
+        "pairs.b0": 0,
+    }  # fmt: skip
+
+
+def test_the_widgets_of_rarer_specs_take_their_places_in_the_stored_values() -> None:
+    values = [3, ["m"], "fixed", "y", "fixed", "/x/", "r", False, "refresh", "b", False, "e", 1.5, "fixed", 7, "q.png",
+              None, "?", 10, True, 5, "image", 1.25]  # fmt: skip
+    assert special(values) == {
+        "many": {"__value__": ["m"]}, "old": "y", "remote": "r", "refresh": "refresh", "bare": "b", "empty": "e",
+        "speed": 1.5, "seed": 7, "picture": "q.png", "note": "", "choice": "?", "numbers": 10, "yes": True,
+        "yes.deep": 5, "wide": 1.25, "pairs.b0": 3,
+    }  # fmt: skip
+
+
+def test_the_places_of_an_autogrow_group_of_two_are_added_together() -> None:
+    nodes = [node(1, "Special", {"pairs.a0": 1, "pairs.a1": 2}), node(2, "Bare", {}, [("*", 1, 2)])]
+    made = cwr.convert_workflow(flow(nodes, (1, 2, 0, 1, 0), (2, 2, 0, 1, 1)), SPECS).prompt["1"]["inputs"]
+    assert {name: value for name, value in made.items() if name.startswith("pairs")} == {
+        "pairs.a0": ["2", 0], "pairs.b0": 0, "pairs.a1": ["2", 0], "pairs.b1": 0,
+    }  # fmt: skip
+
+
+def test_a_scene_is_made_in_the_browser() -> None:
+    result = cwr.convert_workflow(flow([node(1, "Scene", values=["a.glb", "x", "y", "z", "w"])]), SPECS)
+    assert result.prompt["1"]["inputs"] == {
+        "model_file": "a.glb", "upload 3d model": "x", "upload extra resources": "y", "clear": "z", "image": "",
+    }  # fmt: skip
+    assert result.warnings == ('node 1 (Scene): the browser makes the value of "image", the prompt has none.',)
+
+
+def test_types_are_narrowed_along_a_row_of_switches() -> None:
+    row = [node(k, "ComfySwitchNode", {"on_false": k - 1, "on_true": k + 100}, [("*", k)]) for k in range(20, 1, -1)]
+    links = [(k - 1, k - 1, 0, k, 0) for k in range(2, 21)]
+    workflow = flow([*row, {**LOAD, "outputs": [{"name": "", "type": "IMAGE", "links": [1]}]}], *links)
+    assert converted(workflow)["20"] == {"on_false": ["19", 0], "switch": False}
+
+
+def test_what_is_no_link_is_passed_over() -> None:
+    workflow = flow(
+        [LOAD, node(2, "PreviewImage", {"images": 1}), node(3, "PrimitiveNode", {}, [("INT", 2, 3, [])], [8])]
+    )
+    workflow["nodes"] += [node(4, "EmptyLatentImage"), node(5, "Reroute", {"": 3}, [("*",)])]
+    workflow["links"] = [5, [1], {"id": {}}, [[], 1, 0, 2, 0], [1, 1, 0, 2, 0], [2, 3, 0, 4, 0, "INT"], [3, 3, 0, 5, 0]]
+    workflow["nodes"][3]["inputs"] = [5, {"name": "width", "link": 2}]
+    made = converted(workflow)
+    assert made["2"] == {"images": ["1", 0]} and made["4"]["width"] == 16
+
+
+def test_a_subgraph_may_hold_several_and_be_defined_inside_of_another() -> None:
+    inner = [subgraph(key, [node(key + "1", "PreviewAny")]) for key in ("b", "c")]
+    outer = subgraph("a", [node(2, "b"), node(3, "c")])
+    outer["definitions"] = {"subgraphs": [*inner, 5, {"id": 5}, {"id": "b"}]}
+    assert list(converted(flow([node(1, "a")], subgraphs=[outer]))) == ["1:2:b1", "1:3:c1"]
+
+
+@pytest.mark.parametrize(
+    "entry", [None, {}, {"originalEntry": ["-1", "text"]}, {"originalEntry": ["2", "text"], "hostValue": 1}]
+)
+def test_what_a_host_could_not_promote_changes_nothing(entry: Any) -> None:
+    host = node(1, "s", values=["kept"], properties={"proxyWidgetErrorQuarantine": [entry]})
+    assert converted(flow([host], subgraphs=[TEXT_INSIDE])) == {"1:2": {"text": "kept"}}
+
+
+def test_a_subgraph_may_lead_straight_through() -> None:
+    straight = subgraph("s", [], (1, -10, 0, -20, 0), inputs=[("in", "IMAGE", 1)], outputs=[("out", "IMAGE", 1)])
+    workflow = flow(
+        [
+            LOAD,
+            node(2, "s", {"in": 1}, [("IMAGE", 2)]),
+            node(3, "PreviewImage", {"images": 2}),
+            node(4, "s", {}, [("IMAGE", 3)]),
+            node(5, "PreviewImage", {"images": 3}),
+            node(6, "PreviewImage", {"images": 4}),
+        ],
+        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0), (3, 4, 0, 5, 0), (4, 4, 9, 6, 0),
+        subgraphs=[straight],
+    )  # fmt: skip
+    assert converted(workflow) == {"1": {"image": "a.png"}, "3": {"images": ["1", 0]}, "5": {}, "6": {}}
+
+
+def test_later_nodes_take_other_numbers_where_ids_are_the_same() -> None:
+    a = subgraph("a", [node(1, "PreviewAny"), node(2.0, "PreviewAny"), node("x", "PreviewAny")])
+    b = subgraph("b", [node(2, "PreviewAny"), node(7, "PreviewAny"), node("x", "PreviewAny")])
+    workflow = flow([node(1, "a"), node(3, "b"), node(6, "PreviewAny")], subgraphs=[a, b], last_node_id=5)
+    assert list(converted(workflow)) == ["6", "1:7", "1:2", "1:x", "3:8", "3:9", "3:10"]
+
+
+# ------------------------------------------------------------------------------------------------
+# What cannot be converted
+# ------------------------------------------------------------------------------------------------
+
+
+def test_every_node_whose_class_is_missing_is_named_with_its_package() -> None:
+    error = refusal(
+        flow(
+            [
+                node(1, "WanVideoSampler", title="My sampler", properties={"cnr_id": "wan-wrapper", "ver": "1.2.3"}),
+                node(2, "RIFE VFI", properties={"aux_id": "someone/pack"}),
+                node(3, "s", mode=2),
+                node(4, "s"),
+                node(8, "s"),
+                node(5, "Gone", mode=4),
+                node(6, "workflow>mine", properties={"cnr_id": 5, "ver": 6}),
+            ],
+            subgraphs=[subgraph("s", [node(7, "Inside")])],
+        )
+    )
+    assert error.message == (
+        "The server does not have the classes of 4 nodes:\n"
+        'node 1 "My sampler" (WanVideoSampler), from the package wan-wrapper 1.2.3\n'
+        "node 2 (RIFE VFI), from the package someone/pack\n"
+        "node 6 (workflow>mine)\n"
+        "node 7 (Inside) in the subgraph Sub s"
+    )
+    assert "ComfyUI-Manager" in error.remedy and "group node" in error.remedy
+    assert "group node" not in refusal(flow([node(1, "Gone")])).remedy
+
+
+def test_a_muted_or_bypassed_node_may_be_of_any_class() -> None:
+    workflow = flow(
+        [
+            LOAD,
+            node(2, "Gone", {"a": 1}, [("IMAGE", 2)], mode=4),
+            node(3, "PreviewImage", {"images": 2}),
+            node(4, "Gone", mode=2),
+        ],
+        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0),
+    )  # fmt: skip
+    assert converted(workflow)["3"] == {"images": ["1", 0]}
+
+
+@pytest.mark.parametrize("workflow", [None, [], {}, {"nodes": {}}, {"1": {"class_type": "X", "inputs": {}}}])
+def test_what_is_no_workflow_is_refused(workflow: Any) -> None:
+    assert refusal(workflow).message == "This is no workflow in UI format: it has no list of nodes."
+
+
+@pytest.mark.parametrize(
+    "entry", [None, 5, {}, {"id": 1}, {"type": "X"}, {"id": True, "type": "X"}, {"id": "", "type": "X"}]
+)
+def test_what_is_no_node_is_refused_with_its_place(entry: Any) -> None:
+    assert (
+        refusal(flow([LOAD, entry])).message == "Entry 1 of the nodes of the workflow is no node with an id and a type."
+    )
+    assert "of the subgraph Sub s is no node" in refusal(flow([], subgraphs=[subgraph("s", [entry])])).message
+
+
+def test_two_nodes_with_one_id_are_refused() -> None:
+    message = "Two nodes have the same id: node 1 (LoadImage) and node 1 (VAEDecode)."
+    workflow = flow([LOAD, node("1", "VAEDecode")])
+    assert refusal(workflow).message.replace(' "Load Image"', "").replace(' "VAE Decode"', "") == message
+
+
+def test_links_in_a_circle_are_refused() -> None:
+    ring = [node(k, "Reroute", {"": k}, [("*", k % 3 + 1)]) for k in (1, 2, 3)]
+    workflow = flow(
+        [*ring, node(4, "PreviewImage", {"images": 4})],
+        (1, 3, 0, 1, 0), (2, 1, 0, 2, 0), (3, 2, 0, 3, 0), (4, 1, 0, 4, 0),
+    )  # fmt: skip
+    assert refusal(workflow).message == "The links around node 1 (Reroute) run in a circle."
+    for one in ring:
+        one.update(type="ImageInvert", mode=4)
+        one["inputs"][0]["name"] = "image"
+    assert "run in a circle" in refusal(workflow).message
+
+
+def test_a_subgraph_that_holds_itself_is_refused() -> None:
+    workflow = flow([node(1, "a")], subgraphs=[subgraph("a", [node(2, "b")]), subgraph("b", [node(3, "a")])])
+    assert refusal(workflow).message == "The subgraph Sub a holds itself."
+
+
+def nest(depth: int, width: int) -> Json:
+    """A workflow with subgraphs in each other, ``width`` times the next one in each."""
+    inner = [
+        subgraph("s%d" % k, [node(10 * k + n + 2, "s%d" % (k + 1)) for n in range(width)]) for k in range(depth - 1)
+    ]
+    return flow([node(1, "s0")], subgraphs=[*inner, subgraph("s%d" % (depth - 1), [node("in", "PreviewAny")])])
+
+
+def test_subgraphs_may_lie_in_each_other_a_hundred_times() -> None:
+    assert len(converted(nest(100, 1))) == 1
+    assert refusal(nest(101, 1)).message == "The subgraph Sub s0 holds more than 100 levels of subgraphs."
+    assert "levels of subgraphs" in refusal(nest(5000, 1)).message
+
+
+def test_a_file_that_unfolds_without_end_is_refused() -> None:
+    assert len(converted(nest(10, 2))) == 512
+    assert "more than 50000 nodes" in refusal(nest(60, 2)).message
+
+
+def test_links_from_nowhere_are_told_and_left_out() -> None:
+    workflow = flow(
+        [
+            node(1, "PreviewImage", {"images": 7}),
+            node(2, "PreviewImage", {"images": 1}),
+            node(3, "s"),
+            {**LOAD, "id": 9},
+        ],
+        (1, 99, 0, 2, 0),
+        subgraphs=[
+            subgraph("s", [node(20, "PreviewImage", {"images": 1})], (1, -10, 5, 20, 0), inputs=[("a", "IMAGE", 1)])
+        ],
+    )
+    assert converted(workflow) == {"1": {}, "2": {}, "9": {"image": "a.png"}, "3:20": {}}
+    assert [warning.split(": ", 1)[1] for warning in warnings(workflow)] == [
+        'the link of its input "images" comes from nowhere.'
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [("reroutes", 5000), ("bypassed", 5000), ("switches", 5000), ("links to one", 20000), ("flat", 5000)],
+)
+def test_a_large_workflow_is_no_quadratic_work(shape: str, count: int) -> None:
+    links = [(k, k - 1, 0, k, 0) for k in range(1, count)]
+    if shape == "links to one":
+        nodes = [node(0, "PrimitiveNode", {}, [("INT", *range(count))], [3]), node(1, "EmptyLatentImage")]
+        links = [(k, 0, 0, 1, 0) for k in range(count)]
+    else:
+        kind, mode, name = {
+            "reroutes": ("Reroute", 0, ""),
+            "bypassed": ("ImageInvert", 4, "image"),
+            "flat": ("KSampler", 0, "latent_image"),
+            "switches": ("ComfySwitchNode", 0, "on_false"),
+        }[shape]
+        nodes = [node(k, kind, {name: k}, [("*", k + 1)], mode=mode) for k in range(1, count)]
+        nodes += [node(count + k, "PreviewAny", {"source": k}) for k in range(1, count)] if shape == "reroutes" else []
+        nodes += [node(0, "LoadImage", {}, [("IMAGE", 1)])]
+    began = time.process_time()
+    assert cwr.convert_workflow(flow(nodes, *links), OBJECT_INFO).prompt
+    assert time.process_time() - began < 5
+
+
+# ------------------------------------------------------------------------------------------------
+# The larger set, and files that nothing wrote
+# ------------------------------------------------------------------------------------------------
+
+#: Workflows with what the frontend exported from them, beside the repository.
+SHARED = os.environ.get("CONVERSION_SET") or os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "shared", "comfyui", "conversion"
+)
+
+
+def test_every_workflow_of_the_larger_set_becomes_what_the_frontend_exported() -> None:
+    if not os.path.isdir(SHARED):
+        pytest.skip("the larger set is not here: %s (CONVERSION_SET says where else)" % SHARED)
+    with gzip.open(os.path.join(SHARED, "object_info.json.gz")) as packed:
+        object_info = json.load(packed)
+    with open(os.path.join(SHARED, "index.json"), encoding="utf-8") as file:
+        index = json.load(file)
+    different = []
+    for name, about in index.items():
+        with open(os.path.join(SHARED, "workflows", name + ".json"), encoding="utf-8") as file:
+            workflow = json.load(file)
+        if not about["comparable"]:
+            try:
+                cwr.convert_workflow(workflow, object_info)
+            except cwr.ConversionError as error:
+                assert any(one in error.message for one in about["missing_types"])
+            continue
+        with open(os.path.join(SHARED, "prompts", name + ".json"), encoding="utf-8") as file:
+            truth = json.load(file)
+        made = cwr.convert_workflow(workflow, object_info).prompt
+        if {k: (v["class_type"], v["inputs"]) for k, v in made.items()} != {
+            k: (v["class_type"], v["inputs"]) for k, v in truth.items()
+        }:
+            different.append(name)
+    assert different == []
+
+
+def small_files() -> List[Json]:
+    found = [copy.deepcopy(workflow) for workflow, _ in CASES.values()]
+    for name in sorted(os.listdir(FIXTURES)):
+        if name.endswith(".json") and name != "object_info.json":
+            with open(os.path.join(FIXTURES, name), encoding="utf-8") as file:
+                found.append(json.load(file)["workflow"])
+    return found
+
+
+def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
+    """Converting the edited workflow gives the edited prompt."""
+    edits = 0
+    for workflow in small_files():
+        before = copy.deepcopy(workflow)
+        try:
+            made = cwr.convert_workflow(workflow, OBJECT_INFO)
+        except cwr.ConversionError:
+            continue
+        for node_id, (_, places) in made.places.items():
+            for name, value in made.prompt[node_id]["inputs"].items():
+                spec = cwr.input_spec(OBJECT_INFO, made.prompt[node_id]["class_type"], name) or [""]
+                plain = spec[0] in ("INT", "STRING") and type(value) in (int, str) and "{" not in str(value)
+                if name not in places or not plain or name == "filename_prefix":
+                    continue
+                edited = cwr.with_values(made.prompt, {cwr.InputRef(node_id, name): value * 2})
+                again = cwr.convert_workflow(cwr.edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
+                assert again[node_id]["inputs"].get(name) in (value * 2, value), (node_id, name)
+                edits += again[node_id]["inputs"].get(name) == value * 2 != value
+        assert workflow == before
+    assert edits > 50
+
+
+def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
+    def ask(classes: Any) -> Any:
+        assert classes is None
+        return OBJECT_INFO
+
+    def refuse(classes: Any) -> Any:
+        raise AssertionError("asked")
+
+    workflow = flow([node(1, "LoadImage", values=["a.png", "image"])])
+    made = cwr.make_prompt(cwr.Document(None, workflow), ask)
+    assert made.prompt["1"]["inputs"] == {"image": "a.png"}
+    assert cwr.make_prompt(cwr.Document(made.prompt, workflow), refuse) == cwr.Conversion(made.prompt)
+    loaded = cwr.Loaded(made.prompt, "w.json", workflow, made)
+    sent = loaded.extra(cwr.with_values(made.prompt, {cwr.InputRef("1", "image"): "b.png"}))
+    assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
+    with pytest.raises(cwr.WorkflowError, match="no node that runs"):
+        cwr.make_prompt(cwr.Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
+
+
+def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:
+    values = {"image": "a.png", "upload": "image"}
+    workflow = flow([node(1, "LoadImage", values=["a.png", "image"], widgets_values_named=values)])
+    made = cwr.convert_workflow(workflow, OBJECT_INFO)
+    edited = cwr.edited_workflow(made, workflow, cwr.with_values(made.prompt, {cwr.InputRef("1", "image"): "b.png"}))
+    assert edited["nodes"][0]["widgets_values"] == ["b.png", "image"]
+    assert edited["nodes"][0]["widgets_values_named"] == {"image": "b.png", "upload": "image"}
+    assert values["image"] == "a.png"
+
+
+def test_nodes_of_a_subgraph_that_stands_twice_keep_their_values_in_the_file() -> None:
+    inner = subgraph("s", [node(1, "LoadImage", values=["a.png", "image"])])
+    once = flow([node(5, "s")], subgraphs=[inner])
+    twice = flow([node(5, "s"), node(6, "s")], subgraphs=[inner])
+    assert cwr.convert_workflow(once, OBJECT_INFO).places["5:1"][1]["image"] == 0
+    assert set(cwr.convert_workflow(twice, OBJECT_INFO).places) == set()
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-20, 40), st.floats(), st.text(max_size=3),
+    st.sampled_from(["-10", "-20", "Reroute", "PrimitiveNode", "GetNode", "KSampler", "s", "inner", "outer"]),
+    st.builds(list), st.builds(dict), st.lists(st.integers(-2, 9), max_size=6),
+)  # fmt: skip
+
+
+def places(value: Any) -> List[Tuple[Any, Any]]:
+    """Every (container, key) of a document."""
+    found: List[Tuple[Any, Any]] = []
+    waiting = [value]
+    for one in waiting:
+        for key in one if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ():
+            found.append((one, key))
+            waiting.append(one[key])
+    return found
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_conversion_fuzz(data: st.DataObject) -> None:
+    """A broken file ends in a prompt that is JSON, or in a ConversionError; never in anything else."""
+    workflow: Any = copy.deepcopy(data.draw(st.sampled_from(FILES)))
+    for _ in range(data.draw(st.integers(1, 10))):
+        holder, key = data.draw(st.sampled_from(places(workflow)))
+        how = data.draw(st.sampled_from(["replace", "delete", "double", "move"]))
+        if how == "replace":
+            holder[key] = data.draw(JUNK)
+        elif how == "delete":
+            del holder[key]
+        elif how == "double" and isinstance(holder, list):
+            holder.append(copy.deepcopy(holder[key]))
+        else:
+            other, name = data.draw(st.sampled_from(places(workflow)))
+            holder[key] = copy.deepcopy(other[name])
+        if not places(workflow):
+            break
+    before = copy.deepcopy(workflow)
+    try:
+        result = cwr.convert_workflow(workflow, OBJECT_INFO)
+    except cwr.ConversionError as error:
+        assert error.message
+    else:
+        json.dumps(result.prompt)
+        for made in result.prompt.values():
+            assert made["class_type"] in OBJECT_INFO
+            for value in made["inputs"].values():
+                assert not isinstance(value, list) or (value[0] in result.prompt and isinstance(value[1], int))
+    assert repr(workflow) == repr(before)
+
+
+FILES = small_files()

@@ -1,0 +1,328 @@
+"""What --set, --seed and --image say becomes values of inputs; what can be set is listed; a prompt is checked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Any, List
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded import Json, anything, few
+from support import ROOT, cwr, node
+from test_edits import info, infos, prompts, refused
+
+Ref = cwr.InputRef
+
+with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
+    WORKFLOW: Json = json.load(file)
+
+INT = ["INT", {"min": 1, "max": 100}]
+
+
+# ------------------------------------------------------------------------------------------------
+# A text becomes a value
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "current", "text", "value"),
+    [
+        (["INT"], "x", "30", 30), (["INT"], 1, "30.0", 30.0), (["INT"], 1, "1_000", "1_000"),
+        (["INT"], 1, "many", "many"),
+        (["FLOAT"], 1, "0.5", 0.5), (["FLOAT"], 1, "2", 2), (["STRING"], 1, "123", "123"),
+        (["STRING"], 1, "true", "true"),
+        (["BOOLEAN"], 1, " Yes ", True), (["BOOLEAN"], 1, "off", False), (["BOOLEAN"], 1, "maybe", "maybe"),
+        ([["a", 3]], "a", "3", 3), (["COMBO", {"options": ["a", True]}], "a", "True", True), ([["a"]], "a", "b", "b"),
+        ([], True, "no", False), ([], 1, "7", 7), ([], 1.0, "7.5", 7.5), ([], "a", "7", "7"),
+        ([], None, "7", 7), ([], {}, '{"a": 1}', {"a": 1}), ([], None, "a fox", "a fox"), (["POINTS"], "x", "[1]", [1]),
+        (["POINTS"], "x", "[" * 100000, "[" * 100000),
+    ],
+)  # fmt: skip
+def test_a_text_is_read_by_the_inputs_type_else_by_its_values(spec: Any, current: Any, text: str, value: Any) -> None:
+    read = cwr.read_value(spec, current, text)
+    assert read == value and type(read) is type(value)
+
+
+# ------------------------------------------------------------------------------------------------
+# Naming an input
+# ------------------------------------------------------------------------------------------------
+
+DOTTED: Json = {
+    "1": node("A", "v1.5", **{"text": "", "lora.0.name": "x"}),
+    "2": node("B", "v1.5.text", more=1),
+    "3": node("C", "Twice", a=1),
+    "4": node("C", "Twice", a=1),
+    "5": node("D", "x = y", text="old"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "ref"),
+    [
+        ("1.text", Ref("1", "text")), ("v1.5.more", Ref("1", "more")), ("v1.5.text.more", Ref("2", "more")),
+        ("v1.5.text", Ref("1", "text")), ("1.lora.0.name", Ref("1", "lora.0.name")), ("A.text", Ref("1", "text")),
+    ],
+)  # fmt: skip
+def test_the_longest_node_that_exists_wins(name: str, ref: cwr.InputRef) -> None:
+    assert cwr.find_input(DOTTED, name) == ref
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("steps", "wrong_name", '"steps" names no input: write NODE.INPUT'), ("", "wrong_name", "names no input"),
+        ("v1.6.text", "no_such_node", 'no node "v1.6". Nearest: v1.5'), (".text", "no_such_node", 'no node ""'),
+        ("Twice.a", "ambiguous_node", "2 nodes are called"),
+    ],
+)  # fmt: skip
+def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str) -> None:
+    error = refused(cwr.find_input, DOTTED, name)
+    assert error.type == kind and words in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("1.text=a=b.c", cwr.InputEdit(Ref("1", "text"), "a=b.c")), ("1.text=", cwr.InputEdit(Ref("1", "text"), "")),
+        ("x = y.text=new", cwr.InputEdit(Ref("5", "text"), "new")),
+        ("1.text=@a.txt", cwr.InputEdit(Ref("1", "text"), "", "a.txt")),
+        ("1.text=@@a", cwr.InputEdit(Ref("1", "text"), "@a")), ("1.text=@", cwr.InputEdit(Ref("1", "text"), "@")),
+    ],
+)  # fmt: skip
+def test_an_edit_is_node_input_and_value(text: str, edit: cwr.InputEdit) -> None:
+    assert cwr.parse_set(DOTTED, text) == edit
+
+
+def test_an_edit_that_names_nothing_is_refused() -> None:
+    assert refused(cwr.parse_set, DOTTED, "1.text").message == "--set takes NODE.INPUT=VALUE, such as 3.steps=30."
+    assert 'no node "Nobody"' in refused(cwr.parse_set, DOTTED, "Nobody.text=a=b").message
+
+
+def test_a_typo_before_a_long_text_is_told_at_once() -> None:
+    many = {str(number): node("C%d" % number, "Some title %d" % number) for number in range(200)}
+    asked: List[str] = []
+    nearest = cwr.nearest_first
+    cwr.nearest_first = lambda *known: asked.append("") or nearest(*known)
+    try:
+        assert refused(cwr.parse_set, many, "Typo.text=" + "a fox. = " * 500).type == "no_such_node"
+    finally:
+        cwr.nearest_first = nearest
+    assert len(asked) <= 10
+
+
+def test_values_of_other_kinds_are_taken_as_they_are() -> None:
+    assert cwr.input_edit(Ref("1", "a"), 7) == cwr.InputEdit(Ref("1", "a"), 7)
+
+
+# ------------------------------------------------------------------------------------------------
+# Edits, seeds
+# ------------------------------------------------------------------------------------------------
+
+SAMPLER = info("KSampler", seed=["INT", {"control_after_generate": True}], steps=INT, cfg=["FLOAT"], model=["MODEL"])
+
+
+def edits(*texts: str) -> List[cwr.InputEdit]:
+    return [cwr.parse_set(WORKFLOW, text) for text in texts]
+
+
+def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
+    before = copy.deepcopy(WORKFLOW)
+    made, drawn = cwr.apply_edits(WORKFLOW, edits("Positive Prompt.text=12", "5.steps=9", "5.seed=random"), SAMPLER)
+    assert (made["2"]["inputs"]["text"], made["5"]["inputs"]["steps"]) == ("12", 9)
+    assert drawn == [Ref("5", "seed")] and before == WORKFLOW
+    made, drawn = cwr.apply_edits(WORKFLOW, edits("5.seed=random", "5.seed=3"), SAMPLER)
+    assert (made["5"]["inputs"]["seed"], drawn) == (3, [])
+    made, _ = cwr.apply_edits(WORKFLOW, [cwr.InputEdit(Ref("5", "steps"), 8)], SAMPLER)
+    assert made["5"]["inputs"]["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ("5.model=x", "linked_input", "is fed by"), ("5.colour=1", "no_such_input", "It has: "),
+        ("5.steps=0", "value_out_of_range", "between 1 and 100"), ("5.steps=random", "invalid_input_type", "random"),
+        ("5.=1", "no_such_input", 'no input ""'),
+    ],
+)  # fmt: skip
+def test_an_edit_that_cannot_be_made_is_refused(text: str, kind: str, words: str) -> None:
+    error = refused(cwr.apply_edits, WORKFLOW, edits(text), SAMPLER)
+    assert error.type == kind and words in error.message
+
+
+def test_every_seed_is_found_its_own_or_handed_on() -> None:
+    prompt = {
+        "1": node("A", seed=1, steps=2), "2": node("B", noise_seed=["3", 0]),
+        "3": node("PrimitiveInt", value=5, other=6),
+        "4": node("C", seed=["99", 0], variation_seed=True), "5": node("D", seed=1.5, seed_mode="fixed"),
+        "6": node("E", seed=["3", 0]), "7": node("F", seed=4),
+    }  # fmt: skip
+    assert cwr.seed_inputs(prompt, info("F", seed=["STRING"])) == [Ref("1", "seed"), Ref("3", "value")]
+    assert cwr.with_values(prompt, {Ref("1", "seed"): 9, Ref("gone", "x"): 1})["1"]["inputs"]["seed"] == 9
+    assert prompt["1"]["inputs"]["seed"] == 1
+
+
+def test_what_can_be_set_is_listed_in_order() -> None:
+    prompt = {"1": node("KSampler", "S", steps=4, model=["2", 0], name="a"), "2": node("X", b=True, n=None)}
+    known = info("KSampler", steps=INT, name=[["a", "b"]])
+    listed = cwr.describe_inputs(prompt, known)
+    assert listed[0] == {
+        "node_id": "1", "title": "S", "class_type": "KSampler", "input": "steps", "type": "INT", "value": 4, "min": 1,
+        "max": 100, "options": None,
+    }  # fmt: skip
+    assert [(row["input"], row["type"], row["options"]) for row in listed[1:]] == [
+        ("name", "COMBO", ["a", "b"]), ("b", "BOOLEAN", None), ("n", "?", None),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------
+
+LOADERS: Json = {
+    "1": node("LoadImage", "Photo", image="a", mask="b"),
+    "2": node("LoadImage", "Other", image="c"),
+    "3": node("X"),
+}
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "found"),
+    [
+        ([Ref("1", "image")], None, [Ref("1", "image")]), ([Ref("1", "image"), Ref("2", "image")], "all", None),
+        ([Ref("1", "image"), Ref("1", "mask")], "1.mask", [Ref("1", "mask")]),
+        ([Ref("1", "image"), Ref("2", "image")], "Other", [Ref("2", "image")]),
+    ],
+)  # fmt: skip
+def test_a_loader_is_named(known: Any, name: Any, found: Any) -> None:
+    assert cwr.find_loaders(LOADERS, known, name) == (found or known)
+
+
+def test_a_loader_that_cannot_be_told_is_refused() -> None:
+    both = [Ref("1", "image"), Ref("2", "image")]
+    assert refused(cwr.find_loaders, LOADERS, [], None).type == "no_loader"
+    assert refused(cwr.find_loaders, LOADERS, both, None).type == "ambiguous_node"
+    assert refused(cwr.find_loaders, LOADERS, both, "X").type == "no_loader"
+    assert refused(cwr.find_loaders, LOADERS, both, "Nobody").type == "no_such_node"
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ({"name": "a.png", "subfolder": "", "type": "input"}, "a.png"), ({"name": "a.png"}, "a.png"),
+        ({"name": "a.png", "subfolder": "x/y", "type": "input"}, "x/y/a.png"),
+        ({"name": "a.png", "type": "temp"}, "a.png [temp]"),
+    ],
+)  # fmt: skip
+def test_an_uploaded_file_goes_by_the_answered_name(answer: Json, value: str) -> None:
+    assert cwr.uploaded_value(answer) == value
+    with pytest.raises(cwr.ServerAnswer):
+        cwr.uploaded_value({"subfolder": "x"})
+
+
+# ------------------------------------------------------------------------------------------------
+# The check
+# ------------------------------------------------------------------------------------------------
+
+
+def checked(spec: Any, **inputs: Any) -> List[cwr.Problem]:
+    """What is wrong with a node that has one input x, declared so."""
+    definitions = {**info("N", x=spec), "S": {"output": ["IMAGE", "INT,FLOAT", ["a"]]}}
+    definitions["N"]["output_node"] = True
+    return cwr.check_prompt({"1": node("N", **inputs), "2": node("S")}, definitions)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "kind"),
+    [
+        (INT, 0, "value_smaller_than_min"), (INT, 101, "value_bigger_than_max"), (INT, "x", "invalid_input_type"),
+        (["INT"], float("inf"), "invalid_input_type"), (["FLOAT"], None, "invalid_input_type"),
+        ([["a"]], "b", "value_not_in_list"), (["COMBO", {"options": ["a"]}], "b", "value_not_in_list"),
+        (["IMAGE"], ["2", 1], "return_type_mismatch"), (["IMAGE"], ["9", 0], "exception_during_inner_validation"),
+        (["IMAGE"], ["2", 9], "exception_during_inner_validation"),
+        (["IMAGE"], ["2"], "bad_linked_input"), (["POINTS"], [1, 2, 3], "bad_linked_input"),
+        ([["a"]], {"__value__": ["a", "c"]}, "value_not_in_list"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_as_the_server_tells_it(spec: Any, value: Any, kind: str) -> None:
+    (problem,) = checked(spec, x=value)
+    assert (problem.type, problem.node_id, problem.input) == (kind, "1", "x")
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        (INT, "12"), (INT, 1), ([["a"]], "a"), ([["a"], {"image_upload": True}], "b"), (["COMBO", {"remote": {}}], "b"),
+        ([["a", "b"]], {"__value__": ["a"]}), (["IMAGE"], ["2", 0]), (["INT"], ["2", 1]), (["*"], ["2", 0]),
+        (["FLOAT , MASK"], ["2", 1]), ([["a"]], ["2", 2]), (["COMFY_DYNAMICCOMBO_V3", {}], 7), (["COMBO"], ["2", 0]),
+        ("odd", 1), ([], 1),
+    ],
+)  # fmt: skip
+def test_what_may_be_right_is_left_to_the_server(spec: Any, value: Any) -> None:
+    assert checked(spec, x=value) == []
+
+
+def test_a_missing_input_is_told_where_it_is_required() -> None:
+    assert [problem.type for problem in checked(INT)] == ["required_input_missing"]
+    assert cwr.check_prompt({"1": node("N")}, {"N": {"input": {"optional": {"x": INT}}, "output_node": True}}) == []
+
+
+def test_a_model_that_is_not_there_comes_with_the_nearest() -> None:
+    (problem,) = cwr.check_prompt(
+        {"1": node("L", ckpt_name="sdxl.safetensors")},
+        {"L": {"input": {"required": {"ckpt_name": [["sd_xl.safetensors", "flux.sft"]]}}, "output_node": True}},
+    )
+    assert problem.hints[0] == "Nearest: sd_xl.safetensors, flux.sft."
+    assert "models/checkpoints" in problem.hints[1]
+
+
+def test_without_an_output_all_else_is_told_too() -> None:
+    problems = cwr.check_prompt({"1": node("N")}, info("N", x=INT))
+    assert [problem.type for problem in problems] == ["required_input_missing", "prompt_no_outputs"]
+
+
+def test_what_no_output_needs_is_not_looked_at() -> None:
+    """ComfyUI does not, and the frontend exports nodes that lie about unconnected."""
+    prompt = {"1": node("Save"), "2": node("N")}
+    assert cwr.check_prompt(prompt, {**info("N", x=INT), "Save": {"output_node": True}}) == []
+    assert [each.type for each in cwr.check_prompt(prompt, {"N": {}, "Save": {"output_node": True}})] == [
+        "missing_node_type"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
+# At its worst
+# ------------------------------------------------------------------------------------------------
+
+_texts = st.text("1A.=@ positive", max_size=14) | st.builds(
+    "{}.{}={}".format, st.sampled_from("1A23"), st.text(), st.text()
+)
+
+
+@few
+@given(prompts, infos, _texts, anything)
+def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json, text: str, value: Any) -> None:
+    before = repr(prompt)
+    try:
+        edit = cwr.parse_set(prompt, text)
+        cwr.apply_edits(prompt, [edit, cwr.input_edit(edit.ref, value)], known)
+    except cwr.EditError as error:
+        assert error.message
+    try:
+        assert cwr.find_input(prompt, text).node_id in prompt
+    except cwr.EditError as error:
+        assert error.type in ("wrong_name", "no_such_node", "ambiguous_node")
+    assert all(ref.node_id in prompt for ref in cwr.seed_inputs(prompt, known))
+    for problem in cwr.check_prompt(prompt, known):
+        json.dumps(cwr.problem_report(problem), allow_nan=False)
+    assert len(cwr.describe_inputs(prompt, known)) <= sum(len(each["inputs"]) for each in prompt.values())
+    assert repr(prompt) == before
+
+
+@few
+@given(st.lists(anything, max_size=2), anything, st.text(max_size=12))
+def test_any_text_is_read_as_something(spec: List[Any], current: Any, text: str) -> None:
+    read = cwr.read_value(spec, current, text)
+    assert read == text or type(read) is not type(text) or read in json.dumps(read) or isinstance(read, str)
