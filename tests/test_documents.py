@@ -81,6 +81,19 @@ def test_every_event_has_the_fields_that_the_documents_say(
             extra = set(event) - {"event", "time", "prompt_id"}
             known = seen.setdefault(event["event"], extra)
             known |= extra
+    picture = tmp_path / "cat.png"
+    picture.write_bytes(b"a picture, for the simulator")
+    loader = {"1": node("LoadImage", image="cat.png"), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
+    for more, names in (
+        (["--inputs"], {"input"}),
+        (["--check"], {"checked"}),
+        (["--image", str(picture), "--export-api", str(tmp_path / "api.json")], {"uploaded", "exported"}),
+        (["--yes", "--repeat", "2", "--manifest", str(tmp_path / "m.jsonl")], {"row", "batch"}),
+    ):
+        result = run("--server", simulator.url, "--json", *more, workflow_file(loader))
+        for event in result.events:
+            if event["event"] in names:
+                seen[event["event"]] = set(event) - {"event", "time", "prompt_id"}
     documented = documented_events()
     hard_to_meet = {"node_blocked", "silence", "listening"}  # have stories of their own
     assert set(seen) | hard_to_meet == set(documented)
