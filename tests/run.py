@@ -1,6 +1,6 @@
 """Runs the tests in a virtual environment of their own:  python tests/run.py
 
-    python tests/run.py            the fast set (about two minutes)
+    python tests/run.py            the fast set (under two minutes)
     python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
     python tests/run.py --long     the long set: faults, signals, and what else is slow
     python tests/run.py --lint     format, lint, types, the Python 3.8 floor, coverage of the pure sections
@@ -88,10 +88,13 @@ def main() -> int:
     if options.lint:
         return lint(python)
     if options.bench:
-        benches = [os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py")]
+        benches = [
+            os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py", "bench_conversion.py")
+        ]
         return sum(subprocess.run([python, bench], cwd=ROOT, check=False).returncode != 0 for bench in benches)
-    marked = "long" if options.long else "not long"
-    command = [python, "-m", "pytest", "-m", marked, *options.pytest]
+    # the fast set mostly waits, so three files at a time; the long set measures and must be alone
+    how = ["-m", "long"] if options.long else ["-m", "not long", "-n", "3", "--dist", "loadfile"]
+    command = [python, "-m", "pytest", *how, *options.pytest]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
