@@ -3334,17 +3334,13 @@ class Tally(NamedTuple):
         return self.done + self.failed + self.skipped
 
     def in_words(self) -> str:
-        """``12 of 40 rows, 1 failed, 3.1 rows/min, 9:02 left``."""
-        words = (
-            "%d of %s" % (self.ended, plural(self.total, "row"))
-            if self.total is not None
-            else plural(self.ended, "row")
-        )
+        """``12/40 rows, 1 failed, 3.1/min, 9:02 left``."""
+        words = plural(self.ended, "row") if self.total is None else "%d/%s" % (self.ended, plural(self.total, "row"))
         words += ", %d failed" % self.failed if self.failed else ""
         worked = self.done + self.failed
         if worked and self.seconds > 0:
             pace = worked / self.seconds
-            words += ", %.1f rows/s" % pace if pace >= 1 else ", %.1f rows/min" % (60 * pace)
+            words += ", %.1f/s" % pace if pace >= 1 else ", %.1f/min" % (60 * pace)
             if self.total is not None and self.ended < self.total:
                 words += ", %s left" % duration((self.total - self.ended) / pace)
         return words
@@ -3633,7 +3629,7 @@ def rate_in_words(progress: NodeProgress) -> str:
 def _meter_row(width: int, ascii_only: bool, label: str, fraction: float, style: str, text: str) -> List[Line]:
     name = min(max(width // 4, 8), 26)
     label = _fit([("", one_line(label, name))], name)[0][1]
-    full, empty = bar(fraction, max(min(width - name - 34, 40), 6), ascii_only)
+    full, empty = bar(fraction, max(min(width - name - max(34, cells(text) + 3), 40), 6), ascii_only)
     padding = " " * (name - cells(label) + 1)
     return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
 
@@ -4878,6 +4874,21 @@ def problem_report(problem: Problem) -> Report:
     return {"event": "problem", **problem._asdict(), "hints": list(problem.hints)}
 
 
+def failure_report(state: PromptState, prompt: Mapping[str, Any], frames: Optional[int]) -> Optional[Report]:
+    """The report of the node that raised, with the last ``frames`` of its traceback (None: all); None if none did."""
+    if state.phase is not Phase.ERROR or not state.failure:
+        return None
+    report = problem_report(explain_failure(state.failure, prompt))
+    return {**report, "event": "failure", "traceback": traceback_lines(state.failure, frames)}
+
+
+def websocket_notice(run: Run) -> Report:
+    """What is said of pictures that nobody asked to save and no server keeps."""
+    many = plural(len(run.received), "picture")
+    message = "%s came over the WebSocket alone (SaveImageWebsocket): give -o to keep them." % many
+    return {"event": "notice", "message": message}
+
+
 class Saved(NamedTuple):
     """A file that was written."""
 
@@ -4966,20 +4977,22 @@ def download(
                 return write_file(folder, parts, overwrite, chunks(response))
             finally:
                 response.close()
-        except (ServerUnreachable, requests.RequestException) as error:
+        except (ServerUnreachable, ServerAnswer, requests.RequestException) as error:
+            if isinstance(error, ServerAnswer) and not is_lost(server, error):
+                remedy = "It is at %s" % url
+                if error.status == 404:
+                    remedy = (
+                        "The server has the result in its cache, but no longer the file: "
+                        "change a seed to render it again."
+                    )
+                reason = "%s could not be fetched (HTTP %d)." % (output.filename, error.status)
+                raise SaveError(reason, remedy) from None
             if stopped() or server.gone or time.monotonic() - began > server.limits.give_up:
                 raise SaveError(
                     "%s could not be fetched (%s)" % (output.filename, error), "It is at %s" % url
                 ) from None
             time.sleep(min(0.1 * 2**attempt, 5.0))
             attempt += 1
-        except ServerAnswer as error:
-            remedy = "It is at %s" % url
-            if error.status == 404:
-                remedy = (
-                    "The server has the result in its cache, but no longer the file: change a seed to render it again."
-                )
-            raise SaveError("%s could not be fetched (HTTP %d)." % (output.filename, error.status), remedy) from None
         except OSError as error:
             reason = "%s could not be saved in %s: %s." % (output.filename, folder, error.strerror or error)
             raise SaveError(reason, "Choose another folder with -o; the file is at %s" % url) from None
@@ -5921,16 +5934,15 @@ class Service:
             self._notice("The runner failed: %s: %s" % (type(error).__name__, error))
             run.state = lost(run.state, "the runner failed (%s)" % type(error).__name__, time.monotonic())
         state = run.state
-        if state.phase is Phase.ERROR and state.failure:
-            problem = explain_failure(state.failure, run.prompt)
-            record.failure = {**problem_report(problem), "traceback": traceback_lines(state.failure, None)}
+        record.failure = failure_report(state, run.prompt, None)
         status = exit_status_of(state, bool(run.dropped))
         if run.cancelling and not stopped:
             stopped = "the end of the service" if self._closing else "POST /interrupt"
         end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
         record.message = end["message"]
-        if record.failure:
-            self.tell(run, {**record.failure, "event": "failure", "traceback": traceback_lines(state.failure)})
+        failure = failure_report(state, run.prompt, 2)
+        if failure:
+            self.tell(run, failure)
         if self.options.output is not None:
             await self._save(run, session.server, self.options.output)
         self.tell(run, end)
@@ -7684,10 +7696,9 @@ class Program:
             stopped = None if finished_in_time else stopped
             if stopped:
                 status = ExitStatus.TIMEOUT if stopped == "the timeout" else self.interrupts.exit_status
-        if state.phase is Phase.ERROR and state.failure:
-            problem = explain_failure(state.failure, run.prompt)
-            frames = traceback_lines(state.failure, None if self.settings.verbose else 2)
-            self.tell(run, {**problem_report(problem), "event": "failure", "traceback": frames})
+        failure = failure_report(state, run.prompt, None if self.settings.verbose else 2)
+        if failure:
+            self.tell(run, failure)
         folder = self.settings.output
         if folder is None and self.settings.demo:
             import tempfile
@@ -7700,10 +7711,7 @@ class Program:
             kept = save is not None and not self._stopping()
             self.tell(run, {"event": "output", **output._asdict(), "url": url, "will_be_saved": kept})
         if run.received and save is None:
-            message = "%s came over the WebSocket alone (SaveImageWebsocket): give -o to keep them." % plural(
-                len(run.received), "picture"
-            )
-            self.tell(run, {"event": "notice", "message": message})
+            self.tell(run, websocket_notice(run))
         if save is not None:
             saved = await self._save(session, run, outputs, save)
             if not saved and self.interrupts.signal:  # a press that came too late changes nothing
@@ -7914,10 +7922,11 @@ class BatchJob:
         status = exit_status_of(state, bool(run.dropped))
         if stopped and state.phase is not Phase.SUCCESS:
             status = ExitStatus.TIMEOUT if stopped == "the timeout" else program.interrupts.exit_status
-        if state.phase is Phase.ERROR and state.failure:
-            report = problem_report(explain_failure(state.failure, run.prompt))
-            frames = traceback_lines(state.failure, None if self.settings.verbose else 2)
-            program._tell_of_row(run, {**report, "event": "failure", "traceback": frames})
+        failure = failure_report(state, run.prompt, None if self.settings.verbose else 2)
+        if failure:
+            program._tell_of_row(run, failure)
+        if run.received and folder is None:
+            program._tell_of_row(run, websocket_notice(run))
         outputs, told = collect_outputs(state.outputs, run.prompt), []
         for output in outputs:
             url = session.server.url_of(output) if output.text is None else None

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import urllib.parse
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import pytest
 from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
@@ -89,9 +89,13 @@ class Studio:
         path = os.path.join(folder, "haproxy.cfg")
         with open(path, "w", encoding="utf-8") as file:
             file.write(self._placed(documented()))
+        self._command = [haproxy, "-db", "-f", path]
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [haproxy, "-db", "-f", path],
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=[self._listener.fileno()],
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            pass_fds=[self._listener.fileno()],
         )  # fmt: skip
         try:
             wait_until(lambda: self._process.poll() is not None or self._answers(), what="HAProxy")
@@ -149,6 +153,15 @@ class Studio:
         """The servers that began a prompt."""
         return [name for name in self.names if prompt_id in self.servers[name].executions]
 
+    def told(self, jars: Iterable[str]) -> List[Tuple[str, str, str, str]]:
+        """The requests of some jars, for a test that failed."""
+        return [
+            (headers[MARK], name, method, path)
+            for name, server in self.servers.items()
+            for method, path, headers in list(server.received)
+            if headers.get(MARK) in jars
+        ]
+
     def jars(self) -> Dict[str, "collections.Counter[str]"]:
         """For each jar, how many of its requests reached which server."""
         found: Dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -158,9 +171,17 @@ class Studio:
                     found[headers[MARK]][name] += 1
         return dict(found)
 
-    def close(self) -> None:
+    def restart(self) -> None:
+        """Ends HAProxy and starts it again, with nothing in memory."""
+        self._end()
+        self._start()
+
+    def _end(self) -> None:
         self._process.terminate()
         self._process.wait(10.0)
+
+    def close(self) -> None:
+        self._end()
         self._log.close()
         self._listener.close()
         for server in self.servers.values():
@@ -244,9 +265,9 @@ def assert_sticky(studio: Studio, lost: int = 0) -> None:
     jars = studio.jars()
     assert jars
     split = {jar: counts for jar, counts in jars.items() if len(counts) > 1}
-    assert len(split) <= lost, split
+    assert len(split) <= lost, studio.told(split)
     for counts in split.values():
-        assert sum(counts.values()) - max(counts.values()) <= 2, split
+        assert sum(counts.values()) - max(counts.values()) <= 2, studio.told(split)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -278,18 +299,22 @@ def test_ninety_rows_spread_and_each_run_stays_on_its_server(
     assert len(list((tmp_path / "out").rglob("row*.png"))) == 90
 
 
-def kill(studio: Studio, name: str) -> Set[str]:
-    """Kills a server that has begun some runs and has one in the middle; the runs it had then or before."""
-    wait_until(lambda: len(studio.ran(name)) >= 2, 20.0, "runs on " + name)
-    studio.servers[name].crash()
-    return set(studio.ran(name))
+def wait_for_the_middle(studio: Studio, name: str) -> None:
+    """Until a server has begun some runs, and each that was sent there has been posted."""
+
+    def middle() -> bool:
+        counted = collections.Counter(path.split("/")[1] for _, path in studio.servers[name].requests)
+        return len(studio.ran(name)) >= 2 and counted["ws"] == counted["prompt"]
+
+    wait_until(middle, 20.0, "runs on " + name)
 
 
 def test_without_retries_the_runs_of_a_killed_server_are_told_as_lost(
     studio: Studio, tmp_path: Any, workflow_file: Callable[..., str]
 ) -> None:
     started = batch(studio, tmp_path, workflow_file, 0.4, 30, "--in-flight", "6")
-    kill(studio, "b")
+    wait_for_the_middle(studio, "b")
+    studio.servers["b"].crash()
     result = started.end()
     assert result.status == 7, told(result)
     entries = {entry["row"]: entry for entry in read_manifest(tmp_path)}
@@ -309,10 +334,10 @@ def test_with_retries_they_are_submitted_again_on_another(
     studio: Studio, tmp_path: Any, workflow_file: Callable[..., str], how: str
 ) -> None:
     started = batch(studio, tmp_path, workflow_file, 0.4, 24, "--in-flight", "6", "--retries", "3")
+    wait_for_the_middle(studio, "b")
     if how == "killed":
-        kill(studio, "b")
+        studio.servers["b"].crash()
     else:  # as HAProxy does with a server that does not answer its checks
-        wait_until(lambda: len(studio.ran("b")) >= 2, 20.0, "runs on b")
         assert not studio.admin("set server gpus/b state maint").strip()
     result = started.end()
     assert result.status == 0, told(result)
@@ -391,6 +416,22 @@ def test_a_single_run_on_a_killed_server(studio: Studio, workflow_file: Callable
     assert [end["exit_status"] for end in ends] == [9, 0]
     assert studio.where(ends[0]["prompt_id"]) == [second] and studio.where(ends[1]["prompt_id"]) == [third]
     assert_sticky(studio, 2)
+
+
+@pytest.mark.parametrize("what", ["server", "HAProxy"])
+def test_a_restart(studio: Studio, workflow_file: Callable[..., str], what: str) -> None:
+    """Of the server, which forgets its prompts: the run is lost. Of HAProxy: the cookie leads back, and it ends."""
+    started = Started("--server", studio.url, "--yes", "--json", workflow_file(slow_prompt(steps=10, seconds=3.0)))
+    wait_until(lambda: any(map(studio.ran, studio.names)), what="the run")
+    (where,) = [name for name in studio.names if studio.ran(name)]
+    if what == "server":
+        studio.servers[where].restart()
+    else:
+        studio.restart()
+    result = started.end()
+    assert result.status == (9 if what == "server" else 0), told(result)
+    assert [event["state"] for event in result.events if event["event"] == "connection"] == ["lost", "restored"]
+    assert_sticky(studio)
 
 
 def test_attach_finds_the_server_of_a_prompt(studio: Studio, workflow_file: Callable[..., str]) -> None:

@@ -996,8 +996,8 @@ def test_the_live_screen_shows_one_bar_for_all_and_one_for_each_row(batch: Batch
     batch.csv("1.seconds", "0.3", "0.31", "0.32", "@none")
     result = batch(json_mode=False, out=Terminal())
     assert result.status == cwr.ExitStatus.FAILED
-    assert re.search(r"Overall .*0 of 4 rows", result.out)
-    assert re.search(r"Overall .*[123] of 4 rows.*\d rows/(s|min), [\d.:]+( s)? left", result.out)
+    assert re.search(r"Overall .*0/4 rows", result.out)
+    assert re.search(r"Overall .*[123]/4 rows.*\d/(s|min), [\d.:]+( s)? left", result.out)
     assert re.search(r"Row \d .*/2 nodes", result.out) and re.search(r"Row \d .*waiting", result.out)
     assert "Row 4: @none cannot be read" in result.out
     assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
@@ -1019,13 +1019,13 @@ def test_the_live_screen_comes_again_for_a_run_that_is_repeated(batch: Batch, mo
 def test_the_tally_in_words() -> None:
     """The pace counts what was done now; nothing is divided by nothing."""
     tally = cwr.Tally(40)
-    assert tally.in_words() == "0 of 40 rows"
+    assert tally.in_words() == "0/40 rows"
     tally = tally._replace(done=9, failed=1, skipped=10, seconds=200.0)
-    assert tally.in_words() == "20 of 40 rows, 1 failed, 3.0 rows/min, 6:40 left"
-    assert tally._replace(seconds=4.0).in_words() == "20 of 40 rows, 1 failed, 2.5 rows/s, 8.0 s left"
-    assert tally._replace(total=20).in_words() == "20 of 20 rows, 1 failed, 3.0 rows/min"
-    assert cwr.Tally(None, done=1, seconds=2.0).in_words() == "1 row, 30.0 rows/min"
-    assert cwr.Tally(0).in_words() == "0 of 0 rows"
+    assert tally.in_words() == "20/40 rows, 1 failed, 3.0/min, 6:40 left"
+    assert tally._replace(seconds=4.0).in_words() == "20/40 rows, 1 failed, 2.5/s, 8.0 s left"
+    assert tally._replace(total=20).in_words() == "20/20 rows, 1 failed, 3.0/min"
+    assert cwr.Tally(None, done=1, seconds=2.0).in_words() == "1 row, 30.0/min"
+    assert cwr.Tally(0).in_words() == "0/0 rows"
 
 
 # -- the command line ------------------------------------------------------------------------------

@@ -183,13 +183,13 @@ def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("tally", "words"),
     [
-        (cwr.Tally(40), "0 of 40 rows"),
-        (cwr.Tally(1, skipped=1, seconds=3.0), "1 of 1 row"),
+        (cwr.Tally(40), "0/40 rows"),
+        (cwr.Tally(1, skipped=1, seconds=3.0), "1/1 row"),
         (cwr.Tally(None, done=2), "2 rows"),
-        (cwr.Tally(40, done=10, failed=2, seconds=120.0), "12 of 40 rows, 2 failed, 6.0 rows/min, 4:40 left"),
-        (cwr.Tally(40, done=10, skipped=20, seconds=5.0), "30 of 40 rows, 2.0 rows/s, 5.0 s left"),
-        (cwr.Tally(2, done=2, seconds=1.0), "2 of 2 rows, 2.0 rows/s"),
-        (cwr.Tally(None, done=2, seconds=1.0), "2 rows, 2.0 rows/s"),
+        (cwr.Tally(40, done=10, failed=2, seconds=120.0), "12/40 rows, 2 failed, 6.0/min, 4:40 left"),
+        (cwr.Tally(40, done=10, skipped=20, seconds=5.0), "30/40 rows, 2.0/s, 5.0 s left"),
+        (cwr.Tally(2, done=2, seconds=1.0), "2/2 rows, 2.0/s"),
+        (cwr.Tally(None, done=2, seconds=1.0), "2 rows, 2.0/s"),
     ],
 )
 def test_how_far_a_batch_is(tally: cwr.Tally, words: str) -> None:

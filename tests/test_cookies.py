@@ -404,6 +404,25 @@ def test_a_server_that_dies_during_an_upload_costs_its_row_alone(
     assert not servers[0].executions and servers[1].executions
 
 
+def test_a_file_is_fetched_again_where_the_balancer_could_not_give_it(
+    make_simulator: Make, make_balancer: Make, workflow_file: Make, tmp_path: Any
+) -> None:
+    """502 is what HAProxy answers while a server dies; the next answer tells whether ours did."""
+    simulator = make_simulator()
+    simulator.faults.http_status = {"/view": 502}
+    rule = Sticky(1)
+
+    def heal(cookies: Cookies) -> Tuple[int, List[str]]:
+        if [seen.path for seen in made.seen].count("/view") == 2:
+            simulator.faults.http_status = {}
+        return rule(cookies)
+
+    made = make_balancer([simulator], heal)
+    result = run("--server", made.url, "--yes", "-o", str(tmp_path / "out"), workflow_file(QUICK))
+    assert result.status == 0, result.out + result.err
+    assert [seen.path for seen in made.seen].count("/view") == 3
+
+
 # ------------------------------------------------------------------------------------------------
 # Continuous mode
 # ------------------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
     tally = cwr.Tally(4, done=1, seconds=2.0)
     shown = ["".join(text for _, text in line) for line in cwr.batch_meter(
         tally, [(2, waiting), (3, running)], 3.0, 100, True, "Connection lost")]  # fmt: skip
-    assert shown[0].startswith("Overall") and "1 of 4 rows" in shown[0]
+    assert shown[0].startswith("Overall") and "1/4 rows" in shown[0]
     assert shown[1].startswith("Row 2") and shown[1].endswith("waiting")
     assert shown[2].startswith("Row 3") and "1/3 nodes" in shown[2]
     assert shown[3] == "Connection lost"
