@@ -9,9 +9,10 @@
 # ///
 """Run a ComfyUI workflow outside the browser: confirm, follow live, cancel exactly.
 
-    python comfyui_workflow_runner.py                    runs workflow_api.json
-    python comfyui_workflow_runner.py my_api.json -o out runs another one, saves what it makes
-    python comfyui_workflow_runner.py --demo             needs no ComfyUI and no GPU
+    python comfyui_workflow_runner.py                     runs workflow_api.json
+    python comfyui_workflow_runner.py flow.json -o out    runs another one, saves what it makes
+    python comfyui_workflow_runner.py --mode continuous   keeps a service on port 8189
+    python comfyui_workflow_runner.py --demo              needs no ComfyUI and no GPU
 
 ``--help`` lists every option and exit status. The file is also a module: importing it does no
 work, and every rule below can be called without a server.
@@ -22,7 +23,7 @@ Map of this file (each section uses only those above it):
     ERRORS                  exit statuses, the error tree
     FLAGS                   what the command line takes
     TEXT                    text that is safe to print, durations, sizes, names of files
-    WORKFLOW DOCUMENTS      reading a prompt, titles, links, the summary
+    WORKFLOW DOCUMENTS      reading prompts, workflows and pictures; titles, links, the summary
     STATE OF A PROMPT       parse_message -> Event; reduce, reconcile -> PromptState; outputs
     WHAT IS WRONG           ComfyUI's validation and execution errors in words
     CONVERSION              convert_workflow: from UI format to the prompt that ComfyUI's frontend exports
@@ -33,9 +34,9 @@ Map of this file (each section uses only those above it):
     RUNNING A PROMPT        Session: submit, follow, survive drops, cancel; saving outputs
     TERMINAL                printers: live, plain lines, JSON lines, quiet
     MIDDLEWARE              continuous mode: Guard, ROUTES, Service, a thin http.server
-    COMMAND LINE            settings and their precedence, signals, the program
+    COMMAND LINE            settings and their precedence, signals, Program; BatchJob for many runs
 
-Up to REPORTS nothing outside the process is touched; the rest hold no rules.
+From TEXT up to REPORTS nothing outside the process is touched; the rest hold no rules.
 Words are ComfyUI's: a *prompt* is the API-format graph, *workflow* the file; a *link* is
 ``[node_id, slot]``; *interrupt* stops a running prompt, *delete* takes a waiting one off the queue.
 """
@@ -80,7 +81,7 @@ __version__ = "0.1.0"
 # SETTINGS: what a user edits. A flag overrides an environment variable, which overrides these.
 # ==================================================================================================
 
-#: The workflow that runs when none is named: a file in API format.
+#: The workflow that runs when none is named: a file in API or UI format, or a picture that ComfyUI made.
 curr_workflow = "workflow_api.json"
 
 #: "single_shot" runs it once; "continuous" keeps a small service on port 8189.
@@ -7069,7 +7070,7 @@ class Program:
         self._simulator: Any = None
         self._stop: Optional["asyncio.Event"] = None
         self._server: Optional[Server] = None
-        self._stats: Dict[str, Any] = {}
+        self.stats: Dict[str, Any] = {}
         self._paths: Dict[Output, str] = {}  # where outputs were saved
         self._end: Report = {}  # how the run ended, as it was told
         self._job: Optional["BatchJob"] = None
@@ -7108,8 +7109,8 @@ class Program:
         settings = self.settings
         assert self._stop is not None
         try:
-            loaded = await self._or_stop(self._load_when_there())
-            uploaded = await self._upload(loaded, await self._connect()) if loaded.uploads else {}
+            loaded = await self.or_stop(self._load_when_there())
+            uploaded = await self.upload(loaded, await self._connect()) if loaded.uploads else {}
             loaded = loaded._replace(prompt=with_values(loaded.prompt, uploaded))
         except Stopped:
             return ExitStatus.OK
@@ -7211,7 +7212,7 @@ class Program:
             await self._connect()
         if settings.images and known is not None:
             raise UsageError("--image uploads to a server, so --object-info cannot stand for it.")
-        loaded = await self._or_stop(in_thread(prepare, document, path, settings, self._define(known)))
+        loaded = await self.or_stop(in_thread(prepare, document, path, settings, self._define(known)))
         for warning in loaded.warnings:
             self.tell(None, {"event": "notice", "message": warning})
         return loaded
@@ -7234,7 +7235,7 @@ class Program:
     async def _connect(self) -> Server:
         """The server, looked for once."""
         if self._server is None:
-            found, self._stats = await self._or_stop(self._find_server())
+            found, self.stats = await self.or_stop(self._find_server())
             self._server = found
         return self._server
 
@@ -7289,7 +7290,7 @@ class Program:
     async def _export(self, loaded: Loaded) -> ExitStatus:
         """--export-api FILE."""
         server = await self._connect() if loaded.uploads else None
-        prompt = await self._ready_prompt(loaded, await self._upload(loaded, server) if server else {})
+        prompt = await self.ready_prompt(loaded, await self.upload(loaded, server) if server else {})
         path = self.settings.export_api
         text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
         if path == "-":
@@ -7299,17 +7300,17 @@ class Program:
         self.tell(None, {"event": "exported", "path": path, "nodes": len(prompt)})
         return ExitStatus.OK
 
-    async def _upload(self, loaded: Loaded, server: Server) -> Dict[InputRef, str]:
+    async def upload(self, loaded: Loaded, server: Server) -> Dict[InputRef, str]:
         """Uploads what the settings name; what the loaders call it."""
         values = {}
         for ref, path in loaded.uploads:
-            values[ref] = await self._or_stop(in_thread(server.upload_file, path))
+            values[ref] = await self.or_stop(in_thread(server.upload_file, path))
             message = "Uploaded %s as %s." % (path, values[ref])
             self.tell(None, {"event": "uploaded", "path": path, "value": values[ref], "message": message,
                              **describe_nodes(loaded.prompt, [ref.node_id])[0], "input": ref.input})  # fmt: skip
         return values
 
-    async def _ready_prompt(self, loaded: Loaded, uploaded: Mapping[InputRef, str]) -> Prompt:
+    async def ready_prompt(self, loaded: Loaded, uploaded: Mapping[InputRef, str]) -> Prompt:
         """The prompt of the next run: with the uploaded files and new seeds."""
         import random
 
@@ -7348,10 +7349,10 @@ class Program:
 
     async def _run_once(self, loaded: Loaded, server: Server) -> ExitStatus:
         """``server`` was asked nothing yet: the WebSocket comes first, by which a load balancer chooses."""
-        session = Session(server, parse_version(self._stats), self.tell)
+        session = Session(server, parse_version(self.stats), self.tell)
         try:
-            await self._or_stop(session.open())
-            prompt = await self._ready_prompt(loaded, await self._upload(loaded, server))
+            await self.or_stop(session.open())
+            prompt = await self.ready_prompt(loaded, await self.upload(loaded, server))
             extra = loaded.extra(prompt)
             run = session.new_run(prompt, self.prompt_id, extra)
             status = await self._follow(session, run)
@@ -7370,11 +7371,11 @@ class Program:
         sessions: List[Session] = []  # behind a load balancer the prompt is on one of its servers
         try:
             while True:
-                session = Session(server.fresh(), parse_version(self._stats), self.tell)
+                session = Session(server.fresh(), parse_version(self.stats), self.tell)
                 sessions.append(session)  # it stays open: so the next one is sent elsewhere, however busy that is
                 try:
-                    await self._or_stop(session.open())
-                    run = await self._or_stop(session.attach(self.settings.attach))
+                    await self.or_stop(session.open())
+                    run = await self.or_stop(session.attach(self.settings.attach))
                     break
                 except PromptUnknown:
                     if len(sessions) == ATTACH_TRIES or not session.server.affinity:
@@ -7406,7 +7407,7 @@ class Program:
             outputs.append({**output._asdict(), "path": self._paths.get(output), **whole})
         record = {
             "runner": __version__, "prompt_id": run.prompt_id, "created": round(time.time(), 3),
-            "server": {"url": session.server.address.url, **_server_words(self._stats)},
+            "server": {"url": session.server.address.url, **_server_words(self.stats)},
             **{name: self._end[name] for name in ("status", "message", "seconds", "wholly_cached")},
             "exit_status": int(status),
             "seeds": {"%s.%s" % (i, name): run.prompt[i]["inputs"][name] for i, name in seed_inputs(run.prompt, {})},
@@ -7509,7 +7510,7 @@ class Program:
                 await end_tasks([*workers, everything, stop, ticker])
         self.printer.close()
         status = ExitStatus.OK
-        if self._stopping():
+        if self.stopping():
             status = self.interrupts.exit_status
         elif job.fatal is not None:
             status = job.fatal.exit_status
@@ -7528,18 +7529,18 @@ class Program:
                          "message": message, "exit_status": int(status)})  # fmt: skip
         return status
 
-    def _tell_of_row(self, run: Optional[Run], report: Report) -> None:
+    def tell_of_row(self, run: Optional[Run], report: Report) -> None:
         """Hands a report of a row's run to the printer; a person reads only how the rows end."""
         number = self._job.number_of(run) if self._job is not None and run is not None else None
-        shown = ("problem", "failure", "saved", "not_saved", "connection", "notice", "row", "output")
-        if self.settings.printer == "human" and report["event"] not in (shown[:2] + shown[3:7]):
+        read = ("problem", "failure", "not_saved", "connection", "notice", "row")
+        if self.settings.printer == "human" and report["event"] not in read:
             return
         if number is not None and report["event"] not in ("row", "saved", "output"):
             self.printer.prefix = "[row %d] " % number
         self.printer.report({"prompt_id": run.prompt_id if run else None, "row": number, **report})
         self.printer.prefix = ""
 
-    async def _or_stop(self, work: Awaitable[Result]) -> Result:
+    async def or_stop(self, work: Awaitable[Result]) -> Result:
         """``work``, unless Ctrl+C comes first: nothing is submitted yet, so it is simply left."""
         import asyncio
 
@@ -7547,7 +7548,7 @@ class Program:
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if self._stopping():  # even if the work is done as well
+        if self.stopping():  # even if the work is done as well
             await end_tasks([task])
             raise Stopped("Stopped by %s: nothing was submitted." % self.interrupts.name)
         return task.result()
@@ -7708,7 +7709,7 @@ class Program:
         save = None if stopped and stopped != "the timeout" else folder
         for output in outputs:
             url = session.server.url_of(output) if output.text is None else None
-            kept = save is not None and not self._stopping()
+            kept = save is not None and not self.stopping()
             self.tell(run, {"event": "output", **output._asdict(), "url": url, "will_be_saved": kept})
         if run.received and save is None:
             self.tell(run, websocket_notice(run))
@@ -7734,9 +7735,9 @@ class Program:
         complete = True
         overwrite = self.settings.overwrite
         folder, rename = self.place(run.prompt, 1, folder)
-        for output, save in save_jobs(session.server, run, outputs, folder, overwrite, self._stopping, rename):
+        for output, save in save_jobs(session.server, run, outputs, folder, overwrite, self.stopping, rename):
             task = None
-            if not self._stopping():
+            if not self.stopping():
                 task = asyncio.ensure_future(in_thread(save))
                 await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.wait([task], timeout=1.0)  # it sees the stop at the next chunk
@@ -7767,7 +7768,8 @@ class Program:
         rename("x")  # what is wrong with it is told before anything runs
         return fill_pattern(folder, fields, prompt), rename
 
-    def _stopping(self) -> bool:
+    def stopping(self) -> bool:
+        """Whether Ctrl+C or SIGTERM came."""
         return self.interrupts.signal is not None
 
 
@@ -7810,7 +7812,7 @@ class BatchJob:
         while self.fatal is None:
             try:
                 async with self.lock:  # standard input may be slow
-                    row = await self.program._or_stop(in_thread(next, rows, None))
+                    row = await self.program.or_stop(in_thread(next, rows, None))
                 if row is None:
                     return
                 if self.before.get(row.number) == row_key(row.values) and not row.error:
@@ -7828,13 +7830,13 @@ class BatchJob:
         """One run of a row, on a connection of its own, by which a load balancer chooses a server anew; whether it
         is to be repeated: its server lost it, and there are ``retries`` left."""
         entry: Dict[str, Any] = {"row": row.number, "key": row_key(row.values), "values": row.values}
-        session = Session(self.server.fresh(), parse_version(self.program._stats), self.program._tell_of_row)
+        session = Session(self.server.fresh(), parse_version(self.program.stats), self.program.tell_of_row)
         try:
             if row.error:
                 raise UsageError("The row cannot be read: %s." % row.error)
-            await self.program._or_stop(session.open(self.settings.limits.give_up))
+            await self.program.or_stop(session.open(self.settings.limits.give_up))
             prompt, drawn = await self._prompt(row, session.server)
-            if self.program._stopping():  # while a file of the row was uploaded
+            if self.program.stopping():  # while a file of the row was uploaded
                 raise Stopped("Stopped: the row was not submitted.")
             folder = self.settings.output
             together = folder is None or "{" in folder or self.settings.name
@@ -7849,7 +7851,7 @@ class BatchJob:
             except PromptRejected as error:
                 problems = await session.explain(error.answer, prompt)
                 for problem in problems:
-                    self.program._tell_of_row(run, problem_report(problem))
+                    self.program.tell_of_row(run, problem_report(problem))
                 entry["problems"] = [problem._asdict() for problem in problems]
                 raise
             if run.state.phase is Phase.LOST and retries and not run.cancelling:
@@ -7862,7 +7864,7 @@ class BatchJob:
                 raise
             if gone and retries:
                 message = "Row %d is lost: %s Submitting it again." % (row.number, error.message)
-                self.program._tell_of_row(self._run_of(row), {"event": "notice", "message": message})
+                self.program.tell_of_row(self._run_of(row), {"event": "notice", "message": message})
                 return True
             error.exit_status = ExitStatus.LOST if gone else ExitStatus.REJECTED  # it takes other rows
             self._end(self._run_of(row), entry, "failed", error)
@@ -7888,13 +7890,13 @@ class BatchJob:
             prompt = with_values(prompt, dict.fromkeys(seeds, int(self.settings.seed) + again))
         async with self._uploading:
             if self._uploaded is None or server.affinity:  # each server behind a load balancer has its own files
-                self._uploaded = await self.program._upload(loaded, server)
+                self._uploaded = await self.program.upload(loaded, server)
         uploaded = {ref: value for ref, value in self._uploaded.items() if ref not in own}
         for ref, path in uploads:
-            uploaded[ref] = await self.program._or_stop(in_thread(server.upload_file, path))
+            uploaded[ref] = await self.program.or_stop(in_thread(server.upload_file, path))
         drawn += [ref for ref in loaded.drawn if ref not in own]
         loaded = loaded._replace(prompt=prompt, drawn=tuple(drawn))
-        return await self.program._ready_prompt(loaded, uploaded), drawn
+        return await self.program.ready_prompt(loaded, uploaded), drawn
 
     async def _execute(self, session: Session, run: Run) -> None:
         import asyncio
@@ -7924,14 +7926,14 @@ class BatchJob:
             status = ExitStatus.TIMEOUT if stopped == "the timeout" else program.interrupts.exit_status
         failure = failure_report(state, run.prompt, None if self.settings.verbose else 2)
         if failure:
-            program._tell_of_row(run, failure)
+            program.tell_of_row(run, failure)
         if run.received and folder is None:
-            program._tell_of_row(run, websocket_notice(run))
+            program.tell_of_row(run, websocket_notice(run))
         outputs, told = collect_outputs(state.outputs, run.prompt), []
         for output in outputs:
             url = session.server.url_of(output) if output.text is None else None
             told.append({**output._asdict(), "url": url})
-            program._tell_of_row(run, {"event": "output", **told[-1], "will_be_saved": folder is not None})
+            program.tell_of_row(run, {"event": "output", **told[-1], "will_be_saved": folder is not None})
         if folder is not None and status in (ExitStatus.OK, ExitStatus.PARTIAL):
             told = []
             never = lambda: False  # noqa: E731 - what a run made is kept, whoever presses Ctrl+C
@@ -7943,14 +7945,14 @@ class BatchJob:
                     if server.gone:
                         raise ServerGone(GONE + ".") from None
                     status = ExitStatus.NOT_SAVED if status is ExitStatus.OK else status
-                    program._tell_of_row(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
+                    program.tell_of_row(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
                 else:
                     told.append({**output._asdict(), "path": saved.path})
-                    program._tell_of_row(
+                    program.tell_of_row(
                         run, {"event": "saved", "title": output.title, "path": saved.path, "bytes": saved.bytes}
                     )
         end = end_report(state, status, time.monotonic(), run.prompt, stopped, len(run.received))
-        program._tell_of_row(run, end)
+        program.tell_of_row(run, end)
         entry.update(end=end["status"], seconds=end["seconds"], outputs=told)
         how = RunnerError(end["message"])
         how.exit_status = status
@@ -7964,7 +7966,7 @@ class BatchJob:
         self.manifest.flush()
         counted = {"done": self.tally.done + 1} if status == "done" else {"failed": self.tally.failed + 1}
         self.tally = self.tally._replace(**counted)
-        self.program._tell_of_row(run, {
+        self.program.tell_of_row(run, {
             "event": "row", "row": entry["row"], "status": status, "message": error.message,
             "exit_status": entry["exit_status"], "done": self.tally.ended, "total": self.tally.total,
         })  # fmt: skip
