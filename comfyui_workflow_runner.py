@@ -523,8 +523,8 @@ def plain_json(value: object, depth: int = 0) -> Any:
 Prompt = Dict[str, Dict[str, Any]]
 
 EXPORT_REMEDY = (
-    "In ComfyUI open it and choose Export (API) in the File menu; in older versions switch on the "
-    "dev mode in the settings, then Save (API Format). Run the file that this gives."
+    "In ComfyUI open the workflow, choose Save or Export (API) in the File menu, and run the file that this gives; "
+    "a picture that ComfyUI made will do as well."
 )
 
 
@@ -2898,7 +2898,11 @@ def set_inputs(
             names = nearest_first(name, sorted(map(str, known)), 20) or "none"
             raise EditError("no_such_input", "%s has no input %s. It has: %s." % (
                 _node_name(prompt, node_id), json.dumps(one_line(name, 60)), names))  # fmt: skip
-        checked[name] = check_value(spec, name, value) if spec else value
+        try:
+            checked[name] = check_value(spec, name, value) if spec else value
+        except EditError as error:
+            message = "%s: %s" % (_node_name(prompt, node_id), error.message)
+            raise EditError(error.type, message, error.details) from None
     node = {**prompt[node_id], "inputs": {**known, **checked}}
     return {**prompt, node_id: node}, bool(object_info.get(class_type))
 
@@ -3185,6 +3189,10 @@ class Loaded(NamedTuple):
     seeds: Tuple[InputRef, ...] = ()  # all of them, where the settings want to change them
     uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
     object_info: Mapping[str, Any] = {}  # empty where nobody asked
+
+    def summary(self) -> Summary:
+        """What a person is shown before a run; seeds that are drawn for each run are not told as those of the file."""
+        return summarize(with_values(self.prompt, dict.fromkeys(self.drawn, "random")))
 
     def extra(self, prompt: Prompt) -> Dict[str, Any]:
         """More fields of POST /prompt: ComfyUI writes the workflow into the pictures, so it must tell what ran."""
@@ -7114,7 +7122,7 @@ class Program:
             loaded = loaded._replace(prompt=with_values(loaded.prompt, uploaded))
         except Stopped:
             return ExitStatus.OK
-        self.tell(None, {"event": "workflow", "file": loaded.path, **summarize(loaded.prompt)._asdict()})
+        self.tell(None, {"event": "workflow", "file": loaded.path, **loaded.summary()._asdict()})
 
         def reload() -> Loaded:
             if settings.workflow == "-":
@@ -7320,7 +7328,7 @@ class Program:
     async def _run(self, loaded: Loaded) -> ExitStatus:
         """One run, or with --batch and --repeat many."""
         settings = self.settings
-        self.tell(None, {"event": "workflow", "file": loaded.path, **summarize(loaded.prompt)._asdict()})
+        self.tell(None, {"event": "workflow", "file": loaded.path, **loaded.summary()._asdict()})
         if not settings.yes and not self.stdin.isatty():
             raise NotConfirmed(
                 "There is no terminal to ask in, so nothing was run.", "Add --yes to run without being asked."

@@ -453,6 +453,8 @@ def test_values_and_seeds_are_set_and_drawn() -> None:
     assert prepared("--seed", "7").prompt["1"]["inputs"]["seed"] == 7
     assert prepared("--seed", "7", "--set", "1.seed=3").prompt["1"]["inputs"]["seed"] == 3
     assert prepared("--seed", "random", "--set", "1.seed=3").drawn == ()
+    [(_, shown)] = prepared("--seed", "random").summary().sampling
+    assert "seed random" in shown  # not the one of the file, which will not run
     assert (
         prepared("--set", "1.seed=random").drawn == prepared("--seed", "random").drawn == (cwr.InputRef("1", "seed"),)
     )

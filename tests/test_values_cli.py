@@ -373,7 +373,7 @@ def test_a_title_may_look_like_an_edit(simulator: Any, workflow_file: Make) -> N
 @pytest.mark.parametrize(
     "edit, words",
     [
-        ("5.steps=0", ["steps = 0 is not between 1 and 10000"]),
+        ("5.steps=0", ['"KSampler" (node 5): steps = 0 is not between 1 and 10000']),
         ("5.steps=ten", ['steps = "ten" is not a whole number']),
         ("5.steps=1.5", ["steps = 1.5 is not a whole number"]),
         ("5.steps=", ['steps = "" is not a whole number']),

@@ -95,7 +95,7 @@ def test_what_is_no_prompt_is_refused_with_what_it_is(data: bytes, message: str)
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}'])
 def test_a_document_of_the_wrong_kind_comes_with_the_way_to_export_the_right_one(data: bytes) -> None:
     assert refusal(data).remedy == cwr.EXPORT_REMEDY
-    assert "Export (API)" in cwr.EXPORT_REMEDY and "Save (API Format)" in cwr.EXPORT_REMEDY
+    assert "Save or Export (API)" in cwr.EXPORT_REMEDY
 
 
 def test_broken_json_can_be_mended_by_hand() -> None:
