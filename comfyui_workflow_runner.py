@@ -3552,6 +3552,24 @@ _TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
 }
 
 
+def inputs_table(rows: Sequence[Mapping[str, Any]]) -> List[Line]:
+    """describe_inputs() for people: what to write after --set, the node, type, value and range."""
+    lines: List[Line] = []
+    for row in rows:
+        allowed = ""
+        if row["options"] is not None:
+            allowed = "one of %d: %s" % (len(row["options"]), ", ".join(one_line(o, 30) for o in row["options"][:4]))
+            allowed += ", …" if len(row["options"]) > 4 else ""
+        elif row["min"] is not None or row["max"] is not None:
+            ends = [("any" if end is None else "%s" % end) for end in (row["min"], row["max"])]
+            allowed = "%s to %s" % tuple(ends)
+        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
+        name = one_line("%s.%s" % (row["node_id"], row["input"]), 40)
+        title = one_line(row["title"], 28)
+        lines.append(("", ("%-28s %-28s %-8s %s" % (name, title, row["type"], value)).ljust(90) + "  " + allowed))
+    return [(style, line.rstrip()) for style, line in lines]
+
+
 def end_report(
     state: PromptState,
     exit_status: ExitStatus,
@@ -6958,24 +6976,6 @@ def read_object_info(path: str) -> Dict[str, Any]:
     if not isinstance(info, dict):
         raise UsageError("--object-info %s is no answer of ComfyUI's /object_info." % path)
     return info
-
-
-def inputs_table(rows: Sequence[Mapping[str, Any]]) -> List[Line]:
-    """describe_inputs() for people: what to write after --set, the node, type, value and range."""
-    lines: List[Line] = []
-    for row in rows:
-        allowed = ""
-        if row["options"] is not None:
-            allowed = "one of %d: %s" % (len(row["options"]), ", ".join(one_line(o, 30) for o in row["options"][:4]))
-            allowed += ", …" if len(row["options"]) > 4 else ""
-        elif row["min"] is not None or row["max"] is not None:
-            ends = [("any" if end is None else "%s" % end) for end in (row["min"], row["max"])]
-            allowed = "%s to %s" % tuple(ends)
-        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
-        name = one_line("%s.%s" % (row["node_id"], row["input"]), 40)
-        title = one_line(row["title"], 28)
-        lines.append(("", ("%-28s %-28s %-8s %s" % (name, title, row["type"], value)).ljust(90) + "  " + allowed))
-    return [(style, line.rstrip()) for style, line in lines]
 
 
 class Interrupts:
