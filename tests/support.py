@@ -16,6 +16,13 @@ if ROOT not in sys.path:
 
 import comfyui_workflow_runner as cwr  # noqa: E402
 
+
+def program_text() -> str:
+    """The source of the program, for tests that compare it with the documents."""
+    with open(os.path.join(ROOT, "comfyui_workflow_runner.py"), encoding="utf-8") as file:
+        return file.read()
+
+
 #: Waits short enough for tests, in seconds; the rules are the same.
 FAST = cwr.Limits(
     connect=2.0,

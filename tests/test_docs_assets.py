@@ -14,7 +14,7 @@ import urllib.parse
 from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import pytest
-from support import ROOT, cwr
+from support import ROOT, cwr, program_text
 
 import comfyui_simulator
 
@@ -305,7 +305,7 @@ def test_every_route_is_in_the_readme() -> None:
 
 
 def test_what_the_readme_says_is_asked_of_comfyui_is_asked() -> None:
-    source = read("comfyui_workflow_runner.py")
+    source = program_text()
     table = read("README.md").partition("### What it asks of ComfyUI")[2].partition("\n## ")[0]
     paths = re.findall(r"`(?:GET|POST) (/[^`]*)`", table)
     assert len(paths) > 10

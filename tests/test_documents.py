@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Set
 
 import pytest
 import requests
-from support import ROOT, cwr, node, run, slow_prompt
+from support import ROOT, cwr, node, program_text, run, slow_prompt
 
 Make = Callable[..., Any]
 
@@ -29,7 +29,7 @@ def test_the_help_in_the_readme_is_the_programs(capsys: Any) -> None:
 
 def test_every_setting_is_in_the_readme() -> None:
     readme = read("README.md")
-    for name in set(re.findall(r'"(COMFYUI_[A-Z_]+)"', read("comfyui_workflow_runner.py"))):
+    for name in set(re.findall(r'"(COMFYUI_[A-Z_]+)"', program_text())):
         assert "`%s`" % name in readme
     for name in ("curr_workflow", "RUN_MODE", "AUTO_EXECUTE_ON_UPLOAD", "DEFAULT_SERVERS"):
         assert hasattr(cwr, name) and name in readme
@@ -102,7 +102,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
 
 
 def test_every_event_for_people_is_documented() -> None:
-    source = read("comfyui_workflow_runner.py")
+    source = program_text()
     used = set(re.findall(r'"event": "(\w+)"', source)) | set(re.findall(r'node\("(\w+)"', source))
     assert used == set(documented_events())
 
@@ -126,12 +126,12 @@ def test_the_workflow_and_its_twin_are_the_same_graph() -> None:
 
 def test_the_dependencies_are_the_same_wherever_they_stand() -> None:
     listed = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
-    block = re.search(r"# dependencies = \[\n(.*?)# \]", read("comfyui_workflow_runner.py"), re.S)
+    block = re.search(r"# dependencies = \[\n(.*?)# \]", program_text(), re.S)
     assert block and re.findall(r'"(.*?)"', block.group(1)) == listed
 
 
 def test_the_map_at_the_top_names_the_sections_in_order() -> None:
-    source = read("comfyui_workflow_runner.py")
+    source = program_text()
     banners = re.findall(r"(?m)^# =+\n# ([A-Z][A-Z A-Z']+?):", source)
     in_map = re.findall(r"(?m)^    ([A-Z][A-Z ]+[A-Z])  +\S", source.partition('"""\n\nfrom')[0])
     assert in_map == banners
@@ -159,7 +159,7 @@ def test_the_statuses_in_the_documents_are_the_programs() -> None:
 
 def test_the_events_of_a_stream_are_documented() -> None:
     events = read("docs/MIDDLEWARE.md").partition("## Events")[2].partition("\n## ")[0]
-    used = set(re.findall(r'sse\("(\w+)"', read("comfyui_workflow_runner.py")))
+    used = set(re.findall(r'sse\("(\w+)"', program_text()))
     assert set(re.findall(r"(?m)^\| `(\w+)` \|", events)) == used
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Json, anything, few, history_entries, messages
-from support import ROOT, cwr, node
+from support import cwr, node, program_text
 
 Phase = cwr.Phase
 ExitStatus = cwr.ExitStatus
@@ -337,8 +336,7 @@ WITHOUT_WORDS = {"node_started", "progress", "input"}
 
 def events_in_the_source() -> Iterator[str]:
     """The name of every report that the runner makes, as its source has them."""
-    with open(os.path.join(ROOT, "comfyui_workflow_runner.py"), encoding="utf-8") as file:
-        tree = ast.parse(file.read())
+    tree = ast.parse(program_text())
     for found in ast.walk(tree):
         if isinstance(found, ast.Dict):
             for key, value in zip(found.keys, found.values):

@@ -474,9 +474,14 @@ def test_other_faults_are_not_told_as_the_seeds() -> None:
     assert prepared("--seed", "7", data=bad).prompt["1"]["inputs"]["seed"] == 7
 
 
-@pytest.mark.parametrize("arguments", [["--seed", "random"], ["--repeat", "2"]])
+@pytest.mark.parametrize("arguments", [["--seed", "random"], ["--seed", "5"], ["--repeat", "2"]])
 def test_a_workflow_without_a_seed_warns(arguments: List[str]) -> None:
     assert prepared(*arguments, data=PROMPT).warnings == ("The workflow has no seed to change.",)
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "random"], ["--seed", "5"], ["--seed", "keep"], ["--repeat", "2"]])
+def test_a_workflow_with_a_seed_warns_of_nothing(arguments: List[str]) -> None:
+    assert prepared(*arguments).warnings == ()
 
 
 def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
