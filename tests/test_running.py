@@ -107,6 +107,53 @@ def test_pictures_that_come_over_the_socket_alone_are_kept(simulator: Any, workf
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], ["Over_the Wire_00001.png", "Over_the Wire_00002.png"]),
+        (["--name", "{name}-{1.color}-new"], ["Over_the Wire_00001-255-new.png", "Over_the Wire_00002-255-new.png"]),
+        (["--name", "same"], ["same.png", "same (1).png"]),
+    ],
+)
+def test_pictures_that_come_over_the_socket_are_named_after_their_node(
+    arguments: List[str], names: List[str], simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    """With a number each; what leads to other folders is taken out of the title."""
+    prompt = {
+        "1": node("EmptyImage", width=32, height=16, batch_size=2, color=255),
+        "2": node("SaveImageWebsocket", "Over/the Wire", images=["1", 0]),
+    }
+    result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"), *arguments)
+    paths = [event["path"] for event in result.events if event["event"] == "saved"]
+    assert paths == [os.path.join(os.path.realpath(str(tmp_path)), "out", name) for name in names]
+    assert [event["title"] for event in result.events if event["event"] == "saved"] == ["Over/the Wire"] * 2
+
+
+def test_the_ending_of_a_picture_that_came_over_the_socket_is_that_of_its_type() -> None:
+    """The numbers go on from node to node."""
+    prompt = {"1": node("SaveImageWebsocket", "O/ne"), "2": node("SaveImageWebsocket")}
+    made = asyncio.run(new_run(prompt))
+    made.received += [cwr.Preview("1", "image/jpeg", b"a"), cwr.Preview("2", "image/png", b"b")]
+    outputs = cwr.received_outputs(made, "my-{}".format)
+    assert [tuple(output) for output in outputs] == [
+        ("1", "O/ne", "image", "my-O_ne_00001.jpeg", "", "", None),
+        ("2", "SaveImageWebsocket", "image", "my-SaveImageWebsocket_00002.png", "", "", None),
+    ]
+
+
+async def new_run(prompt: Dict[str, Any]) -> cwr.Run:
+    """A run that nobody has submitted."""
+    return cwr.Run(prompt, "an-id", 0.0, asyncio.Event())
+
+
+def test_only_the_node_that_sends_pictures_is_heard_as_such(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    """The previews of another node are no pictures to keep."""
+    prompt = slow_prompt(steps=3, seconds=0.3, preview=True)
+    prompt["3"] = node("SaveImageWebsocket", "Send", images=["1", 0])
+    go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path / "out")) == ["Send_00001.png", "slow_00001_.png"]
+
+
 def test_a_name_that_is_taken_gets_a_number_unless_overwrite(
     simulator: Any, workflow_file: Make, tmp_path: Any
 ) -> None:
