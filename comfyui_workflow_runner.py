@@ -7602,19 +7602,18 @@ class Program:
         raise AssertionError("unreachable")
 
     def _start_simulator(self) -> Address:
-        import importlib.util
-
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "comfyui_simulator.py")
-        spec = importlib.util.spec_from_file_location("comfyui_simulator", path)
-        if not os.path.exists(path) or spec is None or spec.loader is None:
+        project = os.path.dirname(os.path.abspath(__file__))
+        package = os.path.join(project, "comfyui_runner", "simulator")
+        if not os.path.isdir(package):
             raise UsageError(
-                "--demo needs the file %s, which is not there." % path, "Get the whole project, not this script alone."
+                f"--demo needs the folder {package}, which is missing.", "Get the whole project, not this script alone."
             )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
         _third_party("websockets")
-        spec.loader.exec_module(module)
-        self._simulator = module.Simulator(step_seconds=0.15, previews=True)
+        if project not in sys.path:
+            sys.path.insert(0, project)  # python -I leaves it out
+        from comfyui_runner.simulator import Simulator  # here, since only --demo needs it
+
+        self._simulator = Simulator(step_seconds=0.15, previews=True)
         self._simulator.start()
         return parse_address(self._simulator.url)
 

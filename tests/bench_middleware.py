@@ -40,7 +40,7 @@ SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
 SIMULATOR = r"""
 import collections, sys, time
 sys.path.insert(0, sys.argv[1])
-from comfyui_simulator import Simulator
+from comfyui_runner.simulator import Simulator
 class Asked(collections.deque):
     def append(self, item):
         if item == ("POST", "/prompt"):

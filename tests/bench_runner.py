@@ -226,7 +226,7 @@ def main() -> int:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(prompt, file)
         simulator = subprocess.Popen(
-            [sys.executable, os.path.join(ROOT, "comfyui_simulator.py"), "--port", "0"],
+            [sys.executable, os.path.join(ROOT, "comfyui_runner", "simulator", "__main__.py"), "--port", "0"],
             stdout=subprocess.PIPE,
             text=True,
         )

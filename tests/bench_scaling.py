@@ -26,7 +26,9 @@ from typing import Any, Dict, List
 
 from support import cwr, slow_prompt
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator, draw
+from comfyui_runner.simulator.life import Life
+from comfyui_runner.simulator.running import Running
 
 RUNS = (1, 8, 32, 64)
 WAITING = (8, 32, 64)
@@ -86,10 +88,11 @@ def follow(runs: int, arguments: List[str]) -> int:
 
 def simulate(count: int) -> int:
     """``count`` simulators in this process, until standard input ends; then how many events they sent."""
-    picture = comfyui_simulator.draw(128, 128, 1, ["A", "PREVIEW"])
-    comfyui_simulator.draw = lambda *_: picture.ljust(PREVIEW, b"\0")  # drawing is not what is measured
+    picture = draw(128, 128, 1, ["A", "PREVIEW"])
+    preview = picture.ljust(PREVIEW, b"\0")
+    Running.draw_preview = lambda *_: preview  # type: ignore[method-assign, assignment]  # it is not what is measured
     sent = [0]
-    emit = comfyui_simulator.Life.emit
+    emit = Life.emit
 
     def counted(life: Any, frame: Any, sid: Any) -> None:
         with life.lock:
@@ -97,8 +100,8 @@ def simulate(count: int) -> int:
                 sent[0] += 1
         emit(life, frame, sid)
 
-    comfyui_simulator.Life.emit = counted  # type: ignore[method-assign]
-    simulators = [comfyui_simulator.Simulator().start() for _ in range(count)]
+    Life.emit = counted  # type: ignore[method-assign]
+    simulators = [Simulator().start() for _ in range(count)]
     print(json.dumps([simulator.port for simulator in simulators]), flush=True)
     sys.stdin.read()
     print(sent[0], sum(len(simulator.requests) for simulator in simulators), flush=True)

@@ -10,18 +10,19 @@ import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
+from simulated import open_ws, sim, simulate, stack  # noqa: F401
 from support import cwr
 
-import comfyui_simulator  # isort: skip
+from comfyui_runner.simulator import Simulator  # isort: skip
 
 
 @pytest.fixture
-def make_simulator() -> Iterator[Callable[..., comfyui_simulator.Simulator]]:
+def make_simulator() -> Iterator[Callable[..., Simulator]]:
     """Starts simulators that are stopped at the end of the test."""
     started = []
 
-    def make(**options: Any) -> comfyui_simulator.Simulator:
-        simulator = comfyui_simulator.Simulator(**options)
+    def make(**options: Any) -> Simulator:
+        simulator = Simulator(**options)
         started.append(simulator)
         return simulator.start()
 
@@ -31,7 +32,7 @@ def make_simulator() -> Iterator[Callable[..., comfyui_simulator.Simulator]]:
 
 
 @pytest.fixture
-def simulator(make_simulator: Callable[..., comfyui_simulator.Simulator]) -> comfyui_simulator.Simulator:
+def simulator(make_simulator: Callable[..., Simulator]) -> Simulator:
     """A simulator of the newest version that is known."""
     return make_simulator()
 

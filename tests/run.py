@@ -26,7 +26,7 @@ from typing import List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
-SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_simulator.py"]
+SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
 
 def lowest(requirements: str) -> List[str]:

@@ -19,7 +19,7 @@ import pytest
 from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
 from test_middleware import PNG, Middleware
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator
 
 pytestmark = [
     pytest.mark.long,
@@ -81,7 +81,7 @@ class Studio:
     names = ("a", "b", "c")
 
     def __init__(self, haproxy: str, folder: str) -> None:
-        self.servers = {name: comfyui_simulator.Simulator().start() for name in self.names}
+        self.servers = {name: Simulator().start() for name in self.names}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = "http://127.0.0.1:%d" % self._listener.getsockname()[1]
         self._admin = os.path.join(folder, "admin.sock")

@@ -18,7 +18,7 @@ import pytest
 import requests
 from support import FAST, ROOT, Outcome, Terminal, cwr, node, run, slow_prompt, wait_until
 
-import comfyui_simulator
+from comfyui_runner.simulator.life import Life
 
 Make = Callable[..., Any]
 
@@ -207,14 +207,14 @@ def test_a_manifest_of_an_earlier_batch_is_not_written_over(batch: Batch) -> Non
 def test_never_more_than_k_of_ours_are_in_the_queue(batch: Batch, monkeypatch: Any) -> None:
     """Counted by the server whenever it takes one."""
     counts: List[int] = []
-    put = comfyui_simulator.Life.put
+    put = Life.put
 
     def counted(life: Any, job: Any) -> None:
         put(life, job)
         running, pending = life.snapshot()
         counts.append(len(running) + len(pending))
 
-    monkeypatch.setattr(comfyui_simulator.Life, "put", counted)
+    monkeypatch.setattr(Life, "put", counted)
     batch.csv("1.seconds", "0.5", *["0"] * 7)  # behind the first one the others wait
     for in_flight in (None, 1, 3):
         batch.prompt = slow_prompt(seed=in_flight or 0)  # so that nothing is cached

@@ -36,7 +36,14 @@ def _environment() -> Dict[str, str]:
 @pytest.fixture
 def server(tmp_path: Any) -> Iterator[str]:
     """A simulator in a process of its own, which does not share our processor lock or memory."""
-    command = [sys.executable, os.path.join(ROOT, "comfyui_simulator.py"), "--port", "0", "--step-seconds", "0"]
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "comfyui_runner", "simulator", "__main__.py"),
+        "--port",
+        "0",
+        "--step-seconds",
+        "0",
+    ]
     process = subprocess.Popen(
         [*command, "--root", str(tmp_path / "root")], stdout=subprocess.PIPE, text=True, env=_environment()
     )

@@ -16,8 +16,9 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 import pytest
 from support import ROOT, cwr, program_text
 
-import comfyui_simulator
+from comfyui_runner.simulator.command import main as simulator_main
 
+SIMULATOR = "comfyui_runner/simulator/__main__.py"
 ASSETS = os.path.join(ROOT, "_assets")
 
 #: The sections of README.md, in the order in which a person needs them.
@@ -172,10 +173,15 @@ def options_of(parser: argparse.ArgumentParser) -> Dict[str, bool]:
 
 
 def program_words(command: Command) -> List[str]:
-    """What follows ``python`` or ``uv run``; [] for other commands."""
+    """What follows ``python`` or ``uv run``, a module of ours as its file; [] for other commands."""
     first = re.split(r"[/\\]", command.words[0])[-1]
     if first in ("python", "python3"):
-        return list(command.words[1:])
+        words = list(command.words[1:])
+        if words[:1] == ["-m"] and words[1].startswith("comfyui_runner."):
+            path = words[1].replace(".", "/")
+            is_package = os.path.isdir(os.path.join(ROOT, path))
+            return [path + ("/__main__.py" if is_package else ".py"), *words[2:]]
+        return words
     if command.words[:2] == ("uv", "run"):
         return list(command.words[2:])
     return []
@@ -193,17 +199,17 @@ def own_parser(path: str, monkeypatch: Any) -> argparse.ArgumentParser:
         caught.append(parser)
         raise Seen
 
-    module = comfyui_simulator if "simulator" in path else load(path)
+    main = simulator_main if path == SIMULATOR else load(path).main
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", seen)
         with pytest.raises(Seen):
-            module.main()
+            main()
     return caught[0]
 
 
 def test_commands_name_scripts_and_options_that_exist(monkeypatch: Any) -> None:
     known: Dict[str, Dict[str, bool]] = {"comfyui_workflow_runner.py": options_of(cwr.make_parser())}
-    for path in ("comfyui_simulator.py", "tests/run.py", "docs/build_assets.py"):
+    for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known[path] = options_of(own_parser(path, monkeypatch))
     met = set()
     for command in COMMANDS:
@@ -247,7 +253,7 @@ def flags_in(text: str) -> Set[str]:
 @pytest.mark.parametrize("name", ["README.md", os.path.join("docs", "JSON.md"), os.path.join("docs", "MIDDLEWARE.md")])
 def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
     known = set(options_of(cwr.make_parser()))
-    for path in ("comfyui_simulator.py", "tests/run.py", "docs/build_assets.py"):
+    for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known |= set(options_of(own_parser(path, monkeypatch)))
     known |= {"--listen"}  # ComfyUI's own
     text = read(name)

@@ -26,7 +26,7 @@ import requests
 from fault_proxy import HTTP_FAULTS, WEBSOCKET_FAULTS, FaultProxy, total
 from support import cwr, node, wait_until
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator
 
 pytestmark = pytest.mark.long
 
@@ -164,7 +164,7 @@ def one_run(seed: int, folder: str) -> Result:
     with open(workflow, "w", encoding="utf-8") as file:
         json.dump(story.prompt, file)
     saved_to = os.path.join(folder, "out")
-    with comfyui_simulator.Simulator(version=rng.choice(VERSIONS)) as simulator:
+    with Simulator(version=rng.choice(VERSIONS)) as simulator:
         before = []
         if story.warm:
             before = [_post(simulator.url, story.prompt, "warm")]
@@ -191,9 +191,7 @@ def one_run(seed: int, folder: str) -> Result:
     return Result(make.__name__, proxy.counts)
 
 
-def _check(
-    simulator: comfyui_simulator.Simulator, story: Story, before: List[str], status: int, out: str, saved_to: Any
-) -> None:
+def _check(simulator: Simulator, story: Story, before: List[str], status: int, out: str, saved_to: Any) -> None:
     """The program's word against the server's own record."""
     history = _history(simulator.url)
     ours = [prompt_id for prompt_id in simulator.executions if prompt_id not in before]

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from recorded import anything, few
 from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
-import comfyui_simulator
+from comfyui_runner.simulator import Faults, Simulator, draw
+from comfyui_runner.simulator.nodes import NODES
 
 Json = Dict[str, Any]
 Make = Callable[..., Any]
@@ -44,7 +45,7 @@ TWO_LOADERS: Json = {
     "3": node("ImageBatch", image1=["1", 0], image2=["2", 0]),
     "4": node("SaveImage", "Save", filename_prefix="two", images=["3", 0]),
 }
-PNG = comfyui_simulator.draw(8, 8, 1, ["A"])
+PNG = draw(8, 8, 1, ["A"])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def shared(tmp_path_factory: Any) -> Iterator[Tuple[Any, Middleware]]:
     """One simulator and one program for the stories that leave both as they were."""
     path = tmp_path_factory.mktemp("middleware") / "held.json"
     path.write_text(json.dumps(TEXTS), encoding="utf-8")
-    with comfyui_simulator.Simulator(max_upload_size=4 << 20) as simulator:
+    with Simulator(max_upload_size=4 << 20) as simulator:
         program = Middleware(["--server", simulator.url, str(path)], {}, FAST._replace(cancel=1.0))
         wait_until(lambda: program.get("/status").json["comfyui"]["connected"])
         yield simulator, program
@@ -341,11 +342,11 @@ def comfyui(shared: Tuple[Any, Middleware]) -> Any:
 def service(shared: Tuple[Any, Middleware]) -> Iterator[Middleware]:
     """The service with the workflow of its file, and with nothing in the queue."""
     simulator, program = shared
-    simulator.faults = comfyui_simulator.Faults()
+    simulator.faults = Faults()
     assert program.post("/workflow/reset").status == 200
     simulator.asked.clear()
     yield program
-    simulator.faults = comfyui_simulator.Faults()
+    simulator.faults = Faults()
     program.end_streams()
     for record in list(program.service._records.values()):
         if not record.over.is_set():
@@ -834,7 +835,7 @@ def test_a_picture_goes_into_the_one_loader(service: Middleware, comfyui: Any) -
 def test_the_name_that_comfyui_gives_is_the_one_that_is_set(service: Middleware) -> None:
     service.hold(LOADER)
     assert service.upload(name="taken.png").json["name"] == "taken.png"
-    other = comfyui_simulator.draw(8, 8, 2, ["B"])
+    other = draw(8, 8, 2, ["B"])
     assert service.upload(name="taken.png", data=other).json["name"] == "taken (1).png"
     assert service.held()["1"]["inputs"]["image"] == "taken (1).png"
     assert service.upload(name="taken.png", data=other, overwrite="true").json["name"] == "taken.png"
@@ -1853,7 +1854,7 @@ def test_what_is_no_text_in_unicode_is_no_fault_of_ours(service: Middleware) -> 
 
 
 def test_a_seed_is_drawn_within_its_bounds(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = comfyui_simulator.NODES["EmptyImage"]
+    entry = NODES["EmptyImage"]
     marked = ("INT", {**entry.specs["color"][1], "control_after_generate": True})
     monkeypatch.setitem(entry.specs, "color", marked)
     service.service._object_info.pop("EmptyImage", None)
@@ -1929,7 +1930,7 @@ def test_nodes_and_files_that_are_new_after_a_restart_are_seen(
     assert service.call("PUT", "/workflow", newer).status == 400
     simulator.crash()
     wait_until(lambda: not service.get("/health").json["comfyui"], what="the loss")
-    monkeypatch.setitem(comfyui_simulator.NODES, "NewerNode", comfyui_simulator.NODES["SaveImageWebsocket"])
+    monkeypatch.setitem(NODES, "NewerNode", NODES["SaveImageWebsocket"])
     simulator.revive()
     wait_until(lambda: service.get("/health").json["comfyui"], what="the return")
     assert service.call("PUT", "/workflow", newer).status == 200

@@ -20,7 +20,7 @@ import pytest
 import requests
 from support import ROOT, node, slow_prompt, wait_until
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator, draw, measure
 
 pytestmark = pytest.mark.long
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -30,7 +30,7 @@ Json = Dict[str, Any]
 
 RUNNER = os.path.join(ROOT, "comfyui_workflow_runner.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PNG = comfyui_simulator.draw(96, 64, 5, ["CAT"])
+PNG = draw(96, 64, 5, ["CAT"])
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
 with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
@@ -188,7 +188,7 @@ def make_service(later: Any, tmp_path: Any) -> Iterator[Callable[..., Service]]:
     started = []
 
     def make(prompt: Json, *arguments: str, connected: bool = True, **options: Any) -> Service:
-        made = Service(tmp_path, comfyui_simulator.Simulator(previews=True, **options).start(), prompt, *arguments)
+        made = Service(tmp_path, Simulator(previews=True, **options).start(), prompt, *arguments)
         started.append(made)
         if not connected:
             made.simulator.crash()
@@ -544,7 +544,7 @@ def test_a_picture_is_pasted(make_service: Any, visit: Any) -> None:
     expect(page.locator("#note-1-image")).to_have_text("Loaded.")
     name = service.value("1", "image")
     assert name != "example.png"
-    assert comfyui_simulator.measure(service.simulator.annotated(name))[:2] == (512, 512)
+    assert measure(service.simulator.annotated(name))[:2] == (512, 512)
 
 
 def test_a_picture_is_chosen_on_a_computer_and_taken_on_a_phone(make_service: Any, visit: Any, tmp_path: Any) -> None:

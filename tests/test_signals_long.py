@@ -26,7 +26,7 @@ import pytest
 import requests
 from support import ROOT, cwr, node, slow_prompt
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator
 
 pytestmark = [
     pytest.mark.long,
@@ -223,7 +223,7 @@ def one_press(seed: int, folder: str) -> Press:
     save = phase == "downloading" or rng.random() < 0.3
     arguments = ["--yes", *(["--json"] if rng.random() < 0.5 else []), *(["-o", saved_to] if save else [])]
     others: List[str] = []
-    with comfyui_simulator.Simulator(version=version) as simulator:
+    with Simulator(version=version) as simulator:
         faults = simulator.faults
 
         def posted() -> bool:
@@ -395,7 +395,7 @@ STUBBORN: Dict[str, Stubborn] = {
 def _stubborn(case: str, version: str, folder: Any) -> Iterator[Process]:
     """Our process at the moment to press it; the server still has its prompt afterwards."""
     folder.mkdir()
-    with comfyui_simulator.Simulator(version=version) as simulator:
+    with Simulator(version=version) as simulator:
         simulator.faults.http_hang = dict(STUBBORN[case].hang)
         simulator.faults.ignore_interrupt = STUBBORN[case].ignores
         prompt = slow_prompt(steps=100, seconds=FOR_EVER)
@@ -428,7 +428,7 @@ def test_a_second_press_leaves_at_once(case: str, version: str, second: int, tmp
 
 def test_a_second_press_leaves_a_download_at_once(tmp_path: Any) -> None:
     """In less than a second, though the server does not send the file."""
-    with comfyui_simulator.Simulator() as simulator:
+    with Simulator() as simulator:
         simulator.faults.http_hang = {"/view": FOR_EVER}
         arguments = ["--server", simulator.url, "--yes", "-o", str(tmp_path / "out")]
         with Process(str(tmp_path), slow_prompt(seconds=0.1), *arguments) as process:

@@ -17,7 +17,8 @@ import pytest
 from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
 from test_middleware import Middleware, make_middleware, phase_elsewhere, post_elsewhere
 
-import comfyui_simulator
+from comfyui_runner.simulator import Simulator, draw
+from comfyui_runner.simulator.installation import MODELS
 
 __all__ = ["make_middleware"]  # the fixture is one of this file's too
 
@@ -67,7 +68,7 @@ UI_LOADER: Json = {
     "links": [[1, 1, 0, 2, 0, "IMAGE"]],
     "version": 0.4,
 }
-PNG = comfyui_simulator.draw(8, 8, 1, ["A"])
+PNG = draw(8, 8, 1, ["A"])
 #: For prompts whose messages go elsewhere: queue and history are read more often.
 SOON = FAST._replace(poll=0.1, settle=0.3)
 
@@ -142,7 +143,7 @@ def ran_nothing(simulator: Any) -> bool:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Any]:
     """One ComfyUI for the stories in which nothing runs."""
-    with comfyui_simulator.Simulator() as simulator:
+    with Simulator() as simulator:
         yield simulator
 
 
@@ -572,7 +573,7 @@ def test_a_picture_is_uploaded_first_and_loaded(simulator: Any, workflow_file: M
 def test_the_name_that_is_answered_is_set(simulator: Any, workflow_file: Make, cat: str) -> None:
     taken = os.path.join(simulator.folder("input"), "cat.png")
     with open(taken, "wb") as file:
-        file.write(comfyui_simulator.draw(8, 8, 2, ["B"]))
+        file.write(draw(8, 8, 2, ["B"]))
     assert go(simulator, "--yes", "--image", cat, workflow_file(LOADER)).status == 0
     name = last(simulator)["1"]["inputs"]["image"]
     assert name != "cat.png"
@@ -592,7 +593,7 @@ def test_what_is_asked_and_uploaded_has_the_token_too(make_simulator: Make, work
 def test_each_loader_gets_its_picture(
     names: Tuple[str, str], simulator: Any, workflow_file: Make, cat: str, tmp_path: Any
 ) -> None:
-    (tmp_path / "a=b.png").write_bytes(comfyui_simulator.draw(8, 8, 3, ["C"]))
+    (tmp_path / "a=b.png").write_bytes(draw(8, 8, 3, ["C"]))
     images = ("--image", "%s=%s" % (names[0], cat), "--image", "%s=%s" % (names[1], tmp_path / "a=b.png"))
     assert go(simulator, "--yes", *images, workflow_file(TWO_LOADERS)).status == 0
     prompt = last(simulator)
@@ -712,7 +713,7 @@ def test_the_inputs_are_objects_with_json(idle: Any) -> None:
     assert {name: rows["5.steps"][name] for name in expected} == expected
     assert rows["2.text"]["title"] == "Positive Prompt" and rows["2.text"]["type"] == "STRING"
     assert rows["1.ckpt_name"]["type"] == "COMBO"
-    assert rows["1.ckpt_name"]["options"] == comfyui_simulator.MODELS["checkpoints"]
+    assert rows["1.ckpt_name"]["options"] == MODELS["checkpoints"]
 
 
 def test_what_inputs_lists_can_be_set(simulator: Any, workflow_file: Make) -> None:

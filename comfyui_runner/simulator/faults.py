@@ -1,0 +1,53 @@
+"""What a server misbehaves at, and the versions that are told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+#: The first version that has a behaviour; "0.0.0" stands for a server of early 2024.
+SINCE: dict[str, tuple[int, ...]] = {
+    "released": (0, 0, 1),  # /api, execution_success, timestamps, display_node, history meta
+    "progress_state": (0, 3, 45),  # also feature flags, binary type 4, the client's prompt_id
+    "partial_execution": (0, 3, 48),
+    "targeted_interrupt": (0, 3, 57),  # older servers ignore the body: whatever runs is stopped
+    "jobs": (0, 26),  # also UUID-only prompt ids, create_time, missing_node_type
+}
+
+
+@dataclasses.dataclass
+class Faults:
+    """What goes wrong; every default means "nothing". May be changed while the server runs.
+
+    A path in the mappings is without base path and ``/api``; "/history" also covers "/history/ID".
+    """
+
+    #: Types of WebSocket messages that are never sent.
+    drop_events: frozenset[str] = frozenset()
+    #: The ``executing`` with ``node: null`` that ends a run is not sent.
+    drop_end: bool = False
+    #: Seconds from the end of a run (events sent, queue left) to its entry in /history.
+    history_delay: float = 0.0
+    #: Finished prompts never show up in /history.
+    history_evict: bool = False
+    #: One is used up by each POST /prompt: "ok", "500", "502", "503", "before" (cut, not
+    #: accepted), "after" (accepted, then cut), "late:SECONDS" (cut, accepted that much later).
+    lose_post: list[str] = dataclasses.field(default_factory=list)
+    #: A client_id that connects again gets its first status and then never anything, as when
+    #: ComfyUI's handler of the old socket ends late and unregisters the new one.
+    deaf_reconnect: bool = False
+    #: Each socket is cut after that many messages.
+    cut_ws_after: int | None = None
+    #: In every run the first node that reports progress hangs for that many seconds.
+    stall: float | None = None
+    #: A run also sends messages that no client can use.
+    noise: bool = False
+    #: A run also sends one text frame and one preview frame padded by that many bytes.
+    big_frame: int = 0
+    #: Path -> status that is answered with a text body.
+    http_status: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: Path -> seconds before the answer.
+    http_hang: dict[str, float] = dataclasses.field(default_factory=dict)
+    #: Interrupts are accepted and ignored, as by a node that never checks.
+    ignore_interrupt: bool = False
+    #: Path -> number of requests whose connection is cut without an answer.
+    cut_http: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,70 @@
+"""The simulator: an installation that is served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from comfyui_runner.simulator.handler import Server
+from comfyui_runner.simulator.installation import FOLDERS, Installation
+from comfyui_runner.simulator.pictures import draw
+
+
+class Simulator(Installation):
+    """A simulated ComfyUI server in threads of this process; for its arguments see Installation."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._server: Server | None = None
+
+    def start(self) -> Simulator:
+        """Make the folders and listen. Raises OSError if the port is taken."""
+        if self._temporary and not self.root:
+            self.root = tempfile.mkdtemp(prefix="comfyui-simulator-")
+        self.root = os.path.realpath(self.root)
+        for folder in FOLDERS:
+            os.makedirs(self.folder(folder), exist_ok=True)
+        if self._temporary:
+            with open(os.path.join(self.folder("input"), "example.png"), "wb") as file:
+                file.write(draw(512, 512, 0, ["SIMULATED", "EXAMPLE"]))
+        self.revive()
+        return self
+
+    def stop(self) -> None:
+        """Stop, cut everything and remove the temporary folder."""
+        self.crash()
+        if self._temporary and self.root:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.root = ""
+
+    def __enter__(self) -> Simulator:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def restart(self) -> None:
+        """Be killed and started again: queue, history, temp/, sockets, running prompt are gone."""
+        self.crash()
+        self.revive()
+
+    def crash(self) -> None:
+        """Stop listening and cut everything, as a killed process does."""
+        if self._server is not None:
+            self._server.end()
+            self._server = None
+
+    def revive(self) -> None:
+        """Listen again on the same port, with nothing in memory."""
+        if self._server is None:
+            shutil.rmtree(self.folder("temp"), ignore_errors=True)
+            os.makedirs(self.folder("temp"), exist_ok=True)
+            self._server = Server(self, (self.host, self.port))
+            self.port = self._server.server_address[1]
+
+    def cut_websockets(self) -> None:
+        """Cut all sockets without a close frame."""
+        if self._server is not None:
+            self._server.life.cut_websockets()
