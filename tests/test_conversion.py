@@ -911,6 +911,129 @@ def test_types_are_narrowed_along_a_row_of_switches() -> None:
     assert converted(workflow)["20"] == {"on_false": ["19", 0], "switch": False}
 
 
+def matching(template: str, allowed: Any = None) -> Json:
+    """The spec of an input whose type is that of what is connected, one of ``allowed``."""
+    return [
+        "COMFY_MATCHTYPE_V3",
+        {"template": {"template_id": template, **({"allowed_types": allowed} if allowed else {})}},
+    ]
+
+
+#: Classes with inputs that take several types, and what they can be connected to.
+MATCHING: Json = {
+    "Source": {"input": {}, "output": ["LATENT", "IMAGE", "MASK"]},
+    "Between": {
+        "input": {"required": {"latent": ["LATENT", {}], "image": ["IMAGE", {}], "mask": ["MASK", {}]}},
+        "output": ["*"],
+    },
+    "Picture": {
+        "input": {
+            "required": {
+                "first": matching("t", "IMAGE,MASK"),
+                "second": matching("t", "IMAGE,MASK"),
+                "other": matching("u", "MASK,LATENT"),
+                "any": matching("v"),
+            }
+        },
+        "output": [],
+    },
+    "Words": {
+        "input": {
+            "required": {
+                "text": ["COMFY_MATCHTYPE_V3", {"template": {"template_id": "t", "allowed_types": "STRING"}}],
+                "free": matching("t"),
+            }
+        },
+        "output": [],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("asking", "slot"),
+    [
+        ({"first": 9}, 1),  # IMAGE comes before MASK among the inputs that are allowed
+        ({"second": 9}, 1),
+        ({"other": 9}, 0),  # LATENT is allowed here
+        ({"any": 9}, 0),  # everything is
+        ({"first": 9, "second": 3}, 2),  # a mask is connected to the other input of its kind
+        ({"first": 3, "second": 9}, 2),
+        ({"first": 9, "other": 3}, 1),  # this one is of another kind
+        ({"first": 9, "second": 1}, 1),  # a latent image is allowed to neither, so it narrows nothing
+    ],
+)
+def test_a_bypassed_node_hands_on_what_a_matching_input_allows(asking: Dict[str, int], slot: int) -> None:
+    """The bypassed node has a latent image, an image and a mask, and an output of any type."""
+    straight = [(link, 1, link - 1, 3, place) for place, link in enumerate(asking.values()) if link != 9]
+    workflow = flow(
+        [
+            node(1, "Source", {}, [("LATENT", 1, 4), ("IMAGE", 2, 5), ("MASK", 3, 6)]),
+            node(2, "Between", {"latent": 4, "image": 5, "mask": 6}, [("*", 9)], mode=4),
+            node(3, "Picture", asking),
+        ],
+        *straight, (4, 1, 0, 2, 0), (5, 1, 1, 2, 1), (6, 1, 2, 2, 2), (9, 2, 0, 3, 0),
+    )  # fmt: skip
+    made = cwr.convert_workflow(workflow, MATCHING).prompt["3"]["inputs"]
+    (name,) = (name for name, link in asking.items() if link == 9)
+    assert made[name] == ["1", slot]
+
+
+def test_a_matching_input_of_texts_has_a_widget() -> None:
+    for values, text in ((None, ""), (["a fox"], "a fox")):
+        workflow = flow([node(1, "Words", values=values)])
+        assert cwr.convert_workflow(workflow, MATCHING).prompt["1"]["inputs"] == {"text": text}
+
+
+#: What an input has in a prompt where neither its spec nor the file gives a value (scripts/widgets.ts).
+DEFAULTS: Json = {
+    "INT": 0, "FLOAT": 0, "BOOLEAN": False, "STRING": "", "MARKDOWN": "", "TEXTAREA": "", "PAINTER": "",
+    "AUDIO_RECORD": "", "WEBCAM": "", "LOAD_3D": "", "PREVIEW_3D": "", "LOAD_3D_ADVANCED": "", "COLOR": "#000000",
+    "COLORS": {"__value__": []}, "GALLERIA": {"__value__": []}, "BOUNDING_BOXES": {"__value__": []}, "CHART": {},
+    "COMPOSITOR": {}, "IMAGECOMPARE": {"__value__": ["", ""]},
+    "BOUNDING_BOX": {"x": 0, "y": 0, "width": 512, "height": 512}, "RANGE": {"min": 0.0, "max": 1.0},
+    "CURVE": {"points": [[0, 0], [1, 1]], "interpolation": "monotone_cubic"},
+    "VIDEO_EDIT": {"trim": {"start_time": 0, "duration": 0}, "crop": {"x": 0, "y": 0, "width": 0, "height": 0}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_each_kind_of_widget_has_its_default(kind: str) -> None:
+    info = {"Class": {"input": {"required": {"it": [kind, {}], "given": [kind, {"default": "d"}]}}}}
+    made = cwr.convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"]
+    assert {name: made[name] for name in ("it", "given")} == {"it": DEFAULTS[kind], "given": "d"}
+
+
+@pytest.mark.parametrize("kind", ["AUDIO_UI", "AUDIOUPLOAD", "IMAGEUPLOAD", "IMAGE", "int"])
+def test_what_is_no_widget_or_sends_nothing_is_not_in_the_prompt(kind: str) -> None:
+    info = {"Class": {"input": {"required": {"it": [kind, {}]}}}}
+    assert cwr.convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"] == {}
+
+
+def test_a_box_is_one_value_and_its_four_parts_take_places_in_the_file() -> None:
+    """The parts are no inputs, but the name of a file may have them in it."""
+    info = {
+        "Box": {
+            "input": {
+                "required": {
+                    "box": ["BOUNDING_BOX", {"default": {"x": 1, "y": 2, "width": 30, "height": 40}}],
+                    "after": ["INT", {"default": 5}],
+                }
+            }
+        },
+        **OBJECT_INFO,
+    }
+    parts = "%B.x%,%B.y%,%B.width%,%B.height%"
+
+    def made(values: Any) -> List[Json]:
+        nodes = [node(1, "Box", values=values, title="B"), node(2, "SaveImage", values=[parts])]
+        prompt = cwr.convert_workflow(flow(nodes), info).prompt
+        return [prompt["1"]["inputs"], prompt["2"]["inputs"]["filename_prefix"]]
+
+    default = {"x": 1, "y": 2, "width": 30, "height": 40}
+    assert made(None) == [{"box": default, "after": 5}, "1,2,30,40"]
+    assert made([{"x": 9}, 6, 7, 8, 9, 50]) == [{"box": {"x": 9}, "after": 50}, "6,7,8,9"]
+
+
 def test_what_is_no_link_is_passed_over() -> None:
     workflow = flow(
         [LOAD, node(2, "PreviewImage", {"images": 1}), node(3, "PrimitiveNode", {}, [("INT", 2, 3, [])], [8])]
