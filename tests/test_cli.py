@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.server
+import io
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
-from support import ROOT, Terminal, cwr, run, slow_prompt
+from support import ROOT, Outcome, Terminal, cwr, run, slow_prompt
 
 Make = Callable[..., Any]
 SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
@@ -126,13 +128,13 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
 
 
 def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
-    began = cwr.time.monotonic()
+    began = time.monotonic()
     result = run(
         "--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS
     )
     assert result.status == cwr.ExitStatus.NO_SERVER
     assert "connection refused" in result.err and "Start ComfyUI" in result.err
-    assert cwr.time.monotonic() - began < 5
+    assert time.monotonic() - began < 5
 
 
 def test_a_get_that_is_cut_is_tried_again(simulator: Any, workflow_file: Make) -> None:
@@ -411,9 +413,34 @@ def test_a_missing_package_says_how_to_install_it(workflow_file: Make, monkeypat
     assert "pip install websockets requests rich" in result.err
 
 
-def test_a_fault_of_the_runner_is_told_as_one(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cwr, "summarize", lambda prompt: 1 // 0)
-    result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt()))
+class Divided(Dict[str, str]):
+    """An environment that no program can read."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return 1 // 0
+
+
+class Faulty(io.StringIO):
+    """An output that fails once, at the workflow's name."""
+
+    failed = False
+
+    def write(self, text: str) -> int:
+        if "flow" in text and not self.failed:
+            self.failed = True
+            raise ZeroDivisionError("integer division")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("fault", [{"environment": Divided({"": ""})}, {"out": Faulty}])
+def test_a_fault_of_the_runner_is_told_as_one(fault: Any, simulator: Any, workflow_file: Make) -> None:
+    """At the start and in the middle."""
+
+    def go(*arguments: str) -> Outcome:
+        options = {name: value() if value is Faulty else value for name, value in fault.items()}
+        return run("--server", simulator.url, "--yes", workflow_file(slow_prompt()), *arguments, **options)
+
+    result = go()
     assert result.status == cwr.ExitStatus.ERROR
     assert "ZeroDivisionError" in result.err and "report" in result.err and "Traceback" not in result.err
-    assert "Traceback" in run("--server", simulator.url, "-v", "--yes", workflow_file(slow_prompt())).err
+    assert "Traceback" in go("-v").err

@@ -136,7 +136,9 @@ def read_answer(file: Any, method: str = "GET") -> Answer:
 class Middleware:
     """A running program in continuous mode, as its clients see it, with a look inside."""
 
-    def __init__(self, arguments: List[str], environment: Mapping[str, str], limits: cwr.Limits) -> None:
+    def __init__(
+        self, arguments: List[str], environment: Mapping[str, str], limits: cwr.Limits, stdin: str = ""
+    ) -> None:
         self.out, self.err = io.StringIO(), io.StringIO()
         self.status: Optional[int] = None
         self.inside: Json = {}
@@ -144,7 +146,7 @@ class Middleware:
         arguments = ["--mode", "continuous", "--port", "0", *arguments]
 
         def work() -> None:
-            self.status = cwr.main(arguments, io.StringIO(), self.out, self.err, environment, limits)
+            self.status = cwr.main(arguments, io.StringIO(stdin), self.out, self.err, environment, limits)
 
         self.thread = threading.Thread(target=work)
         with pytest.MonkeyPatch.context() as patch:
@@ -1204,6 +1206,7 @@ def test_refused_runs_do_not_pile_up(service: Middleware, monkeypatch: pytest.Mo
 
 def test_half_of_the_kept_runs_stay_too(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cwr, "RUNS_KEPT", 20)
+    assert "(the last 20 are kept)" in service.get("/runs/nowhere").json["error"]["message"]
     service.service._records.clear()
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
     started = []
@@ -2003,11 +2006,15 @@ def test_a_server_that_is_this_service_is_refused(workflow_file: Make) -> None:
 
 
 def test_a_server_that_is_another_such_service_is_refused(service: Middleware, workflow_file: Make) -> None:
+    """Before it listens: its port is taken, and that is not what is wrong."""
     address = "http://127.0.0.1:%d" % service.port
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cwr, "make_http_server", lambda *_: pytest.fail("it listens"))
-        result = run("--mode", "continuous", "--server", address, "--port", "0", workflow_file(slow_prompt()))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = str(taken.getsockname()[1])
+        result = run("--mode", "continuous", "--server", address, "--port", port, workflow_file(slow_prompt()))
     assert result.status not in (cwr.ExitStatus.OK, cwr.ExitStatus.ERROR)
+    assert address in result.err and port not in result.err
 
 
 def test_a_workflow_that_is_not_there_is_told_at_the_start(simulator: Any) -> None:

@@ -93,6 +93,7 @@ def test_an_upload_may_start_a_run(word: str) -> None:
 @pytest.mark.parametrize("word", ["0", "False", "no", "off"])
 def test_a_word_for_no_is_not_taken_for_yes(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     monkeypatch.setattr(cwr, "AUTO_EXECUTE_ON_UPLOAD", True)
+    assert settings().auto_execute is True
     assert settings(AUTO_EXECUTE_ON_UPLOAD=word).auto_execute is False
 
 
@@ -759,7 +760,7 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cwr.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError):
         write(tmp_path, "a.png")
     assert files_in(tmp_path) == []

@@ -1406,10 +1406,8 @@ def test_a_ui_file_is_read_when_comfyui_has_come(make_simulator: Make, make_midd
     assert along(simulator) == small(UI)
 
 
-def test_standard_input_is_held_through_a_reset(simulator: Any, monkeypatch: Any) -> None:
-    main = cwr.main
-    monkeypatch.setattr(cwr, "main", lambda given, _, *more: main(given, io.StringIO(json.dumps(small(UI))), *more))
-    program = Middleware(["--server", simulator.url, "-", "--set", "5.steps=3"], {}, FAST)
+def test_standard_input_is_held_through_a_reset(simulator: Any) -> None:
+    program = Middleware(["--server", simulator.url, "-", "--set", "5.steps=3"], {}, FAST, json.dumps(small(UI)))
     try:
         program.hold(slow_prompt())
         assert program.post("/workflow/reset").status == 200
