@@ -11,6 +11,7 @@ import pytest
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
+from slow_proxy import SlowProxy
 from support import cwr
 
 from comfyui_runner.simulator import Simulator  # isort: skip
@@ -35,6 +36,20 @@ def make_simulator() -> Iterator[Callable[..., Simulator]]:
 def simulator(make_simulator: Callable[..., Simulator]) -> Simulator:
     """A simulator of the newest version that is known."""
     return make_simulator()
+
+
+@pytest.fixture
+def make_slow() -> Iterator[Callable[[Simulator], SlowProxy]]:
+    """Puts a proxy that can be slow before a simulator; they are stopped at the end of the test."""
+    started = []
+
+    def make(simulator: Simulator) -> SlowProxy:
+        started.append(SlowProxy(simulator.url).start())
+        return started[-1]
+
+    yield make
+    for proxy in started:
+        proxy.stop()
 
 
 @pytest.fixture

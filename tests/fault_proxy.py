@@ -302,7 +302,7 @@ class FaultProxy:
                 writer.write(answer[: self._rng.randrange(1, len(answer))])
                 self._cut(writer, gently=True)
                 return
-            writer.write(answer)
+            writer.write(self._opened(answer))
             pumps: List[Awaitable[None]] = [
                 self._pump_up(reader, their_writer),
                 self._pump_down(kind, their_reader, writer),
@@ -316,6 +316,10 @@ class FaultProxy:
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             their_writer.transport.abort()
+
+    def _opened(self, answer: bytes) -> bytes:
+        """The head by which a WebSocket opens, as it is passed on."""
+        return answer
 
     async def _pump_up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

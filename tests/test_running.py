@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import threading
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import requests
+from slow_proxy import HurriedLoop
 from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 
 Make = Callable[..., Any]
@@ -22,6 +24,42 @@ def go(simulator: Any, path: str, *arguments: str, **options: Any) -> Outcome:
 
 def executions(simulator: Any) -> int:
     return sum(simulator.executions.values())
+
+
+@pytest.fixture
+def quick() -> Iterator[Callable[[float], None]]:
+    """Fails unless the test took less than so many seconds up to here."""
+    began = time.monotonic()
+
+    def check(seconds: float) -> None:
+        taken = time.monotonic() - began
+        assert taken < seconds, "it took %.1f s" % taken
+
+    yield check
+
+
+@pytest.fixture
+def press() -> Iterator[Callable[[Callable[[], Any], str], None]]:
+    """Presses Ctrl+C as soon as a condition comes true."""
+    if os.name == "nt":
+        pytest.skip("Windows cannot send SIGINT to one thread")
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a press that comes too late hits nobody
+    threads: List[threading.Thread] = []
+
+    def begin(condition: Callable[[], Any], what: str) -> None:
+        def work() -> None:
+            wait_until(condition, what=what)
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+
+    yield begin
+    for thread in threads:
+        thread.join()
+    signal.signal(signal.SIGINT, before)
 
 
 # -- the main job ----------------------------------------------------------------------------------
@@ -199,6 +237,21 @@ def test_a_refused_prompt_names_node_input_value_and_what_is_allowed(simulator: 
     assert executions(simulator) == 0
 
 
+def with_lora(name: str) -> Dict[str, Any]:
+    """A prompt with a list of so many options that the server's refusal leaves them out."""
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+    sampling = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors"),
+        "2": node("LoraLoader", "Style", model=["1", 0], clip=["1", 1], lora_name=name, **strengths),
+        "3": node("CLIPTextEncode", text="x", clip=["2", 1]),
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "5": node("KSampler", model=["2", 0], positive=["3", 0], negative=["3", 0], latent_image=["4", 0], **sampling),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("SaveImage", images=["6", 0], filename_prefix="x"),
+    }
+
+
 def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow_file: Make) -> None:
     options = requests.get(simulator.url + "/object_info/LoraLoader", timeout=5).json()["LoraLoader"]["input"][
         "required"
@@ -206,18 +259,7 @@ def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow
     names = cwr.combo_options(options["lora_name"])
     assert names and len(names) > 20  # so many that the server's answer leaves them out
     wrong = names[-1].replace(".safetensors", "_v2.safetensors")
-    strengths = {"strength_model": 1.0, "strength_clip": 1.0}
-    sampling = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    prompt = {
-        "1": node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors"),
-        "2": node("LoraLoader", "Style", model=["1", 0], clip=["1", 1], lora_name=wrong, **strengths),
-        "3": node("CLIPTextEncode", text="x", clip=["2", 1]),
-        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "5": node("KSampler", model=["2", 0], positive=["3", 0], negative=["3", 0], latent_image=["4", 0], **sampling),
-        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
-        "7": node("SaveImage", images=["6", 0], filename_prefix="x"),
-    }
-    problem = go(simulator, workflow_file(prompt)).event("problem")
+    problem = go(simulator, workflow_file(with_lora(wrong))).event("problem")
     assert problem["hints"][0].startswith("Nearest: %s, " % names[-1])
     assert "%d more." % (len(names) - 8) in problem["hints"][0]
 
@@ -515,6 +557,16 @@ def test_the_timeout_cancels_ours(version: str, make_simulator: Make, workflow_f
     assert queue == {"queue_running": [], "queue_pending": []}
 
 
+def test_the_first_version_that_interrupts_one_prompt_is_asked_so(
+    make_simulator: Make, make_slow: Make, workflow_file: Make
+) -> None:
+    proxy = make_slow(make_simulator(version="0.3.57"))
+    result = go(proxy, workflow_file(slow_prompt(steps=100, seconds=30.0)), "--timeout", "0.7")
+    assert result.status == cwr.ExitStatus.TIMEOUT
+    (interrupt,) = [asked for asked in proxy.asked if asked.path == "/interrupt"]
+    assert json.loads(interrupt.body) == {"prompt_id": result.events[-1]["prompt_id"]}
+
+
 @pytest.mark.parametrize("version", ["0.33.0", "0.3.64", "0.3.50", "0.0.0"])
 def test_the_timeout_takes_a_waiting_prompt_off_and_leaves_the_other(
     version: str, make_simulator: Make, workflow_file: Make
@@ -538,6 +590,187 @@ def test_a_server_that_never_confirms_is_told_so(simulator: Any, workflow_file: 
     result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=20.0)), "--timeout", "0.5", limits=limits)
     assert result.status == cwr.ExitStatus.TIMEOUT
     assert "may still run" in result.event("end")["message"]
+
+
+# -- answers that trickle: a read timeout does not end them ------------------------------------------
+
+#: No read timeout ends before the slow answers do by themselves.
+PATIENT = FAST._replace(read=30.0, connect=0.5)
+
+
+@pytest.mark.parametrize("chatter", [None, {"type": "crystools.monitor", "data": {}}])
+def test_a_socket_that_never_tells_its_status_is_gone_without(
+    chatter: Any, simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.mute, proxy.chatter = True, chatter
+    result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(websocket=0.3))
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert result.event("connection")["state"] == "unavailable"
+    assert executions(simulator) == 1
+    quick(9.0)
+
+
+def test_a_look_for_affinity_that_trickles_is_made_again(
+    simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.handshake_header = b"Set-Cookie: lb=one; Path=/"
+    proxy.trickling = {"GET /queue": 1}
+    result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(read=0.5))
+    assert result.status == cwr.ExitStatus.OK
+    assert "connection" not in result.names()
+    assert (proxy.trickled, proxy.count("GET", "/ws")) == (1, 2)
+    quick(9.0)
+
+
+def test_an_answer_to_a_post_that_trickles_is_as_good_as_lost(
+    simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"POST /prompt": 1}
+    result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(post=0.4, connect=0.3, absent=0.3))
+    assert result.status == cwr.ExitStatus.OK
+    assert (proxy.trickled, executions(simulator)) == (1, 1)
+    quick(9.0)
+
+
+@pytest.mark.parametrize("route", ["/queue", "/history/"])
+def test_an_end_that_trickles_is_read_again(
+    route: str, simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    simulator.faults.drop_events = frozenset(["execution_success", "executing"])
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET " + route: 1}
+    limits = FAST._replace(read=0.4, connect=0.4, poll=0.2)
+    result = go(proxy, workflow_file(slow_prompt()), limits=limits)
+    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert proxy.trickled == 1
+    quick(9.0)
+
+
+def test_the_history_that_trickles_after_the_sockets_word_is_given_up(
+    simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET /history/": 100}
+    limits = FAST._replace(read=0.3, connect=0.3, give_up=1.0)
+    result = go(proxy, workflow_file(slow_prompt()), limits=limits)
+    assert result.status == cwr.ExitStatus.LOST
+    assert "did not answer for" in result.event("end")["message"]
+    assert proxy.trickled >= 2
+    quick(9.0)
+
+
+def test_a_refused_prompt_is_told_though_the_definitions_trickle(
+    simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET /object_info": 100}
+    result = go(proxy, workflow_file(with_lora("none")), limits=FAST._replace(read=0.3))
+    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.event("problem")["input"] == "lora_name"
+    assert proxy.trickled == 6
+    quick(9.0)
+
+
+@pytest.mark.parametrize("route", ["GET /queue", "GET /history/", "POST /api/jobs/"])
+def test_a_cancel_takes_no_longer_than_it_may(
+    route: str, simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {route: 100}
+    limits = PATIENT._replace(cancel=0.6)
+    path = workflow_file(slow_prompt(steps=100, seconds=30.0))
+    result = go(proxy, path, "--timeout", "0.5", limits=limits)
+    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert "may still run" in result.event("end")["message"]
+    assert proxy.trickled
+    quick(8.0)
+
+
+@pytest.mark.parametrize("slow", ["GET /queue", "POST /queue"])
+def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulator: Any, make_slow: Make) -> None:
+    post = {"client_id": "other", "prompt": slow_prompt(steps=100, seconds=30.0)}
+    requests.post(simulator.url + "/prompt", json=post, timeout=5)
+    copy = {**post, "prompt_id": cwr.new_uuid()}
+    requests.post(simulator.url + "/prompt", json=copy, timeout=5)
+    proxy = make_slow(simulator)
+    proxy.trickling = {slow: 1}
+
+    async def story() -> None:
+        session = cwr.Session(cwr.Server(cwr.parse_address(proxy.url), PATIENT), (9,), lambda run, report: None)
+        run = session.new_run(slow_prompt(), copy["prompt_id"])
+        run.repeated = True
+        run.over.set()
+        await session.finish(run, {})
+
+    began = time.monotonic()
+    loop = HurriedLoop(10.0)
+    try:
+        loop.run_until_complete(story())
+    finally:
+        loop.close()
+    assert proxy.trickled == 1
+    assert time.monotonic() - began < 9.0
+
+
+def test_taking_copies_off_the_queue_does_not_hold_the_run_up(
+    simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
+) -> None:
+    blocker = slow_prompt(steps=20, seconds=3.0, seed=99)
+    requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    simulator.faults.lose_post = ["late:%s" % (FAST.absent + 0.5)]  # taken after we gave it up
+    proxy = make_slow(simulator)
+    proxy.trickling = {"POST /queue": 1}
+    result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(read=0.5))
+    assert result.status == cwr.ExitStatus.OK
+    assert proxy.trickled == 1
+    quick(12.0)
+
+
+def test_attaching_to_a_prompt_whose_history_trickles_is_given_up(simulator: Any, make_slow: Make, quick: Make) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET /history/": 100}
+    result = run("--server", proxy.url, "--attach", cwr.new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "did not answer in" in result.err
+    quick(9.0)
+
+
+# -- one press of Ctrl+C ---------------------------------------------------------------------------
+
+
+def test_a_press_ends_a_download_that_trickles(
+    simulator: Any, make_slow: Make, workflow_file: Make, tmp_path: Any, press: Make, quick: Make
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET /view": 1}
+    press(lambda: proxy.trickled, "the download")
+    result = go(proxy, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"))
+    assert result.status == cwr.ExitStatus.CANCELLED
+    assert [event for event in result.events if event["event"] == "notice"][-1]["message"].startswith("Stopped: ")
+    assert "saved" not in result.names()
+    quick(8.0)
+
+
+def test_a_press_between_two_posts_ends_the_run_before_the_next(
+    simulator: Any, make_slow: Make, workflow_file: Make, press: Make, quick: Make
+) -> None:
+    simulator.faults.http_status = {"/prompt": 503}
+    proxy = make_slow(simulator)
+
+    def between() -> bool:
+        """The third try failed, and the prompt is looked for."""
+        return proxy.count("POST", "/prompt") == 3 and proxy.asked[-1].path != "/prompt"
+
+    press(between, "three tries")
+    result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(absent=0.05, give_up=60.0))
+    assert result.status == cwr.ExitStatus.CANCELLED
+    assert proxy.count("POST", "/prompt") == 3
+    assert "nothing was submitted" in result.out + result.err
+    assert executions(simulator) == 0
+    quick(12.0)
 
 
 # -- saving ----------------------------------------------------------------------------------------
