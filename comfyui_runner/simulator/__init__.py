@@ -10,11 +10,19 @@ server, so that a client can be shown, tested and written without one. Usage:
         server.faults.drop_events = frozenset({"execution_success"})
 
 Nothing is computed: a node only passes on the size and the seed of a picture. ``Simulator`` plays
-the server versions told apart in ``faults.SINCE``, and misbehaves as asked in ``Faults``.
+the server versions told apart in ``versions.SINCE``, and misbehaves as asked in ``Faults``.
 
-The modules, each using only those above it: prompts, faults, pictures, installation (what a
-restart keeps), actions and nodes, validation, life (what a restart loses), running, jobs, sockets,
-forms, replies, handler (HTTP), server (the class Simulator), command.
+The modules, each using only those above it:
+
+- prompts, versions, faults, pictures, folders
+- installation: what a restart keeps
+- actions, inputs, node_class, nodes: what nodes do, and what /object_info says of them
+- validation, order, signatures: what is wrong with a prompt, which node is next, what is cached
+- frames, life: what is sent, and what a restart loses (queue, history, cache, sockets)
+- running, jobs, sockets: prompts are executed, looked at, and followed
+- bodies, forms, replies, http_request: the parts of HTTP
+- info_routes, queue_routes, file_routes, job_routes, routes: the answers
+- handler, server, command: the HTTP server, the class Simulator, the command line
 """
 
 from comfyui_runner.simulator.faults import Faults

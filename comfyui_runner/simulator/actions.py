@@ -1,4 +1,7 @@
-"""What nodes do: pass on the size and the seed of a picture, and write files."""
+"""What nodes do: pass on the size and the seed of a picture, and write files.
+
+An action takes the run that it is part of and the values of the node's inputs.
+"""
 
 from __future__ import annotations
 
@@ -7,162 +10,225 @@ import os
 import time
 import uuid
 import zlib
-from typing import Any, Callable, Optional, Protocol, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Protocol, Tuple
 
-from comfyui_runner.simulator.installation import Installation, inside
-from comfyui_runner.simulator.pictures import Image, draw, label, measure
+from comfyui_runner.simulator.folders import path_inside
+from comfyui_runner.simulator.installation import Installation
+from comfyui_runner.simulator.pictures import Image, draw, make_label, measure
 from comfyui_runner.simulator.prompts import Json
-
-Ran = Tuple[Tuple[Any, ...], Optional[Json]]  # (outputs, ui)
-Run = Callable[["Context", Json], Ran]
 
 
 class Context(Protocol):
-    """What a node may ask of the run that it is in."""
+    """What a node may use of the run that it is part of."""
 
+    installation: Installation
     prompt: Json
     extra_data: Json
+    #: Whether samplers send previews.
     previews: bool
 
-    @property
-    def sim(self) -> Installation: ...
+    def check(self) -> None:
+        """Raise Interrupted if the prompt was told to stop."""
 
-    def check(self) -> None: ...
+    def sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the server."""
 
-    def sleep(self, seconds: float) -> None: ...
-
-    def progress(self, value: int, total: int, preview: int | bytes | None = None) -> None: ...
-
-
-def pass_on(name: str, outputs: list[str]) -> Run:
-    return lambda running, inputs: ((inputs[name],) if name else tuple(outputs), None)
+    def progress(self, value: int, total: int, preview: int | bytes | None = None) -> None:
+        """Report a step, with a preview drawn from a seed or an image that is ready to send."""
 
 
-def _empty(running: Context, inputs: Json) -> Ran:
+class Result(NamedTuple):
+    """What a node came to: the values of its outputs, and what /history shows of it."""
+
+    outputs: Tuple[Any, ...] = ()
+    ui: Optional[Json] = None
+
+
+Action = Callable[[Context, Json], Result]
+
+
+def pass_names(*names: str) -> Action:
+    """An action whose outputs are only names: nobody looks into a model."""
+    return lambda context, inputs: Result(names)
+
+
+def pass_input(name: str) -> Action:
+    """An action that passes one input on."""
+    return lambda context, inputs: Result((inputs[name],))
+
+
+def make_image(context: Context, inputs: Json) -> Result:
+    """EmptyImage and EmptyLatentImage."""
     seed = inputs.get("color", 0)
-    return (Image(inputs["width"], inputs["height"], seed, inputs["batch_size"]),), None
+    return Result((Image(inputs["width"], inputs["height"], seed, inputs["batch_size"]),))
 
 
-def _sample(running: Context, inputs: Json) -> Ran:
-    steps, latent = inputs["steps"], inputs["latent_image"]
-    seed = inputs.get("seed", inputs.get("noise_seed"))
-    if "end_at_step" in inputs:
-        steps = max(0, min(steps, inputs["end_at_step"]) - inputs["start_at_step"])
+def sample(context: Context, inputs: Json) -> Result:
+    """KSampler."""
+    return sample_steps(context, inputs["latent_image"], inputs["seed"], inputs["steps"])
+
+
+def sample_advanced(context: Context, inputs: Json) -> Result:
+    """KSamplerAdvanced, which makes a part of the steps."""
+    last = min(inputs["steps"], inputs["end_at_step"])
+    steps = max(0, last - inputs["start_at_step"])
+    return sample_steps(context, inputs["latent_image"], inputs["noise_seed"], steps)
+
+
+def sample_steps(context: Context, latent: Image, seed: int, steps: int) -> Result:
+    """Report steps, each after the time that the simulator was told."""
+    preview = seed if context.previews else None
     for step in range(1, steps + 1):
-        running.sleep(running.sim.step_seconds)
-        running.check()
-        running.progress(step, steps, seed if running.previews else None)
-    return (latent._replace(seed=seed),), None
+        context.sleep(context.installation.step_seconds)
+        context.check()
+        context.progress(step, steps, preview)
+    return Result((latent._replace(seed=seed),))
 
 
-def _slow(running: Context, inputs: Json) -> Ran:
-    steps, pause = inputs["steps"], inputs["seconds"] / inputs["steps"]
+def run_slowly(context: Context, inputs: Json) -> Result:
+    """SlowProgress: steps in a given time."""
+    steps = inputs["steps"]
+    seconds_per_step = inputs["seconds"] / steps
+    preview = inputs["seed"] if inputs["preview"] else None
     for step in range(1, steps + 1):
-        until = time.monotonic() + pause
-        while pause > 0 and time.monotonic() < until:
-            running.check()  # more often than once a step, as its original does
-            running.sleep(min(0.05, max(0.0, until - time.monotonic())))
-        running.check()
-        running.progress(step, steps, inputs["seed"] if inputs["preview"] else None)
-    return (Image(64, 64, inputs["seed"]),), None
+        sleep_attentively(context, seconds_per_step)
+        context.check()
+        context.progress(step, steps, preview)
+    return Result((Image(64, 64, inputs["seed"]),))
 
 
-def _scale(running: Context, inputs: Json) -> Ran:
+def sleep_attentively(context: Context, seconds: float) -> None:
+    """Wait, and look for an interrupt more often than once a step, as the recorded node does."""
+    if seconds <= 0:
+        return
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        context.check()
+        left = end - time.monotonic()
+        context.sleep(min(0.05, max(0.0, left)))
+
+
+def scale_image(context: Context, inputs: Json) -> Result:
+    """ImageScale; a side of 0 is chosen so that the proportions stay, two keep the size."""
     image = inputs["image"]
     width, height = inputs["width"], inputs["height"]
-    width = width or max(1, round(image.width * height / image.height)) if height else width
-    height = height or max(1, round(image.height * width / image.width)) if width else height
-    return (image._replace(width=width or image.width, height=height or image.height),), None
+    if not width and not height:
+        width, height = image.width, image.height
+    elif not width:
+        width = max(1, round(image.width * height / image.height))
+    elif not height:
+        height = max(1, round(image.height * width / image.width))
+    return Result((image._replace(width=width, height=height),))
 
 
-def _batch(running: Context, inputs: Json) -> Ran:
+def batch_images(context: Context, inputs: Json) -> Result:
+    """ImageBatch."""
     image = inputs["image1"]
-    return (image._replace(batch=image.batch + inputs["image2"].batch),), None
+    return Result((image._replace(batch=image.batch + inputs["image2"].batch),))
 
 
-def _load_image(running: Context, inputs: Json) -> Ran:
-    image = measure(running.sim.annotated(inputs["image"]))
-    return (image, image), None
+def load_image(context: Context, inputs: Json) -> Result:
+    """LoadImage and LoadImageMask: picture and mask have one size."""
+    image = measure(context.installation.annotated(inputs["image"]))
+    return Result((image, image))
 
 
-def _save_image(running: Context, inputs: Json) -> Ran:
-    kind = "output" if "filename_prefix" in inputs else "temp"
-    prefix = inputs.get("filename_prefix", "ComfyUI_temp_" + uuid.uuid4().hex[:5])
-    image = inputs["images"]
-    texts = [("prompt", json.dumps(running.prompt))]
-    for key, value in (running.extra_data.get("extra_pnginfo") or {}).items():
+def save_images(context: Context, inputs: Json) -> Result:
+    """SaveImage: pictures in output/, with prompt and workflow in them."""
+    return write_images(context, inputs["images"], "output", inputs["filename_prefix"])
+
+
+def preview_images(context: Context, inputs: Json) -> Result:
+    """PreviewImage: the same in temp/."""
+    prefix = "ComfyUI_temp_" + uuid.uuid4().hex[:5]
+    return write_images(context, inputs["images"], "temp", prefix)
+
+
+def write_images(context: Context, image: Image, folder: str, prefix: str) -> Result:
+    """Write each picture of a batch to a file."""
+    prefix = prefix.replace("%width%", str(image.width))
+    prefix = prefix.replace("%height%", str(image.height))
+    texts = [("prompt", json.dumps(context.prompt))]
+    extra_texts = context.extra_data.get("extra_pnginfo") or {}
+    for key, value in extra_texts.items():
         texts.append((key, json.dumps(value)))
-    saved = []
+    entries = []
     for number in range(image.batch):
         size = f"{image.width}x{image.height}"
         lines = ["SIMULATED", f"SEED {image.seed}", f"{size} NO {number + 1}"]
-        data = draw(image.width, image.height, image.seed + number, lines, texts)
-        prefix = prefix.replace("%width%", str(image.width)).replace("%height%", str(image.height))
-        saved.append(running.sim.save(kind, prefix.replace("%batch_num%", str(number)), data))
-    return (image,), {"images": saved}
+        picture = draw(image.width, image.height, image.seed + number, lines, texts)
+        numbered_prefix = prefix.replace("%batch_num%", str(number))
+        entries.append(context.installation.save(folder, numbered_prefix, picture))
+    return Result((image,), {"images": entries})
 
 
-def _send_image(running: Context, inputs: Json) -> Ran:
+def send_images(context: Context, inputs: Json) -> Result:
+    """SaveImageWebsocket: pictures go to the client as previews, none to a file."""
     image = inputs["images"]
     for number in range(image.batch):
         lines = ["SIMULATED", f"SEED {image.seed}"]
-        data = draw(image.width, image.height, image.seed + number, lines)
-        running.progress(number + 1, image.batch, data)
-    return (), None
+        picture = draw(image.width, image.height, image.seed + number, lines)
+        context.progress(number + 1, image.batch, picture)
+    return Result()
 
 
-def _save_file(media: str, source: str, suffix: str) -> Run:
-    def run(running: Context, inputs: Json) -> Ran:
-        sim = running.sim
-        saved = sim.save("output", inputs["filename_prefix"], label(suffix[1:] + " file"), suffix)
-        ui = {media: [saved], "animated": [True]} if media == "images" else {media: [saved]}
-        return (inputs[source],), ui
-
-    return run
+def save_audio(context: Context, inputs: Json) -> Result:
+    """SaveAudio."""
+    content = make_label("flac file")
+    entry = context.installation.save("output", inputs["filename_prefix"], content, ".flac")
+    return Result((inputs["audio"],), {"audio": [entry]})
 
 
-def _preview_any(running: Context, inputs: Json) -> Ran:
-    value = inputs["source"]
-    text = value if isinstance(value, str) else json.dumps(value)
-    return (text,), {"text": [text]}
+def save_video(context: Context, inputs: Json) -> Result:
+    """SaveVideo, whose files are listed as animated images."""
+    content = make_label("mp4 file")
+    entry = context.installation.save("output", inputs["filename_prefix"], content, ".mp4")
+    return Result((inputs["video"],), {"images": [entry], "animated": [True]})
 
 
-def _fail(running: Context, inputs: Json) -> Ran:
+def show_value(context: Context, inputs: Json) -> Result:
+    """PreviewAny: a value as text."""
+    text = inputs["source"]
+    if not isinstance(text, str):
+        text = json.dumps(text)
+    return Result((text,), {"text": [text]})
+
+
+def show_text(context: Context, inputs: Json) -> Result:
+    """TextOut."""
+    return Result(ui={"text": [inputs["text"]]})
+
+
+def raise_error(context: Context, inputs: Json) -> Result:
+    """FailNode."""
     raise ValueError(inputs["message"])
 
 
-def _simulated_output(running: Context, inputs: Json) -> Ran:
-    """Write what a ui names, in a folder that a ui may name."""
+def simulate_output(context: Context, inputs: Json) -> Result:
+    """SimulatedOutput: its input is what /history shows of it; the files named there are written.
+
+    An entry with "filename" may name "type" and "subfolder", and "bytes", the size of the file.
+    """
     ui = json.loads(inputs["ui"])
-    for items in ui.values():
-        for item in items if isinstance(items, list) else ():
-            if isinstance(item, dict) and "filename" in item:
-                name, size = item["filename"], item.pop("bytes", 0)
-                picture = name.lower().endswith(".png") and not size
-                data = draw(64, 64, zlib.crc32(name.encode()), ["SIMULATED"]) if picture else b""
-                subfolder = item.get("subfolder", "")
-                folder = running.sim.folder(item.get("type", "output"), subfolder)
-                path = inside(folder, name)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(path, "wb") as file:
-                    file.write(data or label(name, size))
-    return (), ui
+    for entries in ui.values():
+        if not isinstance(entries, list):
+            continue
+        for entry in entries:
+            if isinstance(entry, dict) and "filename" in entry:
+                size = entry.pop("bytes", 0)
+                write_simulated_file(context.installation, entry, size)
+    return Result(ui=ui)
 
 
-#: The last column of the table; "=name" passes that input on, nothing means names for the outputs.
-ACTIONS: dict[str, Run] = {
-    "batch": _batch,
-    "empty": _empty,
-    "fail": _fail,
-    "load": _load_image,
-    "sample": _sample,
-    "save": _save_image,
-    "save_audio": _save_file("audio", "audio", ".flac"),
-    "save_video": _save_file("images", "video", ".mp4"),
-    "scale": _scale,
-    "send": _send_image,
-    "show": _preview_any,
-    "simulate": _simulated_output,
-    "slow": _slow,
-    "text": lambda running, inputs: ((), {"text": [inputs["text"]]}),
-}
+def write_simulated_file(installation: Installation, entry: Json, size: int) -> None:
+    """Write a picture if it is a PNG of no given size, else a label."""
+    name = entry["filename"]
+    if name.lower().endswith(".png") and not size:
+        content = draw(64, 64, zlib.crc32(name.encode()), ["SIMULATED"])
+    else:
+        content = make_label(name, size)
+    folder = installation.folder(entry.get("type", "output"), entry.get("subfolder", ""))
+    path = path_inside(folder, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(content)

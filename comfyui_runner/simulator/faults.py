@@ -1,17 +1,8 @@
-"""What a server misbehaves at, and the versions that are told apart."""
+"""What goes wrong, as a test or the command line asks for it."""
 
 from __future__ import annotations
 
 import dataclasses
-
-#: The first version that has a behaviour; "0.0.0" stands for a server of early 2024.
-SINCE: dict[str, tuple[int, ...]] = {
-    "released": (0, 0, 1),  # /api, execution_success, timestamps, display_node, history meta
-    "progress_state": (0, 3, 45),  # also feature flags, binary type 4, the client's prompt_id
-    "partial_execution": (0, 3, 48),
-    "targeted_interrupt": (0, 3, 57),  # older servers ignore the body: whatever runs is stopped
-    "jobs": (0, 26),  # also UUID-only prompt ids, create_time, missing_node_type
-}
 
 
 @dataclasses.dataclass
@@ -51,3 +42,9 @@ class Faults:
     ignore_interrupt: bool = False
     #: Path -> number of requests whose connection is cut without an answer.
     cut_http: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def keys_of_path(path: str) -> tuple[str, str]:
+    """The keys in the mappings of Faults that cover a path: itself and its first part."""
+    first_part = path.split("/")[1]
+    return path, "/" + first_part

@@ -1,4 +1,4 @@
-"""Request bodies and the forms of uploads, read in pieces."""
+"""The forms of uploads (multipart/form-data), read in pieces; their files go to the disk."""
 
 from __future__ import annotations
 
@@ -7,60 +7,9 @@ import os
 import re
 import tempfile
 import urllib.parse
-from http.server import BaseHTTPRequestHandler
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple, Union
 
-
-class Cut(Exception):
-    """The connection is to be cut without an answer."""
-
-
-class TooLarge(Exception):
-    """The request body is over the limit."""
-
-
-class Body:
-    """A request body, read in pieces and never beyond its end."""
-
-    def __init__(self, handler: BaseHTTPRequestHandler, limit: int) -> None:
-        self.file, self.limit, self.seen = handler.rfile, limit, 0
-        self.chunked = "chunked" in handler.headers.get("Transfer-Encoding", "").lower()
-        length = handler.headers.get("Content-Length") or "0"
-        if not length.isdigit():
-            raise Cut()
-        self.left = 0 if self.chunked else int(length)
-
-    def read(self, size: int = 65536) -> bytes:
-        """Up to `size` bytes; b"" at the end. Raises TooLarge, or Cut if the client went away."""
-        if not self.left and self.chunked:
-            length = self.file.readline(1024).split(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", length):
-                raise Cut()
-            self.left = int(length, 16)
-            if not self.left:
-                self.chunked = False
-                while self.file.readline(1024).strip():
-                    pass
-        data = self.file.read(min(size, self.left))
-        if self.left and not data:
-            raise Cut()
-        self.left -= len(data)
-        self.seen += len(data)
-        if not self.left and self.chunked:
-            self.file.readline(1024)
-        if self.seen > self.limit:
-            raise TooLarge()
-        return data
-
-    def all(self) -> bytes:
-        """The whole body."""
-        return b"".join(iter(self.read, b""))
-
-    def drop(self) -> None:
-        """Read what is left, so that the client hears the answer and may send the next request."""
-        self.limit = 1 << 40
-        while self.read():
-            pass
+from comfyui_runner.simulator.bodies import PIECE, Body
 
 
 class Upload(NamedTuple):
@@ -70,65 +19,101 @@ class Upload(NamedTuple):
     path: str
 
 
-_FIELD = re.compile(r';\s*(name|filename)(\*?)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE)
+Form = Dict[str, Union[str, Upload]]
+
+#: name=..., filename="..." or filename*=UTF-8''... in a Content-Disposition.
+PARAMETER = re.compile(r';\s*(name|filename)(\*?)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE)
 
 
-def read_form(body: Body, boundary: str, folder: str) -> dict[str, str | Upload]:
-    """Read multipart/form-data in pieces; files go to temporary files in `folder`."""
-    mark, buffer = b"\r\n--" + boundary.encode(), b"\r\n"
-    form: dict[str, str | Upload] = {}
+class FormReader:
+    """Reads a form from a body; see read_form()."""
 
-    def copy_until(end: bytes, write: Callable[[bytes], Any]) -> None:
-        nonlocal buffer
-        while end not in buffer:
-            keep = max(0, len(buffer) - len(end) + 1)
-            write(buffer[:keep])
-            data = body.read()
-            if not data:
-                raise ValueError("the form ends too early")
-            buffer = buffer[keep:] + data
-        content, _, buffer = buffer.partition(end)
-        write(content)
+    def __init__(self, body: Body, boundary: str, folder: str) -> None:
+        self.body = body
+        self.boundary = b"\r\n--" + boundary.encode()
+        self.folder = folder
+        self.buffer = b"\r\n"  # so that the first boundary is like the others
+        self.form: Form = {}
 
-    copy_until(mark, len)
-    try:
+    def read(self) -> None:
+        """Read every field. Raises ValueError if the form ends too early."""
+        self.copy_until(self.boundary, len)  # what comes before the first field counts for nothing
         while True:
             head = bytearray()
-            copy_until(b"\n", head.extend)
+            self.copy_until(b"\n", head.extend)
             if head.startswith(b"--"):
-                return form
-            copy_until(b"\r\n\r\n", head.extend)
-            names: dict[str, str] = {}
-            disposition = re.search(rb"content-disposition:(.*)", head, re.IGNORECASE)
-            found = _FIELD.findall((disposition or [b"", b""])[1].decode("utf-8", "replace"))
-            for key, extended, quoted, bare in found:
-                value = re.sub(r"\\(.)", r"\1", quoted) or bare
-                names[key] = urllib.parse.unquote(value.split("''")[-1]) if extended else value
-            if names.get("filename"):
-                handle, path = tempfile.mkstemp(dir=folder, prefix=".upload-")
-                form[names["name"]] = Upload(names["filename"], path)
-                with os.fdopen(handle, "wb") as file:
-                    copy_until(mark, file.write)
-            else:
-                value_bytes = bytearray()
-                copy_until(mark, value_bytes.extend)
-                form[names["name"]] = value_bytes.decode()
+                return  # the last boundary
+            self.copy_until(b"\r\n\r\n", head.extend)
+            self.read_field(parse_disposition(bytes(head)))
+
+    def read_field(self, parameters: dict[str, str]) -> None:
+        """Read the content of a field: of a file to the disk, else to memory."""
+        name = parameters["name"]
+        filename = parameters.get("filename")
+        if not filename:
+            content = bytearray()
+            self.copy_until(self.boundary, content.extend)
+            self.form[name] = content.decode()
+            return
+        handle, path = tempfile.mkstemp(dir=self.folder, prefix=".upload-")
+        with os.fdopen(handle, "wb") as file:
+            self.form[name] = Upload(filename, path)
+            self.copy_until(self.boundary, file.write)
+
+    def copy_until(self, end: bytes, write: Callable[[bytes], Any]) -> None:
+        """Give what comes before `end` to `write`, piece by piece, and skip `end` itself."""
+        while end not in self.buffer:
+            keep = len(end) - 1  # it may have begun in this piece
+            sure = max(0, len(self.buffer) - keep)
+            write(self.buffer[:sure])
+            data = self.body.read()
+            if not data:
+                raise ValueError("the form ends too early")
+            self.buffer = self.buffer[sure:] + data
+        content, _, self.buffer = self.buffer.partition(end)
+        write(content)
+
+
+def read_form(body: Body, boundary: str, folder: str) -> Form:
+    """Read multipart/form-data in pieces; files go to temporary files in `folder`.
+
+    Raises ValueError if the form ends too early, KeyError for a field without a name, and what
+    Body.read() raises; then no file is left.
+    """
+    reader = FormReader(body, boundary, folder)
+    try:
+        reader.read()
     except BaseException:
-        discard(form)
+        discard_form(reader.form)
         raise
+    return reader.form
 
 
-def discard(form: dict[str, str | Upload]) -> None:
+def parse_disposition(head: bytes) -> dict[str, str]:
+    """The name, and perhaps the filename, in the head of a field."""
+    disposition = re.search(rb"content-disposition:(.*)", head, re.IGNORECASE)
+    if disposition is None:
+        return {}
+    parameters = {}
+    for key, star, quoted, bare in PARAMETER.findall(disposition[1].decode("utf-8", "replace")):
+        value = re.sub(r"\\(.)", r"\1", quoted) or bare
+        if star:  # RFC 5987: charset'language'percent-encoded
+            value = urllib.parse.unquote(value.split("''")[-1])
+        parameters[key] = value
+    return parameters
+
+
+def discard_form(form: Form) -> None:
     """Remove the temporary files of a form that are still there."""
     for field in form.values():
         if isinstance(field, Upload) and os.path.exists(field.path):
             os.unlink(field.path)
 
 
-def digest_of(path: str) -> str:
+def hash_file(path: str) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for data in iter(lambda: file.read(65536), b""):
+        for data in iter(lambda: file.read(PIECE), b""):
             digest.update(data)
     return digest.hexdigest()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
-import mimetypes
 import os
 import re
 import threading
 from typing import Callable
 
-from comfyui_runner.simulator.faults import SINCE, Faults
+from comfyui_runner.simulator.faults import Faults
+from comfyui_runner.simulator.folders import guess_media_type, path_inside, split_annotation
 from comfyui_runner.simulator.prompts import Json
+from comfyui_runner.simulator.versions import has_behavior
 
 #: Model folders and what seems to be in them; 24 loras, since over 20 options are not listed back.
 MODELS: dict[str, list[str]] = {
@@ -30,43 +31,15 @@ MODELS: dict[str, list[str]] = {
     "upscale_models": [],
 }
 
-
-#: The types of files, the same on every system and for every Python.
-MIME = mimetypes.MimeTypes()
-for _suffix, _kind in (
-    ("webp", "image/webp"),
-    ("flac", "audio/flac"),
-    ("glb", "model/gltf-binary"),
-):
-    MIME.add_type(_kind, "." + _suffix)
-
-
-FOLDERS = ("input", "output", "temp")
-basename = os.path.basename
-
-
-def annotation(name: str, kind: str) -> tuple[str, str]:
-    """Split "name [output]"; without such an ending it is of the folder `kind`."""
-    for each in FOLDERS:
-        if name.endswith(f"[{each}]"):
-            return name[: -len(each) - 2].rstrip(), each
-    return name, kind
-
-
-def inside(folder: str, name: str) -> str:
-    """The path of a file; raises PermissionError if it, or what it links to, is outside."""
-    folder = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(folder, name))
-    if not path.startswith(os.path.join(folder, "")) and path != folder:
-        raise PermissionError("outside of the folder: " + name)
-    return path
+#: How many requests are remembered for tests to look at.
+REMEMBERED_REQUESTS = 10000
 
 
 class Installation:
     """What outlives a restart: version, settings, files, faults, and the counts that tests look at.
 
     Args:
-        version: The ComfyUI version to play (see SINCE).
+        version: The ComfyUI version to play (see versions.SINCE).
         host, port: Where to listen; port 0 takes a free one.
         root: The folder of input/, output/ and temp/; if None, a temporary one until stop().
         base_path: Everything is below it, as behind a proxy.
@@ -93,27 +66,37 @@ class Installation:
         previews: bool = False,
         max_upload_size: int = 100 << 20,
     ) -> None:
-        self.version, self.host, self.port, self.token = version, host, port, token
-        self.base_path = ("/" + base_path.strip("/")).rstrip("/")
-        self.step_seconds, self.previews = step_seconds, previews
-        self.max_upload_size = max_upload_size
-        self.faults = faults or Faults()
-        self.log = log or (lambda line: None)
-        self.asked: collections.deque[tuple[str, str]] = collections.deque(maxlen=10000)
-        #: The same requests as they came: method, path with query, headers.
-        self.received: collections.deque[tuple[str, str, dict[str, str]]] = collections.deque(maxlen=10000)
-        #: prompt_id -> how many times it was begun, and the nodes that really ran.
-        self.executions: dict[str, int] = {}
-        self.executed_nodes: dict[str, list[str]] = {}
-        self.files = threading.Lock()
+        self.version = version
+        self.host = host
+        self.port = port
+        self.is_temporary = root is None
         self.root = str(root or "")
-        self._temporary = root is None
-        self._release = tuple(map(int, re.findall(r"\d+", version)[:3]))
+        self.base_path = ("/" + base_path.strip("/")).rstrip("/")
+        self.step_seconds = step_seconds
+        self.token = token
+        self.faults = faults or Faults()
+        self.log = log or ignore_line
+        self.previews = previews
+        self.max_upload_size = max_upload_size
+        #: Held while a file gets its name.
+        self.naming = threading.Lock()
+        #: (method, path without query and base path) of the last requests.
+        self.asked: collections.deque[tuple[str, str]]
+        self.asked = collections.deque(maxlen=REMEMBERED_REQUESTS)
+        #: The same requests as they came: method, path with query, headers.
+        self.received: collections.deque[tuple[str, str, dict[str, str]]]
+        self.received = collections.deque(maxlen=REMEMBERED_REQUESTS)
+        #: prompt_id -> how many times it was begun.
+        self.executions: dict[str, int] = {}
+        #: prompt_id -> the nodes that really ran.
+        self.executed_nodes: dict[str, list[str]] = {}
 
     @property
     def url(self) -> str:
         """Where it is, known after start()."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{host}:{self.port}{self.base_path}"
 
     @property
@@ -121,49 +104,61 @@ class Installation:
         """(method, path without query and base path) of the last 10000 requests."""
         return list(self.asked)
 
-    def has(self, behaviour: str) -> bool:
-        """Whether the version that is played has a behaviour of SINCE."""
-        return self._release >= SINCE[behaviour]
+    def has(self, behavior: str) -> bool:
+        """Whether the version that is played has a behavior of versions.SINCE."""
+        return has_behavior(self.version, behavior)
 
     def features(self) -> Json:
         """The feature flags of the server."""
         flags: Json = {"supports_preview_metadata": True, "max_upload_size": self.max_upload_size}
         if self.has("jobs"):
-            flags.update(supports_model_type_tags=True, node_replacements=True, assets=False)
+            flags["supports_model_type_tags"] = True
+            flags["node_replacements"] = True
+            flags["assets"] = False
             flags["extension"] = {"manager": {"supports_v4": True}}
         return flags
 
     # Files.
 
-    def folder(self, kind: str, subfolder: str = "") -> str:
-        """The path of a folder; raises PermissionError for a subfolder outside of it."""
-        path = os.path.join(self.root, kind)
-        return inside(path, subfolder) if subfolder else path
+    def folder(self, name: str, subfolder: str = "") -> str:
+        """The path of input, output or temp; raises PermissionError for a subfolder outside."""
+        path = os.path.join(self.root, name)
+        if not subfolder:
+            return path
+        return path_inside(path, subfolder)
 
     def annotated(self, name: str) -> str:
         """The path of a file that a loader names, perhaps as "name [output]"; "" if outside."""
-        plain, kind = annotation(name, "input")
+        plain_name, folder = split_annotation(name, "input")
         try:
-            return inside(self.folder(kind), plain)
+            return path_inside(self.folder(folder), plain_name)
         except PermissionError:
             return ""
 
-    def options(self, kind: str) -> list[str]:
-        """The models of a folder, or the image, audio or video files in input/."""
-        if kind in MODELS:
-            return MODELS[kind]
+    def options(self, what: str) -> list[str]:
+        """The models of a folder, or the files in input/ that are "image", "audio" or "video"."""
+        if what in MODELS:
+            return MODELS[what]
         names = sorted(os.listdir(self.folder("input")))
-        return [name for name in names if str(MIME.guess_type(name)[0]).startswith(kind)]
+        return [name for name in names if guess_media_type(name).startswith(what + "/")]
 
-    def save(self, kind: str, prefix: str, data: bytes, suffix: str = ".png") -> Json:
-        """Write PREFIX_00001_.png, or with the next number, and return its entry for a ui."""
+    def save(self, folder: str, prefix: str, content: bytes, suffix: str = ".png") -> Json:
+        """Write PREFIX_00001_.png, or with the next number.
+
+        Returns the file's entry in a node's outputs. Raises PermissionError if it were outside.
+        """
         subfolder, stem = os.path.split(os.path.normpath(prefix))
-        folder = inside(self.folder(kind), subfolder)
-        with self.files:
-            os.makedirs(folder, exist_ok=True)
-            taken = re.compile(re.escape(stem) + r"_(\d+)_")
-            numbers = [int(m[1]) for m in map(taken.match, os.listdir(folder)) if m]
-            name = f"{stem}_{max(numbers, default=0) + 1:05}_{suffix}"
-            with open(os.path.join(folder, name), "wb") as file:
-                file.write(data)
-        return {"filename": name, "subfolder": subfolder.replace("\\", "/"), "type": kind}
+        path = path_inside(self.folder(folder), subfolder)
+        numbered = re.compile(re.escape(stem) + r"_(\d+)_")
+        with self.naming:
+            os.makedirs(path, exist_ok=True)
+            taken = [numbered.match(name) for name in os.listdir(path)]
+            number = 1 + max((int(match[1]) for match in taken if match), default=0)
+            name = f"{stem}_{number:05}_{suffix}"
+            with open(os.path.join(path, name), "wb") as file:
+                file.write(content)
+        return {"filename": name, "subfolder": subfolder.replace("\\", "/"), "type": folder}
+
+
+def ignore_line(line: str) -> None:
+    """The log of an installation that has none."""

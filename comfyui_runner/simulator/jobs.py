@@ -1,78 +1,144 @@
-"""Jobs: /api/jobs looks at the queue and the history in another form."""
+"""Jobs: /api/jobs looks at the queue and the history in another form (comfy_execution/jobs.py)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Iterator
 
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.prompts import Json
 
-_SUFFIXES_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
-_SUFFIXES_TEXT = (".txt", ".md", ".json")
 JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
+SUFFIXES_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+SUFFIXES_OF_TEXT = (".txt", ".md", ".json")
+#: The media types of outputs that can be shown, whatever the file's suffix is.
+SHOWN_MEDIA = ("images", "video", "audio", "3d", "text")
+LONGEST_TEXT = 1024
+
+#: Which output stands for a job: the lowest of these.
+SAVED, TEMPORARY, TEXT_FILE, PLAIN_TEXT = 0, 1, 2, 3
 
 
-def outputs_summary(outputs: Json) -> Json:
-    """Count the outputs and choose one to show: a saved picture before a text."""
-    count = shown = 0
-    ranked: list[tuple[int, Json]] = []
-    for node_id, ui in outputs.items():
-        for media, items in ui.items():
-            for item in items if isinstance(items, list) and media != "animated" else ():
-                entry = {"nodeId": node_id, "mediaType": media}
-                if isinstance(item, str) and item.lower().endswith(_SUFFIXES_3D):
-                    item = {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
-                if isinstance(item, dict):
-                    count += 1
-                    name = item.get("filename", "").lower()
-                    text = media == "text" or name.endswith(_SUFFIXES_TEXT)
-                    known = media in ("images", "video", "audio", "3d", "text")
-                    form = item.get("format", "").startswith(("video/", "audio/"))
-                    if known or form or name.endswith(_SUFFIXES_3D + _SUFFIXES_TEXT):
-                        shown += 1
-                        rank = 2 if text else 0 if item.get("type") == "output" else 1
-                        ranked.append((rank, {**entry, **item}))
-                elif media == "text":
-                    cut = {"truncated": True} if len(str(item)) > 1024 else {}
-                    ranked.append((3, {"content": str(item)[:1024], **cut, **entry}))
-    summary: Json = {"outputs_count": count, "previewable_outputs_count": shown}
-    if ranked:
-        summary["preview_output"] = min(ranked, key=lambda each: each[0])[1]
-    return summary
-
-
-def describe_job(item: list[Any], state: str, entry: Json | None, detailed: bool) -> Json:
-    """A prompt in the form of /api/jobs; `entry` is its history."""
-    number, prompt_id, prompt, extra_data, _ = item
-    job = {"id": prompt_id, "status": state, "priority": number}
-    job["create_time"] = extra_data.get("create_time")
-    for kind, data in entry["status"]["messages"] if entry else ():
-        if kind == "execution_start":
-            job["execution_start_time"] = data["timestamp"]
-        elif kind != "execution_cached":
-            job["execution_end_time"] = data["timestamp"]
-        if kind == "execution_error":
-            job["execution_error"] = data
-    job.update(outputs_summary(entry["outputs"] if entry else {}))
-    workflow = (extra_data.get("extra_pnginfo") or {}).get("workflow") or {}
-    if workflow.get("id") is not None:
-        job["workflow_id"] = workflow["id"]
-    if entry and detailed:
-        job.update(outputs=entry["outputs"], execution_status=entry["status"])
-    if detailed:
-        job["workflow"] = {"prompt": prompt, "extra_data": extra_data}
-    return job
-
-
-def all_jobs(life: Life, detailed: bool = False) -> list[Json]:
-    """Every job that the server knows of."""
+def all_jobs(life: Life, is_detailed: bool = False) -> list[Json]:
+    """Every job that the server knows of, the pending ones first."""
     with life.lock:
         running, pending = life.snapshot()
         history = dict(life.history)
-    jobs = [describe_job(job.item(), "pending", None, detailed) for job in pending]
-    jobs += [describe_job(job.item(), "in_progress", None, detailed) for job in running]
+    jobs = []
+    for job in pending:
+        jobs.append(describe_job(job.item(), "pending", None, is_detailed))
+    for job in running:
+        jobs.append(describe_job(job.item(), "in_progress", None, is_detailed))
     for entry in history.values():
-        last = entry["status"]["messages"][-1][0]
-        state = {"execution_error": "failed", "execution_interrupted": "cancelled"}
-        jobs.append(describe_job(entry["prompt"], state.get(last, "completed"), entry, detailed))
+        jobs.append(describe_job(entry["prompt"], state_of_finished(entry), entry, is_detailed))
     return jobs
+
+
+def state_of_finished(entry: Json) -> str:
+    """The state of a job by its entry in the history."""
+    last_event, _ = entry["status"]["messages"][-1]
+    if last_event == "execution_error":
+        return "failed"
+    if last_event == "execution_interrupted":
+        return "cancelled"
+    return "completed"
+
+
+def describe_job(item: list[Any], state: str, entry: Json | None, is_detailed: bool) -> Json:
+    """A job in the form of /api/jobs.
+
+    `item` is its five values in /queue and /history, `entry` its history, if it is finished.
+    """
+    number, prompt_id, prompt, extra_data, _ = item
+    job = {
+        "id": prompt_id,
+        "status": state,
+        "priority": number,
+        "create_time": extra_data.get("create_time"),
+    }
+    outputs: Json = {}
+    if entry is not None:
+        job.update(describe_messages(entry["status"]["messages"]))
+        outputs = entry["outputs"]
+    job.update(summarize_outputs(outputs))
+    workflow = (extra_data.get("extra_pnginfo") or {}).get("workflow") or {}
+    if workflow.get("id") is not None:
+        job["workflow_id"] = workflow["id"]
+    if is_detailed:
+        job["workflow"] = {"prompt": prompt, "extra_data": extra_data}
+        if entry is not None:
+            job["outputs"] = outputs
+            job["execution_status"] = entry["status"]
+    return job
+
+
+def describe_messages(messages: list[Any]) -> Json:
+    """What a job takes from the messages of its run: the times, and the error."""
+    known: Json = {}
+    for event, data in messages:
+        if event == "execution_start":
+            known["execution_start_time"] = data["timestamp"]
+        elif event != "execution_cached":
+            known["execution_end_time"] = data["timestamp"]
+        if event == "execution_error":
+            known["execution_error"] = data
+    return known
+
+
+def summarize_outputs(outputs: Json) -> Json:
+    """Count the outputs, and choose one to show: a saved picture before a text."""
+    count = shown = 0
+    ranked: list[tuple[int, Json]] = []
+    for node_id, media, item in each_output(outputs):
+        source = {"nodeId": node_id, "mediaType": media}
+        if isinstance(item, str) and item.lower().endswith(SUFFIXES_3D):
+            item = {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
+        if isinstance(item, dict):
+            count += 1
+            if can_be_shown(item, media):
+                shown += 1
+                ranked.append((rank_file(item, media), {**source, **item}))
+        elif media == "text":
+            ranked.append((PLAIN_TEXT, {**shorten_text(str(item)), **source}))
+    summary: Json = {"outputs_count": count, "previewable_outputs_count": shown}
+    if ranked:
+        _, best = min(ranked, key=lambda pair: pair[0])
+        summary["preview_output"] = best
+    return summary
+
+
+def each_output(outputs: Json) -> Iterator[tuple[str, str, Any]]:
+    """(node_id, media, item) of everything that nodes put out; "animated" is only a flag."""
+    for node_id, ui in outputs.items():
+        for media, items in ui.items():
+            if media == "animated" or not isinstance(items, list):
+                continue
+            for item in items:
+                yield node_id, media, item
+
+
+def can_be_shown(item: Json, media: str) -> bool:
+    """Whether the frontend can show a file."""
+    name = item.get("filename", "").lower()
+    return (
+        media in SHOWN_MEDIA
+        or item.get("format", "").startswith(("video/", "audio/"))
+        or name.endswith(SUFFIXES_3D + SUFFIXES_OF_TEXT)
+    )
+
+
+def rank_file(item: Json, media: str) -> int:
+    """The rank of a file among the outputs of a job."""
+    name = item.get("filename", "").lower()
+    if media == "text" or name.endswith(SUFFIXES_OF_TEXT):
+        return TEXT_FILE
+    if item.get("type") == "output":
+        return SAVED
+    return TEMPORARY
+
+
+def shorten_text(text: str) -> Json:
+    """A text that a node put out, cut if it is long."""
+    shortened: Json = {"content": text[:LONGEST_TEXT]}
+    if len(text) > LONGEST_TEXT:
+        shortened["truncated"] = True
+    return shortened

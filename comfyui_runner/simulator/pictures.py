@@ -1,11 +1,24 @@
-"""Pictures that say SIMULATED: drawn, measured, and the content of other files."""
+"""Pictures that say SIMULATED: drawn, encoded and measured. Pure, but for the file to measure."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 import zlib
-from typing import Iterable, NamedTuple, Sequence
+from typing import Iterable, Iterator, NamedTuple, Sequence
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+#: Rows of pixels in a line of text: five of a letter, two between the lines.
+ROWS_OF_LETTER, ROWS_OF_LINE = 5, 7
+#: A 3x5 font: one octal digit per row, its three bits are the pixels.
+GLYPHS = """
+    25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 55655 44447 57755 65555
+    25552 65644 25573 65655 34216 72222 55557 55552 55775 55255 55222 71247 75557 26227 71747
+    71717 55711 74717 74757 71111 75757 75717 00002 02020 00700 11244 00007 00000
+"""
+FONT = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:-/_ ", GLYPHS.split()))
+UNKNOWN_GLYPH = "77777"
+WHITE = b"\xff\xff\xff"
 
 
 class Image(NamedTuple):
@@ -17,54 +30,92 @@ class Image(NamedTuple):
     batch: int = 1
 
 
-#: A 3x5 font: one octal digit per row, its three bits are the pixels.
-_GLYPHS = """25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 55655 44447 57755 65555
-    25552 65644 25573 65655 34216 72222 55557 55552 55775 55255 55222 71247 75557 26227 71747
-    71717 55711 74717 74757 71111 75757 75717 00002 02020 00700 11244 00007 00000"""
-_FONT = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:-/_ ", _GLYPHS.split()))
+def draw(
+    width: int,
+    height: int,
+    seed: int,
+    lines: Sequence[str],
+    texts: Iterable[tuple[str, str]] = (),
+) -> bytes:
+    """A PNG with `lines` written on colors that depend on `seed`; `texts` become tEXt chunks."""
+    return encode_png(width, height, draw_rows(width, height, seed, lines), texts)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def draw(width: int, height: int, seed: int, lines: Sequence[str], texts: Iterable[tuple[str, str]] = ()) -> bytes:
-    """A PNG with `lines` written on colours that depend on `seed`; `texts` become tEXt chunks."""
-    colours = hashlib.sha256(str(seed).encode()).digest()
-    top, bottom = ([part // 2 for part in colours[at : at + 3]] for at in (0, 3))
-    scale = min(width // (4 * max(map(len, lines)) + 2), height // (7 * len(lines) + 2))
-    scale = max(1, scale)
-    first = (height - 7 * scale * len(lines)) // 2
-    packer, packed = zlib.compressobj(1), []
+def draw_rows(width: int, height: int, seed: int, lines: Sequence[str]) -> Iterator[bytes]:
+    """The rows of a picture from top to bottom, three bytes (red, green, blue) a pixel."""
+    hashed = hashlib.sha256(str(seed).encode()).digest()
+    top = [part // 2 for part in hashed[0:3]]
+    bottom = [part // 2 for part in hashed[3:6]]
+    scale = choose_scale(width, height, lines)
+    height_of_text = ROWS_OF_LINE * scale * len(lines)
+    first = (height - height_of_text) // 2
     for y in range(height):
-        paper = bytes(a + (b - a) * y // height for a, b in zip(top, bottom))
-        row = paper * width
-        line, within = divmod((y - first) // scale, 7)
-        if 0 <= line < len(lines) and within < 5:
-            glyphs = (_FONT.get(char, "77777")[within] for char in lines[line].upper())
-            bits = "".join(f"{int(digit, 8):03b}0" for digit in glyphs)
-            ink = b"".join((b"\xff\xff\xff" if bit == "1" else paper) * scale for bit in bits)
-            left = max(0, (width - len(bits) * scale) // 2) * 3
-            row = (row[:left] + ink + row[left + len(ink) :])[: 3 * width]
-        packed.append(packer.compress(b"\0" + row))
+        paper = bytes(
+            above + (below - above) * y // height for above, below in zip(top, bottom)
+        )  # one pixel of the background
+        line, row_of_line = divmod((y - first) // scale, ROWS_OF_LINE)
+        has_ink = 0 <= line < len(lines) and row_of_line < ROWS_OF_LETTER
+        if has_ink:
+            yield draw_row_of_text(width, lines[line], row_of_line, scale, paper)
+        else:
+            yield paper * width
+
+
+def choose_scale(width: int, height: int, lines: Sequence[str]) -> int:
+    """How many pixels of the picture are one of the font, so that the lines fit, but at least 1."""
+    columns = 4 * max(len(line) for line in lines) + 2
+    rows = ROWS_OF_LINE * len(lines) + 2
+    return max(1, min(width // columns, height // rows))
+
+
+def draw_row_of_text(width: int, line: str, row: int, scale: int, paper: bytes) -> bytes:
+    """One row of a picture through a line of text, which is centered and cut at the right."""
+    digits = [FONT.get(letter, UNKNOWN_GLYPH)[row] for letter in line.upper()]
+    bits = "".join(f"{int(digit, 8):03b}0" for digit in digits)
+    pixels = [WHITE if bit == "1" else paper for bit in bits]
+    ink = b"".join(pixel * scale for pixel in pixels)
+    left = max(0, (width - len(bits) * scale) // 2)
+    return (paper * left + ink + paper * width)[: 3 * width]
+
+
+def encode_png(
+    width: int, height: int, rows: Iterable[bytes], texts: Iterable[tuple[str, str]]
+) -> bytes:
+    """A PNG of 8 bits a color, with (key, text) as tEXt chunks."""
+    packer = zlib.compressobj(1)
+    packed = []
+    for row in rows:
+        packed.append(packer.compress(b"\0" + row))  # b"\0": the row is not filtered
     packed.append(packer.flush())
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
-    for key, text in (("Software", "ComfyUI simulator"), *texts):
-        chunks.append((b"tEXt", key.encode("latin-1", "replace") + b"\0" + text.encode("ascii")))
-    chunks += [(b"IDAT", b"".join(packed)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [encode_chunk(b"IHDR", header)]
+    for key, text in [("Software", "ComfyUI simulator"), *texts]:
+        content = key.encode("latin-1", "replace") + b"\0" + text.encode("ascii")
+        chunks.append(encode_chunk(b"tEXt", content))
+    chunks.append(encode_chunk(b"IDAT", b"".join(packed)))
+    chunks.append(encode_chunk(b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(chunks)
 
 
-def label(name: str, size: int = 0) -> bytes:
+def encode_chunk(name: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG: length, name, content, checksum."""
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def make_label(name: str, size: int = 0) -> bytes:
     """Content for a file that is not a picture: it says what it is, then is padded to `size`."""
     return f"SIMULATED: {name} of the ComfyUI simulator\n".encode().ljust(size, b".")
 
 
 def measure(path: str) -> Image:
-    """Size and seed for an image file: of a PNG its own size, else 512 x 512."""
+    """The size of a PNG, or 512 x 512 for any other file, and a seed from its content.
+
+    Raises OSError if the file cannot be read.
+    """
     with open(path, "rb") as file:
-        data = file.read()
+        content = file.read()
     width, height = 512, 512
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-    return Image(width, height, zlib.crc32(data))
+    if content.startswith(PNG_SIGNATURE) and len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+    return Image(width, height, zlib.crc32(content))

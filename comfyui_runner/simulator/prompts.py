@@ -1,4 +1,4 @@
-"""Prompts that were accepted, and links between their nodes."""
+"""Prompts: the links between their nodes, and the job that an accepted prompt becomes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ import dataclasses
 import uuid
 from typing import Any, Dict
 
+#: A JSON object.
 Json = Dict[str, Any]
-
-
-def is_link(value: Any, prompt: Json) -> bool:
-    """Whether an input is [node_id, slot] of a node that is there."""
-    pair = isinstance(value, list) and len(value) == 2
-    return pair and isinstance(value[0], str) and value[0] in prompt
 
 
 @dataclasses.dataclass
 class Job:
     """A prompt that was accepted."""
 
+    #: Its priority: the lowest number runs first.
     number: float
     prompt_id: str
     prompt: Json
     extra_data: Json
+    #: The ids of the output nodes that are to run.
     outputs: list[str]
 
     def item(self) -> list[Any]:
-        """The form in /queue and /history."""
+        """The job in the form of /queue and /history."""
         return [self.number, self.prompt_id, self.prompt, self.extra_data, self.outputs]
+
+
+def is_link(value: Any, prompt: Json) -> bool:
+    """Whether the value of an input is [node_id, slot], with a node that the prompt has."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    node_id = value[0]
+    return isinstance(node_id, str) and node_id in prompt
 
 
 def is_job_id(value: Any) -> bool:
     """Whether a value is a UUID in the one form that newer servers take."""
+    if not isinstance(value, str):
+        return False
     try:
-        return isinstance(value, str) and str(uuid.UUID(value)) == value
+        return str(uuid.UUID(value)) == value
     except ValueError:
         return False

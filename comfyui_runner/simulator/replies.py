@@ -1,18 +1,19 @@
-"""Answers to HTTP requests."""
+"""Answers to HTTP requests, and the part of a file that a Range asks for. Pure."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+import re
+from typing import Any, NamedTuple, Optional, Tuple
 
 
 class Reply(NamedTuple):
-    """An answer: `body`, or else the file at `path` (a part of it if Range asks for one)."""
+    """An answer: `body`, or else the file at `path` (a part of it if a Range asks for one)."""
 
     status: int = 200
     body: bytes = b""
-    kind: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
+    content_type: str = ""
+    headers: Tuple[Tuple[str, str], ...] = ()
     path: str = ""
 
 
@@ -26,4 +27,45 @@ def as_text(text: str, status: int) -> Reply:
     return Reply(status, text.encode(), "text/plain; charset=utf-8")
 
 
+#: What aiohttp answers when a handler raises.
 TROUBLE = as_text("500 Internal Server Error\n\nServer got itself in trouble", 500)
+
+
+class Range(NamedTuple):
+    """A part of a file, and how it is answered."""
+
+    status: int
+    start: int
+    length: int
+    #: Of the answer; "" for the whole file.
+    content_range: str
+
+
+def choose_range(header: str, size: int) -> Range:
+    """The part of a file of `size` bytes that a Range header asks for."""
+    wanted = parse_range(header)
+    if wanted is None:
+        return Range(200, 0, size, "")
+    first, last = wanted
+    if first is None:
+        start, end = max(0, size - (last or 0)), size
+    elif last is None:
+        start, end = first, size
+    else:
+        start, end = first, min(size, last + 1)
+    if start >= end:
+        return Range(416, 0, 0, f"bytes */{size}")
+    return Range(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
+
+
+def parse_range(header: str) -> Optional[Tuple[Optional[int], Optional[int]]]:
+    """The first and the last byte in "bytes=FIRST-LAST", of which one may be left out.
+
+    "bytes=-N" asks for the last N bytes. Returns None for anything else.
+    """
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
+    if match is None or match[0] == "bytes=-":
+        return None
+    first = int(match[1]) if match[1] else None
+    last = int(match[2]) if match[2] else None
+    return first, last

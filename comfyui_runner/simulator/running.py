@@ -1,73 +1,60 @@
-"""The execution of prompts: order of nodes, messages, progress, and the worker."""
+"""The execution of prompts: messages, progress, and the worker that takes one after the other."""
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import json
-import os
-import struct
 import time
 import traceback
-from typing import Any, Callable
+from typing import Any
 
+from comfyui_runner.simulator.frames import (
+    make_big_preview,
+    make_noise_frames,
+    make_noise_messages,
+    make_preview,
+    make_preview_with_metadata,
+)
 from comfyui_runner.simulator.life import Life
-from comfyui_runner.simulator.nodes import NODES, Node
+from comfyui_runner.simulator.node_class import Node
+from comfyui_runner.simulator.nodes import NODES
+from comfyui_runner.simulator.order import execution_order
 from comfyui_runner.simulator.pictures import draw
 from comfyui_runner.simulator.prompts import Job, Json, is_link
+from comfyui_runner.simulator.signatures import Signatures
 
 
 class Interrupted(Exception):
     """The running prompt was told to stop."""
 
 
-def execution_order(prompt: Json, outputs: list[str], cached: Callable[[str], bool]) -> list[str]:
-    """The nodes that must run, in the server's order: outputs and what leads to one come first."""
-    pending: dict[str, set[str]] = {}  # node_id -> the pending nodes that it waits for
-    stack = outputs[::-1]
-    while stack:
-        node_id = stack.pop()
-        if node_id not in pending:
-            values = prompt[node_id]["inputs"].values()
-            links = [value[0] for value in values if is_link(value, prompt)]
-            links = [origin for origin in links if not cached(origin)]
-            pending[node_id] = set(links)
-            stack += links
-    ends = {each for each in pending if NODES[prompt[each]["class_type"]].output_node}
-    order = []
-    while pending:
-        ready = [node_id for node_id, waits in pending.items() if not waits]
-        reach = {each: {each} for each in ready}  # what is up to two links behind a ready node
-        chosen = ""
-        for _ in range(3):
-            chosen = chosen or next((each for each in ready if reach[each] & ends), "")
-            for each, seen in reach.items():
-                reach[each] = {follower for follower in pending if pending[follower] & seen}
-        chosen = chosen or ready[0]
-        order.append(chosen)
-        del pending[chosen]
-        for waits in pending.values():
-            waits.discard(chosen)
-    return order
-
-
 class Running:
     """One execution of a job: its messages, its progress and what its nodes may ask for."""
 
     def __init__(self, life: Life, job: Job) -> None:
-        self.life, self.job, self.prompt = life, job, job.prompt
-        self.sim, self.extra_data = life.sim, job.extra_data
+        self.life = life
+        self.installation = life.installation
+        self.job = job
+        self.prompt = job.prompt
+        self.extra_data = job.extra_data
         self.client: str | None = job.extra_data.get("client_id")
+        self.signatures = Signatures(self.installation, self.prompt)
+        preview_method = job.extra_data.get("preview_method", "none")
+        asks_for_previews = preview_method not in ("none", "default")
+        self.previews = self.installation.previews or asks_for_previews
+        #: Seconds that the first step of this run hangs.
+        self.stall = self.installation.faults.stall
+
+        #: What /history keeps: the messages, and what it shows of each node.
         self.messages: list[list[Any]] = []
-        self.ui: Json = {}
+        self.outputs: Json = {}
+        #: The nodes that ran, in their order.
         self.executed: list[str] = []
+        #: node_id -> its part of progress_state, as JSON: encoding all at every step is slow.
+        self.states: dict[str, str] = {}
+        #: The node that runs, the values of its inputs, and how many steps it has.
         self.node_id = job.outputs[0]
-        self.current: Json = {}
-        self.states: dict[str, str] = {}  # node_id -> its part of progress_state, as JSON
-        self.signatures: dict[str, str] = {}
-        self.stall = life.sim.faults.stall
-        method = job.extra_data.get("preview_method", "none")
-        self.previews = life.sim.previews or method not in ("none", "default")
+        self.current_inputs: Json = {}
+        self.total = 1.0
 
     # What nodes use.
 
@@ -83,193 +70,252 @@ class Running:
 
     def progress(self, value: int, total: int, preview: int | bytes | None = None) -> None:
         """Report a step, with a preview drawn from a seed or an image that is ready to send."""
-        node_id, life = self.node_id, self.life
         if self.stall is not None:
             self.sleep(self.stall)
             self.stall = None
         self.set_state(value, total, "running")
-        image = preview if isinstance(preview, bytes) else None
         if isinstance(preview, int):
-            image = self.draw_preview(preview, value, total)
-        if image is not None and life.takes_metadata(self.client):
-            head = json.dumps({**self.about(), "image_type": "image/png"}).encode()
-            life.emit(struct.pack(">II", 4, len(head)) + head + image, self.client)
-            image = None
-        done = {"value": value, "max": total, "prompt_id": self.job.prompt_id, "node": node_id}
-        life.send("progress", done, self.client)
-        if image is not None:
-            life.emit(struct.pack(">II", 1, 2) + image, self.client)
+            preview = self.draw_preview(preview, value, total)
+        takes_metadata = self.life.takes_metadata(self.client)
+        # A preview with metadata is sent before the progress of its step, a plain one after it.
+        if preview is not None and takes_metadata:
+            metadata = {**self.describe_node(), "image_type": "image/png"}
+            self.life.emit(make_preview_with_metadata(metadata, preview), self.client)
+        data = {
+            "value": value,
+            "max": total,
+            "prompt_id": self.job.prompt_id,
+            "node": self.node_id,
+        }
+        self.life.send("progress", data, self.client)
+        if preview is not None and not takes_metadata:
+            self.life.emit(make_preview(preview), self.client)
 
     @staticmethod
     def draw_preview(seed: int, value: int, total: int) -> bytes:
         """The preview of a step."""
         return draw(128, 128, seed + value, ["SIMULATED", f"{value} OF {total}"])
 
-    # How it runs.
+    # Messages.
 
-    def about(self) -> Json:
-        """The current node, as progress and previews tell of it."""
-        ids: Json = dict.fromkeys(("node_id", "display_node_id", "real_node_id"), self.node_id)
-        return {**ids, "prompt_id": self.job.prompt_id, "parent_node_id": None}
-
-    def set_state(self, value: float, total: float, state: str) -> None:
-        """Send progress_state; the parts of the other nodes are kept as JSON."""
-        sim, node_id = self.life.sim, self.node_id
-        part = {"value": value, "max": total, "state": state, **self.about()}
-        self.states[node_id] = f"{json.dumps(node_id)}: {json.dumps(part)}"
-        self.total = total
-        if sim.has("progress_state") and "progress_state" not in sim.faults.drop_events:
-            nodes = ", ".join(self.states.values())
-            head = f'"prompt_id": {json.dumps(self.job.prompt_id)}, "nodes": {{{nodes}}}'
-            self.life.emit(f'{{"type": "progress_state", "data": {{{head}}}}}', self.client)
-
-    def announce(self, kind: str, everyone: bool = False, **data: Any) -> None:
-        """Send a message that /history keeps."""
-        if self.life.sim.has("released"):
+    def announce(self, event: str, for_everyone: bool = False, **data: Any) -> None:
+        """Send a message that /history keeps to the prompt's client, or to everyone."""
+        if self.installation.has("released"):
             data["timestamp"] = int(time.time() * 1000)
-        self.messages.append([kind, data])
-        if self.client is not None or everyone:
-            self.life.send(kind, data, self.client)
+        self.messages.append([event, data])
+        if self.client is not None or for_everyone:
+            self.life.send(event, data, self.client)
 
-    def tell(self, kind: str, **data: Any) -> None:
+    def send(self, event: str, **data: Any) -> None:
         """Send a message of this prompt to its client, if it has one."""
         if self.client is not None:
-            self.life.send(kind, {**data, "prompt_id": self.job.prompt_id}, self.client)
+            self.life.send(event, {**data, "prompt_id": self.job.prompt_id}, self.client)
 
-    def signature(self, node_id: str) -> str:
-        """What the cache knows a node by: class, values, files and the same of what it links to."""
-        if node_id not in self.signatures:
-            self.signatures[node_id] = "cycle"
-            node = self.prompt[node_id]
-            parts: list[Any] = [node["class_type"]]
-            inputs = node.get("inputs")
-            for name, value in sorted(inputs.items()) if isinstance(inputs, dict) else ():
-                if is_link(value, self.prompt):
-                    value = [self.signature(value[0]), value[1]]
-                elif name == "image" and isinstance(value, str):
-                    path = self.life.sim.annotated(value)
-                    value = [value, os.path.isfile(path) and os.stat(path).st_mtime_ns]
-                parts.append([name, value])
-            digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-            self.signatures[node_id] = digest
-        return self.signatures[node_id]
+    def send_output(self, output: Json | None) -> None:
+        """Send the output of the current node."""
+        self.send("executed", node=self.node_id, **self.display_node(), output=output)
 
-    def cached(self, node_id: str) -> bool:
+    def display_node(self) -> Json:
+        """What messages add to "node": the node that the user sees, here always the same."""
+        if not self.installation.has("released"):
+            return {}
+        return {"display_node": self.node_id}
+
+    def describe_node(self) -> Json:
+        """The current node, as progress_state and previews describe it."""
+        return {
+            "node_id": self.node_id,
+            "display_node_id": self.node_id,
+            "real_node_id": self.node_id,
+            "prompt_id": self.job.prompt_id,
+            "parent_node_id": None,
+        }
+
+    def set_state(self, value: float, total: float, state: str) -> None:
+        """Set the current node's progress, and send progress_state."""
+        self.total = total
+        part = {"value": value, "max": total, "state": state, **self.describe_node()}
+        self.states[self.node_id] = f"{json.dumps(self.node_id)}: {json.dumps(part)}"
+        if not self.installation.has("progress_state"):
+            return
+        if "progress_state" in self.installation.faults.drop_events:
+            return
+        nodes = ", ".join(self.states.values())
+        data = f'{{"prompt_id": {json.dumps(self.job.prompt_id)}, "nodes": {{{nodes}}}}}'
+        self.life.emit(f'{{"type": "progress_state", "data": {data}}}', self.client)
+
+    def misbehave(self, is_begin: bool) -> None:
+        """Send what the faults ask for at the begin and the end of a run."""
+        faults = self.installation.faults
+        if faults.noise:
+            for event, data in make_noise_messages():
+                self.life.send(event, data, self.client)
+            for frame in make_noise_frames():
+                self.life.emit(frame, self.client)
+        if faults.big_frame and is_begin:
+            padding = "x" * faults.big_frame
+            self.life.send("simulated_big_event", {"padding": padding}, self.client)
+            self.life.emit(make_big_preview(faults.big_frame), self.client)
+
+    # Execution.
+
+    def is_cached(self, node_id: str) -> bool:
         """Whether a node need not run."""
-        return self.signature(node_id) in self.life.cache
+        return self.signatures.of(node_id) in self.life.cache
 
     def run(self) -> Json:
-        """Execute the prompt and return its entry in /history."""
-        life, job = self.life, self.job
-        self.announce("execution_start", prompt_id=job.prompt_id)
-        success = False
+        """Execute the prompt. Returns its entry in /history."""
+        succeeded = False
+        self.announce("execution_start", prompt_id=self.job.prompt_id)
         try:
-            signatures = {self.signature(node_id) for node_id in self.prompt}
-            for signature in set(life.cache) - signatures:  # only the previous prompt's are kept
-                del life.cache[signature]
-            known = [node_id for node_id in self.prompt if self.cached(node_id)]
-            self.announce("execution_cached", nodes=known, prompt_id=job.prompt_id)
-            life.misbehave(self.client, begins=True)
-            for node_id in execution_order(self.prompt, job.outputs, self.cached):
+            self.forget_other_prompts()
+            cached = [node_id for node_id in self.prompt if self.is_cached(node_id)]
+            self.announce("execution_cached", nodes=cached, prompt_id=self.job.prompt_id)
+            self.misbehave(is_begin=True)
+            for node_id in execution_order(self.prompt, self.job.outputs, self.is_cached):
                 self.node_id = node_id
                 self.execute(NODES[self.prompt[node_id]["class_type"]])
-            success = True
-            life.misbehave(self.client, begins=False)
-            if life.sim.has("released"):
-                self.announce("execution_success", prompt_id=job.prompt_id)
-        except Exception as exc:  # whatever a node raises is the client's to hear of
-            self.fail(exc)
-        if not life.sim.has("jobs"):  # older servers list what is cached as well
-            for node_id in self.prompt:
-                if self.cached(node_id) and life.cache[self.signature(node_id)][1]:
-                    self.ui[node_id] = life.cache[self.signature(node_id)][1]
-        status = {"status_str": "success" if success else "error", "completed": success}
-        entry: Json = {"prompt": job.item(), "outputs": self.ui}
-        entry["status"] = {**status, "messages": self.messages}
-        if life.sim.has("released"):
-            ids = ("node_id", "display_node", "real_node_id")
-            entry["meta"] = {each: {**dict.fromkeys(ids, each), "parent_node": None} for each in self.ui}
-        return entry
+            succeeded = True
+            self.misbehave(is_begin=False)
+            if self.installation.has("released"):
+                self.announce("execution_success", prompt_id=self.job.prompt_id)
+        except Interrupted:
+            self.announce("execution_interrupted", for_everyone=True, **self.describe_end())
+        except Exception as error:  # whatever a node raises is the client's to hear of
+            self.announce("execution_error", **self.describe_end(), **self.describe_error(error))
+        if not self.installation.has("jobs"):
+            self.add_cached_outputs()
+        return self.make_history_entry(succeeded)
+
+    def forget_other_prompts(self) -> None:
+        """Keep in the cache only what the previous prompt and this one have in common."""
+        own = {self.signatures.of(node_id) for node_id in self.prompt}
+        for signature in set(self.life.cache) - own:
+            del self.life.cache[signature]
 
     def execute(self, node: Node) -> None:
         """Run the current node, or take what the cache has for it."""
-        life, node_id, signature = self.life, self.node_id, self.signature(self.node_id)
-        shown = {"display_node": node_id} if life.sim.has("released") else {}
-        self.current = {}
-        if signature in life.cache:
-            ui = life.cache[signature][1]
-            if life.sim.has("released"):
-                self.tell("executed", node=node_id, **shown, output=ui)
-            if ui:
-                self.ui[node_id] = ui
-            self.set_state(1, 1, "finished")
+        signature = self.signatures.of(self.node_id)
+        self.current_inputs = {}
+        if signature in self.life.cache:  # an equal node of the same prompt ran meanwhile
+            self.take_from_cache(signature)
             return
         self.set_state(0.0, 1.0, "running")
         if self.client is not None:
-            life.last_node = node_id
-        self.tell("executing", node=node_id, **shown)
+            self.life.last_node = self.node_id
+        self.send("executing", node=self.node_id, **self.display_node())
         self.check()
-        life.sim.executed_nodes[self.job.prompt_id].append(node_id)
-        for name, value in self.prompt[node_id]["inputs"].items():
-            if name in node.specs:
-                if is_link(value, self.prompt):
-                    value = life.cache[self.signature(value[0])][0][value[1]]
-                self.current[name] = value
-        outputs, ui = node.run(self, dict(self.current))
-        if ui:
-            self.ui[node_id] = ui
-            self.tell("executed", node=node_id, **shown, output=ui)
-        life.cache[signature] = (outputs, ui)
+        self.installation.executed_nodes[self.job.prompt_id].append(self.node_id)
+        self.collect_inputs(node)
+        result = node.action(self, dict(self.current_inputs))
+        if result.ui:
+            self.outputs[self.node_id] = result.ui
+            self.send_output(result.ui)
+        self.life.cache[signature] = result
         self.set_state(self.total, self.total, "finished")
-        self.executed.append(node_id)
+        self.executed.append(self.node_id)
 
-    def fail(self, exc: Exception) -> None:
-        """Tell that the prompt was interrupted, or why its current node failed."""
-        about: Json = {"prompt_id": self.job.prompt_id, "node_id": self.node_id}
-        about["node_type"] = self.prompt[self.node_id]["class_type"]
-        about["executed"] = list(self.executed)
-        if isinstance(exc, Interrupted):
-            self.announce("execution_interrupted", everyone=True, **about)
-            return
-        plain = (int, float, str, type(None))
-        about["exception_message"] = f"{exc}\n"
-        about["exception_type"] = type(exc).__name__
-        about["traceback"] = traceback.format_tb(exc.__traceback__)
-        about["current_inputs"] = {
-            name: [value if isinstance(value, plain) else "SIMULATED " + repr(value)]
-            for name, value in self.current.items()
+    def take_from_cache(self, signature: str) -> None:
+        """Report the result of an equal node as the current node's."""
+        ui = self.life.cache[signature].ui
+        if self.installation.has("released"):
+            self.send_output(ui)
+        if ui:
+            self.outputs[self.node_id] = ui
+        self.set_state(1, 1, "finished")
+
+    def collect_inputs(self, node: Node) -> None:
+        """Find the values of the current node's inputs: its own, and what links bring."""
+        for name, value in self.prompt[self.node_id]["inputs"].items():
+            if name not in node.specs:
+                continue
+            if is_link(value, self.prompt):
+                origin, slot = value
+                value = self.life.cache[self.signatures.of(origin)].outputs[slot]
+            self.current_inputs[name] = value
+
+    # The end.
+
+    def describe_end(self) -> Json:
+        """Where an execution ended that did not succeed."""
+        return {
+            "prompt_id": self.job.prompt_id,
+            "node_id": self.node_id,
+            "node_type": self.prompt[self.node_id]["class_type"],
+            "executed": list(self.executed),
         }
-        about["current_outputs"] = list(self.prompt)
-        self.announce("execution_error", **about)
+
+    def describe_error(self, error: Exception) -> Json:
+        """Why the current node failed."""
+        current_inputs = {}
+        for name, value in self.current_inputs.items():
+            if not isinstance(value, (int, float, str, type(None))):
+                value = f"SIMULATED {value!r}"
+            current_inputs[name] = [value]
+        return {
+            "exception_message": f"{error}\n",
+            "exception_type": type(error).__name__,
+            "traceback": traceback.format_tb(error.__traceback__),
+            "current_inputs": current_inputs,
+            "current_outputs": list(self.prompt),
+        }
+
+    def add_cached_outputs(self) -> None:
+        """Add what the cache has for nodes that did not run; newer servers leave it out."""
+        for node_id in self.prompt:
+            if self.is_cached(node_id):
+                ui = self.life.cache[self.signatures.of(node_id)].ui
+                if ui:
+                    self.outputs[node_id] = ui
+
+    def make_history_entry(self, succeeded: bool) -> Json:
+        """The prompt's entry in /history."""
+        entry: Json = {
+            "prompt": self.job.item(),
+            "outputs": self.outputs,
+            "status": {
+                "status_str": "success" if succeeded else "error",
+                "completed": succeeded,
+                "messages": self.messages,
+            },
+        }
+        if self.installation.has("released"):
+            entry["meta"] = {node_id: make_meta(node_id) for node_id in self.outputs}
+        return entry
+
+
+def make_meta(node_id: str) -> Json:
+    """What /history says of a node that has outputs."""
+    return {
+        "node_id": node_id,
+        "display_node": node_id,
+        "parent_node": None,
+        "real_node_id": node_id,
+    }
 
 
 def work(life: Life) -> None:
-    """Run one prompt after the other."""
+    """Run one prompt after the other until the server ends."""
     while True:
-        with life.lock:
-            while not life.pending and not life.dead.is_set():
-                life.wake.wait()
-            if life.dead.is_set():
-                return
-            job = life.running = heapq.heappop(life.pending)[3]
-            life.interrupted = False
-            running = Running(life, job)
-            life.client, life.last_node = running.client, None
-            life.changed()
-        life.sim.executions[job.prompt_id] = life.sim.executions.get(job.prompt_id, 0) + 1
-        life.sim.executed_nodes.setdefault(job.prompt_id, [])
+        job = life.take()
+        if job is None:
+            return
+        installation = life.installation
+        begun_before = installation.executions.get(job.prompt_id, 0)
+        installation.executions[job.prompt_id] = begun_before + 1
+        installation.executed_nodes.setdefault(job.prompt_id, [])
+
+        running = Running(life, job)
         entry = running.run()
         if life.dead.is_set():
             return
-        with life.lock:
-            life.running, life.last_node = None, None
-            if not life.sim.faults.history_delay and not life.sim.faults.history_evict:
-                life.remember(job.prompt_id, entry)
-            life.changed()
-        running.tell("executing", node=None)
-        if life.sim.faults.history_delay and not life.sim.faults.history_evict:
-            delay = life.sim.faults.history_delay
-            life.later(delay, life.remember, job.prompt_id, entry)
-        if life.free:
-            life.free = False
+
+        # The order of a real server: history, status, then the message that ends the run.
+        life.finish(job, entry)
+        running.send("executing", node=None)
+        faults = installation.faults
+        if faults.history_delay and not faults.history_evict:
+            life.call_later(faults.history_delay, life.remember, job.prompt_id, entry)
+        if life.should_forget:
+            life.should_forget = False
             life.cache.clear()

@@ -5,28 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import Any
 
+from comfyui_runner.simulator.folders import FOLDERS
 from comfyui_runner.simulator.handler import Server
-from comfyui_runner.simulator.installation import FOLDERS, Installation
+from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.pictures import draw
 
 
 class Simulator(Installation):
-    """A simulated ComfyUI server in threads of this process; for its arguments see Installation."""
+    """A simulated ComfyUI server in threads of this process; its arguments are Installation's."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._server: Server | None = None
+    _server: Server | None = None
 
     def start(self) -> Simulator:
         """Make the folders and listen. Raises OSError if the port is taken."""
-        if self._temporary and not self.root:
+        if self.is_temporary and not self.root:
             self.root = tempfile.mkdtemp(prefix="comfyui-simulator-")
         self.root = os.path.realpath(self.root)
         for folder in FOLDERS:
             os.makedirs(self.folder(folder), exist_ok=True)
-        if self._temporary:
+        if self.is_temporary:
             with open(os.path.join(self.folder("input"), "example.png"), "wb") as file:
                 file.write(draw(512, 512, 0, ["SIMULATED", "EXAMPLE"]))
         self.revive()
@@ -35,7 +33,7 @@ class Simulator(Installation):
     def stop(self) -> None:
         """Stop, cut everything and remove the temporary folder."""
         self.crash()
-        if self._temporary and self.root:
+        if self.is_temporary and self.root:
             shutil.rmtree(self.root, ignore_errors=True)
             self.root = ""
 
@@ -58,11 +56,12 @@ class Simulator(Installation):
 
     def revive(self) -> None:
         """Listen again on the same port, with nothing in memory."""
-        if self._server is None:
-            shutil.rmtree(self.folder("temp"), ignore_errors=True)
-            os.makedirs(self.folder("temp"), exist_ok=True)
-            self._server = Server(self, (self.host, self.port))
-            self.port = self._server.server_address[1]
+        if self._server is not None:
+            return
+        shutil.rmtree(self.folder("temp"), ignore_errors=True)
+        os.makedirs(self.folder("temp"), exist_ok=True)
+        self._server = Server(self, (self.host, self.port))
+        self.port = self._server.server_address[1]
 
     def cut_websockets(self) -> None:
         """Cut all sockets without a close frame."""

@@ -4,182 +4,321 @@ from __future__ import annotations
 
 import os
 import traceback
-from typing import Any
+from typing import Any, Callable
 
 from comfyui_runner.simulator.installation import Installation
-from comfyui_runner.simulator.nodes import NODES, Node
+from comfyui_runner.simulator.node_class import Node
+from comfyui_runner.simulator.nodes import NODES
 from comfyui_runner.simulator.prompts import Json
 
+#: How a value that is not a link becomes one of the input's type.
+CONVERSIONS: dict[str, Callable[[Any], Any]] = {
+    "INT": int,
+    "FLOAT": float,
+    "STRING": str,
+    "BOOLEAN": bool,
+}
+#: The inputs that a loader checks itself: they name a file in input/ (or "name [output]").
+FILE_INPUTS = ("image", "audio", "file")
+#: Of a longer list of options, an error shows only the length.
+MOST_LISTED_OPTIONS = 20
 
-def problem(kind: str, message: str, details: str = "", **extra: Any) -> Json:
+
+def make_error(error_type: str, message: str, details: str = "", **extra: Any) -> Json:
     """An error in the form that /prompt answers with."""
-    return {"type": kind, "message": message, "details": details, "extra_info": extra}
-
-
-def _caught(exc: Exception, inner: Json | None = None) -> Json:
-    trace = {"traceback": traceback.format_tb(exc.__traceback__)}
-    known = {"exception_type": type(exc).__name__, **trace}
-    if inner is None:
-        return problem("exception_during_validation", "Exception when validating node", str(exc), **known)
-    message = "Exception when validating inner node"
-    extra = {"exception_message": str(exc), **inner, **known}
-    return problem("exception_during_inner_validation", message, str(exc), **extra)
-
-
-def _types_fit(received: Any, wanted: Any) -> bool:
-    if received == wanted:
-        return True
-    if not isinstance(received, str) or not isinstance(wanted, str):
-        return False
-    offers, accepts = set(received.split(",")), set(wanted.split(","))
-    return "*" in offers | accepts or bool(offers & accepts)
+    return {"type": error_type, "message": message, "details": details, "extra_info": extra}
 
 
 class Validation:
     """Checks a prompt as the server does, converting its values in place.
 
     An output is good if everything that it depends on is; the good ones run even if others fail.
+
+    Attributes:
+        good: The ids of the output nodes that can run.
+        error: Why nothing can run, or None.
+        node_errors: What /prompt answers of each bad node, even if others run.
     """
 
-    def __init__(self, sim: Installation, prompt: Json, targets: list[str] | None) -> None:
-        self.sim, self.prompt = sim, prompt
+    def __init__(self, installation: Installation, prompt: Json, targets: list[str] | None) -> None:
+        self.installation = installation
+        self.prompt = prompt
         self.good: list[str] = []
         self.node_errors: Json = {}
-        self.checked: dict[str, list[Json]] = {}  # node_id -> its own errors
-        self.sound: dict[str, bool] = {}  # False also for a node below a bad one
-        self.error = self._check(targets)
+        #: node_id -> its own errors.
+        self.checked: dict[str, list[Json]] = {}
+        #: node_id -> whether it and all that it depends on is good.
+        self.sound: dict[str, bool] = {}
+        self.error = self.check_prompt(targets)
 
-    def _check(self, targets: list[str] | None) -> Json | None:
+    # The prompt.
+
+    def check_prompt(self, targets: list[str] | None) -> Json | None:
+        """Check every output, or only the targets. Returns the error if nothing can run."""
         outputs = []
         for node_id, node in self.prompt.items():
             if "class_type" not in node or node["class_type"] not in NODES:
-                return self._unknown_class(node_id, node)
-            if NODES[node["class_type"]].output_node and (targets is None or node_id in targets):
+                return self.report_unknown_class(node_id, node)
+            is_target = targets is None or node_id in targets
+            if NODES[node["class_type"]].is_output and is_target:
                 outputs.append(node_id)
         if not outputs:
-            return problem("prompt_no_outputs", "Prompt has no outputs")
-        details = []
+            return make_error("prompt_no_outputs", "Prompt has no outputs")
+        errors = []
         for output in outputs:
-            try:
-                sound = self._node(output, [])
-            except Exception as exc:  # whatever a malformed prompt raises becomes its error
-                sound = self.sound[output] = False
-                self.checked[output] = [_caught(exc)]
-            if sound:
+            if self.check_output(output):
                 self.good.append(output)
-                continue
-            details += self.checked[output]
-            for node_id, errors in self.checked.items():
-                if errors:
-                    entry: Json = {"errors": errors, "dependent_outputs": []}
-                    entry["class_type"] = self.prompt[node_id]["class_type"]
-                    self.node_errors.setdefault(node_id, entry)["dependent_outputs"].append(output)
+            else:
+                errors += self.checked[output]
+                self.blame_nodes(output)
         if self.good:
             return None
-        text = "\n".join("{message}: {details}".format(**error) for error in details)
-        return problem("prompt_outputs_failed_validation", "Prompt outputs failed validation", text)
+        lines = [f"{error['message']}: {error['details']}" for error in errors]
+        return make_error(
+            "prompt_outputs_failed_validation",
+            "Prompt outputs failed validation",
+            "\n".join(lines),
+        )
 
-    def _unknown_class(self, node_id: str, node: Json) -> Json:
+    def check_output(self, output: str) -> bool:
+        """Check an output and all that it depends on."""
+        try:
+            return self.check_node(output, [])
+        except Exception as error:  # whatever a malformed prompt raises becomes its error
+            self.sound[output] = False
+            self.checked[output] = [report_exception(error)]
+            return False
+
+    def blame_nodes(self, output: str) -> None:
+        """Note in node_errors that an output cannot run because of every node found bad so far."""
+        for node_id, errors in self.checked.items():
+            if not errors:
+                continue
+            if node_id not in self.node_errors:
+                self.node_errors[node_id] = {
+                    "errors": errors,
+                    "dependent_outputs": [],
+                    "class_type": self.prompt[node_id]["class_type"],
+                }
+            self.node_errors[node_id]["dependent_outputs"].append(output)
+
+    def report_unknown_class(self, node_id: str, node: Json) -> Json:
+        """The error of a node that has no class, or one that is not installed."""
         where = f"Node ID '#{node_id}'"
         class_type = node.get("class_type") if isinstance(node, dict) else None
-        if not self.sim.has("jobs"):
-            what = f"node {class_type} does not exist."
+        if not self.installation.has("jobs"):
+            reason = f"node {class_type} does not exist."
             if class_type is None:
-                what = "a node is missing the class_type property."
-            return problem("invalid_prompt", "Cannot execute because " + what, where)
+                reason = "a node is missing the class_type property."
+            return make_error("invalid_prompt", "Cannot execute because " + reason, where)
         title = node.get("_meta", {}).get("title", class_type)
-        what = f"Node '{title}' not found. The custom node may not be installed."
+        message = f"Node '{title}' not found. The custom node may not be installed."
         if class_type is None:
-            what = "Node '{}' has no class_type. The workflow may be corrupted or a custom node is"
-            what = what.format(title or "ID #" + node_id) + " missing."
+            name = title or f"ID #{node_id}"
+            message = (
+                f"Node '{name}' has no class_type. "
+                "The workflow may be corrupted or a custom node is missing."
+            )
         extra = {"node_id": node_id, "class_type": class_type, "node_title": title}
-        return problem("missing_node_type", what, where, **extra)
+        return make_error("missing_node_type", message, where, **extra)
 
-    def _node(self, node_id: str, path: list[str]) -> bool:
+    # A node.
+
+    def check_node(self, node_id: str, path: list[str]) -> bool:
+        """Check a node, and first those that it links to; `path` leads here from an output.
+
+        Returns whether it and all of them are good. Each node is checked once.
+        """
         if node_id in self.sound:
             return self.sound[node_id]
-        if node_id in path and self.sim.has("jobs"):
-            return self._cycle(path[path.index(node_id) :])
-        inputs, node = self.prompt[node_id]["inputs"], NODES[self.prompt[node_id]["class_type"]]
-        errors, sound = [], True
-        for name, (kind, settings) in node.inputs(self.sim).items():
-            known: Json = {"input_name": name}
+        if node_id in path and self.installation.has("jobs"):
+            self.report_cycle(path[path.index(node_id) :])
+            return False
+        inputs = self.prompt[node_id]["inputs"]
+        node = NODES[self.prompt[node_id]["class_type"]]
+        errors = []
+        are_origins_sound = True
+        for name, (input_type, settings) in node.inputs(self.installation).items():
             if name not in inputs:
                 if name not in node.optional:
-                    missing = "Required input is missing"
-                    errors.append(problem("required_input_missing", missing, name, **known))
+                    errors.append(report_missing_input(name))
                 continue
+            known: Json = {"input_name": name, "input_config": [input_type, settings]}
             value = inputs[name]
-            known["input_config"] = [kind, settings]
-            if isinstance(value, list):  # always read as a link: a literal comes in __value__
-                error = self._link(name, value, kind, known)
-                if error is None:
-                    try:
-                        sound = self._node(value[0], [*path, node_id]) and sound
-                    except Exception as exc:
-                        self.sound[value[0]] = sound = False
-                        self.checked[value[0]] = [_caught(exc, {**known, "linked_node": value})]
+            if isinstance(value, list):  # always read as a link: a literal list is in __value__
+                error = self.check_link(value, input_type, known)
+                if error is None and not self.check_origin(value, [*path, node_id], known):
+                    are_origins_sound = False
             else:
-                error = self._value(node, inputs, name, kind, settings, known)
+                error = self.check_value(node, inputs, known)
             if error is not None:
                 errors.append(error)
         errors = self.checked.get(node_id, []) + errors  # a cycle may have been found meanwhile
         self.checked[node_id] = errors
-        self.sound[node_id] = sound and not errors
+        self.sound[node_id] = are_origins_sound and not errors
         return self.sound[node_id]
 
-    def _cycle(self, ring: list[str]) -> bool:
-        names = ["{} ({})".format(each, self.prompt[each]["class_type"]) for each in ring]
-        for each in ring:
-            extra = {"node_id": each, "cycle_nodes": ring}
-            details = " -> ".join(names + names[:1])
-            error = problem("dependency_cycle", "Dependency cycle detected", details, **extra)
-            self.sound[each], self.checked[each] = False, [error]
-        return False
-
-    def _link(self, name: str, value: list[Any], kind: Any, known: Json) -> Json | None:
-        if len(value) != 2:
-            message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
-            return problem("bad_linked_input", message, name, **known, received_value=value)
-        received = NODES[self.prompt[value[0]]["class_type"]].outputs[value[1]]
-        if _types_fit(received, kind):
-            return None
-        details = f"{name}, received_type({received}) mismatch input_type({kind})"
-        extra = {**known, "received_type": received, "linked_node": value}
-        message = "Return type mismatch between linked nodes"
-        return problem("return_type_mismatch", message, details, **extra)
-
-    def _value(self, node: Node, inputs: Json, name: str, kind: Any, settings: Json, known: Json) -> Json | None:
-        value = inputs[name]
-        convert = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}.get(str(kind))
+    def check_origin(self, link: list[Any], path: list[str], known: Json) -> bool:
+        """Check the node that a link comes from; what that raises is an error of that node."""
+        origin = link[0]
         try:
-            if isinstance(value, dict) and "__value__" in value:
-                inputs[name] = value = value["__value__"]
-            if convert:
-                inputs[name] = value = convert(value)
-        except Exception as exc:
-            message = f"Failed to convert an input value to a {kind} value"
-            details = f"{name}, {value}, {exc}"
-            extra = {**known, "received_value": value, "exception_message": str(exc)}
-            return problem("invalid_input_type", message, details, **extra)
+            return self.check_node(origin, path)
+        except Exception as error:
+            self.sound[origin] = False
+            self.checked[origin] = [report_inner_exception(error, {**known, "linked_node": link})]
+            return False
+
+    def report_cycle(self, ring: list[str]) -> None:
+        """Note an error for each node of a ring, which replaces what was found there."""
+        names = [f"{each} ({self.prompt[each]['class_type']})" for each in ring]
+        details = " -> ".join([*names, names[0]])
+        for node_id in ring:
+            extra = {"node_id": node_id, "cycle_nodes": ring}
+            error = make_error("dependency_cycle", "Dependency cycle detected", details, **extra)
+            self.sound[node_id] = False
+            self.checked[node_id] = [error]
+
+    # An input. `known` is what an error's extra_info has: input_name and input_config.
+
+    def check_link(self, link: list[Any], input_type: Any, known: Json) -> Json | None:
+        """The error if a link is not one, or if the other node's output is of another type."""
+        name = known["input_name"]
+        if len(link) != 2:
+            return make_error(
+                "bad_linked_input",
+                "Bad linked input, must be a length-2 list of [node_id, slot_index]",
+                name,
+                **known,
+                received_value=link,
+            )
+        node_id, slot = link
+        received_type = NODES[self.prompt[node_id]["class_type"]].outputs[slot]
+        if types_fit(received_type, input_type):
+            return None
+        return make_error(
+            "return_type_mismatch",
+            "Return type mismatch between linked nodes",
+            f"{name}, received_type({received_type}) mismatch input_type({input_type})",
+            **known,
+            received_type=received_type,
+            linked_node=link,
+        )
+
+    def check_value(self, node: Node, inputs: Json, known: Json) -> Json | None:
+        """The error if a value is not of its type or not one of those allowed; converts it."""
+        name = known["input_name"]
+        input_type, settings = known["input_config"]
+        error = convert_value(inputs, input_type, known)
+        if error is not None:
+            return error
+        value = inputs[name]
+        if node.name.startswith("Load") and name in FILE_INPUTS:
+            return self.check_file(name, value)
         known = {**known, "received_value": value}
-        if node.name.startswith("Load") and name in ("image", "audio", "file"):
-            if os.path.isfile(self.sim.annotated(value)):  # such a class checks its own input
-                return None
-            details = "{} - Invalid {} file: {}".format(name, name.replace("file", "video"), value)
-            message = "Custom validation failed for node"
-            return problem("custom_validation_failed", message, details, input_name=name)
-        for key, word, wrong in (("min", "smaller", -1), ("max", "bigger", 1)):
-            if key in settings and (value - settings[key]) * wrong > 0:
-                message = f"Value {value} {word} than {key} of {settings[key]}"
-                return problem(f"value_{word}_than_{key}", message, name, **known)
-        choices = settings.get("options") if kind == "COMBO" else kind
-        if isinstance(choices, list) and value not in choices:
-            listed: Any = choices
-            if len(choices) > 20:
-                known["input_config"], listed = None, f"(list of length {len(choices)})"
-            details = f"{name}: {value!r} not in {listed}"
-            if not self.sim.has("jobs"):
-                details = f"{name}: '{value}' not in {listed}"
-            return problem("value_not_in_list", "Value not in list", details, **known)
+        error = check_bounds(value, settings, known)
+        if error is not None:
+            return error
+        options = settings.get("options") if input_type == "COMBO" else input_type
+        if isinstance(options, list) and value not in options:
+            return self.report_unlisted(value, options, known)
         return None
+
+    def check_file(self, name: str, value: Any) -> Json | None:
+        """The error if a loader's file is missing: its class checks that input by itself."""
+        if os.path.isfile(self.installation.annotated(value)):
+            return None
+        media = "video" if name == "file" else name
+        return make_error(
+            "custom_validation_failed",
+            "Custom validation failed for node",
+            f"{name} - Invalid {media} file: {value}",
+            input_name=name,
+        )
+
+    def report_unlisted(self, value: Any, options: list[Any], known: Json) -> Json:
+        """The error of a value that is not one of the options."""
+        listed = str(options)
+        if len(options) > MOST_LISTED_OPTIONS:
+            listed = f"(list of length {len(options)})"
+            known = {**known, "input_config": None}
+        quoted = repr(value)
+        if not self.installation.has("jobs"):
+            quoted = f"'{value}'"
+        details = f"{known['input_name']}: {quoted} not in {listed}"
+        return make_error("value_not_in_list", "Value not in list", details, **known)
+
+
+def types_fit(received_type: Any, input_type: Any) -> bool:
+    """Whether an output can be linked to an input: "A,B" is any of several, "*" any at all."""
+    if received_type == input_type:
+        return True
+    if not isinstance(received_type, str) or not isinstance(input_type, str):
+        return False
+    offered = set(received_type.split(","))
+    accepted = set(input_type.split(","))
+    return "*" in offered or "*" in accepted or bool(offered & accepted)
+
+
+def convert_value(inputs: Json, input_type: Any, known: Json) -> Json | None:
+    """Take a value out of __value__ and convert it, in place. Returns the error if it cannot be."""
+    name = known["input_name"]
+    value = inputs[name]
+    convert = CONVERSIONS.get(str(input_type))
+    try:
+        if isinstance(value, dict) and "__value__" in value:
+            value = value["__value__"]
+            inputs[name] = value
+        if convert is not None:
+            inputs[name] = convert(value)
+    except Exception as error:  # int() and float() raise several kinds
+        return make_error(
+            "invalid_input_type",
+            f"Failed to convert an input value to a {input_type} value",
+            f"{name}, {value}, {error}",
+            **known,
+            received_value=value,
+            exception_message=str(error),
+        )
+    return None
+
+
+def check_bounds(value: Any, settings: Json, known: Json) -> Json | None:
+    """The error if a number is below the input's minimum or above its maximum."""
+    name = known["input_name"]
+    if "min" in settings and value < settings["min"]:
+        message = f"Value {value} smaller than min of {settings['min']}"
+        return make_error("value_smaller_than_min", message, name, **known)
+    if "max" in settings and value > settings["max"]:
+        message = f"Value {value} bigger than max of {settings['max']}"
+        return make_error("value_bigger_than_max", message, name, **known)
+    return None
+
+
+def report_missing_input(name: str) -> Json:
+    """The error of an input that a node needs and does not have."""
+    message = "Required input is missing"
+    return make_error("required_input_missing", message, name, input_name=name)
+
+
+def report_exception(error: Exception) -> Json:
+    """The error that stands for an exception in the check of an output."""
+    return make_error(
+        "exception_during_validation",
+        "Exception when validating node",
+        str(error),
+        exception_type=type(error).__name__,
+        traceback=traceback.format_tb(error.__traceback__),
+    )
+
+
+def report_inner_exception(error: Exception, known: Json) -> Json:
+    """The error that stands for an exception in the check of a node that is linked to."""
+    return make_error(
+        "exception_during_inner_validation",
+        "Exception when validating inner node",
+        str(error),
+        exception_message=str(error),
+        **known,
+        exception_type=type(error).__name__,
+        traceback=traceback.format_tb(error.__traceback__),
+    )

@@ -1,0 +1,51 @@
+"""What the cache knows a node by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+from comfyui_runner.simulator.installation import Installation
+from comfyui_runner.simulator.prompts import Json, is_link
+
+
+class Signatures:
+    """The signatures of the nodes of a prompt: equal ones come to the same result.
+
+    A signature covers the class, the values, the files named by them, and the signatures of the
+    nodes that are linked to.
+    """
+
+    def __init__(self, installation: Installation, prompt: Json) -> None:
+        self.installation = installation
+        self.prompt = prompt
+        self.known: dict[str, str] = {}
+
+    def of(self, node_id: str) -> str:
+        """The signature of a node."""
+        if node_id not in self.known:
+            self.known[node_id] = "cycle"  # what a node sees that leads back to itself
+            self.known[node_id] = self.compute(node_id)
+        return self.known[node_id]
+
+    def compute(self, node_id: str) -> str:
+        """Hash all that the result of a node depends on."""
+        node = self.prompt[node_id]
+        parts: list[Any] = [node["class_type"]]
+        inputs = node.get("inputs")
+        if isinstance(inputs, dict):  # it may be anything in a node that no output needs
+            for name, value in sorted(inputs.items()):
+                parts.append([name, self.describe_value(name, value)])
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def describe_value(self, name: str, value: Any) -> Any:
+        """What counts of a value: a link's origin, the age of an image file, else itself."""
+        if is_link(value, self.prompt):
+            origin, slot = value
+            return [self.of(origin), slot]
+        if name == "image" and isinstance(value, str):
+            path = self.installation.annotated(value)
+            return [value, os.path.isfile(path) and os.stat(path).st_mtime_ns]
+        return value
