@@ -1060,6 +1060,7 @@ def test_the_tally_in_words() -> None:
     tally = tally._replace(done=9, failed=1, skipped=10, seconds=200.0)
     assert tally.in_words() == "20/40 rows, 1 failed, 3.0/min, 6:40 left"
     assert tally._replace(seconds=4.0).in_words() == "20/40 rows, 1 failed, 2.5/s, 8.0 s left"
+    assert tally._replace(seconds=10.0).in_words() == "20/40 rows, 1 failed, 1.0/s, 20.0 s left"
     assert tally._replace(total=20).in_words() == "20/20 rows, 1 failed, 3.0/min"
     assert cwr.Tally(None, done=1, seconds=2.0).in_words() == "1 row, 30.0/min"
     assert cwr.Tally(0).in_words() == "0/0 rows"

@@ -749,6 +749,33 @@ def test_a_getter_takes_what_goes_into_the_setter_of_its_name(setter: str, gette
     assert warnings(workflow) == ("node 7 (%s): there is no setter of its name." % getter,)
 
 
+@pytest.mark.parametrize("type_", ["PrimitiveNode", "SetNode"])
+def test_a_class_of_the_server_may_be_named_as_a_node_of_the_browser(type_: str) -> None:
+    """The server's counts: it is in the prompt, and where it is muted, nothing of it is."""
+    info = {**OBJECT_INFO, type_: {"input": {"required": {"value": ["INT", {}]}}, "output": ["INT"]}}
+
+    def made(mode: int) -> Json:
+        workflow = flow(
+            [
+                node(1, type_, {"value": 3}, [("INT", 1)], [100], mode=mode),
+                node(2, "EmptyLatentImage", {"width": 1}, [("LATENT",)], [64, 128, 2]),
+                node(3, "GetNode", {}, [("INT", 2)], [100]),
+                node(4, "PreviewAny", {"source": 2}),
+                node(5, "PrimitiveInt", {}, [("INT", 3)], [7, "fixed"]),
+            ],
+            (1, 1, 0, 2, 0),
+            (2, 3, 0, 4, 0),
+            (3, 5, 0, 1, 0),
+        )
+        prompt = cwr.convert_workflow(workflow, info).prompt
+        return {node_id: one["inputs"] for node_id, one in prompt.items()}
+
+    still = {"height": 128, "batch_size": 2}
+    others = {"4": {}, "5": {"value": 7}}
+    assert made(0) == {"1": {"value": ["5", 0]}, "2": {"width": ["1", 0], **still}, **others}
+    assert made(2) == {"2": {"width": 64, **still}, **others}
+
+
 def test_nodes_of_rgthree_that_live_in_the_browser_are_no_reason_to_refuse() -> None:
     workflow = flow(
         [
