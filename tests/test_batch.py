@@ -938,6 +938,13 @@ def test_a_single_run_that_its_server_lost_is_submitted_again(
     assert len({event["prompt_id"] for event in result.events if event["event"] == "end"}) == runs
 
 
+@pytest.mark.parametrize(("steps", "status"), [(1, cwr.ExitStatus.OK), (0, cwr.ExitStatus.REJECTED)])
+def test_a_run_that_was_not_lost_is_submitted_once(steps: int, status: int, batch: Batch) -> None:
+    batch.prompt = slow_prompt(steps=steps, seconds=0.0)
+    assert batch("--retries", "2").status == status
+    assert batch.posts() == 1
+
+
 def test_retries_that_are_used_up_leave_a_single_run_lost(batch: Batch) -> None:
     batch.prompt = slow_prompt(seconds=20.0)
     restarts: List[int] = []
