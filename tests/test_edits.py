@@ -248,6 +248,13 @@ def test_links_that_go_round_or_nowhere_end() -> None:
     assert cwr.text_inputs(prompt, "3") == []
 
 
+def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
+    """Nor does a source that was seen before."""
+    prompt = {"1": node("Join", text_a=["9", 0], text_b=["2", 0], text_c=["2", 0], text_d=["3", 0])}
+    prompt.update({"2": node("PrimitiveString", value="a"), "3": node("PrimitiveString", value="b")})
+    assert cwr.text_inputs(prompt, "1") == [Ref("2", "value"), Ref("3", "value")]
+
+
 def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
     prompt = {str(i): node("Join", text_a=[str(i + 1), 0], text_b=[str(i + 1), 0]) for i in range(18)}
     prompt["18"] = node("PrimitiveString", value="a fox")

@@ -222,6 +222,11 @@ AT = '"Sampler" (KSampler, node 2): '
             [AT + 'text = {"a": 1} is not a text (STRING).'],
         ),
         (
+            node_error("invalid_input_type", "", "", input_name="steps", input_config=["INT"],
+                       received_value="zwölf 狐"),
+            [AT + 'steps = "zwölf 狐" is not a whole number (INT).'],
+        ),
+        (
             node_error("custom_validation_failed", "Custom validation failed for node",
                        "image - Invalid image file: x.png", input_name="image"),
             [AT + "image: Invalid image file: x.png.",
@@ -264,6 +269,22 @@ def test_an_error_of_a_node_in_words(answer: Json, lines: List[str]) -> None:
 def prompt_error(kind: str, message: str, details: str = "", **extra: Any) -> Json:
     """A body of POST /prompt with an error of the whole prompt."""
     return {"error": {"type": kind, "message": message, "details": details, "extra_info": extra}, "node_errors": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("ckpt_name", "checkpoints"), ("lora_name", "loras"), ("vae_name", "vae"), ("unet_name", "diffusion_models"),
+        ("clip_name", "text_encoders"), ("clip_name1", "text_encoders"), ("clip_name2", "text_encoders"),
+        ("clip_name3", "text_encoders"), ("control_net_name", "controlnet"), ("style_model_name", "style_models"),
+        ("gligen_name", "gligen"), ("model_name", "upscale_models"),
+    ],
+)  # fmt: skip
+def test_a_model_that_the_server_does_not_have_goes_into_its_folder(name: str, folder: str) -> None:
+    """Those of ComfyUI's folder_paths.py."""
+    about = {"input_name": name, "input_config": ["INT"], "received_value": "x"}
+    (_, *hints) = explained(node_error("value_not_in_list", "", "", **about), PROMPT)
+    assert hints == ["    Put the file into ComfyUI's models/%s folder." % folder]
 
 
 @pytest.mark.parametrize(
