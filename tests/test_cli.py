@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import http.server
 import io
 import json
@@ -10,6 +12,8 @@ import os
 import re
 import shutil
 import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +21,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
+from slow_proxy import HurriedLoop
 from support import ROOT, Outcome, Terminal, cwr, run, slow_prompt
 
 Make = Callable[..., Any]
@@ -142,6 +147,20 @@ def test_a_get_that_is_cut_is_tried_again(simulator: Any, workflow_file: Make) -
     assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt())).status == cwr.ExitStatus.OK
 
 
+def test_a_first_answer_that_trickles_is_asked_for_three_times(
+    simulator: Any, make_slow: Make, workflow_file: Make, monkeypatch: Any
+) -> None:
+    proxy = make_slow(simulator)
+    proxy.trickling = {"GET /system_stats": 100}
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: HurriedLoop(20.0))  # it waits for 12 s each time
+    began = time.monotonic()
+    result = run("--server", proxy.url, "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "did not answer in" in result.err
+    assert proxy.trickled == 3
+    assert time.monotonic() - began < 10.0
+
+
 def test_the_environment_names_the_server(simulator: Any, workflow_file: Make) -> None:
     result = run("--yes", workflow_file(slow_prompt()), environment={"COMFYUI_URL": simulator.url + "/"})
     assert result.status == cwr.ExitStatus.OK
@@ -213,6 +232,69 @@ def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(
     assert "refuses us (HTTP 401" in result.err
     for secret in ("hunter22", "abcd1234", base64.b64encode(b"user:hunter22").decode()):
         assert secret not in result.out + result.err
+
+
+def test_a_server_that_wants_credentials_is_not_called_absent(serve: Any, workflow_file: Make) -> None:
+    url = serve(Echo)
+    result = run("--server", url, "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "%s refuses us (HTTP 401 for GET /system_stats)." % url in result.err
+    assert "--header 'Authorization: Bearer" in result.err
+    for generic in ("Start ComfyUI", "Tried:", "--demo"):
+        assert generic not in result.err
+
+
+def test_https_where_http_is_spoken_says_so(simulator: Any, workflow_file: Make) -> None:
+    url = simulator.url.replace("http:", "https:")
+    result = run("--server", url, "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "%s: the TLS connection failed" % url in result.err
+    assert "use http:// instead" in result.err
+    assert "Start ComfyUI" not in result.err
+
+
+def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: Make) -> None:
+    class TLS(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            """A handshake that our request is no part of."""
+            with contextlib.suppress(OSError):
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(self.request, server_side=True)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), TLS) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = "http://127.0.0.1:%d" % server.server_address[1]
+        result = run("--server", url, "--yes", workflow_file(slow_prompt()))
+        server.shutdown()
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert "%s: the connection broke" % url in result.err
+    assert "Start ComfyUI there" in result.err and "No ComfyUI answers" not in result.err
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_netrc_does_not_replace_what_was_given(
+    given: bool, serve: Any, workflow_file: Make, tmp_path: Any, monkeypatch: Any
+) -> None:
+    sent: List[Any] = []
+
+    class Proxy(Echo):
+        """The system's proxy: a host that is not this machine is asked for over it."""
+
+        def do_GET(self) -> None:
+            sent.append((self.path, self.headers["Authorization"]))
+            super().do_GET()
+
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine comfy.example login somebody password else\n", encoding="utf-8")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("http_proxy", serve(Proxy))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    header = ["--header", "Authorization: Bearer given"] if given else []
+    result = run("--server", "http://comfy.example", *header, "--yes", workflow_file(slow_prompt()))
+    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert sent == [("http://comfy.example/system_stats", "Bearer given" if given else None)]
 
 
 @pytest.mark.parametrize("arguments", [
@@ -304,6 +386,27 @@ def test_the_live_screen_shows_bars_and_ends_clean(simulator: Any, workflow_file
     assert re.search(r"Overall .*0/2 nodes", result.out)
     assert re.search(r"Slow .*\d/8 .*it/s", result.out)
     assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mark"), [("utf-8", "━"), ("UTF8", "━"), ("utf_8", "━"), ("cp1252", "#"), ("ascii", "#")]
+)
+def test_bars_have_the_characters_that_the_terminal_has(
+    encoding: str, mark: str, simulator: Any, workflow_file: Make, monkeypatch: Any
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+
+    class Encoded(Terminal):
+        @property
+        def encoding(self) -> str:  # type: ignore[override]
+            return encoding
+
+    out = Encoded()
+    assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt(seconds=0.3)), out=out).status == 0
+    assert mark in out.getvalue()
+    assert ("━" in out.getvalue()) == (mark == "━")
 
 
 def test_no_color_takes_the_colours_away(simulator: Any, workflow_file: Make, monkeypatch: Any) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import threading
+import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
@@ -771,6 +772,24 @@ def test_a_check_tells_all_problems_at_once_and_runs_nothing(idle: Any, workflow
         "5 problems found; nothing was run.",
     ):
         assert words in result.out
+
+
+@pytest.mark.parametrize("in_head", [True, False])
+def test_a_check_does_not_wait_for_ever_for_a_file(
+    in_head: bool, idle: Any, make_slow: Make, workflow_file: Make
+) -> None:
+    proxy = make_slow(idle)
+    proxy.trickling, proxy.in_head = {"GET /view": 100}, in_head
+    elsewhere = {**LOADER, "1": node("LoadImage", "Photo", image="cat.png [output]")}
+    began = time.monotonic()
+    result = go(proxy, "--check", workflow_file(elsewhere), limits=FAST._replace(read=0.5))
+    if in_head:
+        assert result.status == cwr.ExitStatus.NO_SERVER
+        assert "did not answer in" in result.err
+    else:
+        assert result.status == cwr.ExitStatus.OK  # the head says that it is there
+    assert proxy.trickled == 1
+    assert time.monotonic() - began < 9.0
 
 
 def test_a_check_is_told_as_json_too(idle: Any, workflow_file: Make) -> None:
