@@ -458,15 +458,15 @@ def safe_path_parts(subfolder: str, filename: str) -> List[str]:
             part = "_" + part
         stem, dot, ending = part.rpartition(".")
         if dot and len(ending) <= 16:
-            part = _cut(stem, 200 - len(ending.encode()) - 1) + dot + ending
+            part = cut_to_bytes(stem, 200 - len(ending.encode()) - 1) + dot + ending
         else:
-            part = _cut(part, 200).rstrip(". ")
+            part = cut_to_bytes(part, 200).rstrip(". ")
         if part:
             parts.append(part)
     return parts or ["output"]
 
 
-def _cut(text: str, limit: int) -> str:
+def cut_to_bytes(text: str, limit: int) -> str:
     return text.encode()[:limit].decode(errors="ignore")
 
 
@@ -528,7 +528,7 @@ EXPORT_REMEDY = (
 )
 
 
-def _kind_of(value: object) -> str:
+def describe_json_type(value: object) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
 
@@ -549,7 +549,7 @@ def parse_document(data: bytes, name: str) -> Document:
     for texts in (png_texts, webp_texts):
         embedded = texts(data)
         if embedded is not None:
-            return _parse_embedded(embedded, name)
+            return parse_embedded_texts(embedded, name)
     try:
         document = json.loads(data)
     except UnicodeDecodeError:
@@ -561,22 +561,23 @@ def parse_document(data: bytes, name: str) -> Document:
         ) from None
     except (RecursionError, ValueError) as error:
         raise WorkflowError("%s cannot be read as JSON: %s." % (name, error)) from None
-    return _unwrap(document, name)
+    return unwrap_document(document, name)
 
 
-def _unwrap(document: Any, name: str) -> Document:
+def unwrap_document(document: Any, name: str) -> Document:
     """The prompt in what ComfyUI, its clients and --save-run put around one."""
     if not isinstance(document, dict):
         if isinstance(document, list) and len(document) > 3 and isinstance(document[2], dict):
-            return _unwrap({"prompt": document[2], "extra_data": document[3]}, name)  # an item of /queue
+            return unwrap_document({"prompt": document[2], "extra_data": document[3]}, name)  # an item of /queue
         raise WorkflowError(
-            "%s is no prompt: it holds %s, not an object of nodes." % (name, _kind_of(document)), EXPORT_REMEDY
+            "%s is no prompt: it holds %s, not an object of nodes." % (name, describe_json_type(document)),
+            EXPORT_REMEDY,
         )
     if isinstance(document.get("nodes"), list):
         return Document(workflow=document)
     inner = document.get("prompt")
     if isinstance(inner, list) and len(inner) > 3:  # an entry of /history
-        return _unwrap(inner, name)
+        return unwrap_document(inner, name)
     workflow = document.get("workflow") or as_dict(as_dict(document.get("extra_data")).get("extra_pnginfo")).get(
         "workflow"
     )
@@ -592,7 +593,7 @@ def _unwrap(document: Any, name: str) -> Document:
                 "%s holds %d prompts of ComfyUI's history." % (name, len(entries)),
                 "Keep one of them: /history/PROMPT_ID gives it alone.",
             )
-        return _unwrap(entries[0], name)
+        return unwrap_document(entries[0], name)
     return Document(_check_nodes(document, name))
 
 
@@ -603,7 +604,7 @@ def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise WorkflowError(
                 "%s is no prompt: the entry %s is %s without a class_type, not a node."
-                % (name, json.dumps(one_line(node_id, 40), ensure_ascii=False), _kind_of(node)),
+                % (name, json.dumps(one_line(node_id, 40), ensure_ascii=False), describe_json_type(node)),
                 EXPORT_REMEDY,
             )
         if not isinstance(node.get("inputs"), dict):
@@ -619,7 +620,7 @@ def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
 _EMBEDDED = ("prompt", "workflow")
 
 
-def _parse_embedded(texts: Mapping[str, str], name: str) -> Document:
+def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
     """The document that a picture carries: ComfyUI embeds the prompt, and the workflow that it was made from."""
     found: Dict[str, Any] = {}
     for key in _EMBEDDED:
@@ -632,7 +633,7 @@ def _parse_embedded(texts: Mapping[str, str], name: str) -> Document:
             "%s is a picture that carries no workflow." % name,
             "ComfyUI writes it into PNG and WebP files, unless it is told not to; many sites and programs strip it.",
         )
-    return _unwrap({key: value for key, value in found.items() if value}, name)
+    return unwrap_document({key: value for key, value in found.items() if value}, name)
 
 
 def png_texts(data: bytes) -> Optional[Dict[str, str]]:
@@ -770,11 +771,11 @@ class Summary(NamedTuple):
     saves: List[Tuple[str, str]]
 
 
-_MODEL_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl")
-_SAMPLING_INPUTS = (
+MODEL_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl")
+SAMPLING_INPUTS = (
     "seed", "noise_seed", "steps", "cfg", "guidance", "sampler_name", "scheduler", "denoise",
 )  # fmt: skip
-_TEXT_INPUTS = re.compile(r"(?i)(^|_)(text|prompt|wildcard|lyrics|tags|caption|t5xxl|clip_[lg])")
+TEXT_INPUT_NAMES = re.compile(r"(?i)(^|_)(text|prompt|wildcard|lyrics|tags|caption|t5xxl|clip_[lg])")
 _SAVING_CLASSES = re.compile(r"(?i)save|preview|videocombine|export")
 
 
@@ -789,13 +790,13 @@ def summarize(prompt: Mapping[str, Any]) -> Summary:
         for name, value in inputs.items():
             if not isinstance(value, str) or not value.strip():
                 continue
-            if value.lower().endswith(_MODEL_ENDINGS):
+            if value.lower().endswith(MODEL_ENDINGS):
                 summary.models.append((title, one_line(value, 100)))
-            elif _TEXT_INPUTS.search(name):
+            elif TEXT_INPUT_NAMES.search(name):
                 summary.texts.append((title, one_line(value, 160)))
             elif name in ("image", "video", "audio", "mask", "file") and "." in value:
                 summary.files.append((title, one_line(value, 100)))
-        known = [name for name in _SAMPLING_INPUTS if name in inputs]
+        known = [name for name in SAMPLING_INPUTS if name in inputs]
         if len(known) > 1 or known in (["seed"], ["noise_seed"]):
             summary.sampling.append((title, ", ".join("%s %s" % (n, one_line(inputs[n], 40)) for n in known)))
         if "width" in inputs and "height" in inputs and not saves:
@@ -927,7 +928,7 @@ def reduce(state: PromptState, event: Event) -> PromptState:
     The same object comes back when nothing changed. An end is only noted (``ending``): history is
     written after ``execution_success`` is sent, so reconcile() makes it final.
     """
-    handler = _REDUCERS.get(event.type)
+    handler = REDUCERS.get(event.type)
     if handler is None or state.phase.over:
         return state
     after = handler(state, event.data, event.at)
@@ -1050,7 +1051,7 @@ def _on_interrupted(state: PromptState, data: Mapping[str, Any], at: float) -> P
     return _began(state, at)._replace(ending=Phase.INTERRUPTED, failure=data)
 
 
-_REDUCERS: Mapping[str, Callable[[PromptState, Mapping[str, Any], float], PromptState]] = {
+REDUCERS: Mapping[str, Callable[[PromptState, Mapping[str, Any], float], PromptState]] = {
     "execution_start": _on_start,
     "execution_cached": _on_cached,
     "executing": _on_executing,
@@ -1385,11 +1386,11 @@ def explain_answer(
             problems.append(_explain_input(as_dict(item), str(node_id), class_type, prompt, object_info))
     error = answer.get("error")
     if error and not problems:
-        problems.extend(_explain_prompt(error, prompt, object_info))
+        problems.extend(explain_prompt_error(error, prompt, object_info))
     return problems
 
 
-def _explain_prompt(error: object, prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
+def explain_prompt_error(error: object, prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
     if not isinstance(error, dict):
         return [Problem("unknown", one_line(error, 500))]
     kind, message = str(error.get("type") or "unknown"), one_line(error.get("message") or "it gave no reason", 500)
@@ -1456,13 +1457,13 @@ def _explain_input(
         if folder:
             hints.append("%s the file into ComfyUI's models/%s folder." % ("Or put" if hints else "Put", folder))
     elif kind == "invalid_input_type":
-        message = "%s = %s is not %s." % (name, shown, _a_type(spec))
+        message = "%s = %s is not %s." % (name, shown, describe_type(spec))
         hints.append(one_line(extra.get("exception_message") or "", 200))
     elif kind == "return_type_mismatch":
         link = as_list(extra.get("linked_node"))
         source = str(link[0]) if link else ""
         message = "%s needs %s, but %s gives %s." % (
-            name, _a_type(spec), _node_name(prompt, source), one_line(extra.get("received_type"), 40),
+            name, describe_type(spec), node_in_words(prompt, source), one_line(extra.get("received_type"), 40),
         )  # fmt: skip
         hints.append("Connect it to an output of the right type.")
     elif kind == "bad_linked_input":
@@ -1476,12 +1477,12 @@ def _explain_input(
         else:
             message = "%s links to node %s, which is not in the workflow." % (name, one_line(link[0], 40))
         hints.append("Connect it again, or export the workflow again.")
-    elif kind.startswith("exception_during") and _links_beyond(inputs, prompt, object_info):
-        beyond = _links_beyond(inputs, prompt, object_info)
+    elif kind.startswith("exception_during") and links_beyond_outputs(inputs, prompt, object_info):
+        beyond = links_beyond_outputs(inputs, prompt, object_info)
         name = name if name in beyond else next(iter(beyond))
         value = inputs[name]
         message = "%s links to output %d of %s, which has no such output." % (
-            name, value[1], _node_name(prompt, str(value[0])),
+            name, value[1], node_in_words(prompt, str(value[0])),
         )  # fmt: skip
         hints.append("Connect it again, or export the workflow again.")
     elif kind == "custom_validation_failed" and "Invalid" in details and "file" in details:
@@ -1495,7 +1496,7 @@ def _explain_input(
     )  # fmt: skip
 
 
-def _links_beyond(
+def links_beyond_outputs(
     inputs: Mapping[str, Any], prompt: Mapping[str, Any], object_info: Mapping[str, Any]
 ) -> Dict[str, Any]:
     """The links among ``inputs`` that name an output which their node does not have."""
@@ -1507,7 +1508,7 @@ def _links_beyond(
     return beyond
 
 
-def _a_type(spec: Sequence[Any]) -> str:
+def describe_type(spec: Sequence[Any]) -> str:
     if not spec:
         return "a value of the right type"
     kind = "a COMBO" if isinstance(spec[0], list) else one_line(spec[0], 60)
@@ -1515,7 +1516,7 @@ def _a_type(spec: Sequence[Any]) -> str:
     return words.get(kind, kind)
 
 
-def _node_name(prompt: Mapping[str, Any], node_id: str) -> str:
+def node_in_words(prompt: Mapping[str, Any], node_id: str) -> str:
     title, class_type = node_title(prompt, node_id), class_of(prompt, node_id)
     inside = ", ".join(
         part for part in (class_type if class_type != title else "", "node " + one_line(node_id, 40)) if part
@@ -2692,7 +2693,7 @@ def find_node(prompt: Mapping[str, Any], name: str) -> str:
         message = "The workflow has no node %s. Nearest: %s." % (quoted, nearest_first(name, sorted(names)))
         raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
     if len(found) > 1:
-        listed = ", ".join(_node_name(prompt, i) for i in found[:20])
+        listed = ", ".join(node_in_words(prompt, i) for i in found[:20])
         message = "%d nodes are called %s: name one by its id. They are: %s." % (len(found), quoted, listed)
         raise EditError("ambiguous_node", message, describe_nodes(prompt, found))
     return found[0]
@@ -2730,11 +2731,11 @@ def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
             raise EditError("linked_input", "%s takes a link, which cannot be set here." % name)
         return value
     if isinstance(value, float) and value - value != 0:  # NaN and infinity
-        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
+        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, describe_type(spec)))
     if kind == "INT" and isinstance(value, float) and value == value // 1:
         value = int(value)  # JSON writers do not keep the two apart
     if not isinstance(value, types) or (isinstance(value, bool) and kind != "BOOLEAN"):
-        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, _a_type(spec)))
+        raise EditError("invalid_input_type", "%s = %s is not %s." % (name, shown, describe_type(spec)))
     if kind in ("INT", "FLOAT"):
         low, high = (options.get(key) if isinstance(options.get(key), (int, float)) else None for key in ("min", "max"))
         if (low is not None and value < low) or (high is not None and value > high) or abs(value) >= 1e300:  # type: ignore[arg-type]
@@ -2892,16 +2893,16 @@ def set_inputs(
         spec = input_spec(object_info, class_type, name)
         if is_link(known.get(name)):
             source = str(known[name][0])
-            message = "%s is fed by %s: set it there." % (name, _node_name(prompt, source))
+            message = "%s is fed by %s: set it there." % (name, node_in_words(prompt, source))
             raise EditError("linked_input", message, describe_nodes(prompt, [source]))
         if name not in known and not spec:
             names = nearest_first(name, sorted(map(str, known)), 20) or "none"
             raise EditError("no_such_input", "%s has no input %s. It has: %s." % (
-                _node_name(prompt, node_id), json.dumps(one_line(name, 60)), names))  # fmt: skip
+                node_in_words(prompt, node_id), json.dumps(one_line(name, 60)), names))  # fmt: skip
         try:
             checked[name] = check_value(spec, name, value) if spec else value
         except EditError as error:
-            message = "%s: %s" % (_node_name(prompt, node_id), error.message)
+            message = "%s: %s" % (node_in_words(prompt, node_id), error.message)
             raise EditError(error.type, message, error.details) from None
     node = {**prompt[node_id], "inputs": {**known, **checked}}
     return {**prompt, node_id: node}, bool(object_info.get(class_type))
@@ -2919,7 +2920,7 @@ def text_inputs(prompt: Mapping[str, Any], node_id: str) -> List[InputRef]:
         seen.add(current)
         links = []
         for name, value in as_dict(prompt[current].get("inputs")).items():
-            text = bool(_TEXT_INPUTS.search(name))
+            text = bool(TEXT_INPUT_NAMES.search(name))
             if current != node_id:  # in a node that feeds a text any text will do
                 text = text or name in ("value", "Text") or name.startswith("string")
             if text and isinstance(value, str):
@@ -3012,7 +3013,7 @@ def find_loaders(prompt: Mapping[str, Any], loaders: Iterable[InputRef], name: O
     if name == "all" or (name is None and len(known) == 1):
         return known
     if name is None:
-        names = ", ".join(_node_name(prompt, ref.node_id) for ref in known)
+        names = ", ".join(node_in_words(prompt, ref.node_id) for ref in known)
         raise EditError("ambiguous_node", "Several nodes load a file: name one of %s, or all." % names, listed)
     exact = [ref for ref in known if "." in name and name == "%s.%s" % ref]
     found = exact or [ref for ref in known if ref.node_id == find_node(prompt, name)]
@@ -3039,7 +3040,7 @@ def draw_seeds(
 def check_prompt(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
     """All that ``object_info`` says is wrong with a prompt, in the words for the server's own answers: classes
     that are missing ({}), inputs, links, values. What cannot be told from it is left to the server."""
-    problems = _explain_prompt({"type": "missing_node_type"}, prompt, object_info)
+    problems = explain_prompt_error({"type": "missing_node_type"}, prompt, object_info)
     problems = [problem for problem in problems if problem.node_id]
     definitions = {node_id: as_dict(object_info.get(class_of(prompt, node_id))) for node_id in prompt}
     ends = [node_id for node_id, definition in definitions.items() if not definition or definition.get("output_node")]
@@ -3047,7 +3048,7 @@ def check_prompt(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> L
     errors = {i: {"errors": list(_input_errors(prompt, i, object_info))} for i in prompt if i in needed}
     problems += explain_answer({"node_errors": errors}, prompt, object_info)
     if not ends:
-        problems += _explain_prompt({"type": "prompt_no_outputs", "message": "Prompt has no outputs"}, prompt, {})
+        problems += explain_prompt_error({"type": "prompt_no_outputs", "message": "Prompt has no outputs"}, prompt, {})
     return problems
 
 
@@ -3070,7 +3071,7 @@ def _input_errors(prompt: Mapping[str, Any], node_id: str, object_info: Mapping[
             if is_link(value):
                 given = as_list(as_dict(object_info.get(class_of(prompt, str(value[0])))).get("output"))
                 received = given[value[1]] if 0 <= value[1] < len(given) else kind
-                if value[0] not in prompt or name in _links_beyond(inputs, prompt, object_info):
+                if value[0] not in prompt or name in links_beyond_outputs(inputs, prompt, object_info):
                     yield {"type": "exception_during_inner_validation", "extra_info": extra}
                 elif not _types_fit(received, kind):
                     more = {"received_type": received, "linked_node": value}
@@ -3127,9 +3128,9 @@ def form_fields(
             kind = kind or ("choice" if choices else kinds.get(type(value), "text"))
             kind = "seed" if kind == "int" and is_seed(str(name), spec) else "upload" if ref in uploads else kind
             order = {"text": 0, "upload": 1, "seed": 2}.get(kind, 3)
-            important = kind in ("upload", "seed") or name in (*_SAMPLING_INPUTS, "width", "height", "length")
+            important = kind in ("upload", "seed") or name in (*SAMPLING_INPUTS, "width", "height", "length")
             if kind == "text":
-                important = bool(_TEXT_INPUTS.search(str(name)) or options.get("multiline"))
+                important = bool(TEXT_INPUT_NAMES.search(str(name)) or options.get("multiline"))
             sort = (not important, order, roles.get(ref, "z") != "positive", roles.get(ref, "z") != "negative")
             fields.append((sort, {
                 **describe_nodes(prompt, [node_id])[0], "input": name, "kind": kind, "role": roles.get(ref, ""),
@@ -3231,7 +3232,11 @@ def read_rows(lines: Iterable[str], json_lines: bool) -> Iterator[Row]:
                 yield Row(number, error="it is not JSON (%s)" % one_line(error, 200))
                 continue
             good = isinstance(values, dict)
-            yield Row(number, values) if good else Row(number, error="it is %s, not an object" % _kind_of(values))
+            yield (
+                Row(number, values)
+                if good
+                else Row(number, error="it is %s, not an object" % describe_json_type(values))
+            )
         return
     import csv
 
@@ -3323,7 +3328,7 @@ def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, A
                 names = ", ".join("{%s}" % field for field in fields)
                 message = "%s is neither one of %s nor {NODE.INPUT}." % (one_line(found.group(0), 60), names)
                 raise UsageError(message) from None
-        return _cut(safe_path_parts("", flat(str(text)) or "_")[-1], 80).rstrip(". ") or "_"
+        return cut_to_bytes(safe_path_parts("", flat(str(text)) or "_")[-1], 80).rstrip(". ") or "_"
 
     return re.sub(r"\{([^{}]+)\}", value, pattern)
 
@@ -3582,7 +3587,7 @@ def end_report(
     ``received`` counts the pictures that came over the WebSocket alone."""
     took = duration(run_seconds(state, now))
     node = str(state.failure.get("node_id") or "")
-    at_node = " at %s" % _node_name(prompt, node) if node else ""
+    at_node = " at %s" % node_in_words(prompt, node) if node else ""
     count = len(collect_outputs(state.outputs, prompt)) + received
     status = state.phase.value
     words = {
@@ -3653,9 +3658,9 @@ def rate_in_words(progress: NodeProgress) -> str:
     return "%s, %s left" % (pace, duration(max(progress.max - progress.value, 0) * seconds / steps))
 
 
-def _meter_row(width: int, ascii_only: bool, label: str, fraction: float, style: str, text: str) -> List[Line]:
+def meter_row(width: int, ascii_only: bool, label: str, fraction: float, style: str, text: str) -> List[Line]:
     name = min(max(width // 4, 8), 26)
-    label = _fit([("", one_line(label, name))], name)[0][1]
+    label = fit_line([("", one_line(label, name))], name)[0][1]
     full, empty = bar(fraction, max(min(width - name - max(34, cells(text) + 3), 40), 6), ascii_only)
     padding = " " * (name - cells(label) + 1)
     return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
@@ -3666,14 +3671,14 @@ def batch_meter(
 ) -> List[List[Line]]:
     """meter() for a batch: all of it, and the rows that are on their way."""
     fraction = tally.ended / tally.total if tally.total else 0.0
-    lines = [_meter_row(width, ascii_only, "Overall", fraction, "bold", tally.in_words())]
+    lines = [meter_row(width, ascii_only, "Overall", fraction, "bold", tally.in_words())]
     for number, state in runs:
         done, total = nodes_done(state).values()
         text = "%d/%d nodes  %s" % (done, total, duration(run_seconds(state, now)))
         if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
             text = "waiting"
-        lines.append(_meter_row(width, ascii_only, "Row %d" % number, done / total if total else 0.0, "ok", text))
-    return [_fit(line, width) for line in lines + ([[("warn", note)]] if note else [])]
+        lines.append(meter_row(width, ascii_only, "Row %d" % number, done / total if total else 0.0, "ok", text))
+    return [fit_line(line, width) for line in lines + ([[("warn", note)]] if note else [])]
 
 
 def meter(
@@ -3689,7 +3694,7 @@ def meter(
 
     ``began`` is when we submitted; ``note`` is what is wrong at the moment, if anything.
     """
-    row = functools.partial(_meter_row, width, ascii_only)
+    row = functools.partial(meter_row, width, ascii_only)
     lines: List[List[Line]] = []
     if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
         waiting = "Submitting" if state.ahead is None else "Waiting, next in the queue"
@@ -3710,7 +3715,7 @@ def meter(
             lines.append(row(node_title(prompt, node_id), fraction, "ok", text))
     if note:
         lines.append([("warn", note)])
-    return [_fit(line, width) for line in lines]
+    return [fit_line(line, width) for line in lines]
 
 
 def cells(text: str) -> int:
@@ -3720,7 +3725,7 @@ def cells(text: str) -> int:
     return len(text) if text.isascii() else sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def _fit(line: List[Line], width: int) -> List[Line]:
+def fit_line(line: List[Line], width: int) -> List[Line]:
     fitted = []
     for style, text in line:
         while cells(text) > max(width, 0):
@@ -3842,13 +3847,13 @@ class Server:
         self._has_jobs: Optional[bool] = None  # /api/jobs/{id}/cancel: found out by the first cancel
 
     def _new_session(self) -> "requests.Session":
-        session: "requests.Session" = _third_party("requests").Session()
+        session: "requests.Session" = import_third_party("requests").Session()
         session.trust_env = not self.address.local
         session.auth = _keep_request  # else a ~/.netrc entry would replace our Authorization
         session.headers["User-Agent"] = "comfyui-workflow-runner/" + __version__
         for name, value in self.address.headers:
             if name.lower() == "cookie":  # beside the cookies that the server gives, which may replace them
-                domain = _third_party("http.cookiejar").eff_request_host(self._handshake())[1]
+                domain = import_third_party("http.cookiejar").eff_request_host(self._handshake())[1]
                 for pair in value.split(";"):
                     session.cookies.set(*map(str.strip, pair.partition("=")[::2]), domain=domain)
                     self._own.add(pair.partition("=")[0].strip())
@@ -3871,8 +3876,8 @@ class Server:
     def _handshake(self) -> Any:
         """The WebSocket's handshake as a jar of cookies wants to see it."""
         headers = {name: value for name, value in self.address.headers if name.lower() == "host"}
-        request = _third_party("requests").Request("GET", self.address.url + "/ws", headers=headers)
-        return _third_party("requests.cookies").MockRequest(request)
+        request = import_third_party("requests").Request("GET", self.address.url + "/ws", headers=headers)
+        return import_third_party("requests.cookies").MockRequest(request)
 
     def handshake_headers(self) -> List[Tuple[str, str]]:
         """The headers of the WebSocket's handshake. Raises ServerGone."""
@@ -3890,7 +3895,7 @@ class Server:
         message = email.message.Message()
         for line in lines:
             message["Set-Cookie"] = line
-        answer = _third_party("requests.cookies").MockResponse(message)
+        answer = import_third_party("requests.cookies").MockResponse(message)
         self._session.cookies.extract_cookies(answer, self._handshake())
         self._stay()
 
@@ -3921,7 +3926,7 @@ class Server:
 
         ``body`` is sent as JSON, but a file as it is.
         """
-        library = _third_party("requests")
+        library = import_third_party("requests")
         self._stay()
         data = body if body is None or hasattr(body, "read") else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", **headers} if data is not None else dict(headers)
@@ -3950,7 +3955,7 @@ class Server:
 
     def _body(self, response: "requests.Response") -> bytes:
         """The whole body. Raises ServerUnreachable if it breaks off."""
-        library = _third_party("requests")
+        library = import_third_party("requests")
         try:
             data = response.content
         except (library.RequestException, OSError) as error:
@@ -3976,7 +3981,7 @@ class Server:
             ) from None
 
     def _unreachable(self, error: BaseException) -> ServerUnreachable:
-        library = _third_party("requests")
+        library = import_third_party("requests")
         chain: List[BaseException] = []
         waiting: List[Any] = [error]
         while waiting and len(chain) < 20:
@@ -4151,7 +4156,7 @@ def _unexpected(response: "requests.Response", text: bytes, url: str, call: str)
     return ServerAnswer("%s answered HTTP %d to %s%s." % (url, status, call, said), remedy, status=status, body=body)
 
 
-def _third_party(name: str) -> Any:
+def import_third_party(name: str) -> Any:
     """The module ``name``, or a RunnerError that says how to install it."""
     import importlib
 
@@ -4231,8 +4236,8 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
     import asyncio
     import logging
 
-    client = _third_party("websockets.asyncio.client")
-    exceptions = _third_party("websockets.exceptions")
+    client = import_third_party("websockets.asyncio.client")
+    exceptions = import_third_party("websockets.exceptions")
     logger = logging.getLogger("comfyui_workflow_runner.websocket")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
@@ -4277,7 +4282,7 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
 
 
 def _takes_proxy() -> bool:
-    version = _third_party("websockets.version").version
+    version = import_third_party("websockets.version").version
     return int(version.partition(".")[0]) >= 15
 
 
@@ -4680,7 +4685,7 @@ class Session:
         elif event.type == "status":
             self._queue_moved = True
             self._wake.set()
-        elif event.type in _REDUCERS or event.type in ("preview", "progress_text"):
+        elif event.type in REDUCERS or event.type in ("preview", "progress_text"):
             # it does not say whose it is: one prompt runs at a time (what custom nodes tell everybody is no news of it)
             for run in self._runs.values():
                 if run.state.phase is Phase.RUNNING:
@@ -4732,7 +4737,7 @@ class Session:
         import asyncio
         import random
 
-        exceptions = _third_party("websockets.exceptions")
+        exceptions = import_third_party("websockets.exceptions")
         attempt = 0
         while True:
             if self._socket is not None:
@@ -4982,7 +4987,7 @@ def download(
 ) -> Saved:
     """Streams an output's file to ``parts`` below ``folder``; a connection that breaks is tried again for
     ``limits.give_up`` seconds. Raises SaveError; ``stopped()`` is asked between chunks."""
-    requests = _third_party("requests")
+    requests = import_third_party("requests")
     url = server.url_of(output)
 
     def chunks(response: Any) -> Iterator[bytes]:
@@ -5290,7 +5295,7 @@ def is_yes(answer: str) -> Optional[bool]:
 # ==================================================================================================
 
 #: Content types that a browser may open in place; all else is downloaded (HTML and SVG run scripts).
-_OPENS = re.compile(r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b")
+INLINE_TYPES = re.compile(r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b")
 
 
 def security_headers(page: bytes) -> Tuple[Tuple[str, str], ...]:
@@ -6379,7 +6384,7 @@ class Service:
         wanted = request.query.get("prompt_id")
         for record in reversed(list(self._records.values())):
             preview = record.run.preview
-            if preview is not None and wanted in (None, record.run.prompt_id) and _OPENS.match(preview.mime):
+            if preview is not None and wanted in (None, record.run.prompt_id) and INLINE_TYPES.match(preview.mime):
                 return Response(200, preview.image, preview.mime)
         raise HttpError(404, "no_preview", "There is no preview (ComfyUI sends them with --preview-method auto).")
 
@@ -6411,7 +6416,7 @@ class Service:
                 ) from None
             raise HttpError(503, "comfyui_unreachable", error.message) from None
         kind = response.headers.get("Content-Type", "application/octet-stream")
-        opens = bool(_OPENS.match(kind)) and "download" not in request.query
+        opens = bool(INLINE_TYPES.match(kind)) and "download" not in request.query
         name = urllib.parse.quote(query["filename"].replace("\\", "/").rpartition("/")[2], errors="replace")
         headers = [
             (k, response.headers[k])
@@ -6430,7 +6435,7 @@ class Service:
             finally:
                 response.close()
 
-        kind = kind if _OPENS.match(kind) else "application/octet-stream"
+        kind = kind if INLINE_TYPES.match(kind) else "application/octet-stream"
         return Response(response.status_code, type=kind, headers=tuple(headers), stream=write)
 
     def login(self, request: Request, body: Callable[[int], bytes]) -> Response:
@@ -7047,13 +7052,13 @@ class Interrupts:
             pass  # the loop is closed: the program is at its end
 
 
-def _server_words(stats: Mapping[str, Any]) -> Dict[str, str]:
+def server_in_words(stats: Mapping[str, Any]) -> Dict[str, str]:
     devices = as_list(stats.get("devices"))
     device = one_line(as_dict(devices[0]).get("name"), 80) if devices else ""
     return {"version": one_line(as_dict(stats.get("system")).get("comfyui_version") or "", 40), "device": device}
 
 
-def _write_text(path: str, text: str) -> None:
+def write_text_file(path: str, text: str) -> None:
     """Writes a file whole or not at all. Raises SaveError."""
     try:
         write_file(os.path.dirname(path) or ".", [os.path.basename(path)], True, [text.encode(errors="replace")])
@@ -7289,7 +7294,7 @@ class Program:
             if problem.type in ("custom_validation_failed", "value_not_in_list") and isinstance(value, str):
                 beside = os.path.join(os.path.dirname(self.settings.workflow), value)
                 found = next((path for path in (value, beside) if os.path.isfile(path)), None)
-                if found and not value.lower().endswith(_MODEL_ENDINGS):
+                if found and not value.lower().endswith(MODEL_ENDINGS):
                     hint = 'It is on this machine: --image "%s=%s" uploads it.' % (problem.node_id, found)
                     problem = problem._replace(hints=(hint,))
             offered.append(problem)
@@ -7304,7 +7309,7 @@ class Program:
         if path == "-":
             self.printer.write(self.out, text)
             return ExitStatus.OK
-        _write_text(path, text)
+        write_text_file(path, text)
         self.tell(None, {"event": "exported", "path": path, "nodes": len(prompt)})
         return ExitStatus.OK
 
@@ -7415,7 +7420,7 @@ class Program:
             outputs.append({**output._asdict(), "path": self._paths.get(output), **whole})
         record = {
             "runner": __version__, "prompt_id": run.prompt_id, "created": round(time.time(), 3),
-            "server": {"url": session.server.address.url, **_server_words(self.stats)},
+            "server": {"url": session.server.address.url, **server_in_words(self.stats)},
             **{name: self._end[name] for name in ("status", "message", "seconds", "wholly_cached")},
             "exit_status": int(status),
             "seeds": {"%s.%s" % (i, name): run.prompt[i]["inputs"][name] for i, name in seed_inputs(run.prompt, {})},
@@ -7425,7 +7430,7 @@ class Program:
             "outputs": outputs, "prompt": run.prompt,
             **({"workflow": workflow} if workflow else {}),
         }  # fmt: skip
-        _write_text(self.settings.save_run, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
+        write_text_file(self.settings.save_run, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
         self.tell(run, {"event": "exported", "path": self.settings.save_run, "nodes": len(run.prompt)})
 
     # -- batches -----------------------------------------------------------------------------------
@@ -7576,7 +7581,7 @@ class Program:
                 first = first or error
                 tried.append(error.message)
                 continue
-            self.tell(None, {"event": "server", "url": address.url, **_server_words(stats), "tried": tried})
+            self.tell(None, {"event": "server", "url": address.url, **server_in_words(stats), "tried": tried})
             return server, stats
         assert first is not None
         if len(addresses) > 1:
@@ -7608,7 +7613,7 @@ class Program:
             raise UsageError(
                 f"--demo needs the folder {package}, which is missing.", "Get the whole project, not this script alone."
             )
-        _third_party("websockets")
+        import_third_party("websockets")
         if project not in sys.path:
             sys.path.insert(0, project)  # python -I leaves it out
         from comfyui_runner.simulator import Simulator  # here, since only --demo needs it

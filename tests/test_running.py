@@ -455,7 +455,9 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
         await session.open()
         try:
             runs = [session.new_run(prompt, cwr.new_uuid()) for prompt in prompts]
-            results = await cwr._third_party("asyncio").gather(*map(session.execute, runs), return_exceptions=True)
+            results = await cwr.import_third_party("asyncio").gather(
+                *map(session.execute, runs), return_exceptions=True
+            )
         finally:
             await session.close()
         assert [type(result).__name__ for result in results] == ["NoneType"] * 3 + ["PromptRejected", "NoneType"]
