@@ -68,6 +68,23 @@ from typing import (
     Union,
 )
 
+from comfyui_runner import __version__
+from comfyui_runner.errors import (
+    EXIT_MEANINGS,
+    ExitStatus,
+    NotConfirmed,
+    PromptRejected,
+    PromptUnknown,
+    RunnerError,
+    SaveError,
+    ServerAnswer,
+    ServerGone,
+    ServerUnreachable,
+    Stopped,
+    UsageError,
+    WorkflowError,
+)
+
 if TYPE_CHECKING:  # imported where they are used: they cost more than all of --help
     import asyncio
     import datetime
@@ -75,7 +92,6 @@ if TYPE_CHECKING:  # imported where they are used: they cost more than all of --
 
     import requests
 
-__version__ = "0.1.0"
 
 # ==================================================================================================
 # SETTINGS: what a user edits. A flag overrides an environment variable, which overrides these.
@@ -111,145 +127,6 @@ class Limits(NamedTuple):
 
 
 DEFAULT_LIMITS = Limits()
-
-
-# ==================================================================================================
-# ERRORS: exit statuses and one tree of errors
-# ==================================================================================================
-
-
-class ExitStatus(enum.IntEnum):
-    """How the program ended, for the shell. EXIT_MEANINGS says it in words."""
-
-    OK = 0
-    ERROR = 1
-    USAGE = 2
-    BAD_WORKFLOW = 3
-    NOT_CONFIRMED = 4
-    NO_SERVER = 5
-    REJECTED = 6
-    FAILED = 7
-    INTERRUPTED = 8
-    LOST = 9
-    PARTIAL = 10
-    NOT_SAVED = 11
-    TIMEOUT = 124
-    CANCELLED = 130
-    TERMINATED = 143
-
-
-EXIT_MEANINGS: Mapping[ExitStatus, str] = {
-    ExitStatus.OK: "the run succeeded and every output that was asked for is saved",
-    ExitStatus.ERROR: "something else went wrong (the message says what)",
-    ExitStatus.USAGE: "the command line or a setting is wrong",
-    ExitStatus.BAD_WORKFLOW: "the workflow file is missing, or holds no workflow that can run",
-    ExitStatus.NOT_CONFIRMED: "the question was answered with no, or could not be asked",
-    ExitStatus.NO_SERVER: "no ComfyUI answers, or it refuses us",
-    ExitStatus.REJECTED: "ComfyUI refused the prompt, or --check found something wrong: nothing was run",
-    ExitStatus.FAILED: "a node raised an error, or rows of a batch failed",
-    ExitStatus.INTERRUPTED: "somebody else interrupted the run or took it off the queue",
-    ExitStatus.LOST: "the server lost the run or does not know it, or how it ended cannot be known",
-    ExitStatus.PARTIAL: "it ran, but without the outputs that ComfyUI had refused",
-    ExitStatus.NOT_SAVED: "the run succeeded, but not every output could be saved",
-    ExitStatus.TIMEOUT: "--timeout expired: our prompt was cancelled",
-    ExitStatus.CANCELLED: "Ctrl+C",
-    ExitStatus.TERMINATED: "SIGTERM",
-}
-
-
-class RunnerError(Exception):
-    """What went wrong, and what to do next.
-
-    ``message`` and ``remedy`` are for people; neither ends with a newline. The class says which
-    exit status it leads to, and which HTTP status where it is an answer to a request.
-    """
-
-    exit_status = ExitStatus.ERROR
-    http_status = 500
-
-    def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-
-
-class UsageError(RunnerError):
-    """A flag or a setting that cannot be followed."""
-
-    exit_status = ExitStatus.USAGE
-    http_status = 400
-
-
-class WorkflowError(RunnerError):
-    """A workflow that cannot be read, or is not what can be run."""
-
-    exit_status = ExitStatus.BAD_WORKFLOW
-    http_status = 400
-
-
-class NotConfirmed(RunnerError):
-    """The person said no, or there is nobody to ask."""
-
-    exit_status = ExitStatus.NOT_CONFIRMED
-    http_status = 409
-
-
-class ServerUnreachable(RunnerError):
-    """No (whole) answer came. ``refused``: nothing listens there, so nothing was received."""
-
-    exit_status = ExitStatus.NO_SERVER
-    http_status = 503
-
-    def __init__(self, message: str, remedy: str = "", *, refused: bool = False) -> None:
-        super().__init__(message, remedy)
-        self.refused = refused
-
-
-class ServerGone(ServerUnreachable):
-    """The load balancer sends us to another server: what was on ours is lost, and nothing more is asked."""
-
-
-class ServerAnswer(RunnerError):
-    """An answer with a status that the call does not expect. ``status`` is the HTTP status."""
-
-    exit_status = ExitStatus.NO_SERVER
-    http_status = 503
-
-    def __init__(self, message: str, remedy: str = "", *, status: int, body: Any = None) -> None:
-        super().__init__(message, remedy)
-        self.status = status
-        self.body = body
-
-
-class PromptRejected(RunnerError):
-    """ComfyUI's 400 to POST /prompt. ``answer`` is its body (see contract: error, node_errors)."""
-
-    exit_status = ExitStatus.REJECTED
-    http_status = 400
-
-    def __init__(self, message: str, remedy: str = "", *, answer: Mapping[str, Any]) -> None:
-        super().__init__(message, remedy)
-        self.answer = answer
-        self.problems: List["Problem"] = []  #: the answer in words, where it was looked at
-
-
-class PromptUnknown(RunnerError):
-    """A prompt_id that the server has never heard of, or has forgotten."""
-
-    exit_status = ExitStatus.LOST
-    http_status = 404
-
-
-class SaveError(RunnerError):
-    """An output that could not be saved."""
-
-    exit_status = ExitStatus.NOT_SAVED
-
-
-class Stopped(RunnerError):
-    """Ctrl+C or SIGTERM before anything was submitted."""
-
-    exit_status = ExitStatus.CANCELLED
 
 
 # ==================================================================================================

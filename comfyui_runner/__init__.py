@@ -1,1 +1,3 @@
-"""ComfyUI Workflow Runner: how each step of comfyui_workflow_runner.py is done."""
+"""What comfyui_workflow_runner.py stands on. The script beside this folder tells the story."""
+
+__version__ = "0.1.0"

@@ -19,6 +19,7 @@ import pytest
 import requests
 from support import FAST, ROOT, Outcome, Terminal, cwr, node, run, slow_prompt, wait_until
 
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.simulator.life import Life
 
 Make = Callable[..., Any]
@@ -128,7 +129,7 @@ def meanwhile(condition: Callable[[], Any], action: Callable[[], Any]) -> Iterat
 def test_each_row_runs_with_its_values_and_is_told_in_the_manifest(batch: Batch) -> None:
     batch.csv("Words.text,1.seed", "one,1", '"two, and more",2', "three,3")
     result = batch()
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert sorted(zip(batch.values("3.text"), batch.values("1.seed"))) == [
         ("one", 1),
         ("three", 3),
@@ -155,18 +156,18 @@ def test_a_manifest_is_written_as_rows_end(batch: Batch) -> None:
     batch.csv("1.seconds", "0", "60")
     with pressed(lambda: batch.manifest.exists() and batch.lines()) as seen:
         result = batch()
-    assert result.status == cwr.ExitStatus.CANCELLED
+    assert result.status == ExitStatus.CANCELLED
     assert [line["row"] for line in seen[0]] == [1]
 
 
 def test_resume_skips_what_is_done_and_repeats_what_failed(batch: Batch) -> None:
     batch.csv("1.steps", "1", "0", "3")
     first = batch()
-    assert first.status == cwr.ExitStatus.FAILED
+    assert first.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 3] and batch.rows("failed") == [2]
     batch.csv("1.steps", "1", "2", "3")
     second = batch("--resume")
-    assert second.status == cwr.ExitStatus.OK
+    assert second.status == ExitStatus.OK
     assert (second.event("batch")["done"], second.event("batch")["skipped"]) == (1, 2)
     assert [event["row"] for event in second.events if event["event"] == "row"] == [2]
     assert batch.rows("done") == [1, 2, 3]
@@ -175,7 +176,7 @@ def test_resume_skips_what_is_done_and_repeats_what_failed(batch: Batch) -> None
 
 def test_resume_runs_a_changed_row_again(batch: Batch) -> None:
     batch.csv("3.text", "one", "two")
-    assert batch().status == cwr.ExitStatus.OK
+    assert batch().status == ExitStatus.OK
     batch.csv("3.text", "one", "other")
     result = batch("--resume")
     assert result.event("batch")["skipped"] == 1
@@ -184,7 +185,7 @@ def test_resume_runs_a_changed_row_again(batch: Batch) -> None:
 
 def test_resume_repeats_a_row_whose_line_was_cut_off(batch: Batch) -> None:
     batch.csv("3.text", "one", "two")
-    assert batch("--in-flight", "1").status == cwr.ExitStatus.OK
+    assert batch("--in-flight", "1").status == ExitStatus.OK
     text = batch.manifest.read_bytes()
     batch.manifest.write_bytes(text[: text.rindex(b'"status"') + 12])
     result = batch("--resume")
@@ -195,13 +196,13 @@ def test_resume_repeats_a_row_whose_line_was_cut_off(batch: Batch) -> None:
 
 def test_a_manifest_of_an_earlier_batch_is_not_written_over(batch: Batch) -> None:
     batch.csv("3.text", "one")
-    assert batch().status == cwr.ExitStatus.OK
+    assert batch().status == ExitStatus.OK
     before, posts = batch.manifest.read_bytes(), batch.posts()
     result = batch()
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--resume" in result.err and "--manifest" in result.err
     assert batch.manifest.read_bytes() == before and batch.posts() == posts
-    assert batch("--manifest", str(batch.folder / "new" / "m.jsonl")).status == cwr.ExitStatus.OK
+    assert batch("--manifest", str(batch.folder / "new" / "m.jsonl")).status == ExitStatus.OK
     assert (batch.folder / "new" / "m.jsonl").exists()
 
 
@@ -222,7 +223,7 @@ def test_never_more_than_k_of_ours_are_in_the_queue(batch: Batch, monkeypatch: A
         counts.clear()
         words = [] if in_flight is None else ["--in-flight", str(in_flight)]
         result = batch(*words, "--manifest", str(batch.folder / ("%s.jsonl" % in_flight)))
-        assert result.status == cwr.ExitStatus.OK
+        assert result.status == ExitStatus.OK
         assert len(counts) == 8 and max(counts) == (in_flight or 2)
 
 
@@ -249,7 +250,7 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
     ]
     batch.json_lines({"3.text": "first"}, *[row for row, _ in bad], {"3.text": "last"})
     result = batch()
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert sorted(batch.values("3.text")) == ["first", "last"] and batch.posts() == 2
     assert batch.rows("done") == [1, len(bad) + 2]
     told = {event["row"]: event["message"] for event in result.events if event["event"] == "row"}
@@ -257,7 +258,7 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
     for number, (_, words) in enumerate(bad, 2):
         assert words in told[number]
         assert kept[number]["message"] == told[number]
-        assert (kept[number]["status"], kept[number]["exit_status"]) == ("failed", cwr.ExitStatus.USAGE)
+        assert (kept[number]["status"], kept[number]["exit_status"]) == ("failed", ExitStatus.USAGE)
     assert (result.event("batch")["done"], result.event("batch")["failed"]) == (2, len(bad))
     assert batch("--resume").event("batch")["skipped"] == 2
     assert batch.posts() == 2
@@ -266,7 +267,7 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
 def test_bad_lines_of_a_csv_file_are_rows_that_failed(batch: Batch) -> None:
     batch.csv("3.text,1.steps", "one,1", "two,2,3", 'th"ree,"3"4', "", "four,4", "five")
     result = batch()
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert sorted(batch.values("3.text")) == ["five", "four", "one"]
     assert batch.rows("failed") == [2, 3] and batch.rows("done") == [1, 4, 5]
     messages = {line["row"]: line["message"] for line in batch.lines()}
@@ -275,14 +276,14 @@ def test_bad_lines_of_a_csv_file_are_rows_that_failed(batch: Batch) -> None:
 
 def test_an_empty_cell_is_the_empty_text_or_the_workflows_value(batch: Batch) -> None:
     batch.csv("3.text,1.seed", ",", "x,8")
-    assert batch("--in-flight", "1").status == cwr.ExitStatus.OK
+    assert batch("--in-flight", "1").status == ExitStatus.OK
     assert batch.values("3.text") == ["", "x"] and batch.values("1.seed") == [7, 8]
 
 
 def test_cells_name_files_of_texts_and_two_marks_stand_for_one(batch: Batch) -> None:
     (batch.folder / "text.txt").write_text("from a file\nof two lines", encoding="utf-8")
     batch.csv("3.text", "@" + str(batch.folder / "text.txt"), "@@home", "@")
-    assert batch("--in-flight", "1").status == cwr.ExitStatus.OK
+    assert batch("--in-flight", "1").status == ExitStatus.OK
     assert batch.values("3.text") == ["from a file\nof two lines", "@home", "@"]
 
 
@@ -292,7 +293,7 @@ def test_a_csv_file_may_be_one_that_a_spreadsheet_wrote(separator: str, batch: B
     rows = [["3.text", "1.seed"], ['"a, b; c\nd"', "5"]]
     text = "\ufeff" + "\r\n".join(separator.join(row) for row in rows) + "\r\n"
     batch.rows_file.write_bytes(text.encode())
-    assert batch().status == cwr.ExitStatus.OK
+    assert batch().status == ExitStatus.OK
     assert batch.values("3.text") == ["a, b; c\nd"] and batch.values("1.seed") == [5]
 
 
@@ -310,26 +311,26 @@ def test_a_csv_file_may_be_one_that_a_spreadsheet_wrote(separator: str, batch: B
 def test_a_header_that_cannot_be_used_runs_nothing(header: str, words: str, batch: Batch) -> None:
     batch.csv(header, "1,1" if "," in header else "1")
     result = batch()
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert words in result.err
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
 def test_a_batch_that_cannot_be_read_is_told(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
-    assert missing.status == cwr.ExitStatus.USAGE and "none.csv cannot be read" in missing.err
+    assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err
     batch.rows_file.write_bytes(b"3.text\n\xff\xfe\n")
     other = batch()
-    assert other.status == cwr.ExitStatus.USAGE and "not text in UTF-8" in other.err
+    assert other.status == ExitStatus.USAGE and "not text in UTF-8" in other.err
     batch.rows_file.write_bytes(b"")
     empty = batch()
-    assert empty.status == cwr.ExitStatus.USAGE and "must name its columns" in empty.err
+    assert empty.status == ExitStatus.USAGE and "must name its columns" in empty.err
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
 def test_empty_lines_before_json_lines_are_no_rows(batch: Batch) -> None:
     batch.json_lines("", "  ", {"3.text": "one"}, "", {"3.text": "two"})
-    assert batch().status == cwr.ExitStatus.OK
+    assert batch().status == ExitStatus.OK
     assert batch.rows("done") == [1, 2] and sorted(batch.values("3.text")) == ["one", "two"]
 
 
@@ -338,7 +339,7 @@ def test_empty_lines_before_json_lines_are_no_rows(batch: Batch) -> None:
 
 def test_repeat_draws_new_seeds_each_time(batch: Batch) -> None:
     result = batch("--repeat", "4", "--manifest", str(batch.manifest))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     seeds = batch.values("1.seed")
     assert len(set(seeds)) == 4 and 7 not in seeds
     assert sorted(line["seeds"]["1.seed"] for line in batch.lines()) == sorted(seeds)
@@ -346,22 +347,22 @@ def test_repeat_draws_new_seeds_each_time(batch: Batch) -> None:
 
 
 def test_repeat_with_a_number_counts_up(batch: Batch) -> None:
-    assert batch("--repeat", "3", "--seed", "100", "--in-flight", "1").status == cwr.ExitStatus.OK
+    assert batch("--repeat", "3", "--seed", "100", "--in-flight", "1").status == ExitStatus.OK
     assert batch.values("1.seed") == [100, 101, 102]
 
 
 def test_repeat_keeps_the_seeds_where_it_is_told_to(batch: Batch) -> None:
     result = batch("--repeat", "3", "--seed", "keep")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert batch.values("1.seed") == [7, 7, 7]
     assert "notice" not in result.names()
 
 
 def test_a_batch_keeps_the_seeds_unless_it_is_told_to_draw_them(batch: Batch) -> None:
     batch.csv("3.text", "one", "two")
-    assert batch().status == cwr.ExitStatus.OK
+    assert batch().status == ExitStatus.OK
     assert batch.values("1.seed") == [7, 7]
-    assert batch("--seed", "random", "--manifest", str(batch.folder / "m")).status == cwr.ExitStatus.OK
+    assert batch("--seed", "random", "--manifest", str(batch.folder / "m")).status == ExitStatus.OK
     drawn = batch.values("1.seed")[2:]
     assert len({7, *drawn}) == 3
 
@@ -369,7 +370,7 @@ def test_a_batch_keeps_the_seeds_unless_it_is_told_to_draw_them(batch: Batch) ->
 def test_each_row_is_repeated_and_its_own_seed_stands(batch: Batch) -> None:
     """A seed in the row is neither drawn nor counted; "random" in a cell draws."""
     batch.csv("3.text,1.seed", "one,5", "two,", "three,random")
-    assert batch("--repeat", "2", "--seed", "40", "--in-flight", "1").status == cwr.ExitStatus.OK
+    assert batch("--repeat", "2", "--seed", "40", "--in-flight", "1").status == ExitStatus.OK
     assert batch.values("3.text") == ["one", "one", "two", "two", "three", "three"]
     seeds = batch.values("1.seed")
     assert seeds[:4] == [5, 5, 40, 41]
@@ -378,7 +379,7 @@ def test_each_row_is_repeated_and_its_own_seed_stands(batch: Batch) -> None:
 
 
 def test_a_repetition_that_goes_on_makes_only_what_is_missing(batch: Batch) -> None:
-    assert batch("--repeat", "2", "--manifest", str(batch.manifest)).status == cwr.ExitStatus.OK
+    assert batch("--repeat", "2", "--manifest", str(batch.manifest)).status == ExitStatus.OK
     result = batch("--repeat", "5", "--manifest", str(batch.manifest), "--resume")
     assert (result.event("batch")["done"], result.event("batch")["skipped"]) == (3, 2)
     assert len(set(batch.values("1.seed"))) == 5
@@ -391,10 +392,10 @@ def test_a_row_that_takes_too_long_is_cancelled_and_the_rest_runs(batch: Batch) 
     batch.prompt = slow_prompt(seconds=0.0)
     batch.csv("1.seconds", "0", "60", "0.01")
     result = batch("--timeout", "0.6", "--in-flight", "1")
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 3]
     (line,) = [line for line in batch.lines() if line["status"] == "failed"]
-    assert (line["row"], line["exit_status"], line["end"]) == (2, cwr.ExitStatus.TIMEOUT, "timeout")
+    assert (line["row"], line["exit_status"], line["end"]) == (2, ExitStatus.TIMEOUT, "timeout")
     assert "Cancelled by the timeout: ComfyUI interrupted our run" in line["message"]
     assert len(batch.values("1.seconds")) == 3
 
@@ -405,7 +406,7 @@ def test_a_row_that_ends_while_the_timeout_cancels_it_has_its_own_end(batch: Bat
     batch.prompt = slow_prompt(seconds=0.8)
     batch.csv("1.seed", "1")
     result = batch("--timeout", "0.3")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     (line,) = batch.lines()
     assert (line["status"], line["end"]) == ("done", "success") and line["message"].startswith("Done in")
 
@@ -419,10 +420,10 @@ def test_rows_that_are_refused_or_fail_are_told_with_what_is_wrong(batch: Batch)
     batch.csv("1.image,3.ui", "example.png,{}", "missing.png,{}", "example.png,{", "example.png,[]")
     batch.csv("1.image,3.ui", "example.png,{}", "missing.png,{}", "example.png,no JSON", 'example.png,"{""a"": []}"')
     result = batch("--in-flight", "1")
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 4]
     kept = {line["row"]: line for line in batch.lines()}
-    assert [kept[row]["exit_status"] for row in (1, 2, 3, 4)] == [0, cwr.ExitStatus.PARTIAL, 7, 0]
+    assert [kept[row]["exit_status"] for row in (1, 2, 3, 4)] == [0, ExitStatus.PARTIAL, 7, 0]
     problem = next(event for event in result.events if event["event"] == "problem")
     assert (problem["row"], problem["node_id"], problem["input"]) == (2, "1", "image")
     failure = result.event("failure")
@@ -437,9 +438,9 @@ def test_a_row_that_is_refused_as_a_whole_keeps_its_problems(batch: Batch) -> No
     }
     batch.csv("1.image", "missing.png", "example.png")
     result = batch()
-    assert result.status == cwr.ExitStatus.FAILED and batch.rows("done") == [2]
+    assert result.status == ExitStatus.FAILED and batch.rows("done") == [2]
     line = next(line for line in batch.lines() if line["row"] == 1)
-    assert line["exit_status"] == cwr.ExitStatus.REJECTED
+    assert line["exit_status"] == ExitStatus.REJECTED
     (problem,) = line["problems"]
     assert (problem["node_id"], problem["value"], problem["title"]) == ("1", "missing.png", "Photo")
     assert result.event("problem")["row"] == 1
@@ -450,7 +451,7 @@ def test_a_row_that_makes_the_server_stumble_does_not_stop_the_rest(batch: Batch
     batch.simulator.faults.lose_post = ["ok", "500", "ok"]
     batch.csv("3.text", "one", "two", "three")
     result = batch("--in-flight", "1")
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 3] and batch.rows("failed") == [2]
     assert "HTTP 500" in next(line for line in batch.lines() if line["row"] == 2)["message"]
 
@@ -477,7 +478,7 @@ def test_a_batch_that_is_refused_leaves_its_rows_file_closed(batch: Batch) -> No
     batch.simulator.faults.http_status["/prompt"] = 401
     gc.disable()
     try:
-        assert batch().status == cwr.ExitStatus.NO_SERVER
+        assert batch().status == ExitStatus.NO_SERVER
         left_open = close_rows(batch)
     finally:
         gc.enable()
@@ -493,7 +494,7 @@ def test_a_server_that_refuses_us_in_the_middle_ends_the_batch(batch: Batch) -> 
     ):
         result = batch("--in-flight", "1")
     close_rows(batch)
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "refuses us" in result.event("batch")["message"] and "--resume" in result.event("batch")["message"]
     assert batch.rows("failed") == [] and 1 <= len(batch.rows("done")) < 30
 
@@ -504,15 +505,15 @@ def test_a_server_that_is_gone_ends_the_batch_and_the_rest_is_left_for_resume(ba
     with meanwhile(lambda: batch.manifest.exists() and len(batch.lines()) >= 3, batch.simulator.crash):
         began = time.monotonic()
         result = batch(limits=FAST._replace(give_up=1.5))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert 1.5 <= time.monotonic() - began < 8
     end = result.event("batch")
     assert "does not answer any more" in end["message"] and "--resume" in end["message"]
     assert 3 <= end["done"] < 40 and end["done"] + end["failed"] == len(batch.lines()) < 40
-    assert all(line["exit_status"] == cwr.ExitStatus.LOST for line in batch.lines() if line["status"] == "failed")
+    assert all(line["exit_status"] == ExitStatus.LOST for line in batch.lines() if line["status"] == "failed")
     batch.simulator.revive()
     second = batch("--resume")
-    assert second.status == cwr.ExitStatus.OK
+    assert second.status == ExitStatus.OK
     assert batch.rows("done") == list(range(1, 41))
     assert second.event("batch")["skipped"] == end["done"]
 
@@ -527,7 +528,7 @@ def test_a_server_that_comes_back_in_time_is_waited_for(batch: Batch) -> None:
 
     with meanwhile(lambda: batch.manifest.exists() and len(batch.lines()) >= 2, away):
         result = batch("--retries", "2")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert batch.rows("done") == list(range(1, 13))
 
 
@@ -569,7 +570,7 @@ def test_a_press_cancels_our_rows_and_nobody_elses(
     queue = requests.get(batch.simulator.url + "/queue", timeout=5).json()
     assert queue == {"queue_running": [], "queue_pending": []}
     batch.prompt = slow_prompt(steps=1, seconds=0.0)
-    assert batch("--resume").status == cwr.ExitStatus.OK
+    assert batch("--resume").status == ExitStatus.OK
     assert batch.rows("done") == [1, 2, 3, 4]
 
 
@@ -583,7 +584,7 @@ def test_a_press_while_a_rows_file_is_uploaded_submits_nothing(batch: Batch) -> 
     batch.simulator.faults.http_hang = {"/upload": 0.8}
     with pressed(lambda: ("POST", "/upload/image") in batch.simulator.requests):
         result = batch("--in-flight", "1")
-    assert result.status == cwr.ExitStatus.CANCELLED
+    assert result.status == ExitStatus.CANCELLED
     assert batch.posts() == 0 and not batch.lines()
 
 
@@ -628,7 +629,7 @@ def test_rows_that_come_slowly_start_when_they_come(kind: str, batch: Batch) -> 
                 what="the end of row %d" % count,
             )
         out, err = typing.communicate(timeout=60)
-    assert (typing.returncode, err) == (cwr.ExitStatus.OK, "")
+    assert (typing.returncode, err) == (ExitStatus.OK, "")
     assert batch.values("3.text") == texts
     events = [json.loads(line) for line in out.splitlines()]
     assert [event["total"] for event in events if event["event"] == "row"] == [None] * 3
@@ -646,7 +647,7 @@ def test_a_press_while_no_row_comes_leaves_at_once(batch: Batch) -> None:
         manifest = batch.folder / "flow.manifest.jsonl"
         wait_until(lambda: manifest.exists() and batch.lines(manifest), seconds=60.0, what="the first row's end")
         typing.send_signal(signal.SIGINT)
-        assert typing.wait(5) == cwr.ExitStatus.CANCELLED
+        assert typing.wait(5) == ExitStatus.CANCELLED
         assert typing.stdout is not None
         end = json.loads(typing.stdout.read().splitlines()[-1])
     assert (end["event"], end["done"], end["failed"]) == ("batch", 1, 0)
@@ -665,16 +666,16 @@ def main(batch: Batch, stdin: Any, *arguments: str) -> Any:
 @pytest.mark.parametrize("text", ["", "Wrods.text\nx\n", "1.steps,1.steps\n1,2\n"])
 def test_standard_input_with_a_header_that_cannot_be_used_runs_nothing(text: str, batch: Batch) -> None:
     status, _, err = main(batch, io.StringIO(text), "--batch", "-")
-    assert status == cwr.ExitStatus.USAGE and err
+    assert status == ExitStatus.USAGE and err
     assert batch.posts() == 0
     status, _, _ = main(batch, io.StringIO("3.text\none\n"), "--batch", "-")  # no manifest stands in its way
-    assert status == cwr.ExitStatus.OK
+    assert status == ExitStatus.OK
 
 
 def test_the_question_comes_before_the_rows(batch: Batch) -> None:
     """The answer and the rows come from one input."""
     result = batch("--batch", "-", yes=False, answers="y\n3.text\none\ntwo\n")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "Run the rows as they come? [y/N]" in result.err
     assert sorted(batch.values("3.text")) == ["one", "two"]
 
@@ -685,9 +686,9 @@ def test_the_question_comes_before_the_rows(batch: Batch) -> None:
 def test_the_question_tells_how_many_rows_there_are_and_no_runs_nothing(batch: Batch) -> None:
     batch.csv("3.text", "one", "two", "three")
     result = batch(yes=False, answers="n\n", json_mode=False)
-    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert result.status == ExitStatus.NOT_CONFIRMED
     assert "Run 3 rows? [y/N]" in result.out
-    assert batch(yes=False).status == cwr.ExitStatus.NOT_CONFIRMED
+    assert batch(yes=False).status == ExitStatus.NOT_CONFIRMED
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
@@ -711,7 +712,7 @@ def test_a_column_uploads_each_rows_file(batch: Batch) -> None:
     paths = [picture(batch.folder, name) for name in ("cat.png", "dog.png")]
     batch.csv("Photo.image", *["@" + path for path in paths], "example.png", "@" + str(batch.folder / "none.png"))
     result = batch("--in-flight", "1")
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 2, 3]
     assert batch.values("1.image") == ["cat.png", "dog.png", "example.png"]
     for path in paths:
@@ -727,7 +728,7 @@ def test_a_file_that_cannot_be_uploaded_is_its_rows_own_end(make_simulator: Make
     large, small = picture(tmp_path, "large.png", 5000), picture(tmp_path, "small.png")
     batch.json_lines(*[{"1.image": "@" + name} for name in (large, "a\0b.png", str(tmp_path), small)])
     result = batch("--in-flight", "1")
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("failed") == [1, 2, 3] and batch.rows("done") == [4]
     assert "HTTP 413" in next(line for line in batch.lines() if line["row"] == 1)["message"]
 
@@ -737,7 +738,7 @@ def test_the_workflows_own_file_is_uploaded_once_and_a_rows_file_goes_before_it(
     batch.csv("3.text,1.image", "one,", "two,", "three,@" + picture(batch.folder, "dog.png"), "four,")
     batch.simulator.faults.http_hang = {"/upload": 0.2}  # the second row would begin it as well
     result = batch("--image", picture(batch.folder, "cat.png"))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert dict(zip(batch.values("3.text"), batch.values("1.image"))) == {
         "one": "cat.png",
         "two": "cat.png",
@@ -754,7 +755,7 @@ def test_a_file_for_all_rows_that_cannot_be_uploaded_ends_the_batch(make_simulat
     batch.prompt = LOADER
     batch.csv("3.text", "one", "two", "three")
     result = batch("--image", picture(tmp_path, "large.png", 5000), "--in-flight", "1")
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "HTTP 413" in result.event("batch")["message"]
     assert batch.simulator.requests.count(("POST", "/upload/image")) == 1
     assert batch.lines() == []
@@ -773,7 +774,7 @@ def test_each_row_has_a_folder_and_the_manifest_lies_beside_them(batch: Batch) -
     batch.csv("3.text,1.seed", "one,1", "two,2")
     out = batch.folder / "out"
     result = batch("-o", str(out))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert [os.path.dirname(name) for name in files(out)] == ["00001", "00001", "00002", "00002"]
     assert (out / "00002" / "Words.txt").read_text() == "two"
     for line in batch.lines(out / "manifest.jsonl"):
@@ -781,14 +782,14 @@ def test_each_row_has_a_folder_and_the_manifest_lies_beside_them(batch: Batch) -
             assert os.path.exists(output["path"])
             assert os.path.basename(os.path.dirname(output["path"])) == "%05d" % line["row"]
     assert not batch.manifest.exists()
-    assert batch("-o", str(out)).status == cwr.ExitStatus.USAGE
+    assert batch("-o", str(out)).status == ExitStatus.USAGE
     assert batch("-o", str(out), "--resume").event("batch")["skipped"] == 2
 
 
 def test_folders_are_filled_in_from_the_row_and_the_workflow(batch: Batch) -> None:
     batch.csv("Words.text", "one", "two")
     result = batch("-o", str(batch.folder / "{Words.text}" / "{1.seed}-{row}"))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert [os.path.dirname(name) for name in files(batch.folder) if name.endswith(".png")] == [
         "one/7-00001",
         "two/7-00002",
@@ -799,7 +800,7 @@ def test_folders_are_filled_in_from_the_row_and_the_workflow(batch: Batch) -> No
 def test_names_are_filled_in_and_drawn_seeds_are_told_in_them(batch: Batch) -> None:
     batch.prompt = {key: SEEDED[key] for key in ("1", "2")}
     out = batch.folder / "out"
-    assert batch("--repeat", "2", "-o", str(out), "--name", "{row}-{Slow.seed}-{name}").status == cwr.ExitStatus.OK
+    assert batch("--repeat", "2", "-o", str(out), "--name", "{row}-{Slow.seed}-{name}").status == ExitStatus.OK
     seeds = {line["row"]: line["seeds"]["1.seed"] for line in batch.lines(out / "manifest.jsonl")}
     assert [name[: name.index("-pic_")] for name in files(out)] == ["00001-%d" % seeds[1], "00002-%d" % seeds[2]]
 
@@ -808,12 +809,12 @@ def test_names_that_are_taken_get_a_number_unless_they_are_to_be_replaced(batch:
     batch.prompt = {key: SEEDED[key] for key in ("1", "2")}
     batch.csv("1.seed", "1", "2", "3")
     out = batch.folder / "out"
-    assert batch("-o", str(out), "--name", "same").status == cwr.ExitStatus.OK
+    assert batch("-o", str(out), "--name", "same").status == ExitStatus.OK
     assert files(out) == ["same (1).png", "same (2).png", "same.png"]
     paths = [output["path"] for line in batch.lines(out / "manifest.jsonl") for output in line["outputs"]]
     assert len(set(paths)) == 3
     other = batch.folder / "other"
-    assert batch("-o", str(other), "--name", "same", "--overwrite").status == cwr.ExitStatus.OK
+    assert batch("-o", str(other), "--name", "same", "--overwrite").status == ExitStatus.OK
     assert files(other) == ["same.png"]
 
 
@@ -846,7 +847,7 @@ def test_hostile_cells_never_lead_out_of_the_folder(pattern: List[str], batch: B
     batch.json_lines(*[{"3.text": text} for text in HOSTILE])
     before = set(files(batch.folder)) | {"flow.json", "rows.manifest.jsonl"}
     result = batch(*pattern)
-    assert result.status == cwr.ExitStatus.OK, result.event("batch")
+    assert result.status == ExitStatus.OK, result.event("batch")
     made = set(files(batch.folder)) - before
     assert len(made) == 2 * len(HOSTILE) - 1  # an empty text is no output
     root = os.path.realpath("out")
@@ -863,7 +864,7 @@ def test_a_pattern_that_names_nothing_is_refused_before_anything_runs(batch: Bat
     batch.csv("3.text", "one", "two")
     for pattern in (["-o", "out/{rwo}"], ["-o", "out", "--name", "{3.txet}"]):
         result = batch(*pattern)
-        assert result.status == cwr.ExitStatus.USAGE
+        assert result.status == ExitStatus.USAGE
         assert "is neither one of {row}" in result.err or "is neither one of {name}, {row}" in result.err
     assert batch.posts() == 0 and not batch.manifest.exists()
 
@@ -875,13 +876,13 @@ def test_a_file_that_cannot_be_saved_is_its_rows_failure(batch: Batch) -> None:
     out.mkdir()
     (out / "00001").write_text("in the way")
     result = batch("-o", str(out))
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     lines = {line["row"]: line for line in batch.lines(out / "manifest.jsonl")}
-    assert (lines[1]["status"], lines[1]["exit_status"]) == ("failed", cwr.ExitStatus.NOT_SAVED)
+    assert (lines[1]["status"], lines[1]["exit_status"]) == ("failed", ExitStatus.NOT_SAVED)
     assert lines[2]["status"] == "done"
     assert {event["row"] for event in result.events if event["event"] == "not_saved"} == {1}
     (out / "00001").unlink()
-    assert batch("-o", str(out), "--resume").status == cwr.ExitStatus.OK
+    assert batch("-o", str(out), "--resume").status == ExitStatus.OK
     assert (out / "00001" / "Words.txt").read_text() == "one"
 
 
@@ -891,7 +892,7 @@ def test_a_manifest_that_cannot_be_written_runs_nothing(more: List[str], batch: 
     (batch.folder / "file").write_text("no folder")
     for path in (batch.folder, batch.folder / "file" / "m.jsonl"):
         result = batch("--manifest", str(path), *more)
-        assert result.status == cwr.ExitStatus.USAGE, result.err
+        assert result.status == ExitStatus.USAGE, result.err
         assert str(path) in result.err
     assert batch.posts() == 0
 
@@ -907,7 +908,7 @@ def test_a_row_that_its_server_lost_is_submitted_again(batch: Batch) -> None:
     batch.csv("1.seconds", "0", "1.0", "0.01")
     with meanwhile(lambda: len(batch.simulator.executions) == 2, batch.simulator.restart):
         result = batch("--in-flight", "1", "--retries", "1", limits=HASTY)
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert batch.rows("done") == [1, 2, 3] and len(batch.lines()) == 3
     assert len(batch.simulator.executions) == 4
     (notice,) = [event for event in result.events if event["event"] == "notice"]
@@ -919,13 +920,13 @@ def test_a_row_that_its_server_lost_fails_without_retries(batch: Batch) -> None:
     batch.csv("1.seconds", "0", "1.0", "0.01")
     with meanwhile(lambda: len(batch.simulator.executions) == 2, batch.simulator.restart):
         result = batch("--in-flight", "1", limits=HASTY)
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert batch.rows("done") == [1, 3] and batch.rows("failed") == [2]
     line = next(line for line in batch.lines() if line["row"] == 2)
-    assert (line["exit_status"], line["end"]) == (cwr.ExitStatus.LOST, "lost")
+    assert (line["exit_status"], line["end"]) == (ExitStatus.LOST, "lost")
 
 
-@pytest.mark.parametrize(("retries", "status", "runs"), [(1, cwr.ExitStatus.OK, 2), (0, cwr.ExitStatus.LOST, 1)])
+@pytest.mark.parametrize(("retries", "status", "runs"), [(1, ExitStatus.OK, 2), (0, ExitStatus.LOST, 1)])
 def test_a_single_run_that_its_server_lost_is_submitted_again(
     retries: int, status: int, runs: int, batch: Batch
 ) -> None:
@@ -938,7 +939,7 @@ def test_a_single_run_that_its_server_lost_is_submitted_again(
     assert len({event["prompt_id"] for event in result.events if event["event"] == "end"}) == runs
 
 
-@pytest.mark.parametrize(("steps", "status"), [(1, cwr.ExitStatus.OK), (0, cwr.ExitStatus.REJECTED)])
+@pytest.mark.parametrize(("steps", "status"), [(1, ExitStatus.OK), (0, ExitStatus.REJECTED)])
 def test_a_run_that_was_not_lost_is_submitted_once(steps: int, status: int, batch: Batch) -> None:
     batch.prompt = slow_prompt(steps=steps, seconds=0.0)
     assert batch("--retries", "2").status == status
@@ -957,7 +958,7 @@ def test_retries_that_are_used_up_leave_a_single_run_lost(batch: Batch) -> None:
 
     with meanwhile(lambda: True, restart):
         result = batch("--retries", "1", limits=HASTY)
-    assert result.status == cwr.ExitStatus.LOST and restarts == [1, 2]
+    assert result.status == ExitStatus.LOST and restarts == [1, 2]
     assert len(batch.simulator.executions) == 2
     assert result.out.count("submitting it again (--retries)") == 1
 
@@ -997,7 +998,7 @@ def test_quiet_prints_what_was_made_and_tells_what_failed_as_errors(batch: Batch
     out = batch.folder / "out"
     batch.csv("3.text,1.steps", "one,1", "two,0", "three,1")
     result = batch("-o", str(out), "--quiet", "--in-flight", "1", json_mode=False)
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     paths = result.out.splitlines()
     assert sorted(os.path.relpath(path, os.path.realpath(out)).replace(os.sep, "/") for path in paths) == files(out)
     assert len(paths) == 4
@@ -1019,7 +1020,7 @@ def test_plain_lines_tell_how_rows_end_and_how_far_it_is(batch: Batch) -> None:
     batch.prompt = {"1": node("SimulatedOutput", "Other", ui="{}"), "2": node("TextOut", text="a")}
     batch.csv("1.ui,2.text", "{},a", "no JSON,b", "{},c")
     result = batch("--in-flight", "1", json_mode=False)
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     lines = result.out.splitlines()
     assert [line.partition(".")[0] for line in lines if line.startswith("Row ")] == [
         "Row 1: Done in 0",
@@ -1039,7 +1040,7 @@ def test_the_live_screen_shows_one_bar_for_all_and_one_for_each_row(batch: Batch
     batch.prompt = slow_prompt(steps=4)
     batch.csv("1.seconds", "0.3", "0.31", "0.32", "@none")
     result = batch(json_mode=False, out=Terminal())
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert re.search(r"Overall .*0/4 rows", result.out)
     assert re.search(r"Overall .*[123]/4 rows.*\d/(s|min), [\d.:]+( s)? left", result.out)
     assert re.search(r"Row \d .*/2 nodes", result.out) and re.search(r"Row \d .*waiting", result.out)
@@ -1054,7 +1055,7 @@ def test_the_live_screen_comes_again_for_a_run_that_is_repeated(batch: Batch, mo
     batch.prompt = slow_prompt(steps=4, seconds=0.6)
     with meanwhile(lambda: batch.simulator.executions, batch.simulator.restart):
         result = batch("--retries", "1", json_mode=False, limits=HASTY, out=Terminal())
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.out.count("\x1b[?25l") == 2 == result.out.count("\x1b[?25h")
     again = result.out[result.out.index("submitting it again") :]
     assert re.search(r"Slow .*\d/4", again) and "Done in" in again
@@ -1091,21 +1092,21 @@ def test_the_tally_in_words() -> None:
 )
 def test_flags_that_cannot_be_followed_are_told(arguments: List[str], words: str, batch: Batch) -> None:
     result = batch(*arguments)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert words in result.err and batch.simulator.requests == []
 
 
 def test_a_batch_without_rows_is_done(batch: Batch) -> None:
     batch.csv("3.text")
     result = batch()
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.event("batch")["message"].startswith("0 rows done")
 
 
 def test_the_workflow_and_the_rows_cannot_both_be_standard_input(batch: Batch) -> None:
     """There is only one."""
     result = run("-", "--server", batch.simulator.url, "--yes", "--batch", "-")
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "standard input" in result.err.lower()
 
 
@@ -1124,5 +1125,5 @@ def test_a_batch_that_can_be_read_once_runs(batch: Batch) -> None:
     thread.start()
     result = batch("--batch", pipe)
     thread.join()
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert sorted(batch.values("3.text")) == ["one", "two"]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from recorded import Json, anything, few
 from support import cwr, node
 
+from comfyui_runner.errors import UsageError
+
 PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),
     "6": node("CLIPTextEncode", "Positive", text="a fox", more=["3", 0]),
@@ -54,7 +56,7 @@ def test_empty_lines_are_no_rows_and_short_rows_leave_values_alone() -> None:
 
 @pytest.mark.parametrize("lines", [[], ["", "a"], [",,"], ["a.b,a.b"], ["a.b, a.b "], ["a\rb"], ['"a'], ["6.text,"]])
 def test_a_header_that_names_no_columns_is_refused(lines: List[str]) -> None:
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         rows(*lines)
     assert caught.value.message == "The batch's first line must name its columns, each NODE.INPUT and each once."
 
@@ -97,7 +99,7 @@ def test_what_a_row_sets() -> None:
 def test_any_lines_are_rows_or_a_usage_error(lines: List[str], json_lines: bool) -> None:
     try:
         found = list(cwr.read_rows(lines, json_lines))
-    except cwr.UsageError as error:
+    except UsageError as error:
         assert not json_lines and error.message
         return
     assert [row.number for row in found] == list(range(1, len(found) + 1))
@@ -151,7 +153,7 @@ def test_a_pattern_is_filled_in(pattern: str, filled: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["{rows}", "{KSampler.colour}", "{Nobody.text}", "{CON}", "{3.}"])
 def test_what_a_pattern_may_not_name_is_told_with_what_it_may(pattern: str) -> None:
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         cwr.fill_pattern(pattern, FIELDS, PROMPT)
     assert caught.value.message == "%s is neither one of {row}, {name} nor {NODE.INPUT}." % pattern
 
@@ -171,7 +173,7 @@ def test_what_is_filled_in_is_one_part_of_a_path(text: str) -> None:
 def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
     try:
         assert cwr.fill_pattern(pattern, FIELDS, PROMPT) or not pattern
-    except cwr.UsageError as error:
+    except UsageError as error:
         assert "is neither one of" in error.message
 
 

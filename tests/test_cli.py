@@ -24,6 +24,8 @@ import pytest
 from slow_proxy import HurriedLoop
 from support import ROOT, Outcome, Terminal, cwr, run, slow_prompt
 
+from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus
+
 Make = Callable[..., Any]
 SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
 
@@ -60,27 +62,27 @@ def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str
 @pytest.mark.parametrize("answers", ["y\n", "YES\n", " yes \n", "what?\n\x1b\nperhaps\ny\n"])
 def test_yes_runs_it(answers: str, simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, workflow_file(slow_prompt()), answers=answers)
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.out.count("Run it? [y/N]") == answers.count("\n")
 
 
 @pytest.mark.parametrize("answers", ["n\n", "No\n", "\n", "perhaps\n\n"])
 def test_anything_that_means_no_submits_nothing(answers: str, simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, workflow_file(slow_prompt()), answers=answers)
-    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert result.status == ExitStatus.NOT_CONFIRMED
     assert "nothing was submitted" in result.err
     assert ("POST", "/prompt") not in simulator.requests
 
 
 def test_the_end_of_the_input_at_the_question_leaves(simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, workflow_file(slow_prompt()), answers="")
-    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert result.status == ExitStatus.NOT_CONFIRMED
     assert ("POST", "/prompt") not in simulator.requests
 
 
 def test_without_a_terminal_and_without_yes_it_refuses(simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert result.status == ExitStatus.NOT_CONFIRMED
     assert "--yes" in result.err
     assert not simulator.requests
 
@@ -91,13 +93,13 @@ def test_without_a_terminal_and_without_yes_it_refuses(simulator: Any, workflow_
 def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Any) -> None:
     (tmp_path / "other.json").write_text("{}")
     result = run(str(tmp_path / "mine.json"))
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert result.status == ExitStatus.BAD_WORKFLOW
     assert "Files there: other.json." in result.err
 
 
 def test_a_ui_format_file_is_converted_and_runs(simulator: Any) -> None:
     result = run("--server", simulator.url, os.path.join(ROOT, "workflow.json"), "--yes", "--json")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.event("workflow")["nodes"] == 7
     assert [event["kind"] for event in result.events if event["event"] == "output"] == ["image"]
 
@@ -105,7 +107,7 @@ def test_a_ui_format_file_is_converted_and_runs(simulator: Any) -> None:
 def test_the_default_workflow_lies_beside_the_script(simulator: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("--server", simulator.url, "--yes", "--json")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.event("workflow")["nodes"] == 7
 
 
@@ -116,7 +118,7 @@ def test_no_server_at_the_defaults_says_what_was_tried_and_what_to_do(workflow_f
     ports = free_port(), free_port()
     monkeypatch.setattr(cwr, "DEFAULT_SERVERS", tuple("http://127.0.0.1:%d" % port for port in ports))
     result = run("--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     for expected in (*map(str, ports), "python main.py", "--server", "--demo"):
         assert expected in result.err
 
@@ -127,7 +129,7 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
     dead = "http://127.0.0.1:%d" % free_port()
     monkeypatch.setattr(cwr, "DEFAULT_SERVERS", (dead, simulator.url))
     result = run("--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "%s: nothing listens there" % dead in result.out
     assert "ComfyUI 0.33.0 at %s, simulated" % simulator.url in result.out
 
@@ -137,14 +139,14 @@ def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
     result = run(
         "--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS
     )
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "connection refused" in result.err and "Start ComfyUI" in result.err
     assert time.monotonic() - began < 5
 
 
 def test_a_get_that_is_cut_is_tried_again(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.cut_http = {"/system_stats": 2, "/history": 1, "/queue": 1}
-    assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt())).status == cwr.ExitStatus.OK
+    assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt())).status == ExitStatus.OK
 
 
 def test_a_first_answer_that_trickles_is_asked_for_three_times(
@@ -155,7 +157,7 @@ def test_a_first_answer_that_trickles_is_asked_for_three_times(
     monkeypatch.setattr(asyncio, "new_event_loop", lambda: HurriedLoop(20.0))  # it waits for 12 s each time
     began = time.monotonic()
     result = run("--server", proxy.url, "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "did not answer in" in result.err
     assert proxy.trickled == 3
     assert time.monotonic() - began < 10.0
@@ -163,16 +165,16 @@ def test_a_first_answer_that_trickles_is_asked_for_three_times(
 
 def test_the_environment_names_the_server(simulator: Any, workflow_file: Make) -> None:
     result = run("--yes", workflow_file(slow_prompt()), environment={"COMFYUI_URL": simulator.url + "/"})
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
 
 
 def test_a_server_behind_a_base_path_and_a_token(make_simulator: Make, workflow_file: Make) -> None:
     simulator = make_simulator(base_path="/comfy/ui", token="s3cret-t0ken")
     path = workflow_file(slow_prompt())
-    assert run("--server", simulator.url, "--yes", path).status == cwr.ExitStatus.NO_SERVER
+    assert run("--server", simulator.url, "--yes", path).status == ExitStatus.NO_SERVER
     header = "Authorization: Bearer s3cret-t0ken"
     result = run("--server", simulator.url, "--header", header, "--yes", "--json", path)
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "connection" not in result.names()  # the WebSocket got the header as well
     assert "s3cret-t0ken" not in result.out + result.err
 
@@ -183,7 +185,7 @@ def test_user_and_password_in_the_url_reach_both_channels_and_no_output(
     simulator = make_simulator(token="pa:ss/w0rd")
     url = simulator.url.replace("//", "//user:pa%3Ass%2Fw0rd@")
     result = run("--server", url, "--yes", "--json", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "connection" not in result.names()
     token = base64.b64encode(b"user:pa:ss/w0rd").decode()
     for secret in ("pa:ss/w0rd", "pa%3Ass%2Fw0rd", token):
@@ -228,7 +230,7 @@ def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(
 ) -> None:
     url = serve(Echo).replace("//", "//user:hunter22@")
     result = run("--server", url, "--header", "X-Key: abcd1234", "--yes", *mode, workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "refuses us (HTTP 401" in result.err
     for secret in ("hunter22", "abcd1234", base64.b64encode(b"user:hunter22").decode()):
         assert secret not in result.out + result.err
@@ -237,7 +239,7 @@ def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(
 def test_a_server_that_wants_credentials_is_not_called_absent(serve: Any, workflow_file: Make) -> None:
     url = serve(Echo)
     result = run("--server", url, "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "%s refuses us (HTTP 401 for GET /system_stats)." % url in result.err
     assert "--header 'Authorization: Bearer" in result.err
     for generic in ("Start ComfyUI", "Tried:", "--demo"):
@@ -247,7 +249,7 @@ def test_a_server_that_wants_credentials_is_not_called_absent(serve: Any, workfl
 def test_https_where_http_is_spoken_says_so(simulator: Any, workflow_file: Make) -> None:
     url = simulator.url.replace("http:", "https:")
     result = run("--server", url, "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "%s: the TLS connection failed" % url in result.err
     assert "use http:// instead" in result.err
     assert "Start ComfyUI" not in result.err
@@ -266,7 +268,7 @@ def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: M
         url = "http://127.0.0.1:%d" % server.server_address[1]
         result = run("--server", url, "--yes", workflow_file(slow_prompt()))
         server.shutdown()
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "%s: the connection broke" % url in result.err
     assert "Start ComfyUI there" in result.err and "No ComfyUI answers" not in result.err
 
@@ -293,7 +295,7 @@ def test_a_netrc_does_not_replace_what_was_given(
         monkeypatch.delenv(name, raising=False)
     header = ["--header", "Authorization: Bearer given"] if given else []
     result = run("--server", "http://comfy.example", *header, "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert sent == [("http://comfy.example/system_stats", "Bearer given" if given else None)]
 
 
@@ -304,7 +306,7 @@ def test_a_netrc_does_not_replace_what_was_given(
 ])  # fmt: skip
 def test_a_typing_error_does_not_repeat_what_may_be_a_secret(arguments: List[str]) -> None:
     result = run(*arguments)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert result.err and "hunter22" not in result.out + result.err
 
 
@@ -317,7 +319,7 @@ def test_something_else_at_the_address_is_told(serve: Any, workflow_file: Make) 
             self.wfile.write(b"hello")
 
     result = run("--server", serve(Hello), "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "not JSON" in result.err
 
 
@@ -330,7 +332,7 @@ def test_a_redirect_is_not_followed_with_our_credentials(serve: Any, simulator: 
             self.end_headers()
 
     result = run("--server", serve(Away), "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "sends us on to " + simulator.url in result.err
     assert not simulator.requests
 
@@ -338,7 +340,7 @@ def test_a_redirect_is_not_followed_with_our_credentials(serve: Any, simulator: 
 def test_a_server_without_websocket_is_followed_by_its_queue(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.http_status = {"/ws": 404}
     result = run("--server", simulator.url, "--yes", "--json", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.event("connection")["state"] == "unavailable"
     assert result.event("output")["filename"] == "slow_00001_.png"
 
@@ -357,7 +359,7 @@ def test_quiet_prints_what_was_made_and_nothing_else(simulator: Any, workflow_fi
 
 def test_json_is_one_object_a_line_with_event_time_and_prompt_id(simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, "--json", workflow_file(slow_prompt()), answers="maybe\ny\n")
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     for event in result.events:
         assert isinstance(event["event"], str) and event["time"] > 1.7e9 and len(event["prompt_id"]) == 36
     assert result.err.count("Run it?") == 2
@@ -365,14 +367,14 @@ def test_json_is_one_object_a_line_with_event_time_and_prompt_id(simulator: Any,
 
 def test_json_tells_a_usage_error_too() -> None:
     result = run("--json", "--timeout", "soon")
-    assert result.status == cwr.ExitStatus.USAGE
-    assert result.event("error")["exit_status"] == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
+    assert result.event("error")["exit_status"] == ExitStatus.USAGE
     assert "timeout" in result.err
 
 
 def test_progress_in_plain_lines_is_rate_limited(simulator: Any, workflow_file: Make) -> None:
     result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt(steps=200, seconds=0.5)))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.out.count("Slow: ") <= 2 + 1  # at most one in 2 s, and what the node took
 
 
@@ -382,7 +384,7 @@ def test_the_live_screen_shows_bars_and_ends_clean(simulator: Any, workflow_file
     monkeypatch.setenv("COLUMNS", "100")
     out = Terminal()
     result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt(steps=8, seconds=1.0)), out=out)
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert re.search(r"Overall .*0/2 nodes", result.out)
     assert re.search(r"Slow .*\d/8 .*it/s", result.out)
     assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
@@ -425,7 +427,7 @@ def test_without_rich_there_are_plain_lines(simulator: Any, workflow_file: Make,
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
     result = run("--server", simulator.url, "--yes", workflow_file(slow_prompt()), out=Terminal())
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "\x1b" not in result.out and "Done in" in result.out
 
 
@@ -468,7 +470,7 @@ def test_the_demo_runs_from_end_to_end_with_nothing_else(tmp_path: Any) -> None:
 
 def test_the_demo_names_the_folder_where_no_output_is_named(workflow_file: Make) -> None:
     result = run("--demo", "--yes", "--quiet", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     (path,) = result.out.splitlines()
     assert os.path.isabs(path) and os.path.getsize(path) > 0
     shutil.rmtree(os.path.dirname(path))
@@ -482,7 +484,7 @@ def test_a_lone_copy_of_the_script_works_and_says_what_the_demo_lacks(
     done = process("--server", simulator.url, "--yes", path, script=script, cwd=str(tmp_path))
     assert done.returncode == 0, done.stderr
     done = process("--demo", "--yes", path, script=script, cwd=str(tmp_path))
-    assert done.returncode == cwr.ExitStatus.USAGE
+    assert done.returncode == ExitStatus.USAGE
     assert "which is missing" in done.stderr
 
 
@@ -497,8 +499,8 @@ def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    for status in cwr.ExitStatus:
-        assert re.search(r"^ +%d  %s$" % (status, re.escape(cwr.EXIT_MEANINGS[status])), done.stdout, re.M)
+    for status in ExitStatus:
+        assert re.search(r"^ +%d  %s$" % (status, re.escape(EXIT_MEANINGS[status])), done.stdout, re.M)
 
 
 def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
@@ -512,7 +514,7 @@ def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
 def test_a_missing_package_says_how_to_install_it(workflow_file: Make, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "requests", None)
     result = run("--server", "127.0.0.1:1", "--yes", workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.ERROR
+    assert result.status == ExitStatus.ERROR
     assert "pip install websockets requests rich" in result.err
 
 
@@ -544,6 +546,6 @@ def test_a_fault_of_the_runner_is_told_as_one(fault: Any, simulator: Any, workfl
         return run("--server", simulator.url, "--yes", workflow_file(slow_prompt()), *arguments, **options)
 
     result = go()
-    assert result.status == cwr.ExitStatus.ERROR
+    assert result.status == ExitStatus.ERROR
     assert "ZeroDivisionError" in result.err and "report" in result.err and "Traceback" not in result.err
     assert "Traceback" in go("-v").err

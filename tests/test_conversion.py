@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import cwr
 
+from comfyui_runner.errors import WorkflowError
+
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "conversion")
 Json = Dict[str, Any]
 
@@ -1340,7 +1342,7 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
     loaded = cwr.Loaded(made.prompt, "w.json", workflow, made)
     sent = loaded.extra(cwr.with_values(made.prompt, {cwr.InputRef("1", "image"): "b.png"}))
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
-    with pytest.raises(cwr.WorkflowError, match="no node that runs"):
+    with pytest.raises(WorkflowError, match="no node that runs"):
         cwr.make_prompt(cwr.Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
 
 

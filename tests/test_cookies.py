@@ -14,6 +14,8 @@ from fault_proxy import Message, read_message
 from support import FAST, cwr, node, run, slow_prompt, wait_until
 from test_middleware import LOADER, TWO_LOADERS, Middleware
 
+from comfyui_runner.errors import ServerGone
+
 Make = Callable[..., Any]
 Cookies = Dict[str, str]
 
@@ -242,10 +244,10 @@ def test_a_changed_affinity_cookie_means_that_the_server_is_gone() -> None:
     server.affinity = {"GPU": "a"}
     server.take_cookies(["LOGIN=2; path=/"])
     server.take_cookies(["GPU=a; path=/"])
-    with pytest.raises(cwr.ServerGone):
+    with pytest.raises(ServerGone):
         server.take_cookies(["GPU=b; path=/"])
     for again in (server.handshake_headers, server.queue):
-        with pytest.raises(cwr.ServerGone):  # port 1 would be refused: nothing is sent
+        with pytest.raises(ServerGone):  # port 1 would be refused: nothing is sent
             again()
 
 

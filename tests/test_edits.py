@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from recorded import anything, few, many
 from support import ROOT, cwr, node
 
+from comfyui_runner.errors import ExitStatus
+
 Json = Dict[str, Any]
 Ref = cwr.InputRef
 
@@ -66,7 +68,7 @@ def test_a_name_of_several_nodes_is_refused_with_those_nodes() -> None:
 
 def test_a_name_of_no_node_is_refused_with_all_nodes() -> None:
     error = refused(cwr.find_node, NAMED, "positive\x1b[31m")
-    assert (error.type, error.http_status, error.exit_status) == ("no_such_node", 400, cwr.ExitStatus.USAGE)
+    assert (error.type, error.http_status, error.exit_status) == ("no_such_node", 400, ExitStatus.USAGE)
     assert ids(error) == list(NAMED)
     assert "\x1b" not in error.message
     assert error.details[0] == {"node_id": "1", "title": "Positive", "class_type": "CLIPTextEncode"}

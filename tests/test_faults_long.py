@@ -26,6 +26,7 @@ import requests
 from fault_proxy import HTTP_FAULTS, WEBSOCKET_FAULTS, FaultProxy, total
 from support import cwr, node, wait_until
 
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.simulator import Simulator
 
 pytestmark = pytest.mark.long
@@ -74,7 +75,7 @@ def _save(source: str, prefix: str) -> Dict[str, Any]:
 
 def success(rng: random.Random) -> Story:
     """One picture."""
-    return Story({"1": _picture(rng), "2": _save("1", "plain")}, cwr.ExitStatus.OK, 1)
+    return Story({"1": _picture(rng), "2": _save("1", "plain")}, ExitStatus.OK, 1)
 
 
 def cached(rng: random.Random) -> Story:
@@ -92,7 +93,7 @@ def several_outputs(rng: random.Random) -> Story:
         "5": _save("4", "batch"),
         "6": node("TextOut", "Words", text="words %d" % rng.randrange(1 << 30)),
     }
-    return Story(prompt, cwr.ExitStatus.OK, 5, 1)
+    return Story(prompt, ExitStatus.OK, 5, 1)
 
 
 def node_error(rng: random.Random) -> Story:
@@ -102,13 +103,13 @@ def node_error(rng: random.Random) -> Story:
         "2": node("FailNode", "Bad", message="boom %d" % rng.randrange(1 << 30), image=["1", 0]),
         "3": _save("2", "never"),
     }
-    return Story(prompt, cwr.ExitStatus.FAILED)
+    return Story(prompt, ExitStatus.FAILED)
 
 
 def partly_invalid(rng: random.Random) -> Story:
     """One output is refused, the other one runs."""
     prompt = {"1": _picture(rng), "2": _save("1", "kept"), "3": node("SaveImage", "Refused", filename_prefix="no")}
-    return Story(prompt, cwr.ExitStatus.PARTIAL, 1)
+    return Story(prompt, ExitStatus.PARTIAL, 1)
 
 
 def rejected(rng: random.Random) -> Story:
@@ -119,7 +120,7 @@ def rejected(rng: random.Random) -> Story:
         {"1": node("SlowProgress", "Slow", steps=-1, seconds=0.1, seed=1, preview=False), "2": _save("1", "no")},
         {"1": _picture(rng)},
     ]
-    return Story(rng.choice(prompts), cwr.ExitStatus.REJECTED, accepted=False)
+    return Story(rng.choice(prompts), ExitStatus.REJECTED, accepted=False)
 
 
 STORIES = (success, success, cached, several_outputs, several_outputs, node_error, partly_invalid, rejected)
@@ -212,13 +213,13 @@ def _check(simulator: Simulator, story: Story, before: List[str], status: int, o
     assert end["prompt_id"] == ours[0]
     assert end["wholly_cached"] == story.warm
     entry = history[ours[0]]
-    assert entry["status"]["status_str"] == ("error" if status == cwr.ExitStatus.FAILED else "success")
-    assert ("failure" in names) == (status == cwr.ExitStatus.FAILED)
+    assert entry["status"]["status_str"] == ("error" if status == ExitStatus.FAILED else "success")
+    assert ("failure" in names) == (status == ExitStatus.FAILED)
     assert entry["prompt"][2] == story.prompt
     made = [item for ui in entry["outputs"].values() for items in ui.values() for item in items]
     files = {(item["type"], item["subfolder"], item["filename"]) for item in made if isinstance(item, dict)}
     texts = {item for item in made if isinstance(item, str)}
-    if status != cwr.ExitStatus.FAILED:
+    if status != ExitStatus.FAILED:
         assert (len(files), len(texts)) == (story.files, story.texts)
     told = [event for event in events if event["event"] == "output"]
     told_files = [(event["type"], event["subfolder"], event["filename"]) for event in told if event["text"] is None]

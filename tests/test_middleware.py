@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from recorded import anything, few
 from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
+from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
 
@@ -486,7 +487,7 @@ def test_nobody_knows_a_token_where_there_is_none() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.20", "gpu.example"])
 def test_another_address_needs_a_token_or_a_spoken_no(host: str) -> None:
-    with pytest.raises(cwr.UsageError, match="needs a token"):
+    with pytest.raises(UsageError, match="needs a token"):
         cwr.make_guard(host, None, False, [], [])
     assert cwr.make_guard(host, None, True, [], []).token is None
     names = cwr.make_guard(host, "t", False, ["More.example"], []).hosts
@@ -611,7 +612,7 @@ def test_an_error_of_ours_is_json_too() -> None:
     answer = cwr.error_response(KeyError("oops"))
     assert answer.status == 500
     assert json.loads(answer.body)["error"]["type"] == "internal_error"
-    gone = cwr.error_response(cwr.ServerUnreachable("No answer.", "Start it."))
+    gone = cwr.error_response(ServerUnreachable("No answer.", "Start it."))
     assert (gone.status, dict(gone.headers)["Retry-After"]) == (503, "5")
     assert json.loads(gone.body)["error"]["message"] == "No answer. Start it."
 
@@ -1806,7 +1807,7 @@ def test_the_token_opens_the_door(simulator: Any) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_other_machines_are_not_let_in_without_a_token(simulator: Any, host: str) -> None:
     result = run("--mode", "continuous", "--port", "0", "--server", simulator.url, "--host", host)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--token" in result.err and "--no-token" in result.err
     assert not simulator.requests
 
@@ -1991,7 +1992,7 @@ def test_a_port_that_is_taken_is_named_with_the_way_out(simulator: Any, workflow
         taken.listen(1)
         port = taken.getsockname()[1]
         result = run("--mode", "continuous", "--server", simulator.url, "--port", str(port), path)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "Port %d" % port in result.err and "--port" in result.err and "comfy-api-proxy" in result.err
 
 
@@ -2001,7 +2002,7 @@ def test_a_server_that_is_this_service_is_refused(workflow_file: Make) -> None:
         port = free.getsockname()[1]
     address = "http://127.0.0.1:%d" % port
     result = run("--mode", "continuous", "--server", address, "--port", str(port), workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "itself" in result.err
 
 
@@ -2013,13 +2014,13 @@ def test_a_server_that_is_another_such_service_is_refused(service: Middleware, w
         taken.listen(1)
         port = str(taken.getsockname()[1])
         result = run("--mode", "continuous", "--server", address, "--port", port, workflow_file(slow_prompt()))
-    assert result.status not in (cwr.ExitStatus.OK, cwr.ExitStatus.ERROR)
+    assert result.status not in (ExitStatus.OK, ExitStatus.ERROR)
     assert address in result.err and port not in result.err
 
 
 def test_a_workflow_that_is_not_there_is_told_at_the_start(simulator: Any) -> None:
     result = run("--mode", "continuous", "--server", simulator.url, "--port", "0", "nowhere.json")
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert result.status == ExitStatus.BAD_WORKFLOW
 
 
 def test_the_console_shows_the_runs(service: Middleware) -> None:

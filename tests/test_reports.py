@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from recorded import Json, anything, few, history_entries, messages
 from support import cwr, node, program_text
 
+import comfyui_runner.errors
+
 Phase = cwr.Phase
-ExitStatus = cwr.ExitStatus
+ExitStatus = comfyui_runner.errors.ExitStatus
 
 PROMPT = {
     "1": node("CheckpointLoaderSimple", "Load Checkpoint"),
@@ -389,7 +391,10 @@ FAILED_AT = {"failure": {"node_id": "2.0.0.1"}}
 
 
 def end(
-    phase: cwr.Phase, exit_status: cwr.ExitStatus = ExitStatus.OK, stopped: Optional[str] = None, **known: Any
+    phase: cwr.Phase,
+    exit_status: comfyui_runner.errors.ExitStatus = ExitStatus.OK,
+    stopped: Optional[str] = None,
+    **known: Any,
 ) -> cwr.Report:
     """The last report of a run of 12.3 seconds."""
     state = new(phase, started_at=10.0, ended_at=22.3, **known)
@@ -501,7 +506,9 @@ def test_the_last_report_in_full() -> None:
         (Phase.RUNNING, False, ExitStatus.ERROR),
     ],
 )
-def test_the_exit_status_of_a_run(phase: cwr.Phase, dropped: bool, exit_status: cwr.ExitStatus) -> None:
+def test_the_exit_status_of_a_run(
+    phase: cwr.Phase, dropped: bool, exit_status: comfyui_runner.errors.ExitStatus
+) -> None:
     assert cwr.exit_status_of(new(phase), dropped) is exit_status
 
 
@@ -671,7 +678,7 @@ def test_the_meter_is_never_wider_than_the_terminal(
     st.sampled_from(list(ExitStatus)),
 )
 def test_every_run_can_be_told(
-    events: List[Tuple[str, Any]], entry: Any, stopped: Optional[str], exit_status: cwr.ExitStatus
+    events: List[Tuple[str, Any]], entry: Any, stopped: Optional[str], exit_status: comfyui_runner.errors.ExitStatus
 ) -> None:
     state, reports = new(Phase.SUBMITTING), []
     for number, (kind, data) in enumerate(events):

@@ -15,6 +15,8 @@ import requests
 from slow_proxy import HurriedLoop
 from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 
+from comfyui_runner.errors import ExitStatus, SaveError
+
 Make = Callable[..., Any]
 
 
@@ -69,7 +71,7 @@ def test_a_run_is_followed_from_the_file_to_the_saved_picture(
     simulator: Any, workflow_file: Make, tmp_path: Any
 ) -> None:
     result = go(simulator, workflow_file(slow_prompt(steps=4, seconds=0.6)), "-o", str(tmp_path / "out"))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     names = [name for name in result.names() if name not in ("progress", "queued", "cached")]
     assert names == [
         "workflow", "server", "submitted", "started", "node_started", "node_finished", "node_started",
@@ -102,7 +104,7 @@ def test_the_same_prompt_again_renders_nothing_and_says_so(simulator: Any, workf
     path = workflow_file(slow_prompt())
     assert not go(simulator, path).event("end")["wholly_cached"]
     again = go(simulator, path)
-    assert again.status == cwr.ExitStatus.OK
+    assert again.status == ExitStatus.OK
     assert again.event("end")["wholly_cached"]
     assert again.event("end")["message"].startswith("Nothing new was rendered")
     assert again.event("output")["filename"] == "slow_00001_.png"
@@ -120,7 +122,7 @@ def test_outputs_of_every_kind_are_told_and_saved(simulator: Any, workflow_file:
     ui["text"] = ["a caption", "another"]
     prompt = {"1": node("SimulatedOutput", "Every Kind", ui=json.dumps(ui))}
     result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     told = [(event["kind"], event["filename"]) for event in result.events if event["event"] == "output"]
     assert told == [
         ("image", "a.png"), ("video", "b.mp4"), ("audio", "c.flac"), ("3d", "d.glb"), ("file", "e.xyz"),
@@ -217,7 +219,7 @@ def test_no_name_leads_out_of_the_folder(name: str, workflow_file: Make, tmp_pat
 def test_a_link_in_the_folder_that_leads_out_is_refused(tmp_path: Any) -> None:
     (tmp_path / "out").mkdir()
     os.symlink(str(tmp_path), str(tmp_path / "out" / "sub"))
-    with pytest.raises(cwr.SaveError, match="leads out of"):
+    with pytest.raises(SaveError, match="leads out of"):
         cwr.write_file(str(tmp_path / "out"), ["sub", "a.png"], False, [b"x"])
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["sub"]
@@ -229,11 +231,11 @@ def test_a_link_in_the_folder_that_leads_out_is_refused(tmp_path: Any) -> None:
 def test_a_refused_prompt_names_node_input_value_and_what_is_allowed(simulator: Any, workflow_file: Make) -> None:
     prompt = slow_prompt(steps=10**9)
     result = go(simulator, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     problem = result.event("problem")
     assert (problem["title"], problem["node_id"], problem["input"], problem["value"]) == ("Slow", "1", "steps", 10**9)
     assert "Allowed" in problem["hints"][0]
-    assert result.event("error")["exit_status"] == cwr.ExitStatus.REJECTED
+    assert result.event("error")["exit_status"] == ExitStatus.REJECTED
     assert executions(simulator) == 0
 
 
@@ -267,7 +269,7 @@ def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow
 def test_every_missing_class_is_named_not_only_the_first(simulator: Any, workflow_file: Make) -> None:
     prompt = {**slow_prompt(), "8": node("NotThere"), "9": node("NorThis")}
     result = go(simulator, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert [event["class_type"] for event in result.events if event["event"] == "problem"] == ["NotThere", "NorThis"]
 
 
@@ -279,7 +281,7 @@ def test_a_node_that_raises_is_told_with_its_title_and_traceback(simulator: Any,
     }
     path = workflow_file(prompt)
     result = go(simulator, path)
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     failure = result.event("failure")
     assert (failure["title"], failure["class_type"], failure["type"]) == ("Breaks", "FailNode", "ValueError")
     assert failure["message"] == "no way"
@@ -293,7 +295,7 @@ def test_a_node_that_raises_is_told_with_its_title_and_traceback(simulator: Any,
 def test_outputs_that_the_server_refuses_are_told_before_and_after(simulator: Any, workflow_file: Make) -> None:
     prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
     result = go(simulator, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.PARTIAL
+    assert result.status == ExitStatus.PARTIAL
     names = result.names()
     assert '"Broken"' in result.event("notice")["message"]
     assert names.index("notice") < names.index("end")
@@ -314,27 +316,27 @@ def test_messages_that_never_come_change_nothing(dropped: List[str], make_simula
     simulator = make_simulator()
     simulator.faults.drop_events = frozenset(dropped)
     result = go(simulator, workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert result.event("output")["filename"] == "slow_00001_.png"
 
 
 def test_a_late_history_entry_is_waited_for(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.history_delay = FAST.settle / 2
     result = go(simulator, workflow_file(slow_prompt()))
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
 
 
 def test_an_evicted_history_entry_leaves_the_sockets_word(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.history_evict = True
     result = go(simulator, workflow_file(slow_prompt()))
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
 
 
 def test_evicted_and_not_told_is_lost_and_not_called_a_success(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.history_evict = True
     simulator.faults.drop_events = frozenset(["execution_success"])
     result = go(simulator, workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.LOST
+    assert result.status == ExitStatus.LOST
     assert "neither in the server's queue nor in its history" in result.event("end")["message"]
 
 
@@ -342,7 +344,7 @@ def test_evicted_and_not_told_is_lost_and_not_called_a_success(simulator: Any, w
 def test_a_socket_that_is_cut_is_opened_again(after: int, simulator: Any, workflow_file: Make) -> None:
     simulator.faults.cut_ws_after = after
     result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.6)))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert {event["state"] for event in result.events if event["event"] == "connection"} >= {"lost"}
     assert executions(simulator) == 1
 
@@ -351,7 +353,7 @@ def test_a_socket_that_is_deaf_after_a_reconnect_does_not_lose_the_end(simulator
     simulator.faults.deaf_reconnect = True
     simulator.faults.cut_ws_after = 6
     result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.8)))
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_a_socket_that_is_deaf_after_a_reconnect_does_not_lose_the_end(simulator
 def test_a_post_whose_answer_is_lost_runs_once(lost: List[str], simulator: Any, workflow_file: Make) -> None:
     simulator.faults.lose_post = list(lost)
     result = go(simulator, workflow_file(slow_prompt()))
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
     assert executions(simulator) == 1
 
 
@@ -376,7 +378,7 @@ def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, wo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cwr.Server, "submit", submit)
         result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(absent=cwr.DEFAULT_LIMITS.absent))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert len(times) == 2 and times[1] - times[0] >= 2.0
 
 
@@ -385,7 +387,7 @@ def test_a_prompt_that_arrives_twice_runs_once(simulator: Any, workflow_file: Ma
     requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
     simulator.faults.lose_post = ["late:%s" % (FAST.absent + 0.5)]  # taken after we gave it up
     result = go(simulator, workflow_file(slow_prompt()))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     ours = result.events[-1]["prompt_id"]
     assert simulator.executions[ours] == 1
     assert requests.get(simulator.url + "/queue", timeout=5).json() == {"queue_running": [], "queue_pending": []}
@@ -395,7 +397,7 @@ def test_outputs_dropped_are_known_though_the_answer_was_lost(simulator: Any, wo
     simulator.faults.lose_post = ["after"]
     prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
     result = go(simulator, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.PARTIAL
+    assert result.status == ExitStatus.PARTIAL
     assert '"Broken"' in result.event("notice")["message"]
 
 
@@ -403,7 +405,7 @@ def test_noise_and_messages_over_a_megabyte_are_taken_in_stride(simulator: Any, 
     simulator.faults.noise = True
     simulator.faults.big_frame = 3 << 20
     result = go(simulator, workflow_file(slow_prompt(steps=5, preview=True)))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "connection" not in result.names()
     values = [event["value"] for event in result.events if event["event"] == "progress"]
     assert values[0] == 1 and values[-1] == 5 and values == sorted(values)
@@ -412,7 +414,7 @@ def test_noise_and_messages_over_a_megabyte_are_taken_in_stride(simulator: Any, 
 def test_a_server_that_stalls_is_reported_with_what_its_queue_says(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.stall = 1.5
     result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(silence=0.5, poll=0.2))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     silence = [event for event in result.events if event["event"] == "silence"]
     assert silence and "queue says that it is running" in silence[0]["server_says"]
     assert len(silence) <= 3  # told at 0.5 s, then at twice the time before
@@ -427,7 +429,7 @@ def test_a_server_that_restarts_has_lost_the_job(simulator: Any, workflow_file: 
     thread.start()
     result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)))
     thread.join()
-    assert result.status == cwr.ExitStatus.LOST
+    assert result.status == ExitStatus.LOST
     assert "The run is lost" in result.event("end")["message"]
 
 
@@ -440,7 +442,7 @@ def test_a_server_that_dies_is_given_up_after_a_while(simulator: Any, workflow_f
     thread.start()
     result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)), limits=FAST._replace(give_up=1.5))
     thread.join()
-    assert result.status == cwr.ExitStatus.LOST
+    assert result.status == ExitStatus.LOST
     assert "did not answer for" in result.event("end")["message"]
 
 
@@ -478,7 +480,7 @@ def test_node_ids_of_subgraphs_are_followed(simulator: Any, workflow_file: Make)
     prompt["7.1"] = prompt.pop("2")
     prompt["7.1"]["inputs"]["images"] = ["12:34", 0]
     result = go(simulator, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert [(e["node_id"], e["title"]) for e in result.events if e["event"] == "node_finished"] == [
         ("12:34", "Slow"), ("7.1", "Save Image"),
     ]  # fmt: skip
@@ -494,7 +496,7 @@ def test_somebody_else_interrupts_our_run(simulator: Any, workflow_file: Make) -
     thread.start()
     result = go(simulator, workflow_file(slow_prompt(steps=50, seconds=30.0)))
     thread.join()
-    assert result.status == cwr.ExitStatus.INTERRUPTED
+    assert result.status == ExitStatus.INTERRUPTED
     assert "Somebody else interrupted the run" in result.event("end")["message"]
 
 
@@ -514,7 +516,7 @@ def test_somebody_else_takes_our_prompt_off_the_queue(simulator: Any, workflow_f
     result = go(simulator, workflow_file(slow_prompt()))
     thread.join()
     requests.post(simulator.url + "/interrupt", json={"prompt_id": blocker}, timeout=5)
-    assert result.status == cwr.ExitStatus.INTERRUPTED
+    assert result.status == ExitStatus.INTERRUPTED
     assert "off the queue" in result.event("end")["message"]
 
 
@@ -523,7 +525,7 @@ def test_the_place_in_the_queue_is_told_while_waiting(simulator: Any, workflow_f
         blocker = slow_prompt(steps=4, seconds=0.7, seed=seed)
         requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
     result = go(simulator, workflow_file(slow_prompt(seed=3)))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     ahead = [event["ahead"] for event in result.events if event["event"] == "queued"]
     assert ahead == sorted(ahead, reverse=True) and ahead[0] == 2 and 1 in ahead
 
@@ -532,7 +534,7 @@ def test_the_place_in_the_queue_is_told_while_waiting(simulator: Any, workflow_f
 def test_older_servers_run_it_too(version: str, make_simulator: Make, workflow_file: Make, tmp_path: Any) -> None:
     simulator = make_simulator(version=version)
     result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert os.path.basename(result.event("saved")["path"]) == "slow_00001_.png"
     if version in ("0.3.40", "0.0.0"):  # they make the prompt_id themselves
         assert result.events[-1]["prompt_id"] in simulator.executions
@@ -542,7 +544,7 @@ def test_an_older_server_whose_answer_is_lost_is_not_asked_twice(make_simulator:
     simulator = make_simulator(version="0.3.40")
     simulator.faults.lose_post = ["after"]
     result = go(simulator, workflow_file(slow_prompt(seconds=1.0)))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert executions(simulator) == 1
 
 
@@ -553,7 +555,7 @@ def test_an_older_server_whose_answer_is_lost_is_not_asked_twice(make_simulator:
 def test_the_timeout_cancels_ours(version: str, make_simulator: Make, workflow_file: Make) -> None:
     simulator = make_simulator(version=version)
     result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=30.0)), "--timeout", "0.7")
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     assert "Cancelled by the timeout: ComfyUI interrupted our run" in result.event("end")["message"]
     queue = requests.get(simulator.url + "/queue", timeout=5).json()
     assert queue == {"queue_running": [], "queue_pending": []}
@@ -564,7 +566,7 @@ def test_the_first_version_that_interrupts_one_prompt_is_asked_so(
 ) -> None:
     proxy = make_slow(make_simulator(version="0.3.57"))
     result = go(proxy, workflow_file(slow_prompt(steps=100, seconds=30.0)), "--timeout", "0.7")
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     (interrupt,) = [asked for asked in proxy.asked if asked.path == "/interrupt"]
     assert json.loads(interrupt.body) == {"prompt_id": result.events[-1]["prompt_id"]}
 
@@ -577,7 +579,7 @@ def test_the_timeout_takes_a_waiting_prompt_off_and_leaves_the_other(
     blocker = slow_prompt(steps=20, seconds=2.0, seed=9)
     other = requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
     result = go(simulator, workflow_file(slow_prompt()), "--timeout", "0.6")
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     assert "off the queue" in result.event("end")["message"]
     prompt_id = other.json()["prompt_id"]
     url = "%s/history/%s" % (simulator.url, prompt_id)
@@ -590,7 +592,7 @@ def test_a_server_that_never_confirms_is_told_so(simulator: Any, workflow_file: 
     simulator.faults.ignore_interrupt = True
     limits = FAST._replace(cancel=1.0)
     result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=20.0)), "--timeout", "0.5", limits=limits)
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     assert "may still run" in result.event("end")["message"]
 
 
@@ -607,7 +609,7 @@ def test_a_socket_that_never_tells_its_status_is_gone_without(
     proxy = make_slow(simulator)
     proxy.mute, proxy.chatter = True, chatter
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(websocket=0.3))
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
     assert result.event("connection")["state"] == "unavailable"
     assert executions(simulator) == 1
     quick(9.0)
@@ -620,7 +622,7 @@ def test_a_look_for_affinity_that_trickles_is_made_again(
     proxy.handshake_header = b"Set-Cookie: lb=one; Path=/"
     proxy.trickling = {"GET /queue": 1}
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(read=0.5))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert "connection" not in result.names()
     assert (proxy.trickled, proxy.count("GET", "/ws")) == (1, 2)
     quick(9.0)
@@ -632,7 +634,7 @@ def test_an_answer_to_a_post_that_trickles_is_as_good_as_lost(
     proxy = make_slow(simulator)
     proxy.trickling = {"POST /prompt": 1}
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(post=0.4, connect=0.3, absent=0.3))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert (proxy.trickled, executions(simulator)) == (1, 1)
     quick(9.0)
 
@@ -646,7 +648,7 @@ def test_an_end_that_trickles_is_read_again(
     proxy.trickling = {"GET " + route: 1}
     limits = FAST._replace(read=0.4, connect=0.4, poll=0.2)
     result = go(proxy, workflow_file(slow_prompt()), limits=limits)
-    assert (result.status, result.event("output")["filename"]) == (cwr.ExitStatus.OK, "slow_00001_.png")
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
     assert proxy.trickled == 1
     quick(9.0)
 
@@ -658,7 +660,7 @@ def test_the_history_that_trickles_after_the_sockets_word_is_given_up(
     proxy.trickling = {"GET /history/": 100}
     limits = FAST._replace(read=0.3, connect=0.3, give_up=1.0)
     result = go(proxy, workflow_file(slow_prompt()), limits=limits)
-    assert result.status == cwr.ExitStatus.LOST
+    assert result.status == ExitStatus.LOST
     assert "did not answer for" in result.event("end")["message"]
     assert proxy.trickled >= 2
     quick(9.0)
@@ -670,7 +672,7 @@ def test_a_refused_prompt_is_told_though_the_definitions_trickle(
     proxy = make_slow(simulator)
     proxy.trickling = {"GET /object_info": 100}
     result = go(proxy, workflow_file(with_lora("none")), limits=FAST._replace(read=0.3))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert result.event("problem")["input"] == "lora_name"
     assert proxy.trickled == 6
     quick(9.0)
@@ -685,7 +687,7 @@ def test_a_cancel_takes_no_longer_than_it_may(
     limits = PATIENT._replace(cancel=0.6)
     path = workflow_file(slow_prompt(steps=100, seconds=30.0))
     result = go(proxy, path, "--timeout", "0.5", limits=limits)
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     assert "may still run" in result.event("end")["message"]
     assert proxy.trickled
     quick(8.0)
@@ -726,7 +728,7 @@ def test_taking_copies_off_the_queue_does_not_hold_the_run_up(
     proxy = make_slow(simulator)
     proxy.trickling = {"POST /queue": 1}
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(read=0.5))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert proxy.trickled == 1
     quick(12.0)
 
@@ -735,7 +737,7 @@ def test_attaching_to_a_prompt_whose_history_trickles_is_given_up(simulator: Any
     proxy = make_slow(simulator)
     proxy.trickling = {"GET /history/": 100}
     result = run("--server", proxy.url, "--attach", cwr.new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "did not answer in" in result.err
     quick(9.0)
 
@@ -750,7 +752,7 @@ def test_a_press_ends_a_download_that_trickles(
     proxy.trickling = {"GET /view": 1}
     press(lambda: proxy.trickled, "the download")
     result = go(proxy, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"))
-    assert result.status == cwr.ExitStatus.CANCELLED
+    assert result.status == ExitStatus.CANCELLED
     assert [event for event in result.events if event["event"] == "notice"][-1]["message"].startswith("Stopped: ")
     assert "saved" not in result.names()
     quick(8.0)
@@ -768,7 +770,7 @@ def test_a_press_between_two_posts_ends_the_run_before_the_next(
 
     press(between, "three tries")
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(absent=0.05, give_up=60.0))
-    assert result.status == cwr.ExitStatus.CANCELLED
+    assert result.status == ExitStatus.CANCELLED
     assert proxy.count("POST", "/prompt") == 3
     assert "nothing was submitted" in result.out + result.err
     assert executions(simulator) == 0
@@ -781,7 +783,7 @@ def test_a_press_between_two_posts_ends_the_run_before_the_next(
 def test_a_file_that_is_gone_has_its_own_status(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     simulator.faults.http_status = {"/view": 404}
     result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path))
-    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert result.status == ExitStatus.NOT_SAVED
     assert "change a seed" in result.event("not_saved")["remedy"]
     assert os.listdir(tmp_path) == ["workflow_api.json"]
 
@@ -789,14 +791,14 @@ def test_a_file_that_is_gone_has_its_own_status(simulator: Any, workflow_file: M
 def test_a_download_that_breaks_is_tried_again(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     simulator.faults.cut_http = {"/view": 2}
     result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"))
-    assert result.status == cwr.ExitStatus.OK
+    assert result.status == ExitStatus.OK
     assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
 
 
 def test_a_folder_that_cannot_be_written_is_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     (tmp_path / "taken").write_text("a file")
     result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "taken"))
-    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert result.status == ExitStatus.NOT_SAVED
     assert "could not be saved in" in result.event("not_saved")["message"]
 
 

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from recorded import Json, anything, few
 from support import cwr, node
 
+from comfyui_runner import __version__
+from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
+
 HERE = "http://127.0.0.1:8188"
 
 
@@ -24,8 +27,8 @@ def settings(*arguments: str, **environment: str) -> cwr.Settings:
     return cwr.make_settings(arguments, {"COMFYUI_" + name: value for name, value in environment.items()})
 
 
-def refusal(*arguments: str, **environment: str) -> cwr.UsageError:
-    with pytest.raises(cwr.UsageError) as caught:
+def refusal(*arguments: str, **environment: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
         settings(*arguments, **environment)
     return caught.value
 
@@ -163,10 +166,10 @@ def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Di
     ],
 )
 def test_no_secret_stands_in_a_message(arguments: List[str]) -> None:
-    with pytest.raises(cwr.RunnerError) as caught:
+    with pytest.raises(RunnerError) as caught:
         settings(*arguments)
     assert "hunter2" not in caught.value.message + caught.value.remedy
-    assert caught.value.exit_status is cwr.ExitStatus.USAGE
+    assert caught.value.exit_status is ExitStatus.USAGE
 
 
 def test_an_empty_server_is_not_taken_for_none() -> None:
@@ -179,7 +182,7 @@ def test_help_and_version_leave_at_once(flag: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as left:
         settings(flag)
     assert left.value.code == 0
-    assert ("exit statuses:" if flag == "--help" else cwr.__version__) in capsys.readouterr().out
+    assert ("exit statuses:" if flag == "--help" else __version__) in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------
@@ -238,7 +241,7 @@ def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
     ],
 )
 def test_what_is_no_address(text: str, message: str) -> None:
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         cwr.parse_address(text)
     assert caught.value.message == message and caught.value.remedy
 
@@ -269,14 +272,14 @@ def test_a_header_overrides_user_and_password() -> None:
 
 @pytest.mark.parametrize("line", ["no colon", ": no name", "", "two words: x", "naïve: x", "a\nb: x"])
 def test_what_is_no_header(line: str) -> None:
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         cwr.parse_address("host", [line])
     assert caught.value.message == "A header must look like 'Name: value'."
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\x00b", "a\x7fb", "\u2603"])
 def test_a_value_that_no_header_may_have(value: str) -> None:
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         cwr.parse_address("host", ["X-Key: a" + value])
     assert caught.value.message == "The value of the header X-Key has characters that no header may have."
 
@@ -293,7 +296,7 @@ SECRET = st.text("abcdefgh23456789%40:@/?#[] \n\t\u00e9\u2603\udcff", min_size=8
 def test_whatever_is_typed_no_message_repeats_it(pattern: str, secret: str) -> None:
     try:
         address = cwr.parse_address(pattern % secret, ["X-Key: " + secret.replace("\n", "")])
-    except cwr.UsageError as error:
+    except UsageError as error:
         assert "hunter2" not in error.message + error.remedy
     else:
         if pattern.startswith("http://me:"):
@@ -315,7 +318,7 @@ def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def message_of(*arguments: str) -> Tuple[str, str]:
-    with pytest.raises(cwr.WorkflowError) as caught:
+    with pytest.raises(WorkflowError) as caught:
         cwr.load_document(settings(*arguments), io.StringIO())
     return caught.value.message, caught.value.remedy
 
@@ -426,8 +429,8 @@ def prepared(*arguments: str, data: bytes = SEEDED) -> cwr.Loaded:
     return cwr.prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
 
 
-def not_prepared(*arguments: str, data: bytes = SEEDED) -> cwr.RunnerError:
-    with pytest.raises(cwr.RunnerError) as caught:
+def not_prepared(*arguments: str, data: bytes = SEEDED) -> RunnerError:
+    with pytest.raises(RunnerError) as caught:
         prepared(*arguments, data=data)
     return caught.value
 
@@ -526,16 +529,16 @@ def test_definitions_come_from_a_file_plain_or_gzipped(folder: Any) -> None:
 )  # fmt: skip
 def test_definitions_that_are_none_are_refused(folder: Any, data: bytes) -> None:
     (folder / "i.json").write_bytes(data)
-    with pytest.raises(cwr.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         cwr.read_object_info("i.json")
     assert caught.value.message == "--object-info i.json cannot be read: it is not JSON."
 
 
 def test_definitions_must_be_an_object_in_a_file_that_is_there(folder: Any) -> None:
     (folder / "i.json").write_bytes(b"[]")
-    with pytest.raises(cwr.UsageError, match="is no answer of ComfyUI's /object_info"):
+    with pytest.raises(UsageError, match="is no answer of ComfyUI's /object_info"):
         cwr.read_object_info("i.json")
-    with pytest.raises(cwr.UsageError, match=r"No such file|cannot find"):
+    with pytest.raises(UsageError, match=r"No such file|cannot find"):
         cwr.read_object_info("none.json")
 
 
@@ -703,7 +706,7 @@ def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Any) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(cwr.SaveError) as caught:
+    with pytest.raises(SaveError) as caught:
         write(tmp_path / "out", "sub", "a.png")
     assert caught.value.message == "%s leads out of %s." % (os.path.join("sub", "a.png"), tmp_path / "out")
     assert caught.value.remedy == "Remove the link that stands there."
@@ -779,7 +782,7 @@ def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
 
 def test_a_picture_that_cannot_be_saved_says_why(tmp_path: Any) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(cwr.SaveError) as caught:
+    with pytest.raises(SaveError) as caught:
         cwr.save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
     assert caught.value.message.startswith("a.png could not be saved in %s: " % (tmp_path / "file"))
     assert caught.value.remedy == "Choose another folder with -o."

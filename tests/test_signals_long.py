@@ -26,6 +26,7 @@ import pytest
 import requests
 from support import ROOT, cwr, node, slow_prompt
 
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.simulator import Simulator
 
 pytestmark = [
@@ -298,7 +299,7 @@ def one_press(seed: int, folder: str) -> Press:
 def _check_status(status: int, phase: str, number: int, alive: bool, record: Record, at: float) -> None:
     """The signal's status, or the run's own if it had ended before."""
     if status != 128 + number:
-        assert status == cwr.ExitStatus.OK, "status %d" % status
+        assert status == ExitStatus.OK, "status %d" % status
         assert phase in ("ending", "downloading") and record.fate == "finished"
         assert record.ended <= at + 0.3  # the press and the end can meet on their way
     else:
@@ -308,7 +309,7 @@ def _check_status(status: int, phase: str, number: int, alive: bool, record: Rec
 def _check_text(process: Process, status: int, number: int) -> None:
     """Nothing of Python in it; it names what was pressed; JSON stays JSON and ends with the status."""
     assert "Traceback" not in process.text and "Interrupt\n" not in process.text
-    if status != cwr.ExitStatus.OK:
+    if status != ExitStatus.OK:
         assert re.search("Stopped" if "Done in" in process.text else cwr_name(number), process.text)
     if process.out.startswith("{"):
         last = [json.loads(line) for line in process.out.splitlines()][-1]
@@ -329,7 +330,7 @@ def _check_files(process: Process, said: str, status: int, saved_to: Optional[st
     assert not hidden, "left over: %s" % hidden
     assert len(files) <= (said == "finished")
     assert len(files) == len(re.findall(r': saved |"event": "saved"', process.out))
-    if status == cwr.ExitStatus.OK:
+    if status == ExitStatus.OK:
         assert len(files) == 1, "the status says that all is saved"
 
 

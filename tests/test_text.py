@@ -15,6 +15,20 @@ from hypothesis import strategies as st
 from recorded import anything, few
 from support import cwr
 
+from comfyui_runner.errors import (
+    EXIT_MEANINGS,
+    ExitStatus,
+    NotConfirmed,
+    PromptRejected,
+    RunnerError,
+    SaveError,
+    ServerAnswer,
+    ServerUnreachable,
+    Stopped,
+    UsageError,
+    WorkflowError,
+)
+
 # ------------------------------------------------------------------------------------------------
 # Text that is safe to print
 # ------------------------------------------------------------------------------------------------
@@ -276,35 +290,35 @@ def test_a_name_that_is_taken_gets_a_number(name: str, names: List[str]) -> None
 
 
 def test_every_exit_status_is_explained() -> None:
-    assert list(cwr.EXIT_MEANINGS) == list(cwr.ExitStatus)
-    assert all(cwr.EXIT_MEANINGS.values())
+    assert list(EXIT_MEANINGS) == list(ExitStatus)
+    assert all(EXIT_MEANINGS.values())
 
 
 @pytest.mark.parametrize(
     ("error", "exit_status", "http_status"),
     [
-        (cwr.RunnerError("m", "r"), 1, 500),
-        (cwr.UsageError("m", "r"), 2, 400),
-        (cwr.WorkflowError("m", "r"), 3, 400),
-        (cwr.NotConfirmed("m", "r"), 4, 409),
-        (cwr.ServerUnreachable("m", "r"), 5, 503),
-        (cwr.ServerAnswer("m", "r", status=404), 5, 503),
-        (cwr.PromptRejected("m", "r", answer={}), 6, 400),
-        (cwr.SaveError("m", "r"), 11, 500),
-        (cwr.Stopped("m", "r"), 130, 500),
+        (RunnerError("m", "r"), 1, 500),
+        (UsageError("m", "r"), 2, 400),
+        (WorkflowError("m", "r"), 3, 400),
+        (NotConfirmed("m", "r"), 4, 409),
+        (ServerUnreachable("m", "r"), 5, 503),
+        (ServerAnswer("m", "r", status=404), 5, 503),
+        (PromptRejected("m", "r", answer={}), 6, 400),
+        (SaveError("m", "r"), 11, 500),
+        (Stopped("m", "r"), 130, 500),
     ],
 )
 def test_an_error_says_what_to_do_and_what_it_leads_to(error: Any, exit_status: int, http_status: int) -> None:
-    assert isinstance(error, cwr.RunnerError)
+    assert isinstance(error, RunnerError)
     assert (error.message, error.remedy, str(error)) == ("m", "r", "m")
     assert (error.exit_status, error.http_status) == (exit_status, http_status)
 
 
 def test_an_error_of_the_server_keeps_what_the_server_said() -> None:
-    assert cwr.ServerAnswer("m", status=418, body={"a": 1}).body == {"a": 1}
-    assert cwr.ServerAnswer("m", status=418).status == 418
-    assert cwr.PromptRejected("m", answer={"error": "x"}).answer == {"error": "x"}
-    assert cwr.ServerUnreachable("m", refused=True).refused and not cwr.ServerUnreachable("m").refused
+    assert ServerAnswer("m", status=418, body={"a": 1}).body == {"a": 1}
+    assert ServerAnswer("m", status=418).status == 418
+    assert PromptRejected("m", answer={"error": "x"}).answer == {"error": "x"}
+    assert ServerUnreachable("m", refused=True).refused and not ServerUnreachable("m").refused
 
 
 def test_what_lies_too_deep_for_a_reader_is_left_out_of_json() -> None:

@@ -14,6 +14,8 @@ from recorded import Json, anything, few
 from support import ROOT, cwr, node
 from test_edits import info, infos, prompts, refused
 
+from comfyui_runner.errors import ServerAnswer
+
 Ref = cwr.InputRef
 
 with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
@@ -221,7 +223,7 @@ def test_a_loader_that_cannot_be_told_is_refused() -> None:
 )  # fmt: skip
 def test_an_uploaded_file_goes_by_the_answered_name(answer: Json, value: str) -> None:
     assert cwr.uploaded_value(answer) == value
-    with pytest.raises(cwr.ServerAnswer):
+    with pytest.raises(ServerAnswer):
         cwr.uploaded_value({"subfolder": "x"})
 
 

@@ -18,6 +18,7 @@ import pytest
 from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
 from test_middleware import Middleware, make_middleware, phase_elsewhere, post_elsewhere
 
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.installation import MODELS
 
@@ -211,7 +212,7 @@ def test_a_picture_comes_through_a_pipe(simulator: Any, picture: str) -> None:
 
 def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
     result = pipe(idle, json.dumps(small(API)).encode(), "-")
-    assert result.status == cwr.ExitStatus.NOT_CONFIRMED
+    assert result.status == ExitStatus.NOT_CONFIRMED
     assert "--yes" in result.err
 
 
@@ -227,7 +228,7 @@ def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
 )
 def test_what_is_no_workflow_on_standard_input_is_told(data: bytes, words: str, idle: Any) -> None:
     result = pipe(idle, data, "-", "--yes")
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert result.status == ExitStatus.BAD_WORKFLOW
     assert words in result.err
     assert not idle.requests
 
@@ -235,7 +236,7 @@ def test_what_is_no_workflow_on_standard_input_is_told(data: bytes, words: str, 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/w.json", "https://example.com/w.json", "HTTPS://x/y"])
 def test_a_url_is_refused_with_the_remedy(url: str, idle: Any) -> None:
     result = go(idle, "--yes", url)
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert result.status == ExitStatus.BAD_WORKFLOW
     assert url in result.err and "Download it first" in result.err
     assert not idle.requests
 
@@ -244,7 +245,7 @@ def test_a_ui_file_needs_a_server_to_be_read(tmp_path: Any, simulator: Any) -> N
     url = simulator.url
     simulator.stop()
     result = run("--server", url, "--yes", UI_FILE)
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "--server" in result.err
 
 
@@ -253,7 +254,7 @@ def test_a_workflow_of_notes_alone_has_nothing_to_run(idle: Any, workflow_file: 
     for each in muted["nodes"]:
         each["mode"] = 2
     result = go(idle, "--yes", workflow_file(muted, "muted.json"))
-    assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+    assert result.status == ExitStatus.BAD_WORKFLOW
     assert "no node that runs" in result.err
 
 
@@ -308,7 +309,7 @@ def test_an_export_with_object_info_needs_no_server(idle: Any, object_info: str,
 def test_an_export_that_cannot_be_written_is_told(idle: Any, tmp_path: Any) -> None:
     (tmp_path / "folder").write_text("")
     result = go(idle, API_FILE, "--export-api", str(tmp_path / "folder" / "x.json"))
-    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert result.status == ExitStatus.NOT_SAVED
     assert "cannot be written" in result.err
 
 
@@ -321,7 +322,7 @@ def test_a_bad_object_info_is_told(content: Optional[bytes], words: str, tmp_pat
     if content is not None:
         path.write_bytes(content)
     result = run(UI_FILE, "--object-info", str(path), "--export-api", str(tmp_path / "out.json"))
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert words in result.err
     assert not (tmp_path / "out.json").exists()
 
@@ -398,7 +399,7 @@ def test_a_title_may_look_like_an_edit(simulator: Any, workflow_file: Make) -> N
 def test_what_cannot_be_set_is_told_and_nothing_runs(edit: str, words: List[str], idle: Any) -> None:
     path = UI_FILE if edit.startswith("5.s") else API_FILE
     result = go(idle, "--yes", "--set", "5.cfg=3", "--set", edit, path)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert not [word for word in words if word not in result.err], result.err
 
 
@@ -418,7 +419,7 @@ def test_a_value_comes_from_a_file(simulator: Any, workflow_file: Make, tmp_path
 def test_a_file_that_is_no_text_is_told(idle: Any, tmp_path: Any) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
     result = go(idle, "--yes", "--set", "2.text=@%s" % (tmp_path / "text.txt"), API_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "it is not text in UTF-8" in result.err
 
 
@@ -529,14 +530,14 @@ def test_one_seed_alone_is_drawn_by_set(simulator: Any, workflow_file: Make) -> 
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", " ", "1" * 21])
 def test_a_seed_that_is_none_is_told(seed: str, idle: Any) -> None:
     result = go(idle, "--yes", "--seed=" + seed, API_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--seed takes a number, random or keep" in result.err
     assert not idle.requests
 
 
 def test_a_seed_above_the_range_is_told_before_anything_runs(idle: Any) -> None:
     result = go(idle, "--yes", "--seed", str(2**64), API_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--seed" in result.err and "0 to %d" % (2**64 - 1) in result.err
 
 
@@ -587,7 +588,7 @@ def test_what_is_asked_and_uploaded_has_the_token_too(make_simulator: Make, work
     header = ("--header", "Authorization: Bearer s3cret-t0ken")
     assert go(simulator, *header, "--yes", "--image", cat, workflow_file(UI_LOADER, "ui.json")).status == 0
     assert go(simulator, *header, "--check", workflow_file(LOADER)).status == 0
-    assert go(simulator, "--check", workflow_file(LOADER)).status == cwr.ExitStatus.NO_SERVER
+    assert go(simulator, "--check", workflow_file(LOADER)).status == ExitStatus.NO_SERVER
 
 
 @pytest.mark.parametrize("names", [("Photo", "Style"), ("1", "2"), ("1.image", "2.image")])
@@ -645,14 +646,14 @@ def test_a_picture_that_cannot_be_placed_is_told(
 ) -> None:
     image = image.format(os.path.dirname(cat))
     result = go(idle, "--yes", "--image", image, workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert not [word for word in words if word not in result.err], result.err
 
 
 def test_a_server_that_takes_no_file_of_that_size_is_told(make_simulator: Make, workflow_file: Make, cat: str) -> None:
     simulator = make_simulator(max_upload_size=100)
     result = go(simulator, "--yes", "--image", cat, workflow_file(LOADER))
-    assert result.status == cwr.ExitStatus.NO_SERVER
+    assert result.status == ExitStatus.NO_SERVER
     assert "--max-upload-size" in result.err
     assert ("POST", "/prompt") not in simulator.requests
 
@@ -665,7 +666,7 @@ def test_a_file_that_is_here_and_not_there_is_offered_for_upload(
     prompt["1"]["inputs"]["image"] = "cat.png"
     path = workflow_file(prompt)
     result = go(simulator, *flags, path)
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     offered = re.search(r'--image "([^"]+)"', result.out)
     assert offered and offered.group(1) == "1=" + cat
     assert go(simulator, "--yes", "--image", offered.group(1), path).status == 0
@@ -675,7 +676,7 @@ def test_a_file_that_is_nowhere_is_not_offered(idle: Any, workflow_file: Make) -
     prompt = copy.deepcopy(LOADER)
     prompt["1"]["inputs"]["image"] = "dog.png"
     result = go(idle, "--check", workflow_file(prompt))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert "dog.png" in result.out and "--image" not in result.out
 
 
@@ -758,7 +759,7 @@ WRONG: Json = {
 
 def test_a_check_tells_all_problems_at_once_and_runs_nothing(idle: Any, workflow_file: Make) -> None:
     result = go(idle, "--check", workflow_file(WRONG))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     for words in (
         '"Own" (Unheard, node 7): the server does not have the class Unheard.',
         "ComfyUI-Manager",
@@ -784,10 +785,10 @@ def test_a_check_does_not_wait_for_ever_for_a_file(
     began = time.monotonic()
     result = go(proxy, "--check", workflow_file(elsewhere), limits=FAST._replace(read=0.5))
     if in_head:
-        assert result.status == cwr.ExitStatus.NO_SERVER
+        assert result.status == ExitStatus.NO_SERVER
         assert "did not answer in" in result.err
     else:
-        assert result.status == cwr.ExitStatus.OK  # the head says that it is there
+        assert result.status == ExitStatus.OK  # the head says that it is there
     assert proxy.trickled == 1
     assert time.monotonic() - began < 9.0
 
@@ -832,7 +833,7 @@ def test_a_check_says_what_the_server_would_say(
 
     def told(*flags: str) -> List[Json]:
         result = go(simulator, *flags, "--json", path)
-        assert result.status == cwr.ExitStatus.REJECTED
+        assert result.status == ExitStatus.REJECTED
         problems = [event for event in result.events if event["event"] == "problem"]
         return [{name: event[name] for name in ("message", "node_id", "title", "hints")} for event in problems]
 
@@ -844,7 +845,7 @@ def test_a_link_to_an_output_that_is_not_there_is_told(simulator: Any, workflow_
     prompt["5"]["inputs"]["model"] = ["1", 9]
     path = workflow_file(prompt)
     result = go(simulator, "--check", path)
-    assert result.status == go(simulator, "--yes", path).status == cwr.ExitStatus.REJECTED
+    assert result.status == go(simulator, "--yes", path).status == ExitStatus.REJECTED
     assert 'model links to output 9 of "Load Checkpoint"' in result.out
 
 
@@ -853,7 +854,7 @@ def test_an_input_that_is_missing_is_told_as_by_the_server(simulator: Any, workf
     del prompt["5"]["inputs"]["cfg"]
     path = workflow_file(prompt)
     checked, ran = go(simulator, "--check", path), go(simulator, "--yes", path)
-    assert checked.status == ran.status == cwr.ExitStatus.REJECTED
+    assert checked.status == ran.status == ExitStatus.REJECTED
     (line,) = [line for line in checked.out.splitlines() if "cfg" in line]
     assert line in ran.out
 
@@ -869,7 +870,7 @@ def test_nothing_wrong_is_told_as_such(path: str, idle: Any) -> None:
 def test_a_missing_class_of_any_name_is_told(name: str, idle: Any, workflow_file: Make) -> None:
     document = {**slow_prompt(), "3": node(name, "Own")}
     result = go(idle, "--check", workflow_file(document))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert "the server does not have the class %s." % name in result.out
     assert "1 problem found" in result.out
 
@@ -881,7 +882,7 @@ def test_the_missing_classes_of_a_ui_file_are_told(idle: Any, workflow_file: Mak
     path = workflow_file(document, "ui.json")
     for flag in ("--check", "--yes"):  # it cannot be converted
         result = go(idle, flag, path)
-        assert result.status == cwr.ExitStatus.BAD_WORKFLOW
+        assert result.status == ExitStatus.BAD_WORKFLOW
         assert "SaveBetter" in result.err and "DecodeBetter" in result.err and "Install" in result.err
 
 
@@ -889,7 +890,7 @@ def test_a_check_counts_what_is_set_and_what_would_be_uploaded(idle: Any, workfl
     path = workflow_file({i: WRONG[i] for i in "123456"})
     edits = ["--set", "1.image=@" + cat, "--set", "3.ckpt_name=sd_xl_base_1.0.safetensors"]
     edits += ["--set", "5.width=8", "--set", "5.batch_size=1"]
-    assert go(idle, "--check", path).status == cwr.ExitStatus.REJECTED
+    assert go(idle, "--check", path).status == ExitStatus.REJECTED
     assert go(idle, "--check", *edits, path).status == 0
 
 
@@ -902,20 +903,20 @@ def test_a_file_in_a_subfolder_or_another_folder_is_there(simulator: Any, workfl
     prompt["1"]["inputs"]["image"], prompt["2"]["inputs"]["image"] = "cats/cat.png", "made.png [output]"
     assert go(simulator, "--check", workflow_file(prompt)).status == 0
     prompt["2"]["inputs"]["image"] = "made.png"
-    assert go(simulator, "--check", workflow_file(prompt)).status == cwr.ExitStatus.REJECTED
+    assert go(simulator, "--check", workflow_file(prompt)).status == ExitStatus.REJECTED
 
 
 def test_a_check_without_a_server(idle: Any, object_info: str, workflow_file: Make) -> None:
     path = workflow_file({i: WRONG[i] for i in "3456"})
     result = go(idle, "--check", "--object-info", object_info, path)
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert "3 problems found" in result.out
     assert not idle.requests
 
 
 def test_an_upload_needs_a_server(idle: Any, object_info: str, workflow_file: Make, cat: str) -> None:
     result = go(idle, "--check", "--object-info", object_info, "--image", cat, workflow_file(LOADER))
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--image uploads to a server" in result.err
 
 
@@ -933,7 +934,7 @@ def test_an_upload_needs_a_server(idle: Any, object_info: str, workflow_file: Ma
 )
 def test_options_that_exclude_each_other(flags: Tuple[str, ...], idle: Any, tmp_path: Any) -> None:
     result = go(idle, "--yes", *flags, API_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert flags[0] in result.err
     assert not idle.requests
 
@@ -941,7 +942,7 @@ def test_options_that_exclude_each_other(flags: Tuple[str, ...], idle: Any, tmp_
 @pytest.mark.parametrize("option", ["--attach", "--export-api", "--object-info", "--save-run"])
 def test_an_empty_value_does_not_run_something_else(option: str, idle: Any) -> None:
     result = go(idle, "--yes", option, "", API_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert option + " is empty" in result.err
 
 
@@ -1024,7 +1025,7 @@ def test_a_record_of_a_run_that_failed(simulator: Any, workflow_file: Make, tmp_
     prompt = slow_prompt(seconds=0.0)
     prompt["3"] = node("FailNode", "Bad", message="out of luck", image=["1", 0])
     prompt["4"] = node("PreviewImage", images=["3", 0])
-    assert go(simulator, "--yes", "--save-run", str(path), workflow_file(prompt)).status == cwr.ExitStatus.FAILED
+    assert go(simulator, "--yes", "--save-run", str(path), workflow_file(prompt)).status == ExitStatus.FAILED
     record = read(path)
     assert (record["status"], record["exit_status"]) == ("error", 7)
     assert "failed" in record["message"] and "Bad" in record["message"]
@@ -1034,7 +1035,7 @@ def test_a_record_of_a_run_that_took_too_long_says_so(simulator: Any, workflow_f
     path = tmp_path / "run.json"
     flags = ("--yes", "--json", "--timeout", "0.3", "--save-run", str(path))
     result = go(simulator, *flags, workflow_file(slow_prompt(steps=100, seconds=20.0)))
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     record, end = read(path), result.event("end")
     assert (record["status"], record["exit_status"]) == ("timeout", 124)
     assert record["message"] == end["message"] and "timeout" in record["message"]
@@ -1050,14 +1051,14 @@ def test_a_wholly_cached_run_is_recorded_as_such(simulator: Any, workflow_file: 
 def test_no_record_of_what_was_refused(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     path = tmp_path / "run.json"
     result = go(simulator, "--yes", "--save-run", str(path), workflow_file(WRONG))
-    assert result.status == cwr.ExitStatus.REJECTED
+    assert result.status == ExitStatus.REJECTED
     assert not path.exists()
 
 
 def test_a_record_that_cannot_be_written_is_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     path = workflow_file(slow_prompt(seconds=0.0))
     result = go(simulator, "--yes", "--save-run", os.path.join(path, "run.json"), path)
-    assert result.status == cwr.ExitStatus.NOT_SAVED
+    assert result.status == ExitStatus.NOT_SAVED
     assert "run.json cannot be written" in result.err
 
 
@@ -1119,7 +1120,7 @@ def test_a_prompt_that_failed_tells_why(simulator: Any) -> None:
     prompt_id = post_elsewhere(simulator, prompt)
     in_queue(simulator, prompt_id, "error")
     result = go(simulator, "--attach", prompt_id)
-    assert result.status == cwr.ExitStatus.FAILED
+    assert result.status == ExitStatus.FAILED
     assert "out of luck" in result.out and '"Bad"' in result.out
 
 
@@ -1129,7 +1130,7 @@ def test_a_running_prompt_that_somebody_stops_is_told(simulator: Any) -> None:
     thread = once_followed(simulator, lambda: simulator._server.life.interrupt(prompt_id))
     result = go(simulator, "--attach", prompt_id, "--json")
     thread.join(10.0)
-    assert result.status == cwr.ExitStatus.INTERRUPTED
+    assert result.status == ExitStatus.INTERRUPTED
     assert result.event("end")["status"] == "interrupted"
 
 
@@ -1139,14 +1140,14 @@ def test_a_waiting_prompt_that_somebody_takes_away_is_told(simulator: Any) -> No
     thread = once_followed(simulator, lambda: simulator._server.life.delete(ids[1]))
     result = go(simulator, "--attach", ids[1], limits=SOON)
     thread.join(10.0)
-    assert result.status == cwr.ExitStatus.LOST  # its messages went elsewhere, so more cannot be known
+    assert result.status == ExitStatus.LOST  # its messages went elsewhere, so more cannot be known
     assert "neither in the server's queue nor in its history" in result.out
 
 
 @pytest.mark.parametrize("prompt_id", ["3f0c6c1e-0000-4000-8000-000000000000", "nonsense", "a b"])
 def test_a_prompt_that_is_not_known_is_told(prompt_id: str, idle: Any) -> None:
     result = go(idle, "--attach", prompt_id)
-    assert result.status == cwr.ExitStatus.LOST
+    assert result.status == ExitStatus.LOST
     assert "knows no prompt " + prompt_id in result.err and "restart" in result.err
 
 
@@ -1154,7 +1155,7 @@ def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
     prompt_id = post_elsewhere(simulator, slow_prompt(steps=100, seconds=20.0))
     in_queue(simulator, prompt_id, "running")
     result = go(simulator, "--attach", prompt_id, "--timeout", "0.2")
-    assert result.status == cwr.ExitStatus.TIMEOUT
+    assert result.status == ExitStatus.TIMEOUT
     assert "prompt %s goes on" % prompt_id in result.err
     assert phase_elsewhere(simulator, prompt_id) == "running"
 
@@ -1175,7 +1176,7 @@ def test_ctrl_c_leaves_an_attached_prompt_alone(phase: str, simulator: Any, monk
     thread = once_followed(simulator, lambda: pressed[0]._handle(signal.SIGINT, None))
     result = go(simulator, "--attach", prompt_id)
     thread.join(10.0)
-    assert result.status == cwr.ExitStatus.CANCELLED
+    assert result.status == ExitStatus.CANCELLED
     assert phase_elsewhere(simulator, prompt_id) == phase
     assert [path for method, path in simulator.requests if method == "POST"] == ["/prompt", "/prompt"]
 
@@ -1196,7 +1197,7 @@ def test_an_attached_prompt_is_recorded_and_runs_again(simulator: Any, tmp_path:
 @pytest.mark.parametrize("flags", [("--set", "1.steps=3"), ("--seed", "random"), ("--image", "x.png")])
 def test_nothing_can_be_set_in_an_attached_prompt(flags: Tuple[str, str], idle: Any) -> None:
     result = go(idle, "--attach", "x", *flags)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert "--attach" in result.err
     assert not idle.requests
 
@@ -1393,7 +1394,7 @@ def test_a_fixed_seed_of_the_command_line_is_held(simulator: Any, make_middlewar
 )
 def test_values_that_continuous_mode_cannot_take_end_it(flags: Tuple[str, str], words: str, idle: Any) -> None:
     result = go(idle, "--mode", "continuous", "--port", "0", *flags, UI_FILE)
-    assert result.status == cwr.ExitStatus.USAGE
+    assert result.status == ExitStatus.USAGE
     assert words in result.err
 
 

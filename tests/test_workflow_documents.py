@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from recorded import anything, few
 from support import ROOT, cwr, node
 
+from comfyui_runner.errors import WorkflowError
+
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
     WORKFLOW_API = file.read()
 
@@ -25,8 +27,8 @@ def prompt_in(data: bytes) -> Dict[str, Any]:
     return prompt
 
 
-def refusal(data: bytes) -> cwr.WorkflowError:
-    with pytest.raises(cwr.WorkflowError) as caught:
+def refusal(data: bytes) -> WorkflowError:
+    with pytest.raises(WorkflowError) as caught:
         cwr.parse_document(data, "w.json")
     return caught.value
 
@@ -123,7 +125,7 @@ def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
 def test_any_file_is_read_or_refused(data: bytes) -> None:
     try:
         assert cwr.parse_document(data, "w.json") != cwr.Document()
-    except cwr.WorkflowError as error:
+    except WorkflowError as error:
         assert error.message.startswith("w.json") and error.message.endswith(".")
 
 
@@ -262,7 +264,7 @@ def outcome(data: bytes) -> Optional[cwr.Document]:
     """The document in ``data``; None where a person is told why there is none."""
     try:
         return cwr.parse_document(data, "w.json")
-    except cwr.WorkflowError:
+    except WorkflowError:
         return None
 
 
