@@ -84,6 +84,7 @@ from comfyui_runner.errors import (
     UsageError,
     WorkflowError,
 )
+from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:  # imported where they are used: they cost more than all of --help
     import asyncio
@@ -109,24 +110,6 @@ AUTO_EXECUTE_ON_UPLOAD = False
 #: Where ComfyUI is when neither --server nor COMFYUI_URL says so; the second one is tried when the
 #: first does not answer (8188: ComfyUI's default; 8000: ComfyUI Desktop's).
 DEFAULT_SERVERS = ("http://127.0.0.1:8188", "http://127.0.0.1:8000")
-
-
-class Limits(NamedTuple):
-    """How long each wait may take, in seconds. No wait of the runner is without one."""
-
-    connect: float = 5.0  # a TCP connection
-    read: float = 30.0  # an answer from ComfyUI
-    post: float = 60.0  # the answer to POST /prompt: it comes after ComfyUI has checked the prompt
-    websocket: float = 10.0  # the handshake, and again the first status message
-    settle: float = 5.0  # absent from queue and history for so long: gone
-    absent: float = 2.0  # absent for so long: a prompt whose POST was cut is posted again
-    silence: float = 30.0  # no message for so long while running: say what the server says
-    poll: float = 5.0  # silence before queue and history are read all the same
-    give_up: float = 300.0  # no answer at all for so long: the run is told as lost
-    cancel: float = 8.0  # the server's word on a cancel
-
-
-DEFAULT_LIMITS = Limits()
 
 
 # ==================================================================================================

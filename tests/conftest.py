@@ -12,7 +12,8 @@ os.environ["PYTHONASYNCIODEBUG"] = "1"
 
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
 from slow_proxy import SlowProxy
-from support import cwr
+
+from comfyui_runner.limits import Limits
 
 from comfyui_runner.simulator import Simulator  # isort: skip
 
@@ -65,7 +66,7 @@ def workflow_file(tmp_path: Any) -> Callable[[Dict[str, Any]], str]:
 
 
 @pytest.fixture
-def fast() -> cwr.Limits:
+def fast() -> Limits:
     """Short waits."""
     from support import FAST
 

@@ -15,6 +15,7 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 import comfyui_workflow_runner as cwr  # noqa: E402
+from comfyui_runner.limits import Limits
 
 
 def program_text() -> str:
@@ -24,7 +25,7 @@ def program_text() -> str:
 
 
 #: Waits short enough for tests, in seconds; the rules are the same.
-FAST = cwr.Limits(
+FAST = Limits(
     connect=2.0,
     read=4.0,
     post=4.0,
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
 def run(
     *arguments: str,
     answers: Optional[str] = None,
-    limits: cwr.Limits = FAST,
+    limits: Limits = FAST,
     environment: Optional[Mapping[str, str]] = None,
     out: Optional[io.StringIO] = None,
 ) -> Outcome:

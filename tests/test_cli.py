@@ -25,6 +25,7 @@ from slow_proxy import HurriedLoop
 from support import ROOT, Outcome, Terminal, cwr, run, slow_prompt
 
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus
+from comfyui_runner.limits import DEFAULT_LIMITS
 
 Make = Callable[..., Any]
 SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
@@ -136,9 +137,7 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
 
 def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
     began = time.monotonic()
-    result = run(
-        "--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=cwr.DEFAULT_LIMITS
-    )
+    result = run("--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=DEFAULT_LIMITS)
     assert result.status == ExitStatus.NO_SERVER
     assert "connection refused" in result.err and "Start ComfyUI" in result.err
     assert time.monotonic() - began < 5

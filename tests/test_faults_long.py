@@ -27,13 +27,14 @@ from fault_proxy import HTTP_FAULTS, WEBSOCKET_FAULTS, FaultProxy, total
 from support import cwr, node, wait_until
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.limits import Limits
 from comfyui_runner.simulator import Simulator
 
 pytestmark = pytest.mark.long
 
 #: Short waits. An answer takes milliseconds here, so what is later than ``read`` is a fault; no
 #: fault, nor two in a row with the waits between them, comes near ``give_up``.
-LIMITS = cwr.Limits(
+LIMITS = Limits(
     connect=2.0, read=0.8, post=0.8, websocket=0.8, settle=1.0, absent=0.4, silence=1.5, poll=0.3,
     give_up=30.0, cancel=4.0,
 )  # fmt: skip

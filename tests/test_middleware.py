@@ -26,6 +26,7 @@ from recorded import anything, few
 from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
+from comfyui_runner.limits import Limits
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
 
@@ -137,9 +138,7 @@ def read_answer(file: Any, method: str = "GET") -> Answer:
 class Middleware:
     """A running program in continuous mode, as its clients see it, with a look inside."""
 
-    def __init__(
-        self, arguments: List[str], environment: Mapping[str, str], limits: cwr.Limits, stdin: str = ""
-    ) -> None:
+    def __init__(self, arguments: List[str], environment: Mapping[str, str], limits: Limits, stdin: str = "") -> None:
         self.out, self.err = io.StringIO(), io.StringIO()
         self.status: Optional[int] = None
         self.inside: Json = {}
@@ -305,7 +304,7 @@ def make_middleware(make_simulator: Make, tmp_path: Any) -> Iterator[Callable[..
         *arguments: str,
         prompt: Optional[Json] = None,
         environment: Optional[Mapping[str, str]] = None,
-        limits: cwr.Limits = FAST,
+        limits: Limits = FAST,
     ) -> Middleware:
         path = tmp_path / "held.json"
         path.write_text(json.dumps(prompt or slow_prompt(steps=2, seconds=0.0)), encoding="utf-8")

@@ -16,6 +16,7 @@ from slow_proxy import HurriedLoop
 from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, SaveError
+from comfyui_runner.limits import DEFAULT_LIMITS
 
 Make = Callable[..., Any]
 
@@ -377,7 +378,7 @@ def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, wo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cwr.Server, "submit", submit)
-        result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(absent=cwr.DEFAULT_LIMITS.absent))
+        result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(absent=DEFAULT_LIMITS.absent))
     assert result.status == ExitStatus.OK
     assert len(times) == 2 and times[1] - times[0] >= 2.0
 

@@ -18,6 +18,7 @@ from support import cwr, node
 
 from comfyui_runner import __version__
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
+from comfyui_runner.limits import DEFAULT_LIMITS
 
 HERE = "http://127.0.0.1:8188"
 
@@ -42,7 +43,7 @@ def test_with_nothing_set_the_constants_count() -> None:
     assert settings() == cwr.Settings(
         workflow="workflow_api.json", workflow_named=False, mode="single_shot", auto_execute=False,
         servers=(cwr.Address(HERE), cwr.Address("http://127.0.0.1:8000")), demo=False, yes=False, output=None,
-        overwrite=False, timeout=None, printer="human", verbose=False, limits=cwr.DEFAULT_LIMITS,
+        overwrite=False, timeout=None, printer="human", verbose=False, limits=DEFAULT_LIMITS,
     )  # fmt: skip
 
 

@@ -24,9 +24,10 @@ from typing import Any, Callable, Counter, Dict, Iterator, List, NamedTuple, Opt
 
 import pytest
 import requests
-from support import ROOT, cwr, node, slow_prompt
+from support import ROOT, node, slow_prompt
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.simulator import Simulator
 
 pytestmark = [
@@ -40,7 +41,7 @@ RUNNER = os.path.join(ROOT, "comfyui_workflow_runner.py")
 VERSIONS = ("0.33.0", "0.3.64", "0.3.50")
 
 #: How long the program waits for the server's word on a cancel, and what it may take besides.
-CANCEL, MARGIN = cwr.DEFAULT_LIMITS.cancel, 4.0
+CANCEL, MARGIN = DEFAULT_LIMITS.cancel, 4.0
 
 #: A fault that lasts longer than any test.
 FOR_EVER = 60.0

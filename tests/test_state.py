@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, node_ids, numbers, recorded
 from support import cwr, node, slow_prompt
 
+from comfyui_runner.limits import DEFAULT_LIMITS, Limits
+
 Phase = cwr.Phase
 
 #: A chain of three nodes; the last one saves.
@@ -199,7 +201,7 @@ def follow(version: str, scenario: str, number: int) -> Followed:
         elif step.route == "GET /history/" + prompt_id:
             state = look(state, {}, step.body, step.at)
         history.append(state)
-    for at in (steps[-1].at, steps[-1].at + cwr.DEFAULT_LIMITS.settle):  # nothing was read of some: it is gone by now
+    for at in (steps[-1].at, steps[-1].at + DEFAULT_LIMITS.settle):  # nothing was read of some: it is gone by now
         state = look(state, {}, {}, at)
         history.append(state)
     phases: List[str] = []
@@ -938,7 +940,7 @@ def test_how_long_it_ran(known: Dict[str, Any], seconds: float) -> None:
     assert cwr.run_seconds(new(**known), 100.0) == seconds
 
 
-LIMITS = cwr.Limits(poll=5.0)
+LIMITS = Limits(poll=5.0)
 CALM = cwr.NextCheck(
     now=100.0, heard=100.0, checked=100.0, checks=0, connected=True, deaf=False, queue_moved=False, repeated=False
 )
@@ -994,11 +996,11 @@ def test_when_queue_and_history_are_read(known: Dict[str, Any], view: Dict[str, 
 @pytest.mark.parametrize(("poll", "seconds"), [(0.6, 0.6), (5.0, 4.0)])
 def test_a_short_poll_holds_without_the_socket_too(poll: float, seconds: float) -> None:
     view = CALM._replace(connected=False, checks=9)
-    assert cwr.seconds_to_check(new(Phase.RUNNING), view, cwr.Limits(poll=poll)) == seconds
+    assert cwr.seconds_to_check(new(Phase.RUNNING), view, Limits(poll=poll)) == seconds
 
 
 def test_no_wait_for_the_next_read_is_longer_than_15_seconds() -> None:
-    assert cwr.seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), cwr.Limits(poll=100.0)) == 15.0
+    assert cwr.seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), Limits(poll=100.0)) == 15.0
 
 
 # ------------------------------------------------------------------------------------------------
