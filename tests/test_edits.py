@@ -14,6 +14,7 @@ from recorded import anything, few, many
 from support import ROOT, cwr, node
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.text import plain_json
 
 Json = Dict[str, Any]
 Ref = cwr.InputRef
@@ -513,5 +514,5 @@ def test_nothing_but_an_edit_error_comes_of_an_odd_prompt(
             function(*arguments)  # type: ignore[operator]
         except cwr.EditError as error:
             assert error.message and error.http_status in (400, 409)
-            json.dumps(cwr.plain_json(error.details), allow_nan=False)
+            json.dumps(plain_json(error.details), allow_nan=False)
     assert repr(prompt) == repr(before)

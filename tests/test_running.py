@@ -17,6 +17,7 @@ from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.text import safe_path_parts
 
 Make = Callable[..., Any]
 
@@ -212,7 +213,7 @@ def test_a_name_that_is_taken_gets_a_number_unless_overwrite(
 )
 def test_no_name_leads_out_of_the_folder(name: str, workflow_file: Make, tmp_path: Any) -> None:
     out = tmp_path / "out"
-    saved = cwr.write_file(str(out), cwr.safe_path_parts("../..", name), False, [b"x"])
+    saved = cwr.write_file(str(out), safe_path_parts("../..", name), False, [b"x"])
     assert os.path.realpath(saved.path).startswith(os.path.realpath(str(out)) + os.sep)
 
 

@@ -19,6 +19,7 @@ from support import cwr, node
 from comfyui_runner import __version__
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
 
@@ -301,7 +302,7 @@ def test_whatever_is_typed_no_message_repeats_it(pattern: str, secret: str) -> N
         assert "hunter2" not in error.message + error.remedy
     else:
         if pattern.startswith("http://me:"):
-            assert "hunter2" not in cwr.hide_secrets(repr((address.url, address.headers)), address.secrets)
+            assert "hunter2" not in hide_secrets(repr((address.url, address.headers)), address.secrets)
 
 
 # ------------------------------------------------------------------------------------------------

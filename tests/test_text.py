@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few
-from support import cwr
 
 from comfyui_runner.errors import (
     EXIT_MEANINGS,
@@ -27,6 +26,18 @@ from comfyui_runner.errors import (
     Stopped,
     UsageError,
     WorkflowError,
+)
+from comfyui_runner.text import (
+    as_number,
+    clean,
+    duration,
+    hide_secrets,
+    numbered_name,
+    one_line,
+    plain_json,
+    plural,
+    safe_path_parts,
+    size_in_words,
 )
 
 # ------------------------------------------------------------------------------------------------
@@ -59,40 +70,38 @@ from comfyui_runner.errors import (
     ],
 )
 def test_a_terminal_gets_nothing_that_it_would_obey(sent: str, printed: str) -> None:
-    assert cwr.clean(sent) == printed
+    assert clean(sent) == printed
 
 
 @few
 @given(st.lists(st.sampled_from(["\x1b", "[", "]", "31m", "\x07", "\x1b\\", "\x9d", "\u202e", "a", "\n", "\ud800"])))
 def test_what_is_cleaned_holds_no_command_however_it_was_put_together(pieces: List[str]) -> None:
-    text = cwr.clean("".join(pieces))
+    text = clean("".join(pieces))
     assert not [mark for mark in text if mark != "\n" and (mark < " " or "\x7f" <= mark <= "\x9f")]
-    assert cwr.clean(text) == text
+    assert clean(text) == text
     text.encode()
 
 
 def test_anything_can_be_cleaned() -> None:
-    assert cwr.clean(None) == "None"
-    assert cwr.clean(["\x1b[31m", 1]) == "['\\x1b[31m', 1]"
+    assert clean(None) == "None"
+    assert clean(["\x1b[31m", 1]) == "['\\x1b[31m', 1]"
 
 
 def test_one_line_is_one_line() -> None:
-    assert cwr.one_line("  a\n\n b\t\x1b[1mc  ") == "a b c"
-    assert cwr.one_line(7) == "7"
+    assert one_line("  a\n\n b\t\x1b[1mc  ") == "a b c"
+    assert one_line(7) == "7"
 
 
 @pytest.mark.parametrize(
     ("limit", "shown"), [(0, "lighthouse"), (10, "lighthouse"), (9, "lighthou…"), (2, "l…"), (1, "…")]
 )
 def test_a_long_line_ends_in_an_ellipsis(limit: int, shown: str) -> None:
-    assert cwr.one_line("lighthouse", limit) == shown
+    assert one_line("lighthouse", limit) == shown
 
 
 def test_secrets_become_stars_the_longest_first() -> None:
-    assert (
-        cwr.hide_secrets("Basic dTpwYXNz, u:pass and pass", ["dTpwYXNz", "u:pass", "pass"]) == "Basic ***, *** and ***"
-    )
-    assert cwr.hide_secrets("nothing here", []) == "nothing here"
+    assert hide_secrets("Basic dTpwYXNz, u:pass and pass", ["dTpwYXNz", "u:pass", "pass"]) == "Basic ***, *** and ***"
+    assert hide_secrets("nothing here", []) == "nothing here"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -117,7 +126,7 @@ def test_secrets_become_stars_the_longest_first() -> None:
     ],
 )
 def test_a_duration_as_a_person_says_it(seconds: float, words: str) -> None:
-    assert cwr.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(
@@ -134,21 +143,21 @@ def test_a_duration_as_a_person_says_it(seconds: float, words: str) -> None:
     ],
 )
 def test_a_size_as_a_person_says_it(count: float, words: str) -> None:
-    assert cwr.size_in_words(count) == words
+    assert size_in_words(count) == words
 
 
 def test_a_count_with_its_noun() -> None:
-    assert [cwr.plural(count, "node") for count in (0, 1, 2)] == ["0 nodes", "1 node", "2 nodes"]
+    assert [plural(count, "node") for count in (0, 1, 2)] == ["0 nodes", "1 node", "2 nodes"]
 
 
 @pytest.mark.parametrize("value", [None, "7", [7], {}, True, math.nan, math.inf, -math.inf, 10**400])
 def test_what_is_no_finite_number_is_the_default(value: Any) -> None:
-    assert cwr.as_number(value) == 0.0
-    assert cwr.as_number(value, 3.0) == 3.0
+    assert as_number(value) == 0.0
+    assert as_number(value, 3.0) == 3.0
 
 
 def test_a_number_is_kept_as_it_is() -> None:
-    assert [cwr.as_number(value) for value in (7, -2, 0.5)] == [7, -2, 0.5]
+    assert [as_number(value) for value in (7, -2, 0.5)] == [7, -2, 0.5]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -157,7 +166,7 @@ def test_a_number_is_kept_as_it_is() -> None:
 
 
 def test_what_json_cannot_hold_is_replaced() -> None:
-    assert cwr.plain_json(
+    assert plain_json(
         {1: math.nan, "a": (math.inf, -math.inf, 0.5), "b": {True}, "c": b"\x89PNG", "d": frozenset(["x"]), "e": None}
     ) == {"1": None, "a": [None, None, 0.5], "b": [True], "c": "<4 bytes>", "d": ["x"], "e": None}
 
@@ -165,8 +174,8 @@ def test_what_json_cannot_hold_is_replaced() -> None:
 @few
 @given(anything)
 def test_every_plain_value_is_strict_json(value: Any) -> None:
-    text = json.dumps(cwr.plain_json(value), allow_nan=False)
-    assert cwr.plain_json(json.loads(text)) == json.loads(text)
+    text = json.dumps(plain_json(value), allow_nan=False)
+    assert plain_json(json.loads(text)) == json.loads(text)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -221,31 +230,31 @@ def is_fine_on_every_system(part: str) -> bool:
     ],
 )
 def test_a_name_from_the_server_as_parts_of_a_path(subfolder: str, filename: str, parts: List[str]) -> None:
-    assert cwr.safe_path_parts(subfolder, filename) == parts
+    assert safe_path_parts(subfolder, filename) == parts
 
 
 @pytest.mark.parametrize("name", ["NUL .txt", "con  .a.b", "CONIN$", "conout$.txt"])
 def test_a_device_of_windows_is_never_opened(name: str) -> None:
-    (part,) = cwr.safe_path_parts("", name)
+    (part,) = safe_path_parts("", name)
     assert is_fine_on_every_system(part)
 
 
 def test_a_long_name_keeps_its_ending() -> None:
-    (part,) = cwr.safe_path_parts("", "狐" * 300 + ".png")
+    (part,) = safe_path_parts("", "狐" * 300 + ".png")
     assert part == "狐" * 65 + ".png"
-    (part,) = cwr.safe_path_parts("", "a" * 300)
+    (part,) = safe_path_parts("", "a" * 300)
     assert part == "a" * 200
-    (part,) = cwr.safe_path_parts("", "a" * 300 + "." + "b" * 16)
+    (part,) = safe_path_parts("", "a" * 300 + "." + "b" * 16)
     assert part == "a" * 183 + "." + "b" * 16
-    (part,) = cwr.safe_path_parts("", "a" * 190 + "." + "b" * 17)
+    (part,) = safe_path_parts("", "a" * 190 + "." + "b" * 17)
     assert part == "a" * 190 + "." + "b" * 9
-    (part,) = cwr.safe_path_parts("", "a." + "b" * 300)
+    (part,) = safe_path_parts("", "a." + "b" * 300)
     assert part == "a." + "b" * 198
 
 
 @pytest.mark.parametrize("mark", [".", " ", ". .", "\u00e9."])
 def test_a_long_name_is_not_cut_where_windows_would_cut_on(mark: str) -> None:
-    (part,) = cwr.safe_path_parts("", "a" * (200 - len(mark.encode())) + mark + "b" * 50)
+    (part,) = safe_path_parts("", "a" * (200 - len(mark.encode())) + mark + "b" * 50)
     assert is_fine_on_every_system(part)
 
 
@@ -261,7 +270,7 @@ _names = st.lists(_pieces | st.text(max_size=4), max_size=6).map("".join)
 @few
 @given(_names, _names)
 def test_no_name_leads_out_of_the_folder_or_is_refused_by_windows(subfolder: str, filename: str) -> None:
-    parts = cwr.safe_path_parts(subfolder, filename)
+    parts = safe_path_parts(subfolder, filename)
     assert parts and all(is_fine_on_every_system(part) for part in parts), parts
     inside = posixpath.normpath(posixpath.join("/out", *parts))
     assert inside == "/out/" + "/".join(parts)
@@ -281,7 +290,7 @@ def test_no_name_leads_out_of_the_folder_or_is_refused_by_windows(subfolder: str
     ],
 )
 def test_a_name_that_is_taken_gets_a_number(name: str, names: List[str]) -> None:
-    assert [cwr.numbered_name(name, number) for number in range(3)] == names
+    assert [numbered_name(name, number) for number in range(3)] == names
 
 
 # ------------------------------------------------------------------------------------------------
@@ -325,5 +334,5 @@ def test_what_lies_too_deep_for_a_reader_is_left_out_of_json() -> None:
     deep: Any = "bottom"
     for _ in range(5000):
         deep = [deep]
-    text = json.dumps(cwr.plain_json(deep))
+    text = json.dumps(plain_json(deep))
     assert "bottom" not in text and text.count("[") == 61 and "\\u2026" in text
