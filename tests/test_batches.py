@@ -14,6 +14,7 @@ from recorded import Json, anything, few
 from support import cwr, node
 
 from comfyui_runner.errors import UsageError
+from comfyui_runner.nodes import InputRef
 
 PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),
@@ -82,12 +83,12 @@ def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence()
 def test_what_a_row_sets() -> None:
     row = cwr.Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
     assert cwr.row_edits(PROMPT, row, {}) == [
-        cwr.InputEdit(cwr.InputRef("6", "text"), ""), cwr.InputEdit(cwr.InputRef("3", "seed"), "random"),
-        cwr.InputEdit(cwr.InputRef("6", "new"), None),
+        cwr.InputEdit(InputRef("6", "text"), ""), cwr.InputEdit(InputRef("3", "seed"), "random"),
+        cwr.InputEdit(InputRef("6", "new"), None),
     ]  # fmt: skip
     linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
     (edit,) = cwr.row_edits(linked, cwr.Row(1, {"6.text": "", "6.more": ""}), INFO)
-    assert edit.ref == cwr.InputRef("6", "text")
+    assert edit.ref == InputRef("6", "text")
     (edit,) = cwr.row_edits(PROMPT, cwr.Row(1, {"6.text": "@a.txt"}), INFO)
     assert edit.file == "a.txt"
     with pytest.raises(cwr.EditError):

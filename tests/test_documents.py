@@ -12,6 +12,8 @@ import pytest
 import requests
 from support import ROOT, cwr, node, program_text, run, slow_prompt
 
+from comfyui_runner.nodes import is_link
+
 Make = Callable[..., Any]
 
 
@@ -118,7 +120,7 @@ def test_the_workflow_and_its_twin_are_the_same_graph() -> None:
         (value[0], value[1], node_id)
         for node_id, item in prompt.items()
         for value in item["inputs"].values()
-        if cwr.is_link(value)
+        if is_link(value)
     }
     notes = json.dumps([item["widgets_values"] for item in workflow["nodes"] if "Note" in item["type"]])
     assert "sd_xl_base_1.0.safetensors" in notes and "models/checkpoints" in notes

@@ -14,10 +14,11 @@ from recorded import anything, few, many
 from support import ROOT, cwr, node
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.nodes import InputRef, is_seed
 from comfyui_runner.text import plain_json
 
 Json = Dict[str, Any]
-Ref = cwr.InputRef
+Ref = InputRef
 
 with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
     TEXTS: Json = json.load(file)
@@ -199,9 +200,9 @@ def test_what_cannot_be_set_is_refused() -> None:
 
 
 def test_a_seed_is_known_by_its_mark_or_its_name() -> None:
-    assert cwr.is_seed("seed", []) and cwr.is_seed("noise_seed", ["INT"])
-    assert cwr.is_seed("value", ["INT", {"control_after_generate": True}])
-    assert not cwr.is_seed("steps", INT) and not cwr.is_seed("value", ["INT", {"control_after_generate": False}])
+    assert is_seed("seed", []) and is_seed("noise_seed", ["INT"])
+    assert is_seed("value", ["INT", {"control_after_generate": True}])
+    assert not is_seed("steps", INT) and not is_seed("value", ["INT", {"control_after_generate": False}])
 
 
 # ------------------------------------------------------------------------------------------------

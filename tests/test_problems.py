@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from recorded import VERSIONS, Json, answers, anything, few
 from support import cwr, node
 
+from comfyui_runner.nodes import combo_options, input_spec, nearest_first
+
 EXPORT = "    " + cwr.EXPORT_REMEDY
 INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), restart ComfyUI."
 
@@ -494,14 +496,14 @@ def test_the_class_of_a_node_that_the_answer_does_not_name_comes_from_the_prompt
 )
 def test_the_declaration_of_an_input(name: str, spec: List[Any]) -> None:
     declared = {"required": {"steps": ["INT", {"min": 1}], "broken": None}, "optional": {"mask": ["MASK"]}}
-    assert cwr.input_spec({"KSampler": {"input": declared}}, "KSampler", name) == spec
+    assert input_spec({"KSampler": {"input": declared}}, "KSampler", name) == spec
 
 
 @pytest.mark.parametrize(
     "object_info", [{}, {"KSampler": {}}, {"KSampler": None}, {"KSampler": {"input": {"required": []}}}]
 )
 def test_an_input_of_a_class_that_is_not_known_has_no_declaration(object_info: Json) -> None:
-    assert cwr.input_spec(object_info, "KSampler", "steps") == []
+    assert input_spec(object_info, "KSampler", "steps") == []
 
 
 @pytest.mark.parametrize(
@@ -518,29 +520,29 @@ def test_an_input_of_a_class_that_is_not_known_has_no_declaration(object_info: J
     ],
 )
 def test_the_options_of_a_combo_in_both_forms(spec: List[Any], options: Any) -> None:
-    assert cwr.combo_options(spec) == options
+    assert combo_options(spec) == options
 
 
 def test_the_options_most_like_the_value_come_first() -> None:
     files = ["anime.safetensors", "SDXL_base.safetensors", "sd_xl_base_0.9.safetensors", "vae.pt"]
-    assert cwr.nearest_first("sd_xl_base_1.0.safetensors", files, shown=2) == (
+    assert nearest_first("sd_xl_base_1.0.safetensors", files, shown=2) == (
         "sd_xl_base_0.9.safetensors, SDXL_base.safetensors, 2 more"
     )
 
 
 def test_options_that_are_no_texts_are_shown_as_such_and_cleaned() -> None:
-    assert cwr.nearest_first(2, [1, 2, True, "a\x1b[31m\nb"]) == "2, 1, True, a b"
-    assert cwr.nearest_first(None, []) == ""
+    assert nearest_first(2, [1, 2, True, "a\x1b[31m\nb"]) == "2, 1, True, a b"
+    assert nearest_first(None, []) == ""
 
 
 def test_eight_options_are_shown_and_no_more_when_there_are_eight() -> None:
-    assert cwr.nearest_first("x", list("abcdefgh")).count(",") == 7 and "more" not in cwr.nearest_first("x", "abcdefgh")
-    assert cwr.nearest_first("x", "abcdefghi").endswith(", 1 more")
+    assert nearest_first("x", list("abcdefgh")).count(",") == 7 and "more" not in nearest_first("x", "abcdefgh")
+    assert nearest_first("x", "abcdefghi").endswith(", 1 more")
 
 
 def test_the_right_one_is_found_among_thousands() -> None:
     files = ["model_%05d_%s.safetensors" % (number, "x" * (number % 40)) for number in range(10000)]
-    text = cwr.nearest_first("model_4242_xx.safetensors", files)
+    text = nearest_first("model_4242_xx.safetensors", files)
     assert text.startswith("model_04242_xx.safetensors, model_") and text.endswith(", 9992 more")
 
 

@@ -17,6 +17,7 @@ from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.nodes import combo_options
 from comfyui_runner.text import safe_path_parts
 
 Make = Callable[..., Any]
@@ -260,7 +261,7 @@ def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow
     options = requests.get(simulator.url + "/object_info/LoraLoader", timeout=5).json()["LoraLoader"]["input"][
         "required"
     ]
-    names = cwr.combo_options(options["lora_name"])
+    names = combo_options(options["lora_name"])
     assert names and len(names) > 20  # so many that the server's answer leaves them out
     wrong = names[-1].replace(".safetensors", "_v2.safetensors")
     problem = go(simulator, workflow_file(with_lora(wrong))).event("problem")

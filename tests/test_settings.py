@@ -19,6 +19,7 @@ from support import cwr, node
 from comfyui_runner import __version__
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
@@ -461,12 +462,10 @@ def test_values_and_seeds_are_set_and_drawn() -> None:
     assert prepared("--seed", "random", "--set", "1.seed=3").drawn == ()
     [(_, shown)] = prepared("--seed", "random").summary().sampling
     assert "seed random" in shown  # not the one of the file, which will not run
-    assert (
-        prepared("--set", "1.seed=random").drawn == prepared("--seed", "random").drawn == (cwr.InputRef("1", "seed"),)
-    )
-    assert prepared("--repeat", "2").drawn == (cwr.InputRef("1", "seed"),)
+    assert prepared("--set", "1.seed=random").drawn == prepared("--seed", "random").drawn == (InputRef("1", "seed"),)
+    assert prepared("--repeat", "2").drawn == (InputRef("1", "seed"),)
     assert prepared("--repeat", "2", "--seed", "7").drawn == ()
-    assert prepared("--set", "1.seed=random", "--seed", "random").drawn == (cwr.InputRef("1", "seed"),)
+    assert prepared("--set", "1.seed=random", "--seed", "random").drawn == (InputRef("1", "seed"),)
 
 
 def test_a_seed_that_the_node_does_not_take_is_refused() -> None:
@@ -493,7 +492,7 @@ def test_a_workflow_with_a_seed_warns_of_nothing(arguments: List[str]) -> None:
 def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
     for name in ("fox.png", "a=b.png"):
         (folder / name).write_bytes(b"x")
-    ref = cwr.InputRef("2", "image")
+    ref = InputRef("2", "image")
     assert prepared("--image", "fox.png").uploads == ((ref, "fox.png"),)
     assert prepared("--image", "2=fox.png").uploads == ((ref, "fox.png"),)
     assert prepared("--image", "a=b.png").uploads == ((ref, "a=b.png"),)

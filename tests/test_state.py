@@ -13,6 +13,7 @@ from recorded import VERSIONS, answers, anything, few, history_entries, many, me
 from support import cwr, node, slow_prompt
 
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
+from comfyui_runner.nodes import planned_nodes
 
 Phase = cwr.Phase
 
@@ -179,7 +180,7 @@ def follow(version: str, scenario: str, number: int) -> Followed:
     posts = [step for step in steps if step.route == "POST /prompt" and step.status == 200]
     post = posts[number]
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
-    state = cwr.PromptState(prompt_id, planned=cwr.planned_nodes(prompt, cwr.dropped_outputs(post.body)))
+    state = cwr.PromptState(prompt_id, planned=planned_nodes(prompt, cwr.dropped_outputs(post.body)))
     history = [state]
     socket_ending: Optional[cwr.Phase] = None
 
@@ -294,7 +295,7 @@ def test_a_recorded_run_of_half_a_prompt(version: str) -> None:
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
     dropped = cwr.dropped_outputs(post.body)
     assert dropped == {"77"}
-    state = cwr.PromptState(prompt_id, Phase.QUEUED, planned=cwr.planned_nodes(prompt, dropped))
+    state = cwr.PromptState(prompt_id, Phase.QUEUED, planned=planned_nodes(prompt, dropped))
     assert state.planned == {"1", "2", "3"}
     (history,) = answers(version, "queries", "GET /history?max_items=1")
     state = cwr.reconcile(state, None, history.body[prompt_id], prompt, 1.0)

@@ -15,8 +15,9 @@ from support import ROOT, cwr, node
 from test_edits import info, infos, prompts, refused
 
 from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.nodes import InputRef
 
-Ref = cwr.InputRef
+Ref = InputRef
 
 with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
     WORKFLOW: Json = json.load(file)
@@ -68,7 +69,7 @@ DOTTED: Json = {
         ("v1.5.text", Ref("1", "text")), ("1.lora.0.name", Ref("1", "lora.0.name")), ("A.text", Ref("1", "text")),
     ],
 )  # fmt: skip
-def test_the_longest_node_that_exists_wins(name: str, ref: cwr.InputRef) -> None:
+def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
     assert cwr.find_input(DOTTED, name) == ref
 
 

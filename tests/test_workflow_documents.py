@@ -15,6 +15,7 @@ from recorded import anything, few
 from support import ROOT, cwr, node
 
 from comfyui_runner.errors import WorkflowError
+from comfyui_runner.nodes import class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
 
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
     WORKFLOW_API = file.read()
@@ -329,16 +330,16 @@ NAMED: Dict[str, Any] = {
 def test_a_node_that_was_made_at_run_time_goes_by_the_name_of_its_origin(
     node_id: str, found: Any, class_type: str, title: str
 ) -> None:
-    assert cwr.node_in_prompt(NAMED, node_id) == found
-    assert cwr.class_of(NAMED, node_id) == class_type
-    assert cwr.node_title(NAMED, node_id) == title
+    assert node_in_prompt(NAMED, node_id) == found
+    assert class_of(NAMED, node_id) == class_type
+    assert node_title(NAMED, node_id) == title
 
 
 def test_a_title_is_one_line_of_moderate_length() -> None:
     prompt = {"1": node("X", "two\nlines \x1b[31mred"), "2": node("X", "t" * 100), "3": node("c" * 100)}
-    assert cwr.node_title(prompt, "1") == "two lines red"
-    assert cwr.node_title(prompt, "2") == "t" * 59 + "…"
-    assert cwr.node_title(prompt, "3") == "c" * 59 + "…"
+    assert node_title(prompt, "1") == "two lines red"
+    assert node_title(prompt, "2") == "t" * 59 + "…"
+    assert node_title(prompt, "3") == "c" * 59 + "…"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -364,7 +365,7 @@ def test_a_title_is_one_line_of_moderate_length() -> None:
     ],
 )
 def test_a_link_is_a_node_and_a_slot(value: Any, linked: bool) -> None:
-    assert cwr.is_link(value) is linked
+    assert is_link(value) is linked
 
 
 #: Two pictures from one loader; the second one's way is longer.
@@ -378,38 +379,38 @@ TWO_ENDS = {
 
 
 def test_upstream_of_a_node_is_all_that_it_needs() -> None:
-    assert cwr.upstream(TWO_ENDS, ["3"]) == {"1", "2", "3"}
-    assert cwr.upstream(TWO_ENDS, ["4"]) == {"1", "2", "4"}
-    assert cwr.upstream(TWO_ENDS, ["3", "5"]) == set(TWO_ENDS)
-    assert cwr.upstream(TWO_ENDS, []) == frozenset()
+    assert upstream(TWO_ENDS, ["3"]) == {"1", "2", "3"}
+    assert upstream(TWO_ENDS, ["4"]) == {"1", "2", "4"}
+    assert upstream(TWO_ENDS, ["3", "5"]) == set(TWO_ENDS)
+    assert upstream(TWO_ENDS, []) == frozenset()
 
 
 def test_upstream_ignores_what_is_not_in_the_prompt() -> None:
     prompt = {"1": node("SaveImage", images=["404", 0], other=["x"], more=[1, 0])}
-    assert cwr.upstream(prompt, ["1", "77"]) == {"1"}
-    assert cwr.upstream({"1": {"class_type": "X", "inputs": None}}, ["1"]) == {"1"}
+    assert upstream(prompt, ["1", "77"]) == {"1"}
+    assert upstream({"1": {"class_type": "X", "inputs": None}}, ["1"]) == {"1"}
 
 
 def test_a_long_chain_is_followed_to_its_beginning() -> None:
     chain = {str(number): node("X", before=[str(number - 1), 0]) for number in range(5000)}
-    assert len(cwr.upstream(chain, ["4999"])) == 5000
+    assert len(upstream(chain, ["4999"])) == 5000
 
 
 def test_all_nodes_are_planned_that_an_end_needs() -> None:
-    assert cwr.planned_nodes(TWO_ENDS) == set(TWO_ENDS)
-    assert cwr.planned_nodes({**TWO_ENDS, "6": node("SaveImage", images=["4", 0])}, ["5"]) == {"1", "2", "3", "4", "6"}
+    assert planned_nodes(TWO_ENDS) == set(TWO_ENDS)
+    assert planned_nodes({**TWO_ENDS, "6": node("SaveImage", images=["4", 0])}, ["5"]) == {"1", "2", "3", "4", "6"}
 
 
 def test_what_only_a_dropped_output_needs_is_not_planned() -> None:
-    assert cwr.planned_nodes(TWO_ENDS, ["5"]) == {"1", "2", "3"}
-    assert cwr.planned_nodes(TWO_ENDS, ["3"]) == {"1", "2", "4", "5"}
-    assert cwr.planned_nodes(TWO_ENDS, ["3", "5"]) == frozenset()
+    assert planned_nodes(TWO_ENDS, ["5"]) == {"1", "2", "3"}
+    assert planned_nodes(TWO_ENDS, ["3"]) == {"1", "2", "4", "5"}
+    assert planned_nodes(TWO_ENDS, ["3", "5"]) == frozenset()
 
 
 def test_a_cycle_ends() -> None:
     ring = {"1": node("A", x=["2", 0]), "2": node("B", x=["1", 0])}
-    assert cwr.upstream(ring, ["1"]) == {"1", "2"}
-    assert cwr.planned_nodes(ring) == {"1", "2"}
+    assert upstream(ring, ["1"]) == {"1", "2"}
+    assert planned_nodes(ring) == {"1", "2"}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -533,4 +534,4 @@ nodes = st.fixed_dictionaries({"class_type": st.text(max_size=8), "inputs": anyt
 @given(st.dictionaries(st.text(max_size=4), nodes))
 def test_any_prompt_can_be_summarized(prompt: Dict[str, Any]) -> None:
     assert cwr.summarize(prompt).nodes == len(prompt)
-    assert cwr.planned_nodes(prompt) <= set(prompt)
+    assert planned_nodes(prompt) <= set(prompt)
