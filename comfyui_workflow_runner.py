@@ -69,6 +69,7 @@ from typing import (
 )
 
 from comfyui_runner import __version__
+from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, Prompt, describe_json_type, parse_document
 from comfyui_runner.errors import (
     EXIT_MEANINGS,
     ExitStatus,
@@ -280,184 +281,6 @@ import urllib.parse  # noqa: E402
 # ==================================================================================================
 # WORKFLOW DOCUMENTS: reading a prompt, titles, links, the summary
 # ==================================================================================================
-
-Prompt = Dict[str, Dict[str, Any]]
-
-EXPORT_REMEDY = (
-    "In ComfyUI open the workflow, choose Save or Export (API) in the File menu, and run the file that this gives; "
-    "a picture that ComfyUI made will do as well."
-)
-
-
-def describe_json_type(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-class Document(NamedTuple):
-    """What a file holds: a prompt (API format), a workflow (UI format), or both, made from each other."""
-
-    prompt: Optional[Prompt] = None
-    workflow: Optional[Dict[str, Any]] = None
-
-
-def parse_document(data: bytes, name: str) -> Document:
-    """The prompt and the workflow in ``data``; ``name`` is for the messages.
-
-    JSON (UTF-8, -16 or -32): API format, alone, as ``{"prompt": ...}`` or as an entry of ComfyUI's history;
-    UI format. Or a PNG or WebP picture that ComfyUI made. Raises WorkflowError, which says what was found instead.
-    """
-    for texts in (png_texts, webp_texts):
-        embedded = texts(data)
-        if embedded is not None:
-            return parse_embedded_texts(embedded, name)
-    try:
-        document = json.loads(data)
-    except UnicodeDecodeError:
-        raise WorkflowError("%s is neither text nor a PNG or WebP picture." % name, EXPORT_REMEDY) from None
-    except json.JSONDecodeError as error:
-        raise WorkflowError(
-            "%s is not JSON: line %d, column %d: %s." % (name, error.lineno, error.colno, error.msg),
-            "Mend it there, or export the workflow again.",
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise WorkflowError("%s cannot be read as JSON: %s." % (name, error)) from None
-    return unwrap_document(document, name)
-
-
-def unwrap_document(document: Any, name: str) -> Document:
-    """The prompt in what ComfyUI, its clients and --save-run put around one."""
-    if not isinstance(document, dict):
-        if isinstance(document, list) and len(document) > 3 and isinstance(document[2], dict):
-            return unwrap_document({"prompt": document[2], "extra_data": document[3]}, name)  # an item of /queue
-        raise WorkflowError(
-            "%s is no prompt: it holds %s, not an object of nodes." % (name, describe_json_type(document)),
-            EXPORT_REMEDY,
-        )
-    if isinstance(document.get("nodes"), list):
-        return Document(workflow=document)
-    inner = document.get("prompt")
-    if isinstance(inner, list) and len(inner) > 3:  # an entry of /history
-        return unwrap_document(inner, name)
-    workflow = document.get("workflow") or as_dict(as_dict(document.get("extra_data")).get("extra_pnginfo")).get(
-        "workflow"
-    )
-    workflow = workflow if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list) else None
-    if isinstance(inner, dict) and "class_type" not in inner:
-        return Document(_check_nodes(inner, name), workflow)
-    if workflow is not None:
-        return Document(workflow=workflow)
-    entries = [entry for entry in document.values() if isinstance(as_dict(entry).get("prompt"), list)]
-    if entries and len(entries) == len(document):  # a whole /history
-        if len(entries) > 1:
-            raise WorkflowError(
-                "%s holds %d prompts of ComfyUI's history." % (name, len(entries)),
-                "Keep one of them: /history/PROMPT_ID gives it alone.",
-            )
-        return unwrap_document(entries[0], name)
-    return Document(_check_nodes(document, name))
-
-
-def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
-    if not document:
-        raise WorkflowError("%s has no nodes: it is an empty object." % name, EXPORT_REMEDY)
-    for node_id, node in document.items():
-        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise WorkflowError(
-                "%s is no prompt: the entry %s is %s without a class_type, not a node."
-                % (name, json.dumps(one_line(node_id, 40), ensure_ascii=False), describe_json_type(node)),
-                EXPORT_REMEDY,
-            )
-        if not isinstance(node.get("inputs"), dict):
-            raise WorkflowError(
-                "%s: node %s (%s) has no inputs object."
-                % (name, one_line(node_id, 40), one_line(node["class_type"], 60)),
-                EXPORT_REMEDY,
-            )
-    # what a picture or the history carries from its run: ComfyUI would take it for this run's (caching.py)
-    return {i: {k: v for k, v in node.items() if k != "is_changed"} for i, node in document.items()}
-
-
-_EMBEDDED = ("prompt", "workflow")
-
-
-def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
-    """The document that a picture carries: ComfyUI embeds the prompt, and the workflow that it was made from."""
-    found: Dict[str, Any] = {}
-    for key in _EMBEDDED:
-        try:
-            found[key] = json.loads(texts.get(key, "null"))
-        except (ValueError, RecursionError):
-            raise WorkflowError("%s carries a %s that is not JSON." % (name, key), "Run the workflow's file.") from None
-    if not found["prompt"] and not found["workflow"]:
-        raise WorkflowError(
-            "%s is a picture that carries no workflow." % name,
-            "ComfyUI writes it into PNG and WebP files, unless it is told not to; many sites and programs strip it.",
-        )
-    return unwrap_document({key: value for key, value in found.items() if value}, name)
-
-
-def png_texts(data: bytes) -> Optional[Dict[str, str]]:
-    """The prompt and workflow in a PNG file's texts (chunks tEXt, zTXt, iTXt, and comf, which ComfyUI puts into
-    animated ones); None for another file. What is broken is left out."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return None
-    texts: Dict[str, str] = {}
-    at = 8
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        chunk, at = data[at + 8 : at + 8 + length], at + 12 + length
-        keyword, _, value = chunk.partition(b"\0")
-        key = keyword.decode("latin-1")
-        if key not in _EMBEDDED:
-            continue
-        if kind in (b"tEXt", b"comf"):
-            texts[key] = value.decode("latin-1" if kind == b"tEXt" else "utf-8", "replace")
-        elif kind == b"zTXt":
-            texts[key] = _inflate(value[1:]).decode("latin-1")
-        elif kind == b"iTXt":  # compressed or not, method, language, translated keyword, text
-            _, _, rest = value[2:].partition(b"\0")
-            text = rest.partition(b"\0")[2]
-            texts[key] = (_inflate(text) if value[:1] == b"\1" else text).decode(errors="replace")
-    return texts
-
-
-def _inflate(data: bytes) -> bytes:
-    """``data`` decompressed, at most 64 MiB of it; b"" for what is broken."""
-    import zlib
-
-    try:
-        return zlib.decompressobj().decompress(data, 64 << 20)
-    except zlib.error:
-        return b""
-
-
-def webp_texts(data: bytes) -> Optional[Dict[str, str]]:
-    """The same in the EXIF of a WebP file, where ComfyUI writes ``prompt:{...}`` and ``workflow:{...}`` into
-    tags for other things; None for another file. What is broken is left out."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return None
-    texts: Dict[str, str] = {}
-    at = 12
-    while at + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, at)
-        chunk, at = data[at + 8 : at + 8 + length], at + 8 + length + length % 2
-        if kind != b"EXIF":
-            continue
-        exif = chunk[6:] if chunk.startswith(b"Exif\0\0") else chunk
-        order = ">" if exif[:2] == b"MM" else "<"
-        try:
-            (first,) = struct.unpack_from(order + "I", exif, 4)
-            (count,) = struct.unpack_from(order + "H", exif, first)
-            for number in range(count):
-                _, form, size, place = struct.unpack_from(order + "HHII", exif, first + 2 + 12 * number)
-                key = exif[place : place + min(size, 9)].partition(b":")[0].decode("latin-1").lower()
-                if form == 2 and size > 4 and key in _EMBEDDED and key not in texts:  # ASCII, not in the place itself
-                    text = exif[place : place + size].rstrip(b"\0").decode(errors="replace")
-                    texts[key] = text.partition(":")[2]
-        except struct.error:
-            pass
-    return texts
 
 
 class Summary(NamedTuple):
@@ -1232,19 +1055,6 @@ def silently_dropped(
 
 class ConversionError(WorkflowError):
     """A workflow in UI format that cannot become a prompt. The message names the nodes."""
-
-
-class Conversion(NamedTuple):
-    """The prompt of a workflow, and what a person should know of how it was made.
-
-    ``places`` tells of nodes of the prompt which node of the file they come from, and by the name of an input
-    where in its ``widgets_values`` the value is; nodes of a subgraph that stands in several places have none.
-    """
-
-    prompt: Dict[str, Any]
-    warnings: Tuple[str, ...] = ()
-    places: Mapping[str, Tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-    primitives: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}  # which PrimitiveNode leads to an input alone
 
 
 _SAVE_AGAIN = "Open the workflow in ComfyUI, mend it there and save it again."

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import cwr
 
+from comfyui_runner.documents import Conversion, Document
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.nodes import InputRef, input_spec
 
@@ -1337,14 +1338,14 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
         raise AssertionError("asked")
 
     workflow = flow([node(1, "LoadImage", values=["a.png", "image"])])
-    made = cwr.make_prompt(cwr.Document(None, workflow), ask)
+    made = cwr.make_prompt(Document(None, workflow), ask)
     assert made.prompt["1"]["inputs"] == {"image": "a.png"}
-    assert cwr.make_prompt(cwr.Document(made.prompt, workflow), refuse) == cwr.Conversion(made.prompt)
+    assert cwr.make_prompt(Document(made.prompt, workflow), refuse) == Conversion(made.prompt)
     loaded = cwr.Loaded(made.prompt, "w.json", workflow, made)
     sent = loaded.extra(cwr.with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
     with pytest.raises(WorkflowError, match="no node that runs"):
-        cwr.make_prompt(cwr.Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
+        cwr.make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
 
 
 def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from recorded import VERSIONS, Json, answers, anything, few
 from support import cwr, node
 
+from comfyui_runner.documents import EXPORT_REMEDY
 from comfyui_runner.nodes import combo_options, input_spec, nearest_first
 
-EXPORT = "    " + cwr.EXPORT_REMEDY
+EXPORT = "    " + EXPORT_REMEDY
 INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), restart ComfyUI."
 
 

@@ -17,6 +17,7 @@ from recorded import Json, anything, few
 from support import cwr, node
 
 from comfyui_runner import __version__
+from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_document
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
@@ -326,13 +327,13 @@ def message_of(*arguments: str) -> Tuple[str, str]:
     return caught.value.message, caught.value.remedy
 
 
-def loaded(*arguments: str) -> Tuple[cwr.Document, str]:
+def loaded(*arguments: str) -> Tuple[Document, str]:
     return cwr.load_document(settings(*arguments), io.StringIO())
 
 
 def test_the_workflow_is_read_from_the_file_that_was_named(folder: Any) -> None:
     (folder / "mine.json").write_bytes(PROMPT)
-    assert loaded("mine.json") == (cwr.Document({"1": node("TextOut", text="hello")}), "mine.json")
+    assert loaded("mine.json") == (Document({"1": node("TextOut", text="hello")}), "mine.json")
 
 
 def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> None:
@@ -343,7 +344,7 @@ def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> 
 
 def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
     (folder / "workflow_api.json").write_bytes(PROMPT)
-    assert loaded() == (cwr.Document({"1": node("TextOut", text="hello")}), "workflow_api.json")
+    assert loaded() == (Document({"1": node("TextOut", text="hello")}), "workflow_api.json")
 
 
 def test_a_workflow_that_was_named_is_not_looked_for_elsewhere(folder: Any) -> None:
@@ -389,16 +390,16 @@ def test_a_file_that_cannot_be_read(folder: Any) -> None:
 
 def test_a_file_that_is_no_prompt_is_named_in_the_message(folder: Any) -> None:
     (folder / "w.json").write_bytes(b"[]")
-    assert message_of("w.json") == ("w.json is no prompt: it holds a list, not an object of nodes.", cwr.EXPORT_REMEDY)
+    assert message_of("w.json") == ("w.json is no prompt: it holds a list, not an object of nodes.", EXPORT_REMEDY)
 
 
 def test_a_workflow_in_ui_format_is_kept_to_be_converted(folder: Any) -> None:
     (folder / "w.json").write_bytes(b'{"nodes": []}')
-    assert loaded("w.json") == (cwr.Document(workflow={"nodes": []}), "w.json")
+    assert loaded("w.json") == (Document(workflow={"nodes": []}), "w.json")
 
 
 def test_a_minus_reads_standard_input_bytes_or_text() -> None:
-    document = cwr.Document({"1": node("TextOut", text="hello")})
+    document = Document({"1": node("TextOut", text="hello")})
     for stdin in (io.StringIO(PROMPT.decode()), io.TextIOWrapper(io.BytesIO(PROMPT))):
         assert cwr.load_document(settings("-"), stdin) == (document, "-")
     assert message_of("-")[0] == "Standard input is not JSON: line 1, column 1: Expecting value."
@@ -428,7 +429,7 @@ INFO: Json = {
 
 def prepared(*arguments: str, data: bytes = SEEDED) -> cwr.Loaded:
     """The workflow with the values of these arguments in it."""
-    document = cwr.parse_document(data, "w.json")
+    document = parse_document(data, "w.json")
     return cwr.prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
 
 
@@ -442,15 +443,15 @@ def test_where_nothing_is_to_be_changed_nobody_is_asked() -> None:
     def ask(classes: Any) -> Json:
         raise AssertionError("asked")
 
-    document = cwr.parse_document(SEEDED, "w.json")
+    document = parse_document(SEEDED, "w.json")
     found = cwr.prepare(document, "w.json", settings(), ask)
-    assert found == cwr.Loaded(json.loads(SEEDED), "w.json", made=cwr.Conversion(json.loads(SEEDED)))
+    assert found == cwr.Loaded(json.loads(SEEDED), "w.json", made=Conversion(json.loads(SEEDED)))
     assert found.extra(found.prompt) == {}
 
 
 def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
     workflow = {"nodes": []}
-    found = cwr.prepare(cwr.Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
+    found = cwr.prepare(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
     assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran
 

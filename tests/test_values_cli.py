@@ -19,6 +19,7 @@ from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
 from test_middleware import Middleware, make_middleware, phase_elsewhere, post_elsewhere
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.extras.pictures import png_texts
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.installation import MODELS
 
@@ -181,7 +182,7 @@ def test_a_ui_file_runs_as_its_twin_and_goes_along(simulator: Any) -> None:
 
 def test_a_picture_of_a_run_runs_again(simulator: Any, picture: str) -> None:
     with open(picture, "rb") as file:
-        texts = cwr.png_texts(file.read())
+        texts = png_texts(file.read())
     assert texts and json.loads(texts["workflow"]) == small(UI)
     assert same(json.loads(texts["prompt"])) == same(last(simulator))
     result = go(simulator, "--yes", picture)
@@ -469,7 +470,7 @@ def test_a_picture_of_an_edited_run_opens_with_the_edit(simulator: Any, workflow
     (steps,) = [event for event in result.events if event.get("input") == "steps"]
     assert steps["value"] == 3
     with open(os.path.join(folder, "ComfyUI_00001_.png"), "rb") as file:
-        workflow = json.loads((cwr.png_texts(file.read()) or {})["workflow"])
+        workflow = json.loads((png_texts(file.read()) or {})["workflow"])
     assert widgets(workflow, 5)[2] == 3
 
 

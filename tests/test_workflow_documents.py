@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from recorded import anything, few
 from support import ROOT, cwr, node
 
+from comfyui_runner.documents import EXPORT_REMEDY, Document, parse_document
 from comfyui_runner.errors import WorkflowError
+from comfyui_runner.extras.pictures import png_texts, webp_texts
 from comfyui_runner.nodes import class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
 
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
@@ -23,14 +25,14 @@ with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
 
 def prompt_in(data: bytes) -> Dict[str, Any]:
     """The prompt of a document that has one."""
-    prompt = cwr.parse_document(data, "w.json").prompt
+    prompt = parse_document(data, "w.json").prompt
     assert prompt is not None
     return prompt
 
 
 def refusal(data: bytes) -> WorkflowError:
     with pytest.raises(WorkflowError) as caught:
-        cwr.parse_document(data, "w.json")
+        parse_document(data, "w.json")
     return caught.value
 
 
@@ -97,8 +99,8 @@ def test_what_is_no_prompt_is_refused_with_what_it_is(data: bytes, message: str)
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}'])
 def test_a_document_of_the_wrong_kind_comes_with_the_way_to_export_the_right_one(data: bytes) -> None:
-    assert refusal(data).remedy == cwr.EXPORT_REMEDY
-    assert "Save or Export (API)" in cwr.EXPORT_REMEDY
+    assert refusal(data).remedy == EXPORT_REMEDY
+    assert "Save or Export (API)" in EXPORT_REMEDY
 
 
 def test_broken_json_can_be_mended_by_hand() -> None:
@@ -125,7 +127,7 @@ def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
 @given(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
 def test_any_file_is_read_or_refused(data: bytes) -> None:
     try:
-        assert cwr.parse_document(data, "w.json") != cwr.Document()
+        assert parse_document(data, "w.json") != Document()
     except WorkflowError as error:
         assert error.message.startswith("w.json") and error.message.endswith(".")
 
@@ -143,20 +145,20 @@ ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"c
 @pytest.mark.parametrize(
     ("document", "found"),
     [
-        (UI, cwr.Document(None, UI)),
-        ({"prompt": PROMPT}, cwr.Document(PROMPT)),
-        ({"prompt": PROMPT, "workflow": UI}, cwr.Document(PROMPT, UI)),
-        ({"prompt": PROMPT, "workflow": {"no": "nodes"}}, cwr.Document(PROMPT)),
-        ({"prompt": PROMPT, "extra_data": EXTRA}, cwr.Document(PROMPT, UI)),
-        ({"workflow": UI}, cwr.Document(None, UI)),
-        (ENTRY, cwr.Document(PROMPT, UI)),
-        ({"id": ENTRY}, cwr.Document(PROMPT, UI)),
-        ([7, "id", PROMPT, EXTRA, ["9"]], cwr.Document(PROMPT, UI)),
-        ({"prompt": node("X")}, cwr.Document({"prompt": node("X")})),  # a node whose id is "prompt"
+        (UI, Document(None, UI)),
+        ({"prompt": PROMPT}, Document(PROMPT)),
+        ({"prompt": PROMPT, "workflow": UI}, Document(PROMPT, UI)),
+        ({"prompt": PROMPT, "workflow": {"no": "nodes"}}, Document(PROMPT)),
+        ({"prompt": PROMPT, "extra_data": EXTRA}, Document(PROMPT, UI)),
+        ({"workflow": UI}, Document(None, UI)),
+        (ENTRY, Document(PROMPT, UI)),
+        ({"id": ENTRY}, Document(PROMPT, UI)),
+        ([7, "id", PROMPT, EXTRA, ["9"]], Document(PROMPT, UI)),
+        ({"prompt": node("X")}, Document({"prompt": node("X")})),  # a node whose id is "prompt"
     ],
 )
-def test_a_prompt_is_found_in_what_is_around_it(document: Any, found: cwr.Document) -> None:
-    assert cwr.parse_document(json.dumps(document).encode(), "w.json") == found
+def test_a_prompt_is_found_in_what_is_around_it(document: Any, found: Document) -> None:
+    assert parse_document(json.dumps(document).encode(), "w.json") == found
 
 
 def test_of_several_prompts_one_must_be_kept() -> None:
@@ -218,9 +220,9 @@ def test_a_png_carries_its_prompt_and_its_workflow(form: str) -> None:
     both = png(
         text_chunk(form, "prompt", PROMPT), text_chunk("tEXt", "Software", "x"), text_chunk(form, "workflow", UI)
     )
-    assert cwr.parse_document(both, "a.png") == cwr.Document(PROMPT, UI)
-    assert cwr.parse_document(png(text_chunk(form, "workflow", UI)), "a.png") == cwr.Document(None, UI)
-    assert cwr.parse_document(png(text_chunk(form, "prompt", PROMPT)), "a.png") == cwr.Document(PROMPT)
+    assert parse_document(both, "a.png") == Document(PROMPT, UI)
+    assert parse_document(png(text_chunk(form, "workflow", UI)), "a.png") == Document(None, UI)
+    assert parse_document(png(text_chunk(form, "prompt", PROMPT)), "a.png") == Document(PROMPT)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -229,8 +231,8 @@ def test_a_webp_carries_its_prompt_and_its_workflow(order: str, marked: bool) ->
     texts = ["prompt:" + json.dumps(PROMPT), "workflow:" + json.dumps(UI)]
     picture = b"VP8L" + struct.pack("<I", 3) + b"abc\0"  # of odd length, so that it is padded
     data = webp(*texts, order=order, marked=marked, before=picture)
-    assert cwr.parse_document(data, "a.webp") == cwr.Document(PROMPT, UI)
-    assert cwr.parse_document(webp("Workflow:" + json.dumps(UI), order=order), "a.webp") == cwr.Document(None, UI)
+    assert parse_document(data, "a.webp") == Document(PROMPT, UI)
+    assert parse_document(webp("Workflow:" + json.dumps(UI), order=order), "a.webp") == Document(None, UI)
 
 
 @pytest.mark.parametrize(
@@ -256,15 +258,15 @@ def test_a_picture_whose_prompt_is_broken_is_told_as_such(data: bytes) -> None:
 
 def test_only_the_texts_of_comfyui_are_kept() -> None:
     bombs = [chunk(b"zTXt", b"bomb%d\0\0" % number + zlib.compress(b"0" * 10**6)) for number in range(3)]
-    assert cwr.png_texts(png(*bombs, text_chunk("tEXt", "prompt", 1))) == {"prompt": "1"}
-    assert cwr.webp_texts(webp("other:" + "0" * 99, "prompt:1")) == {"prompt": "1"}
-    assert cwr.png_texts(b"GIF89a") is None and cwr.webp_texts(b"RIFF0000AVI ") is None
+    assert png_texts(png(*bombs, text_chunk("tEXt", "prompt", 1))) == {"prompt": "1"}
+    assert webp_texts(webp("other:" + "0" * 99, "prompt:1")) == {"prompt": "1"}
+    assert png_texts(b"GIF89a") is None and webp_texts(b"RIFF0000AVI ") is None
 
 
-def outcome(data: bytes) -> Optional[cwr.Document]:
+def outcome(data: bytes) -> Optional[Document]:
     """The document in ``data``; None where a person is told why there is none."""
     try:
-        return cwr.parse_document(data, "w.json")
+        return parse_document(data, "w.json")
     except WorkflowError:
         return None
 
@@ -276,7 +278,7 @@ def outcome(data: bytes) -> Optional[cwr.Document]:
      webp("prompt:" + json.dumps(PROMPT), order=">", marked=True)],
 )  # fmt: skip
 def test_a_picture_that_is_cut_anywhere_is_read_or_refused(whole: bytes) -> None:
-    assert outcome(whole) == cwr.Document(PROMPT)
+    assert outcome(whole) == Document(PROMPT)
     assert {outcome(whole[:end]) is None for end in range(len(whole))} <= {True, False}
     assert outcome(whole[:60]) is None
 
@@ -289,11 +291,11 @@ def test_a_picture_that_is_cut_anywhere_is_read_or_refused(whole: bytes) -> None
 )
 def test_hostile_pictures_are_read_or_refused(data: bytes, head: bytes, place: int) -> None:
     for whole in (head + data, head + b"II*\0" + data, head + b"MM\0*\0\0\0\x08" + data):
-        assert outcome(whole) in (None, cwr.Document(PROMPT))
+        assert outcome(whole) in (None, Document(PROMPT))
     spoiled = bytearray(webp("prompt:" + json.dumps(PROMPT)))
     spoiled[place % len(spoiled)] ^= 0xFF
     found = outcome(bytes(spoiled))
-    assert found is None or isinstance(found, cwr.Document)
+    assert found is None or isinstance(found, Document)
 
 
 # ------------------------------------------------------------------------------------------------
