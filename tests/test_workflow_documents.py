@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few
-from support import ROOT, cwr, node
+from support import ROOT, node
 
 from comfyui_runner.documents import EXPORT_REMEDY, Document, parse_document
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.extras.pictures import png_texts, webp_texts
 from comfyui_runner.nodes import class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
+from comfyui_runner.summary import Summary, summarize
 
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
     WORKFLOW_API = file.read()
@@ -421,7 +422,7 @@ def test_a_cycle_ends() -> None:
 
 
 def test_the_summary_of_the_workflow_that_comes_along() -> None:
-    assert cwr.summarize(prompt_in(WORKFLOW_API)) == cwr.Summary(
+    assert summarize(prompt_in(WORKFLOW_API)) == Summary(
         nodes=7,
         models=[("Load Checkpoint", "sd_xl_base_1.0.safetensors")],
         texts=[
@@ -442,7 +443,7 @@ def test_the_summary_of_the_workflow_that_comes_along() -> None:
 
 
 def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
-    assert cwr.summarize(
+    assert summarize(
         {
             "6": node("CLIPTextEncode", "Positive", text="a red fox", clip=["11", 0]),
             "8": node("VAEDecode", samples=["13", 0], vae=["10", 0]),
@@ -458,7 +459,7 @@ def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
             "27": node("EmptySD3LatentImage", width=1024, height=768, batch_size=4),
             "28": node("CLIPTextEncodeFlux", clip_l="a fox", t5xxl="a fox in the snow", guidance=["26", 0]),
         }
-    ) == cwr.Summary(
+    ) == Summary(
         nodes=13,
         models=[
             ("VAELoader", "ae.SAFETENSORS"),
@@ -482,7 +483,7 @@ def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
 
 
 def test_the_summary_of_a_video_prompt() -> None:
-    assert cwr.summarize(
+    assert summarize(
         {
             "1": node("LoadImage", "Start frame", image="start.png", upload="image"),
             "2": node("LoadAudio", audio="voice.mp3"),
@@ -497,7 +498,7 @@ def test_the_summary_of_a_video_prompt() -> None:
             "12": node("ImageScale", width=["9", 0], height=480, image=["1", 0]),
             "13": node("Switch", image="none", codec="h.264", filename="out.png"),
         }
-    ) == cwr.Summary(
+    ) == Summary(
         nodes=12,
         models=[],
         texts=[("TextEncodeAceStepAudio", "lofi")],
@@ -514,11 +515,11 @@ def test_the_summary_of_a_video_prompt() -> None:
 
 def test_a_node_that_combines_conditionings_saves_nothing() -> None:
     prompt = {"1": node("ConditioningCombine", conditioning_1=["2", 0], conditioning_2=["3", 0])}
-    assert cwr.summarize(prompt).saves == []
+    assert summarize(prompt).saves == []
 
 
 def test_long_and_dangerous_texts_are_shortened_and_cleaned() -> None:
-    summary = cwr.summarize(
+    summary = summarize(
         {
             "1": node("CLIPTextEncode", "\x1b[31mTitle", text="word\n\x1b[2J" * 100),
             "2": node("Loader", model="m" * 120 + ".pt", seed="\x1b[1mfixed"),
@@ -535,5 +536,5 @@ nodes = st.fixed_dictionaries({"class_type": st.text(max_size=8), "inputs": anyt
 @few
 @given(st.dictionaries(st.text(max_size=4), nodes))
 def test_any_prompt_can_be_summarized(prompt: Dict[str, Any]) -> None:
-    assert cwr.summarize(prompt).nodes == len(prompt)
+    assert summarize(prompt).nodes == len(prompt)
     assert planned_nodes(prompt) <= set(prompt)
