@@ -13,6 +13,8 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import pytest
 from support import FIXTURES, ROOT, cwr
 
+from comfyui_runner.state import REDUCERS, parse_message
+
 _spec = importlib.util.spec_from_file_location("build_api", os.path.join(ROOT, "docs", "build_api.py"))
 assert _spec and _spec.loader
 build_api = importlib.util.module_from_spec(_spec)
@@ -255,7 +257,7 @@ def test_every_message_that_was_recorded_is_documented_with_its_data() -> None:
 def test_the_messages_that_the_program_reduces_are_marked_so() -> None:
     used, _ = tables_of_messages()
     marked = {kind: names[0] for kind, names in used.items() if names and names[0].startswith("_on_")}
-    assert marked == {kind: handler.__name__ for kind, handler in cwr.REDUCERS.items()}
+    assert marked == {kind: handler.__name__ for kind, handler in REDUCERS.items()}
     assert used["status"] == ["Session._receive"] and used["feature_flags"] == []
 
 
@@ -266,7 +268,7 @@ def test_the_binary_frames_are_documented() -> None:
     for kind in documented:  # what the runner takes as a picture is marked so
         meta = json.dumps({"display_node_id": "1", "image_type": "image/png"}).encode()
         rest = len(meta).to_bytes(4, "big") + meta if kind == "4" else bytes([0, 0, 0, 1])
-        event = cwr.parse_message(int(kind).to_bytes(4, "big") + rest, 0.0)
+        event = parse_message(int(kind).to_bytes(4, "big") + rest, 0.0)
         assert (event.type == "preview") == ("`Session._keep_preview`" in documented[kind][3]), kind
 
 
@@ -274,7 +276,7 @@ def test_the_order_that_is_told_is_the_recorded_one() -> None:
     told = [
         name for line in re.findall(r"(?m)^\d\. .*(?:\n   .*)*", section("Order of a run")) for name in quoted(line)
     ]
-    names = [name for name in told if name in cwr.REDUCERS or name == "status"]
+    names = [name for name in told if name in REDUCERS or name == "status"]
     frames = [step["json"] for step in build_api.steps_of("0.33.0/client_prompt_id") if "ws" in step][1:]
     seen = [frame["type"] for frame in frames]
     assert (seen[:2], seen[2:4], seen[-3:]) == (names[:2], names[2:4], names[-3:])
@@ -302,7 +304,7 @@ def test_the_interaction_is_drawn() -> None:
     calls = {(method, same_path(path)) for method, path in re.findall(r": (GET|POST) (/[\w/{}]+)", drawn)}
     assert calls < set(routes())
     assert {("GET", "/ws"), ("POST", "/prompt"), ("GET", "/history/{}"), ("POST", "/api/jobs/{}/cancel")} < calls
-    messages = set(cwr.REDUCERS) - {"execution_error"} | {"status", "feature_flags"}
+    messages = set(REDUCERS) - {"execution_error"} | {"status", "feature_flags"}
     assert [name for name in sorted(messages) if name not in drawn] == []
     steps_in_order = ["/system_stats", "/ws", "/prompt", "execution_start", "execution_success", "node: null", "/view"]
     assert re.findall(r"W-->>R: (\w+)", drawn)[0] == "status"

@@ -12,8 +12,10 @@ from recorded import Json, anything, few, history_entries, messages
 from support import cwr, node, program_text
 
 import comfyui_runner.errors
+import comfyui_runner.state
+from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
 
-Phase = cwr.Phase
+Phase = comfyui_runner.state.Phase
 ExitStatus = comfyui_runner.errors.ExitStatus
 
 PROMPT = {
@@ -25,12 +27,12 @@ ALL = frozenset(PROMPT)
 PICTURE = {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}
 
 
-def new(phase: cwr.Phase = Phase.QUEUED, **known: Any) -> cwr.PromptState:
+def new(phase: comfyui_runner.state.Phase = Phase.QUEUED, **known: Any) -> PromptState:
     """The state of PROMPT under the prompt_id "p"."""
-    return cwr.PromptState("p", phase, planned=ALL, **known)
+    return PromptState("p", phase, planned=ALL, **known)
 
 
-def told(before: cwr.PromptState, after: cwr.PromptState) -> List[cwr.Report]:
+def told(before: PromptState, after: PromptState) -> List[cwr.Report]:
     return list(cwr.changes(before, after, PROMPT))
 
 
@@ -52,13 +54,13 @@ def test_the_story_of_a_run() -> None:
     state = new(Phase.SUBMITTING)
     story: List[cwr.Report] = []
 
-    def then(after: cwr.PromptState) -> None:
+    def then(after: PromptState) -> None:
         nonlocal state
         story.extend(told(state, after))
         state = after
 
     def message(kind: str, at: float, **data: Any) -> None:
-        then(cwr.reduce(state, cwr.Event(kind, "p", {"prompt_id": "p", **data}, at)))
+        then(reduce(state, Event(kind, "p", {"prompt_id": "p", **data}, at)))
 
     then(state._replace(phase=Phase.QUEUED, ahead=1))
     then(state._replace(ahead=0))
@@ -70,7 +72,7 @@ def test_the_story_of_a_run() -> None:
     message("executing", 12.5, node="3")
     message("executed", 13.0, node="3", output=PICTURE)
     message("execution_success", 13.0)
-    then(cwr.reconcile(state, None, {"outputs": {"3": PICTURE}}, PROMPT, 13.5))
+    then(reconcile(state, None, {"outputs": {"3": PICTURE}}, PROMPT, 13.5))
     sampler = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
     save = {"node_id": "3", "title": "Save", "class_type": "SaveImage"}
     assert story == [
@@ -118,15 +120,15 @@ def test_a_node_that_ran_again_is_told_with_the_time_that_it_took_then() -> None
 
 def test_progress_of_one_step_is_no_progress() -> None:
     def progress(value: float, maximum: float) -> List[cwr.Report]:
-        before = new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0)})
-        return told(before, new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0, value, maximum)}))
+        before = new(Phase.RUNNING, running={"2": NodeProgress(1.0)})
+        return told(before, new(Phase.RUNNING, running={"2": NodeProgress(1.0, value, maximum)}))
 
     assert progress(1, 1) == progress(0, 20) == []
     assert [report["value"] for report in progress(5, 20)] == [5]
 
 
 def test_a_node_that_is_met_in_its_middle_is_started_and_has_progress() -> None:
-    after = new(Phase.RUNNING, running={"2": cwr.NodeProgress(1.0, 5, 20)})
+    after = new(Phase.RUNNING, running={"2": NodeProgress(1.0, 5, 20)})
     assert [report["event"] for report in told(new(Phase.RUNNING), after)] == ["node_started", "progress"]
     assert told(after, after._replace(running=dict(after.running))) == []
 
@@ -144,12 +146,12 @@ def test_a_blocked_node_is_told_once_with_its_reason() -> None:
 def test_nodes_that_are_done_are_counted_once_and_only_ours() -> None:
     state = new(Phase.RUNNING, cached=frozenset({"1"}), finished={"1": 1.0, "2": 1.0, "5.0.0.1": 1.0})
     assert cwr.nodes_done(state) == {"nodes_done": 2, "nodes_total": 3}
-    assert cwr.nodes_done(cwr.PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
+    assert cwr.nodes_done(PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
 
 
 def test_only_steps_between_the_first_and_the_last_are_mere_progress() -> None:
-    def running(**nodes: Tuple[float, float]) -> cwr.PromptState:
-        return kept._replace(running={key: cwr.NodeProgress(1.0, *pair) for key, pair in nodes.items()})
+    def running(**nodes: Tuple[float, float]) -> PromptState:
+        return kept._replace(running={key: NodeProgress(1.0, *pair) for key, pair in nodes.items()})
 
     kept = new(Phase.RUNNING)
     assert cwr.is_mere_progress(running(n=(1, 20)), running(n=(2, 20)))
@@ -319,7 +321,7 @@ def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
     assert shown[3] == "Connection lost"
     (only,) = cwr.batch_meter(cwr.Tally(None), [], 0.0, 40, True)
     assert sum(cwr.cells(text) for _, text in only) <= 40
-    (_, odd) = cwr.batch_meter(tally, [(1, cwr.PromptState("p", Phase.RUNNING))], 0.0, 80, True)
+    (_, odd) = cwr.batch_meter(tally, [(1, PromptState("p", Phase.RUNNING))], 0.0, 80, True)
     assert "0/0 nodes" in odd[-1][1]
 
 
@@ -391,7 +393,7 @@ FAILED_AT = {"failure": {"node_id": "2.0.0.1"}}
 
 
 def end(
-    phase: cwr.Phase,
+    phase: comfyui_runner.state.Phase,
     exit_status: comfyui_runner.errors.ExitStatus = ExitStatus.OK,
     stopped: Optional[str] = None,
     **known: Any,
@@ -434,7 +436,7 @@ def end(
         ),
     ],
 )
-def test_how_a_run_ended(phase: cwr.Phase, known: Json, message: str) -> None:
+def test_how_a_run_ended(phase: comfyui_runner.state.Phase, known: Json, message: str) -> None:
     assert end(phase, **known)["message"] == message
 
 
@@ -464,7 +466,7 @@ UNCONFIRMED = (
         (Phase.RUNNING, {}, UNCONFIRMED),
     ],
 )
-def test_how_a_cancelled_run_ended(phase: cwr.Phase, known: Json, message: str) -> None:
+def test_how_a_cancelled_run_ended(phase: comfyui_runner.state.Phase, known: Json, message: str) -> None:
     report = end(phase, ExitStatus.CANCELLED, "Ctrl+C", **known)
     assert (report["message"], report["status"], report["exit_status"]) == (message, "cancelled", 130)
 
@@ -507,7 +509,7 @@ def test_the_last_report_in_full() -> None:
     ],
 )
 def test_the_exit_status_of_a_run(
-    phase: cwr.Phase, dropped: bool, exit_status: comfyui_runner.errors.ExitStatus
+    phase: comfyui_runner.state.Phase, dropped: bool, exit_status: comfyui_runner.errors.ExitStatus
 ) -> None:
     assert cwr.exit_status_of(new(phase), dropped) is exit_status
 
@@ -540,21 +542,21 @@ def test_a_bar_in_ascii() -> None:
 @pytest.mark.parametrize(
     ("progress", "words"),
     [
-        (cwr.NodeProgress(0.0, 17, 33, 6.0, 1, 1.0), "3.2 it/s, 5.0 s left"),
-        (cwr.NodeProgress(0.0, 3, 33, 6.0, 1, 1.0), "2.5 s/it, 1:15 left"),
-        (cwr.NodeProgress(0.0, 2, 2, 2.0, 1, 1.0), "1.0 it/s, 0.0 s left"),
-        (cwr.NodeProgress(0.0, 9, 5, 2.0, 1, 1.0), "8.0 it/s, 0.0 s left"),
-        (cwr.NodeProgress(0.0, 1, 20, 1.0, 1, 1.0), ""),
-        (cwr.NodeProgress(0.0, 5, 20, 1.0, 1, 1.0), ""),
-        (cwr.NodeProgress(0.0), ""),
+        (NodeProgress(0.0, 17, 33, 6.0, 1, 1.0), "3.2 it/s, 5.0 s left"),
+        (NodeProgress(0.0, 3, 33, 6.0, 1, 1.0), "2.5 s/it, 1:15 left"),
+        (NodeProgress(0.0, 2, 2, 2.0, 1, 1.0), "1.0 it/s, 0.0 s left"),
+        (NodeProgress(0.0, 9, 5, 2.0, 1, 1.0), "8.0 it/s, 0.0 s left"),
+        (NodeProgress(0.0, 1, 20, 1.0, 1, 1.0), ""),
+        (NodeProgress(0.0, 5, 20, 1.0, 1, 1.0), ""),
+        (NodeProgress(0.0), ""),
     ],
 )
-def test_the_pace_of_a_node(progress: cwr.NodeProgress, words: str) -> None:
+def test_the_pace_of_a_node(progress: NodeProgress, words: str) -> None:
     assert cwr.rate_in_words(progress) == words
 
 
 def drawn(
-    state: cwr.PromptState, width: int = 80, note: str = "", ascii_only: bool = False, now: float = 20.0
+    state: PromptState, width: int = 80, note: str = "", ascii_only: bool = False, now: float = 20.0
 ) -> List[str]:
     """The meter as text, 12.3 seconds after the prompt was submitted."""
     rows = cwr.meter(state, PROMPT, now, 7.7, width, ascii_only, note)
@@ -571,14 +573,14 @@ def drawn(
         (new(ahead=5), "Waiting, 5 prompts ahead  12.3 s"),
     ],
 )
-def test_the_meter_before_it_runs(state: cwr.PromptState, line: str) -> None:
+def test_the_meter_before_it_runs(state: PromptState, line: str) -> None:
     assert drawn(state) == [line]
 
 
 def test_the_meter_of_a_run() -> None:
     state = new(
         Phase.RUNNING, started_at=10.0, cached=frozenset({"1"}),
-        running={"2": cwr.NodeProgress(12.0, 10, 20, 20.0, 1, 11.0), "3": cwr.NodeProgress(15.0)},
+        running={"2": NodeProgress(12.0, 10, 20, 20.0, 1, 11.0), "3": NodeProgress(15.0)},
     )  # fmt: skip
     assert drawn(state) == [
         "Overall              ━━━━━━━━━━━━━───────────── 1/3 nodes  10.0 s",
@@ -592,26 +594,26 @@ def test_the_meter_of_a_run() -> None:
     ("value", "maximum", "full"), [(0.5, 1, 4), (20, 20, 8), (0, 20, 0), (30, 20, 0), (-5, 20, 0), (5, 0, 0)]
 )
 def test_a_node_moves_the_whole_by_its_own_part_and_no_further(value: float, maximum: float, full: int) -> None:
-    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, value, maximum)})
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, value, maximum)})
     assert drawn(state)[0] == "Overall              " + "━" * full + "─" * (26 - full) + " 0/3 nodes  10.0 s"
 
 
 def test_a_node_of_one_step_shows_how_long_it_runs() -> None:
-    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, 1, 1, 12.0)})
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, 1, 1, 12.0)})
     assert drawn(state)[1] == "Sampler              " + "─" * 26 + " 8.0 s"
 
 
 def test_the_bars_of_a_wide_terminal_stay_of_moderate_length() -> None:
-    assert drawn(cwr.PromptState("p", Phase.RUNNING), 300) == ["Overall" + " " * 20 + "─" * 40 + " 0/0 nodes  0.0 s"]
+    assert drawn(PromptState("p", Phase.RUNNING), 300) == ["Overall" + " " * 20 + "─" * 40 + " 0/0 nodes  0.0 s"]
 
 
 def test_the_meter_shows_three_nodes_at_most() -> None:
-    running = {str(number): cwr.NodeProgress(15.0) for number in range(9)}
+    running = {str(number): NodeProgress(15.0) for number in range(9)}
     assert len(drawn(new(Phase.RUNNING, running=running))) == 4
 
 
 def test_the_meter_of_a_run_of_which_nothing_is_known() -> None:
-    assert drawn(cwr.PromptState("p", Phase.RUNNING)) == [
+    assert drawn(PromptState("p", Phase.RUNNING)) == [
         "Overall              ────────────────────────── 0/0 nodes  0.0 s"
     ]
 
@@ -622,7 +624,7 @@ def test_what_is_wrong_at_the_moment_stands_below() -> None:
 
 
 def test_the_meter_fits_a_narrow_terminal() -> None:
-    state = new(Phase.RUNNING, started_at=10.0, running={"2": cwr.NodeProgress(12.0, 10, 20, 20.0, 1, 11.0)})
+    state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, 10, 20, 20.0, 1, 11.0)})
     assert drawn(state, 30, "connection lost, trying again to connect") == [
         "Overall  ━───── 0/3 nodes  10.",
         "Sampler  ━━━─── 10/20  1.0 it/",
@@ -633,7 +635,7 @@ def test_the_meter_fits_a_narrow_terminal() -> None:
 
 def test_a_meter_that_never_ends_still_has_words_for_the_time() -> None:
     """A custom node may count in tiny steps: no number of seconds may break the screen."""
-    progress = cwr.NodeProgress(12.0, 5e-324, 20, 20.0, 0.0, 11.0)
+    progress = NodeProgress(12.0, 5e-324, 20, 20.0, 0.0, 11.0)
     assert len(drawn(new(Phase.RUNNING, started_at=10.0, running={"2": progress}))) == 2
 
 
@@ -650,7 +652,7 @@ FINITE = st.one_of(
         ahead=st.none() | st.integers(0, 10**6),
         cached=st.frozensets(st.sampled_from(["1", "2", "3"])),
         running=st.dictionaries(
-            st.sampled_from(["1", "2", "3.0.1", "99" * 20]), st.builds(cwr.NodeProgress, *[FINITE] * 6)
+            st.sampled_from(["1", "2", "3.0.1", "99" * 20]), st.builds(NodeProgress, *[FINITE] * 6)
         ),
         started_at=st.none() | st.floats(0, 1e6),
         seconds=st.none() | st.floats(0, 1e6),
@@ -660,7 +662,7 @@ FINITE = st.one_of(
     st.text(max_size=300),
 )
 def test_the_meter_is_never_wider_than_the_terminal(
-    state: cwr.PromptState, width: int, ascii_only: bool, note: str
+    state: PromptState, width: int, ascii_only: bool, note: str
 ) -> None:
     assert all(len(line) <= width for line in drawn(state, width, note, ascii_only, now=1e6))
 
@@ -682,10 +684,10 @@ def test_every_run_can_be_told(
 ) -> None:
     state, reports = new(Phase.SUBMITTING), []
     for number, (kind, data) in enumerate(events):
-        before, state = state, cwr.reduce(state, cwr.Event(kind, "p", data, float(number)))
+        before, state = state, reduce(state, Event(kind, "p", data, float(number)))
         reports += told(before, state)
         cwr.meter(state, PROMPT, 9.0, 0.0, 80, False)
-    before, state = state, cwr.reconcile(state, cwr.QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
+    before, state = state, reconcile(state, QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
     reports += [*told(before, state), cwr.end_report(state, exit_status, 9.0, PROMPT, stopped)]
     for report in reports:
         for style, text in cwr.describe({"prompt_id": "p", **report}):

@@ -18,6 +18,7 @@ from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
+from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
 
 Make = Callable[..., Any]
@@ -177,7 +178,7 @@ def test_the_ending_of_a_picture_that_came_over_the_socket_is_that_of_its_type()
     """The numbers go on from node to node."""
     prompt = {"1": node("SaveImageWebsocket", "O/ne"), "2": node("SaveImageWebsocket")}
     made = asyncio.run(new_run(prompt))
-    made.received += [cwr.Preview("1", "image/jpeg", b"a"), cwr.Preview("2", "image/png", b"b")]
+    made.received += [Preview("1", "image/jpeg", b"a"), Preview("2", "image/png", b"b")]
     outputs = cwr.received_outputs(made, "my-{}".format)
     assert [tuple(output) for output in outputs] == [
         ("1", "O/ne", "image", "my-O_ne_00001.jpeg", "", "", None),
@@ -471,7 +472,7 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
 
     runs = cwr.run_loop(follow())
     phases = [run.state.phase for run in runs]
-    assert phases == [cwr.Phase.SUCCESS] * 3 + [cwr.Phase.REJECTED, cwr.Phase.SUCCESS]
+    assert phases == [Phase.SUCCESS] * 3 + [Phase.REJECTED, Phase.SUCCESS]
     made = [run.state.outputs["2"]["images"][0]["filename"] for run in runs if run.state.outputs]
     assert sorted(made) == ["slow_0000%d_.png" % number for number in (1, 2, 3, 4)]
     assert [call for call in simulator.requests if call[1] == "/ws"] == [("GET", "/ws")]
@@ -811,7 +812,7 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
     async def story() -> None:
         session = cwr.Session(cwr.Server(cwr.parse_address("127.0.0.1:1")), (), lambda run, report: None)
         run = session.new_run(slow_prompt(), cwr.new_uuid())
-        run.state = run.state._replace(phase=cwr.Phase.RUNNING)
+        run.state = run.state._replace(phase=Phase.RUNNING)
         heard = run.heard = run.heard - 60.0
         for message in ({"type": "crystools.monitor", "data": {}}, {"type": "feature_flags", "data": {}}):
             session._receive(json.dumps(message))

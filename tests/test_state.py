@@ -12,10 +12,26 @@ from hypothesis import strategies as st
 from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, node_ids, numbers, recorded
 from support import cwr, node, slow_prompt
 
+import comfyui_runner.state
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import planned_nodes
+from comfyui_runner.state import (
+    Event,
+    NextCheck,
+    NodeProgress,
+    Preview,
+    PromptState,
+    QueuePlace,
+    lost,
+    parse_message,
+    place_in_queue,
+    reconcile,
+    reduce,
+    run_seconds,
+    seconds_to_check,
+)
 
-Phase = cwr.Phase
+Phase = comfyui_runner.state.Phase
 
 #: A chain of three nodes; the last one saves.
 CHAIN = {
@@ -25,15 +41,15 @@ CHAIN = {
 }
 
 
-def new(phase: cwr.Phase = Phase.QUEUED, **known: Any) -> cwr.PromptState:
+def new(phase: comfyui_runner.state.Phase = Phase.QUEUED, **known: Any) -> PromptState:
     """The state of CHAIN under the prompt_id "p"."""
-    return cwr.PromptState("p", phase, planned=frozenset(CHAIN), **known)
+    return PromptState("p", phase, planned=frozenset(CHAIN), **known)
 
 
-def after(state: cwr.PromptState, *events: Tuple[str, Dict[str, Any]], at: float = 10.0) -> cwr.PromptState:
+def after(state: PromptState, *events: Tuple[str, Dict[str, Any]], at: float = 10.0) -> PromptState:
     """``state`` after these messages, which come a second apart; the first one at ``at``."""
     for number, (kind, data) in enumerate(events):
-        state = cwr.reduce(state, cwr.Event(kind, "p", {"prompt_id": "p", **data}, at + number))
+        state = reduce(state, Event(kind, "p", {"prompt_id": "p", **data}, at + number))
     return state
 
 
@@ -61,25 +77,25 @@ def progress_state(**states: Tuple[float, float, str]) -> Tuple[str, Dict[str, A
 
 def test_a_message_in_json_becomes_an_event() -> None:
     frame = '{"type": "executing", "data": {"node": "3", "prompt_id": "p"}}'
-    assert cwr.parse_message(frame, 7.5) == cwr.Event("executing", "p", {"node": "3", "prompt_id": "p"}, 7.5)
+    assert parse_message(frame, 7.5) == Event("executing", "p", {"node": "3", "prompt_id": "p"}, 7.5)
 
 
 @pytest.mark.parametrize(
     ("frame", "event"),
     [
-        ('{"type": "status", "data": {"status": {}}}', cwr.Event("status", None, {"status": {}}, 0)),
-        ('{"type": "status"}', cwr.Event("status", None, {}, 0)),
-        ('{"type": "status", "data": null}', cwr.Event("status", None, {}, 0)),
-        ('{"type": "x", "data": {"prompt_id": 5}}', cwr.Event("x", None, {"prompt_id": 5}, 0)),
-        ('{"type": "x", "data": {"value": Infinity}}', cwr.Event("x", None, {"value": float("inf")}, 0)),
+        ('{"type": "status", "data": {"status": {}}}', Event("status", None, {"status": {}}, 0)),
+        ('{"type": "status"}', Event("status", None, {}, 0)),
+        ('{"type": "status", "data": null}', Event("status", None, {}, 0)),
+        ('{"type": "x", "data": {"prompt_id": 5}}', Event("x", None, {"prompt_id": 5}, 0)),
+        ('{"type": "x", "data": {"value": Infinity}}', Event("x", None, {"value": float("inf")}, 0)),
     ],
 )
-def test_a_message_need_not_say_whose_it_is(frame: str, event: cwr.Event) -> None:
-    assert cwr.parse_message(frame, 0) == event
+def test_a_message_need_not_say_whose_it_is(frame: str, event: Event) -> None:
+    assert parse_message(frame, 0) == event
 
 
 def test_a_message_may_hold_nan() -> None:
-    event = cwr.parse_message('{"type": "progress", "data": {"value": NaN, "max": 5}}', 0)
+    event = parse_message('{"type": "progress", "data": {"value": NaN, "max": 5}}', 0)
     assert event.type == "progress" and event.data["value"] != event.data["value"]
 
 
@@ -92,13 +108,13 @@ def test_a_message_may_hold_nan() -> None:
     ],
 )
 def test_a_binary_frame_of_type_1_is_a_picture(frame: bytes, mime: str) -> None:
-    picture = cwr.Preview(None, mime, b"\xff\xd8picture")
-    assert cwr.parse_message(frame, 3) == cwr.Event("preview", None, {"preview": picture}, 3)
+    picture = Preview(None, mime, b"\xff\xd8picture")
+    assert parse_message(frame, 3) == Event("preview", None, {"preview": picture}, 3)
 
 
 def test_a_binary_frame_of_type_3_is_a_text_about_a_node() -> None:
     frame = b"\0\0\0\3\0\0\0\5" + b"12:34" + "width: 64 狐".encode()
-    assert cwr.parse_message(frame, 3) == cwr.Event("progress_text", None, {"node": "12:34", "text": "width: 64 狐"}, 3)
+    assert parse_message(frame, 3) == Event("progress_text", None, {"node": "12:34", "text": "width: 64 狐"}, 3)
 
 
 def frame_of_type_4(meta: bytes, picture: bytes = b"\x89PNG") -> bytes:
@@ -107,11 +123,11 @@ def frame_of_type_4(meta: bytes, picture: bytes = b"\x89PNG") -> bytes:
 
 def test_a_binary_frame_of_type_4_is_a_picture_that_says_whose_it_is() -> None:
     meta = b'{"node_id": "5.0.0.1", "prompt_id": "p", "display_node_id": "5", "image_type": "image/png"}'
-    picture = cwr.Preview("5", "image/png", b"\x89PNG")
-    assert cwr.parse_message(frame_of_type_4(meta), 3) == cwr.Event("preview", "p", {"preview": picture}, 3)
+    picture = Preview("5", "image/png", b"\x89PNG")
+    assert parse_message(frame_of_type_4(meta), 3) == Event("preview", "p", {"preview": picture}, 3)
     meta = b'{"display_node_id": 5, "image_type": "image/jpeg"}'
-    picture = cwr.Preview("5", "image/jpeg", b"")
-    assert cwr.parse_message(frame_of_type_4(meta, b""), 3) == cwr.Event("preview", None, {"preview": picture}, 3)
+    picture = Preview("5", "image/jpeg", b"")
+    assert parse_message(frame_of_type_4(meta, b""), 3) == Event("preview", None, {"preview": picture}, 3)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +146,7 @@ def test_a_binary_frame_of_type_4_is_a_picture_that_says_whose_it_is() -> None:
     ],
 )  # fmt: skip
 def test_a_frame_that_is_broken_or_unknown_is_no_news(frame: Union[str, bytes]) -> None:
-    assert cwr.parse_message(frame, 3) == cwr.Event("unknown", None, {}, 3)
+    assert parse_message(frame, 3) == Event("unknown", None, {}, 3)
 
 
 @few
@@ -143,7 +159,7 @@ def test_a_frame_that_is_broken_or_unknown_is_no_news(frame: Union[str, bytes]) 
     | st.builds(lambda meta, cut: frame_of_type_4(json.dumps(meta).encode())[:cut], anything, st.integers(0, 99))
 )
 def test_any_frame_becomes_an_event(frame: Union[str, bytes]) -> None:
-    event = cwr.parse_message(frame, 1.0)
+    event = parse_message(frame, 1.0)
     assert isinstance(event.type, str) and event.at == 1.0
     assert event.prompt_id is None or isinstance(event.prompt_id, str)
     assert isinstance(event.data, dict)
@@ -158,7 +174,7 @@ class Seen(NamedTuple):
     """What a recorded prompt came to."""
 
     phases: str  # each phase once, in its order
-    ending: Optional[cwr.Phase] = None  # as the socket told it
+    ending: Optional[comfyui_runner.state.Phase] = None  # as the socket told it
     finished: str = ""  # nodes in the order in which they ended
     cached: str = ""
     outputs: str = ""  # nodes that gave something
@@ -170,8 +186,8 @@ class Followed(NamedTuple):
     """One prompt of a recording, followed from its POST to its end."""
 
     seen: Seen
-    state: cwr.PromptState
-    history: List[cwr.PromptState]  # the state after each message
+    state: PromptState
+    history: List[PromptState]  # the state after each message
 
 
 def follow(version: str, scenario: str, number: int) -> Followed:
@@ -180,22 +196,22 @@ def follow(version: str, scenario: str, number: int) -> Followed:
     posts = [step for step in steps if step.route == "POST /prompt" and step.status == 200]
     post = posts[number]
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
-    state = cwr.PromptState(prompt_id, planned=planned_nodes(prompt, cwr.dropped_outputs(post.body)))
+    state = PromptState(prompt_id, planned=planned_nodes(prompt, cwr.dropped_outputs(post.body)))
     history = [state]
-    socket_ending: Optional[cwr.Phase] = None
+    socket_ending: Optional[comfyui_runner.state.Phase] = None
 
-    def look(state: cwr.PromptState, queue: Any, entries: Any, at: float) -> cwr.PromptState:
-        place = None if queue is None else cwr.place_in_queue(queue, prompt_id)
-        return cwr.reconcile(state, place, entries.get(prompt_id), prompt, at)
+    def look(state: PromptState, queue: Any, entries: Any, at: float) -> PromptState:
+        place = None if queue is None else place_in_queue(queue, prompt_id)
+        return reconcile(state, place, entries.get(prompt_id), prompt, at)
 
     for step in steps:
         if step is post and state.phase is Phase.SUBMITTING:
             state = state._replace(phase=Phase.QUEUED)
         elif step.socket:
-            event = cwr.parse_message(step.frame, step.at)
+            event = parse_message(step.frame, step.at)
             assert event.type != "unknown", step
             ours = event.prompt_id == prompt_id or (event.prompt_id is None and state.phase is Phase.RUNNING)
-            state = cwr.reduce(state, event) if ours else state
+            state = reduce(state, event) if ours else state
             socket_ending = state.ending
         elif step.route == "GET /queue" and step.at > post.at:
             state = look(state, step.body, {}, step.at)
@@ -211,7 +227,7 @@ def follow(version: str, scenario: str, number: int) -> Followed:
             phases.append(known.phase.value)
     seen = Seen(
         " ".join(phases), socket_ending, " ".join(state.finished), " ".join(sorted(state.cached)),
-        " ".join(state.outputs), str(state.failure.get("node_id", "")), cwr.wholly_cached(state),
+        " ".join(state.outputs), str(state.failure.get("node_id", "")), comfyui_runner.state.wholly_cached(state),
     )  # fmt: skip
     return Followed(seen, state, history)
 
@@ -263,7 +279,7 @@ def test_what_is_known_of_a_recorded_prompt_only_grows(version: str, scenario: s
 def test_the_time_that_a_recorded_run_took_is_the_servers(version: str) -> None:
     state = follow(version, "normal_run", 0).state
     assert state.seconds is not None and 10.0 < state.seconds < 10.3
-    assert cwr.run_seconds(state, 99.0) == state.seconds
+    assert run_seconds(state, 99.0) == state.seconds
     assert state.finished["1"] == pytest.approx(10.02, abs=0.01)
 
 
@@ -284,7 +300,7 @@ def test_the_progress_of_a_recorded_sampler(version: str) -> None:
 )
 def test_recorded_previews(version: str, scenario: str, node_id: Optional[str], mime: str) -> None:
     frames = [step.frame for step in recorded(version, scenario) if isinstance(step.frame, bytes)]
-    events = [cwr.parse_message(frame, 0) for frame in frames]
+    events = [parse_message(frame, 0) for frame in frames]
     assert len(events) == 5
     assert {(event.data["preview"].node_id, event.data["preview"].mime) for event in events} == {(node_id, mime)}
 
@@ -295,10 +311,10 @@ def test_a_recorded_run_of_half_a_prompt(version: str) -> None:
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
     dropped = cwr.dropped_outputs(post.body)
     assert dropped == {"77"}
-    state = cwr.PromptState(prompt_id, Phase.QUEUED, planned=planned_nodes(prompt, dropped))
+    state = PromptState(prompt_id, Phase.QUEUED, planned=planned_nodes(prompt, dropped))
     assert state.planned == {"1", "2", "3"}
     (history,) = answers(version, "queries", "GET /history?max_items=1")
-    state = cwr.reconcile(state, None, history.body[prompt_id], prompt, 1.0)
+    state = reconcile(state, None, history.body[prompt_id], prompt, 1.0)
     assert (state.phase, state.targets, set(state.outputs)) == (Phase.SUCCESS, {"3"}, {"3"})
 
 
@@ -377,14 +393,14 @@ def test_node_ids_of_subgraphs_and_of_run_time_are_kept_as_they_are() -> None:
 
 
 def test_the_executing_that_a_reconnect_sends_names_no_prompt_and_is_believed() -> None:
-    state = cwr.reduce(new(Phase.RUNNING), cwr.Event("executing", None, {"node": "2"}, 12.0))
-    assert state.running == {"2": cwr.NodeProgress(12.0)}
+    state = reduce(new(Phase.RUNNING), Event("executing", None, {"node": "2"}, 12.0))
+    assert state.running == {"2": NodeProgress(12.0)}
 
 
 def test_an_executing_of_null_without_prompt_id_says_nothing() -> None:
     running = new(Phase.RUNNING)
-    assert cwr.reduce(running, cwr.Event("executing", None, {"node": None}, 12.0)) is running
-    assert cwr.reduce(running, cwr.Event("executing", "p", {"prompt_id": "p"}, 12.0)) is running
+    assert reduce(running, Event("executing", None, {"node": None}, 12.0)) is running
+    assert reduce(running, Event("executing", "p", {"prompt_id": "p"}, 12.0)) is running
 
 
 def test_executing_null_says_over_and_not_how() -> None:
@@ -394,16 +410,16 @@ def test_executing_null_says_over_and_not_how() -> None:
 
 def test_progress_of_the_node_that_runs() -> None:
     state = after(new(), executing("2"), ("progress", {"node": "2", "value": 1, "max": 20}))
-    assert state.running == {"2": cwr.NodeProgress(10.0, 1, 20, 11.0, 1, 11.0)}
+    assert state.running == {"2": NodeProgress(10.0, 1, 20, 11.0, 1, 11.0)}
     state = after(state, ("progress", {"node": "2", "value": 5, "max": 20}), at=13.0)
-    assert state.running == {"2": cwr.NodeProgress(10.0, 5, 20, 13.0, 1, 11.0)}
+    assert state.running == {"2": NodeProgress(10.0, 5, 20, 13.0, 1, 11.0)}
 
 
 @pytest.mark.parametrize(("value", "maximum"), [(2, 20), (5, 40)])
 def test_a_node_that_begins_a_second_pass_has_a_new_pace(value: float, maximum: float) -> None:
     state = after(new(), executing("2"), ("progress", {"node": "2", "value": 5, "max": 20}))
     state = after(state, ("progress", {"node": "2", "value": value, "max": maximum}), at=30.0)
-    assert state.running == {"2": cwr.NodeProgress(10.0, value, maximum, 30.0, value, 30.0)}
+    assert state.running == {"2": NodeProgress(10.0, value, maximum, 30.0, value, 30.0)}
 
 
 def test_progress_that_is_told_twice_is_told_once() -> None:
@@ -422,7 +438,7 @@ def test_a_server_of_2023_names_no_node_in_its_progress() -> None:
 
 def test_progress_of_a_node_whose_beginning_was_missed() -> None:
     state = after(new(), START, ("progress", {"node": "2", "value": 5, "max": 20}))
-    assert state.running == {"2": cwr.NodeProgress(11.0, 5, 20, 11.0, 5, 11.0)}
+    assert state.running == {"2": NodeProgress(11.0, 5, 20, 11.0, 5, 11.0)}
 
 
 def test_late_progress_of_a_node_that_is_done_changes_nothing() -> None:
@@ -435,7 +451,7 @@ def test_late_progress_of_a_node_that_is_done_changes_nothing() -> None:
 
 def test_progress_without_numbers_is_progress_of_zero() -> None:
     state = after(new(), executing("2"), ("progress", {"node": "2", "value": "5", "max": float("nan")}))
-    assert state.running == {"2": cwr.NodeProgress(10.0)}
+    assert state.running == {"2": NodeProgress(10.0)}
 
 
 def test_with_progress_state_the_server_says_when_a_node_is_done() -> None:
@@ -448,7 +464,7 @@ def test_with_progress_state_the_server_says_when_a_node_is_done() -> None:
 
 def test_progress_state_counts_steps() -> None:
     state = after(new(), progress_state(n2=(0, 1, "running")), progress_state(n2=(1, 20, "running")))
-    assert state.running == {"2": cwr.NodeProgress(10.0, 1, 20, 11.0, 1, 11.0)}
+    assert state.running == {"2": NodeProgress(10.0, 1, 20, 11.0, 1, 11.0)}
     assert after(state, progress_state(n2=(1, 20, "running"))) is state
     assert after(state, ("progress", {"node": "2", "value": 1, "max": 20})) is state
 
@@ -483,7 +499,7 @@ def test_a_malformed_progress_state_only_shows_that_it_runs(nodes: Any) -> None:
 
 def test_a_progress_state_that_misses_everything_is_a_node_that_runs() -> None:
     state = after(new(), ("progress_state", {"nodes": {"2": {}}}))
-    assert state.running == {"2": cwr.NodeProgress(10.0)}
+    assert state.running == {"2": NodeProgress(10.0)}
 
 
 def test_an_output_is_kept_under_the_node_that_the_person_knows() -> None:
@@ -535,7 +551,7 @@ LATE = [
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase.over])
 @pytest.mark.parametrize("event", LATE, ids=[kind for kind, _ in LATE])
-def test_nothing_follows_an_end(phase: cwr.Phase, event: Tuple[str, Dict[str, Any]]) -> None:
+def test_nothing_follows_an_end(phase: comfyui_runner.state.Phase, event: Tuple[str, Dict[str, Any]]) -> None:
     state = new(phase)
     assert after(state, event) is state
 
@@ -563,12 +579,14 @@ def test_there_are_six_ends() -> None:
 
 @many
 @given(st.lists(messages, max_size=12), st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]))
-def test_no_sequence_of_messages_breaks_the_state(events: List[Tuple[str, Any]], phase: cwr.Phase) -> None:
+def test_no_sequence_of_messages_breaks_the_state(
+    events: List[Tuple[str, Any]], phase: comfyui_runner.state.Phase
+) -> None:
     state = new(phase)
     order = list(Phase)
     for number, (kind, data) in enumerate(events):
         before = state
-        state = cwr.reduce(state, cwr.Event(kind, data.get("prompt_id"), data, float(number)))
+        state = reduce(state, Event(kind, data.get("prompt_id"), data, float(number)))
         assert order.index(before.phase) <= order.index(state.phase) and not state.phase.over
         assert set(before.finished) <= set(state.finished)
         assert before.cached <= state.cached <= state.planned
@@ -596,12 +614,12 @@ def test_a_server_of_2023_ends_with_executing_null_and_the_history_tells_how(end
     assert not state.per_node_state
     state = after(state, *([end] if end else []), OVER, at=15.0)
     entry = {"prompt": [1, "p", CHAIN, {}, ["3"]], "outputs": {"3": {"images": [{"filename": "a.png"}]}}}
-    state = cwr.reconcile(state, None, entry, CHAIN, 20.0)
+    state = reconcile(state, None, entry, CHAIN, 20.0)
     phases = {"execution_error": Phase.ERROR, "execution_interrupted": Phase.INTERRUPTED}
     assert state.phase is (phases.get(end[0], Phase.SUCCESS) if end else Phase.SUCCESS)
     assert list(state.outputs) == ["3"] and not state.running
     assert set(state.finished) == ({"1", "2", "3"} if state.phase is Phase.SUCCESS else {"1", "2"})
-    assert state.seconds is None and cwr.run_seconds(state, 99.0) == 10.0
+    assert state.seconds is None and run_seconds(state, 99.0) == 10.0
 
 
 # ------------------------------------------------------------------------------------------------
@@ -615,23 +633,23 @@ def item(number: float, prompt_id: str, *targets: str) -> List[Any]:
 
 def test_a_prompt_that_runs() -> None:
     queue = {"queue_running": [item(1, "p", "3")], "queue_pending": [item(2, "q")]}
-    place = cwr.place_in_queue(queue, "p")
-    assert place == cwr.QueuePlace(1, 0, 0, frozenset({"3"})) and place.found
+    place = place_in_queue(queue, "p")
+    assert place == QueuePlace(1, 0, 0, frozenset({"3"})) and place.found
 
 
 def test_the_pending_list_is_a_heap_and_not_in_order() -> None:
     pending = [item(-2, "front"), item(7, "p", "3"), item(5, "b"), item(9, "c"), item(6.5, "d")]
     queue = {"queue_running": [item(1, "a")], "queue_pending": pending}
-    assert cwr.place_in_queue(queue, "p") == cwr.QueuePlace(0, 1, 4, frozenset({"3"}))
-    assert cwr.place_in_queue(queue, "front").ahead == 1
-    assert cwr.place_in_queue(queue, "c").ahead == 5
+    assert place_in_queue(queue, "p") == QueuePlace(0, 1, 4, frozenset({"3"}))
+    assert place_in_queue(queue, "front").ahead == 1
+    assert place_in_queue(queue, "c").ahead == 5
 
 
 def test_a_prompt_that_was_posted_twice_stands_there_twice() -> None:
     waiting = {"queue_running": [item(1, "a")], "queue_pending": [item(4, "p", "9"), item(2, "p", "3"), item(3, "b")]}
-    assert cwr.place_in_queue(waiting, "p") == cwr.QueuePlace(0, 2, 1, frozenset({"3"}))
+    assert place_in_queue(waiting, "p") == QueuePlace(0, 2, 1, frozenset({"3"}))
     running = {"queue_running": [item(1, "p", "3")], "queue_pending": [item(2, "p", "9")]}
-    assert cwr.place_in_queue(running, "p") == cwr.QueuePlace(1, 1, 0, frozenset({"3"}))
+    assert place_in_queue(running, "p") == QueuePlace(1, 1, 0, frozenset({"3"}))
 
 
 @pytest.mark.parametrize(
@@ -642,13 +660,13 @@ def test_a_prompt_that_was_posted_twice_stands_there_twice() -> None:
     ],
 )  # fmt: skip
 def test_a_prompt_that_is_not_there(queue: Dict[str, Any]) -> None:
-    place = cwr.place_in_queue(queue, "p")
-    assert place == cwr.QueuePlace(0, 0, 0, frozenset()) and not place.found
+    place = place_in_queue(queue, "p")
+    assert place == QueuePlace(0, 0, 0, frozenset()) and not place.found
 
 
 def test_malformed_items_do_not_count() -> None:
     queue = {"queue_running": [None, item(0, "a")], "queue_pending": [[None, "p"], ["x"], [float("nan"), "b"], 7]}
-    assert cwr.place_in_queue(queue, "p") == cwr.QueuePlace(0, 1, 1, frozenset())
+    assert place_in_queue(queue, "p") == QueuePlace(0, 1, 1, frozenset())
 
 
 items = st.tuples(numbers, st.just("p") | anything, anything, anything, anything).map(list)
@@ -661,7 +679,7 @@ items = st.tuples(numbers, st.just("p") | anything, anything, anything, anything
     )
 )
 def test_any_queue_can_be_read(queue: Dict[str, Any]) -> None:
-    place = cwr.place_in_queue(queue, "p")
+    place = place_in_queue(queue, "p")
     assert place.ahead >= 0 and place.found == bool(place.running or place.pending)
 
 
@@ -669,16 +687,14 @@ def test_any_queue_can_be_read(queue: Dict[str, Any]) -> None:
 # Queue and history against what the socket told
 # ------------------------------------------------------------------------------------------------
 
-RUNNING = cwr.QueuePlace(1, 0, 0, frozenset())
-PENDING = cwr.QueuePlace(0, 1, 2, frozenset())
-ABSENT = cwr.QueuePlace(0, 0, 0, frozenset())
+RUNNING = QueuePlace(1, 0, 0, frozenset())
+PENDING = QueuePlace(0, 1, 2, frozenset())
+ABSENT = QueuePlace(0, 0, 0, frozenset())
 SETTLE = 5.0
 
 
-def reconciled(
-    state: cwr.PromptState, place: Optional[cwr.QueuePlace], entry: Any = None, at: float = 20.0
-) -> cwr.PromptState:
-    return cwr.reconcile(state, place, entry, CHAIN, at, SETTLE)
+def reconciled(state: PromptState, place: Optional[QueuePlace], entry: Any = None, at: float = 20.0) -> PromptState:
+    return reconcile(state, place, entry, CHAIN, at, SETTLE)
 
 
 @pytest.mark.parametrize(
@@ -698,7 +714,9 @@ def reconciled(
         (Phase.RUNNING, None, Phase.RUNNING),
     ],
 )
-def test_what_a_look_at_the_queue_says(phase: cwr.Phase, place: Any, found: cwr.Phase) -> None:
+def test_what_a_look_at_the_queue_says(
+    phase: comfyui_runner.state.Phase, place: Any, found: comfyui_runner.state.Phase
+) -> None:
     assert reconciled(new(phase), place).phase is found
 
 
@@ -720,8 +738,8 @@ def test_a_look_that_finds_it_running_says_since_when_at_the_latest() -> None:
 
 def test_the_queue_tells_which_outputs_were_accepted() -> None:
     prompt = {**CHAIN, "4": node("SaveImage", images=["9", 0])}
-    state = cwr.PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
-    state = cwr.reconcile(state, PENDING._replace(targets=frozenset({"3"})), None, prompt, 20.0)
+    state = PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
+    state = reconcile(state, PENDING._replace(targets=frozenset({"3"})), None, prompt, 20.0)
     assert state.targets == {"3"} and state.planned == {"1", "2", "3"}
 
 
@@ -739,7 +757,7 @@ def test_what_is_over_stays_over_whatever_the_queue_says() -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.RUNNING])
-def test_an_absent_prompt_has_time_to_settle(phase: cwr.Phase) -> None:
+def test_an_absent_prompt_has_time_to_settle(phase: comfyui_runner.state.Phase) -> None:
     state = reconciled(new(phase), ABSENT, at=20.0)
     assert (state.phase, state.missing_since) == (phase, 20.0)
     assert reconciled(state, ABSENT, at=24.9) is state
@@ -762,7 +780,9 @@ NEITHER = "it is neither in the server's queue nor in its history any more (a re
         ({"phase": Phase.RUNNING, "ending": Phase.INTERRUPTED}, Phase.INTERRUPTED, ""),
     ],
 )
-def test_a_prompt_that_stays_absent_is_over(known: Dict[str, Any], phase: cwr.Phase, reason: str) -> None:
+def test_a_prompt_that_stays_absent_is_over(
+    known: Dict[str, Any], phase: comfyui_runner.state.Phase, reason: str
+) -> None:
     state = reconciled(new(missing_since=10.0, **known), ABSENT)
     assert (state.phase, state.reason, state.ended_at, state.missing_since) == (phase, reason, 20.0, None)
 
@@ -780,11 +800,11 @@ def test_a_node_that_was_stopped_is_not_done() -> None:
 
 
 def test_a_run_is_lost_once() -> None:
-    state = cwr.lost(new(Phase.RUNNING), "the server was restarted", 30.0)
+    state = lost(new(Phase.RUNNING), "the server was restarted", 30.0)
     assert (state.phase, state.reason, state.ended_at) == (Phase.LOST, "the server was restarted", 30.0)
-    assert cwr.lost(state, "another reason", 40.0) is state
+    assert lost(state, "another reason", 40.0) is state
     done = new(Phase.SUCCESS)
-    assert cwr.lost(done, "never", 40.0) is done
+    assert lost(done, "never", 40.0) is done
 
 
 def entry(
@@ -819,7 +839,9 @@ ENDED = ["execution_success", {"timestamp": 102500}]
         ({"status": {"messages": {}}, "outputs": [], "prompt": [1, 2]}, Phase.SUCCESS),
     ],
 )
-def test_the_history_has_the_last_word(phase: cwr.Phase, told: Dict[str, Any], end: cwr.Phase) -> None:
+def test_the_history_has_the_last_word(
+    phase: comfyui_runner.state.Phase, told: Dict[str, Any], end: comfyui_runner.state.Phase
+) -> None:
     state = reconciled(new(phase), ABSENT, told)
     assert (state.phase, state.ended_at) == (end, 20.0)
 
@@ -863,9 +885,9 @@ def test_the_history_completes_what_the_socket_missed() -> None:
 
 def test_the_history_tells_which_outputs_ran() -> None:
     prompt = {**CHAIN, "4": node("SaveImage", images=["1", 0])}
-    state = cwr.PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
-    assert cwr.reconcile(state, None, entry(targets=("4",)), prompt, 1.0).planned == {"1", "4"}
-    foreign = cwr.reconcile(state, None, entry(targets=("99",)), prompt, 1.0)
+    state = PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
+    assert reconcile(state, None, entry(targets=("4",)), prompt, 1.0).planned == {"1", "4"}
+    foreign = reconcile(state, None, entry(targets=("99",)), prompt, 1.0)
     assert foreign.targets == {"99"} and foreign.planned == frozenset(prompt)
 
 
@@ -875,14 +897,16 @@ def test_the_history_tells_which_outputs_ran() -> None:
     st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]),
     st.lists(messages, max_size=3),
 )
-def test_any_history_entry_is_an_end(told: Dict[str, Any], phase: cwr.Phase, events: List[Tuple[str, Any]]) -> None:
+def test_any_history_entry_is_an_end(
+    told: Dict[str, Any], phase: comfyui_runner.state.Phase, events: List[Tuple[str, Any]]
+) -> None:
     state = new(phase)
     for kind, data in events:
-        state = cwr.reduce(state, cwr.Event(kind, "p", data, 1.0))
+        state = reduce(state, Event(kind, "p", data, 1.0))
     end = reconciled(state, ABSENT, told)
     assert end.phase in (Phase.SUCCESS, Phase.ERROR, Phase.INTERRUPTED)
     assert set(state.outputs) <= set(end.outputs) and not end.running
-    assert cwr.run_seconds(end, 99.0) >= 0
+    assert run_seconds(end, 99.0) >= 0
 
 
 @few
@@ -893,7 +917,7 @@ def test_a_prompt_only_moves_forward_whatever_is_seen_of_it(sights: List[Any], d
         before = state
         if sight == "message":
             kind, content = data.draw(messages)
-            state = cwr.reduce(state, cwr.Event(kind, "p", content, 2.0 * number))
+            state = reduce(state, Event(kind, "p", content, 2.0 * number))
         elif sight == "entry":
             state = reconciled(state, None, data.draw(history_entries), 2.0 * number)
         else:
@@ -920,11 +944,11 @@ def test_a_prompt_only_moves_forward_whatever_is_seen_of_it(sights: List[Any], d
     ],
 )
 def test_a_run_is_wholly_cached_when_every_output_was_and_nothing_ran(known: Dict[str, Any], answer: bool) -> None:
-    assert cwr.wholly_cached(new(**known)) is answer
+    assert comfyui_runner.state.wholly_cached(new(**known)) is answer
 
 
 def test_a_run_of_nothing_is_not_wholly_cached() -> None:
-    assert not cwr.wholly_cached(cwr.PromptState("p", Phase.SUCCESS))
+    assert not comfyui_runner.state.wholly_cached(PromptState("p", Phase.SUCCESS))
 
 
 @pytest.mark.parametrize(
@@ -938,11 +962,11 @@ def test_a_run_of_nothing_is_not_wholly_cached() -> None:
     ],
 )
 def test_how_long_it_ran(known: Dict[str, Any], seconds: float) -> None:
-    assert cwr.run_seconds(new(**known), 100.0) == seconds
+    assert run_seconds(new(**known), 100.0) == seconds
 
 
 LIMITS = Limits(poll=5.0)
-CALM = cwr.NextCheck(
+CALM = NextCheck(
     now=100.0, heard=100.0, checked=100.0, checks=0, connected=True, deaf=False, queue_moved=False, repeated=False
 )
 ON = {"phase": Phase.RUNNING}
@@ -991,17 +1015,17 @@ WAITS = {"phase": Phase.QUEUED, "ahead": 1}
     ],
 )
 def test_when_queue_and_history_are_read(known: Dict[str, Any], view: Dict[str, Any], seconds: float) -> None:
-    assert cwr.seconds_to_check(new(**known), CALM._replace(**view), LIMITS) == pytest.approx(seconds)
+    assert seconds_to_check(new(**known), CALM._replace(**view), LIMITS) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(("poll", "seconds"), [(0.6, 0.6), (5.0, 4.0)])
 def test_a_short_poll_holds_without_the_socket_too(poll: float, seconds: float) -> None:
     view = CALM._replace(connected=False, checks=9)
-    assert cwr.seconds_to_check(new(Phase.RUNNING), view, Limits(poll=poll)) == seconds
+    assert seconds_to_check(new(Phase.RUNNING), view, Limits(poll=poll)) == seconds
 
 
 def test_no_wait_for_the_next_read_is_longer_than_15_seconds() -> None:
-    assert cwr.seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), Limits(poll=100.0)) == 15.0
+    assert seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), Limits(poll=100.0)) == 15.0
 
 
 # ------------------------------------------------------------------------------------------------
