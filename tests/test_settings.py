@@ -21,6 +21,7 @@ from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.outputs import Output
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
@@ -772,7 +773,7 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
 
 
 def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
-    output = cwr.Output("1", "My/Text: 1", "text", text="狐\ud800")
+    output = Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = cwr.Server(cwr.parse_address("host"))
     run: Any = types.SimpleNamespace(received=[], prompt={})
     ((saved_of, save),) = cwr.save_jobs(server, run, [output], str(tmp_path), False, lambda: False)

@@ -15,6 +15,7 @@ from support import cwr, node, slow_prompt
 import comfyui_runner.state
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import planned_nodes
+from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.state import (
     Event,
     NextCheck,
@@ -1035,7 +1036,7 @@ def test_no_wait_for_the_next_read_is_longer_than_15_seconds() -> None:
 
 def made(ui: Any) -> List[Tuple[str, ...]]:
     """What is collected of what one node, "Save", made: (kind, filename, subfolder, type), or ("text", text)."""
-    outputs = cwr.collect_outputs({"3": ui}, CHAIN)
+    outputs = collect_outputs({"3": ui}, CHAIN)
     assert {(output.node_id, output.title) for output in outputs} <= {("3", "Save")}
     return [
         (found.kind, found.filename, found.subfolder, found.type) if found.text is None else (found.kind, found.text)
@@ -1079,7 +1080,7 @@ def test_what_a_node_made_is_found_under_any_key(ui: Any, outputs: List[Tuple[st
 
 
 def test_outputs_come_node_by_node_with_their_titles() -> None:
-    outputs = cwr.collect_outputs({"3": {"text": ["a"]}, "2.0.0.1": {"text": ["a"]}, "99": {"text": ["b"]}}, CHAIN)
+    outputs = collect_outputs({"3": {"text": ["a"]}, "2.0.0.1": {"text": ["a"]}, "99": {"text": ["b"]}}, CHAIN)
     assert [(output.node_id, output.title, output.text) for output in outputs] == [
         ("3", "Save", "a"),
         ("2.0.0.1", "Sampler", "a"),
@@ -1090,12 +1091,12 @@ def test_outputs_come_node_by_node_with_their_titles() -> None:
 @few
 @given(st.dictionaries(node_ids.map(str), st.dictionaries(st.text(max_size=4), anything, max_size=3), max_size=3))
 def test_any_output_can_be_collected(outputs: Dict[str, Any]) -> None:
-    for output in cwr.collect_outputs(outputs, CHAIN):
+    for output in collect_outputs(outputs, CHAIN):
         assert output.filename if output.text is None else output.text
 
 
-def of_file(filename: str, subfolder: str = "", kind: str = "output") -> cwr.Output:
-    return cwr.Output("3", "Save", "image", filename, subfolder, kind)
+def of_file(filename: str, subfolder: str = "", kind: str = "output") -> Output:
+    return Output("3", "Save", "image", filename, subfolder, kind)
 
 
 @pytest.mark.parametrize(
@@ -1106,14 +1107,14 @@ def of_file(filename: str, subfolder: str = "", kind: str = "output") -> cwr.Out
         (of_file("狐.png", "..", "in&put"), "/view?filename=%E7%8B%90.png&subfolder=..&type=in%26put"),
     ],
 )
-def test_the_path_of_a_file_is_quoted(output: cwr.Output, path: str) -> None:
-    assert cwr.view_path(output) == path
+def test_the_path_of_a_file_is_quoted(output: Output, path: str) -> None:
+    assert view_path(output) == path
 
 
 def test_a_file_name_that_is_no_unicode_has_a_path_too() -> None:
     """JSON can hold a lone surrogate: Python makes one of a byte in a file name that is not UTF-8."""
     name = json.loads('"\\udcff.png"')
-    assert cwr.view_path(of_file(name)).startswith("/view?filename=")
+    assert view_path(of_file(name)).startswith("/view?filename=")
 
 
 def test_the_prompt_of_the_recordings_is_the_one_that_the_tests_use() -> None:
