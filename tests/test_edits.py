@@ -15,6 +15,7 @@ from support import ROOT, cwr, node
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.nodes import InputRef, is_seed
+from comfyui_runner.problems import INSTALL_HINT
 from comfyui_runner.text import plain_json
 
 Json = Dict[str, Any]
@@ -421,7 +422,7 @@ def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
         ("missing_node_type", "1", ""), ("required_input_missing", "2", "seed"),
         ("value_smaller_than_min", "2", "steps"),
     ]  # fmt: skip
-    assert problems[0].hints == (cwr.INSTALL_HINT,) and problems[0].title == "Lost node"
+    assert problems[0].hints == (INSTALL_HINT,) and problems[0].title == "Lost node"
     complete = {"2": node("KSampler", seed=1, steps=5, cfg=1.0, model=["3", 0]), "3": node("Unknown")}
     complete["4"] = node("Unknown", a=["2", 0])
     assert cwr.check_prompt(complete, SAMPLER) == []

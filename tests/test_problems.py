@@ -13,20 +13,29 @@ from support import cwr, node
 
 from comfyui_runner.documents import EXPORT_REMEDY
 from comfyui_runner.nodes import combo_options, input_spec, nearest_first
+from comfyui_runner.problems import (
+    Problem,
+    classes_to_look_up,
+    dropped_outputs,
+    explain_answer,
+    explain_failure,
+    silently_dropped,
+    traceback_lines,
+)
 
 EXPORT = "    " + EXPORT_REMEDY
 INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), restart ComfyUI."
 
 
-def read(problem: cwr.Problem) -> List[str]:
+def read(problem: Problem) -> List[str]:
     """What a person reads of a problem."""
     return [text for _, text in cwr.describe(cwr.problem_report(problem))]
 
 
 def explained(answer: Mapping[str, Any], prompt: Mapping[str, Any], known: Mapping[str, Any] = {}) -> List[str]:
     """What a person reads of an answer to POST /prompt; ``known`` is what the server's object_info has."""
-    definitions = {class_type: known.get(class_type, {}) for class_type in cwr.classes_to_look_up(answer, prompt)}
-    return [line for problem in cwr.explain_answer(answer, prompt, definitions) for line in read(problem)]
+    definitions = {class_type: known.get(class_type, {}) for class_type in classes_to_look_up(answer, prompt)}
+    return [line for problem in explain_answer(answer, prompt, definitions) for line in read(problem)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -123,11 +132,11 @@ def test_every_recorded_refusal_has_its_words(version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_problem_says_which_input_had_which_value(version: str) -> None:
-    (problem,) = cwr.explain_answer(*refused(version, "value bigger than max"), {})
+    (problem,) = explain_answer(*refused(version, "value bigger than max"), {})
     assert (problem.type, problem.node_id, problem.input, problem.value) == (
         "value_bigger_than_max", "1", "width", 1000000000,
     )  # fmt: skip
-    (problem,) = cwr.explain_answer(*refused(version, "link of the wrong type"), {})
+    (problem,) = explain_answer(*refused(version, "link of the wrong type"), {})
     assert (problem.input, problem.value) == ("model", ["5", 0])
 
 
@@ -327,7 +336,7 @@ def test_nothing_of_an_answer_is_left_out() -> None:
     first.append({"type": "new", "message": "Second", "details": "", "extra_info": {}})
     third = {"type": "new", "message": "Third", "details": ""}
     answer["node_errors"]["3"] = {"errors": [third], "class_type": "SaveImage"}
-    assert [problem.message for problem in cwr.explain_answer(answer, PROMPT, {})] == [
+    assert [problem.message for problem in explain_answer(answer, PROMPT, {})] == [
         "steps = -1 is too small.", "Second.", "Third.",
     ]  # fmt: skip
 
@@ -363,7 +372,7 @@ def test_another_key_error_of_a_node_is_not_said_to_be_a_link() -> None:
 
 @pytest.mark.parametrize("extra", [{"input_name": "positive"}, {}])
 def test_a_missing_input_is_named_in_the_problem(extra: Json) -> None:
-    (problem,) = cwr.explain_answer(node_error("required_input_missing", "", "positive", **extra), PROMPT, {})
+    (problem,) = explain_answer(node_error("required_input_missing", "", "positive", **extra), PROMPT, {})
     assert problem.input == "positive"
 
 
@@ -375,7 +384,7 @@ def test_what_the_server_sends_is_cleaned_and_shortened() -> None:
 
 def test_the_value_of_a_problem_is_strict_json() -> None:
     answer = node_error("value_bigger_than_max", "", "", input_name="cfg", received_value=float("nan"))
-    (problem,) = cwr.explain_answer(answer, PROMPT, {})
+    (problem,) = explain_answer(answer, PROMPT, {})
     assert problem.value is None and problem.message == "cfg = NaN is too big."
     json.dumps(cwr.problem_report(problem), allow_nan=False)
 
@@ -418,12 +427,12 @@ NODE_ERRORS = st.fixed_dictionaries(
     st.dictionaries(st.sampled_from(["KSampler", "SaveImage", "CheckpointLoaderSimple"]), anything),
 )
 def test_any_answer_can_be_explained(answer: Json, object_info: Json) -> None:
-    assert cwr.classes_to_look_up(answer, PROMPT) == sorted(set(cwr.classes_to_look_up(answer, PROMPT)))
-    for problem in cwr.explain_answer(answer, PROMPT, object_info):
+    assert classes_to_look_up(answer, PROMPT) == sorted(set(classes_to_look_up(answer, PROMPT)))
+    for problem in explain_answer(answer, PROMPT, object_info):
         assert problem.message and "\n" not in problem.message
         assert all(hint and "\n" not in hint for hint in problem.hints)
         json.dumps(cwr.problem_report(problem), allow_nan=False)
-    assert all(isinstance(node_id, str) for node_id in cwr.dropped_outputs(answer))
+    assert all(isinstance(node_id, str) for node_id in dropped_outputs(answer))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -434,7 +443,7 @@ def test_any_answer_can_be_explained(answer: Json, object_info: Json) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_of_an_unknown_class_all_classes_are_looked_up_as_the_server_names_the_first_alone(version: str) -> None:
     body, prompt = refused(version, "unknown class_type")
-    assert cwr.classes_to_look_up(body, prompt) == ["EmptyImage", "ImageInvert", "NoSuchNode", "SaveImage"]
+    assert classes_to_look_up(body, prompt) == ["EmptyImage", "ImageInvert", "NoSuchNode", "SaveImage"]
     prompt = {**prompt, "98": node("AlsoMissing", "Mine")}
     known = {name: {"name": name} for name in ("EmptyImage", "ImageInvert", "SaveImage")}
     assert explained(body, prompt, known) == [
@@ -455,13 +464,13 @@ def test_of_an_unknown_class_all_classes_are_looked_up_as_the_server_names_the_f
 )
 def test_an_unknown_class_is_told_in_the_servers_words_when_nothing_can_be_looked_up(version: str, line: str) -> None:
     body, prompt = refused(version, "unknown class_type")
-    assert [text for problem in cwr.explain_answer(body, prompt, {}) for text in read(problem)] == [line, INSTALL]
+    assert [text for problem in explain_answer(body, prompt, {}) for text in read(problem)] == [line, INSTALL]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nothing_is_looked_up_that_the_answer_tells(version: str) -> None:
     for note in ("value bigger than max", "value not in list: a checkpoint that is not installed", "no output node"):
-        assert cwr.classes_to_look_up(*refused(version, note)) == []
+        assert classes_to_look_up(*refused(version, note)) == []
 
 
 OPTIONS = ["euler_%02d" % number for number in range(30)]
@@ -470,7 +479,7 @@ OPTIONS = ["euler_%02d" % number for number in range(30)]
 def test_of_more_than_20_options_the_server_tells_only_how_many() -> None:
     answer = node_error("value_not_in_list", "Value not in list", "sampler_name: 'eular' not in (list of length 30)",
                         input_name="sampler_name", input_config=None, received_value="euler_17")  # fmt: skip
-    assert cwr.classes_to_look_up(answer, PROMPT) == ["KSampler"]
+    assert classes_to_look_up(answer, PROMPT) == ["KSampler"]
     nearest = "    Nearest: euler_17, euler_"
     for spec in ([OPTIONS, {"tooltip": "x"}], [OPTIONS], ["COMBO", {"options": OPTIONS}]):
         for group in ("required", "optional"):
@@ -483,7 +492,7 @@ def test_of_more_than_20_options_the_server_tells_only_how_many() -> None:
 def test_the_class_of_a_node_that_the_answer_does_not_name_comes_from_the_prompt() -> None:
     item = {"type": "value_not_in_list", "extra_info": {"input_name": "sampler_name"}}
     answer = {"node_errors": {"2": {"errors": [item]}, "99": {"errors": [item]}}}
-    assert cwr.classes_to_look_up(answer, PROMPT) == ["KSampler"]
+    assert classes_to_look_up(answer, PROMPT) == ["KSampler"]
 
 
 @pytest.mark.parametrize(
@@ -557,9 +566,9 @@ def test_a_recorded_failure_in_words(version: str) -> None:
     (answer,) = answers(version, "node_error", "GET /history/")
     ((_, entry),) = answer.body.items()
     (failure,) = (data for kind, data in entry["status"]["messages"] if kind == "execution_error")
-    problem = cwr.explain_failure(failure, entry["prompt"][2])
-    assert problem == cwr.Problem("ValueError", "boom", "2", "Fail (test)", "FailNode")
-    lines = cwr.traceback_lines(failure)
+    problem = explain_failure(failure, entry["prompt"][2])
+    assert problem == Problem("ValueError", "boom", "2", "Fail (test)", "FailNode")
+    lines = traceback_lines(failure)
     assert lines[0].startswith("  (") and lines[0].endswith(" left out: --verbose shows all)")
     assert lines[1].startswith('  File "/') and "raise ValueError" in lines[-1]
     assert not [line for line in lines if not line.strip(" ^~")]
@@ -568,33 +577,33 @@ def test_a_recorded_failure_in_words(version: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "problem"),
     [
-        ({}, cwr.Problem("an error", "(no message)")),
+        ({}, Problem("an error", "(no message)")),
         (
             {"node_id": "2", "exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation failed\n\n"},
-            cwr.Problem(
+            Problem(
                 "OutOfMemoryError", "Allocation failed", "2", "Sampler", "KSampler",
                 hints=("The device has too little memory: a smaller picture or batch, or --lowvram for ComfyUI.",),
             ),
         ),
         (
             {"node_id": "2", "exception_type": "RuntimeError", "exception_message": "CUDA Out Of Memory: tried 5 GiB"},
-            cwr.Problem(
+            Problem(
                 "RuntimeError", "CUDA Out Of Memory: tried 5 GiB", "2", "Sampler", "KSampler",
                 hints=("The device has too little memory: a smaller picture or batch, or --lowvram for ComfyUI.",),
             ),
         ),
         (
             {"node_id": "2.0.0.1", "node_type": "Inner", "exception_type": "ValueError", "exception_message": "a\nb"},
-            cwr.Problem("ValueError", "a\nb", "2.0.0.1", "Sampler", "Inner"),
+            Problem("ValueError", "a\nb", "2.0.0.1", "Sampler", "Inner"),
         ),
         (
             {"node_id": "2", "exception_type": "a\x1b[31mb", "exception_message": "\x1b[2J\x07red"},
-            cwr.Problem("ab", "red", "2", "Sampler", "KSampler"),
+            Problem("ab", "red", "2", "Sampler", "KSampler"),
         ),
     ],
 )  # fmt: skip
-def test_a_node_that_raised(failure: Json, problem: cwr.Problem) -> None:
-    assert cwr.explain_failure(failure, PROMPT) == problem
+def test_a_node_that_raised(failure: Json, problem: Problem) -> None:
+    assert explain_failure(failure, PROMPT) == problem
 
 
 FRAMES = [
@@ -605,18 +614,18 @@ FRAMES = [
 
 
 def test_the_last_frames_of_a_traceback_tell_most() -> None:
-    assert cwr.traceback_lines({"traceback": FRAMES}) == [
+    assert traceback_lines({"traceback": FRAMES}) == [
         "  (1 frame left out: --verbose shows all)",
         '  File "/ComfyUI/nodes.py", line 2, in b',
         "    c()",
         '  File "/ComfyUI/custom.py", line 3, in c',
         "    raise ValueError",
     ]
-    assert cwr.traceback_lines({"traceback": FRAMES}, 1)[0] == "  (2 frames left out: --verbose shows all)"
+    assert traceback_lines({"traceback": FRAMES}, 1)[0] == "  (2 frames left out: --verbose shows all)"
 
 
 def test_verbose_shows_the_whole_traceback() -> None:
-    assert cwr.traceback_lines({"traceback": FRAMES}, None) == [
+    assert traceback_lines({"traceback": FRAMES}, None) == [
         '  File "/ComfyUI/execution.py", line 1, in a',
         "    await b()",
         '  File "/ComfyUI/nodes.py", line 2, in b',
@@ -628,7 +637,7 @@ def test_verbose_shows_the_whole_traceback() -> None:
 
 @pytest.mark.parametrize("failure", [{}, {"traceback": None}, {"traceback": "text"}, {"traceback": []}])
 def test_a_failure_without_traceback(failure: Json) -> None:
-    assert cwr.traceback_lines(failure) == []
+    assert traceback_lines(failure) == []
 
 
 @few
@@ -638,8 +647,8 @@ def test_a_failure_without_traceback(failure: Json) -> None:
     )
 )
 def test_any_failure_can_be_explained(failure: Json) -> None:
-    problem = cwr.explain_failure(failure, PROMPT)
-    report: Json = {**cwr.problem_report(problem), "event": "failure", "traceback": cwr.traceback_lines(failure)}
+    problem = explain_failure(failure, PROMPT)
+    report: Json = {**cwr.problem_report(problem), "event": "failure", "traceback": traceback_lines(failure)}
     assert problem.message and all("\n" not in text for _, text in cwr.describe(report))
 
 
@@ -650,7 +659,7 @@ def test_any_failure_can_be_explained(failure: Json) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_answer_names_the_outputs_that_will_not_run(version: str) -> None:
-    assert cwr.dropped_outputs(refused(version, "one output good, one bad: accepted in part")[0]) == {"77"}
+    assert dropped_outputs(refused(version, "one output good, one bad: accepted in part")[0]) == {"77"}
 
 
 @pytest.mark.parametrize(
@@ -664,13 +673,13 @@ def test_the_answer_names_the_outputs_that_will_not_run(version: str) -> None:
     ],
 )
 def test_outputs_that_depend_on_a_bad_node_are_dropped(answer: Json, dropped: Any) -> None:
-    assert cwr.dropped_outputs(answer) == dropped
+    assert dropped_outputs(answer) == dropped
 
 
 def test_when_the_answer_was_lost_the_dropped_outputs_are_those_that_the_server_does_not_make() -> None:
     prompt = {"1": node("EmptyImage"), "2": node("SaveImage"), "3": node("SaveImage"), "4": node("Unknown")}
     object_info = {"EmptyImage": {"output_node": False}, "SaveImage": {"output_node": True}, "Unknown": None}
-    assert cwr.silently_dropped(prompt, frozenset({"2"}), object_info) == {"3"}
-    assert cwr.silently_dropped(prompt, frozenset({"2", "3"}), object_info) == frozenset()
-    assert cwr.silently_dropped(prompt, frozenset(), object_info) == frozenset()
-    assert cwr.silently_dropped(prompt, frozenset({"2"}), {}) == frozenset()
+    assert silently_dropped(prompt, frozenset({"2"}), object_info) == {"3"}
+    assert silently_dropped(prompt, frozenset({"2", "3"}), object_info) == frozenset()
+    assert silently_dropped(prompt, frozenset(), object_info) == frozenset()
+    assert silently_dropped(prompt, frozenset({"2"}), {}) == frozenset()

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, node_ids, numbers, recorded
-from support import cwr, node, slow_prompt
+from support import node, slow_prompt
 
 import comfyui_runner.state
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import planned_nodes
 from comfyui_runner.outputs import Output, collect_outputs, view_path
+from comfyui_runner.problems import dropped_outputs
 from comfyui_runner.state import (
     Event,
     NextCheck,
@@ -197,7 +198,7 @@ def follow(version: str, scenario: str, number: int) -> Followed:
     posts = [step for step in steps if step.route == "POST /prompt" and step.status == 200]
     post = posts[number]
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
-    state = PromptState(prompt_id, planned=planned_nodes(prompt, cwr.dropped_outputs(post.body)))
+    state = PromptState(prompt_id, planned=planned_nodes(prompt, dropped_outputs(post.body)))
     history = [state]
     socket_ending: Optional[comfyui_runner.state.Phase] = None
 
@@ -310,7 +311,7 @@ def test_recorded_previews(version: str, scenario: str, node_id: Optional[str], 
 def test_a_recorded_run_of_half_a_prompt(version: str) -> None:
     (post,) = (step for step in answers(version, "validation_errors", "POST /prompt") if step.status == 200)
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
-    dropped = cwr.dropped_outputs(post.body)
+    dropped = dropped_outputs(post.body)
     assert dropped == {"77"}
     state = PromptState(prompt_id, Phase.QUEUED, planned=planned_nodes(prompt, dropped))
     assert state.planned == {"1", "2", "3"}

@@ -16,6 +16,7 @@ from test_edits import info, infos, prompts, refused
 
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.problems import Problem
 
 Ref = InputRef
 
@@ -233,7 +234,7 @@ def test_an_uploaded_file_goes_by_the_answered_name(answer: Json, value: str) ->
 # ------------------------------------------------------------------------------------------------
 
 
-def checked(spec: Any, **inputs: Any) -> List[cwr.Problem]:
+def checked(spec: Any, **inputs: Any) -> List[Problem]:
     """What is wrong with a node that has one input x, declared so."""
     definitions = {**info("N", x=spec), "S": {"output": ["IMAGE", "INT,FLOAT", ["a"]]}}
     definitions["N"]["output_node"] = True
