@@ -18,6 +18,7 @@ from support import cwr
 
 from comfyui_runner.documents import Conversion, Document
 from comfyui_runner.errors import WorkflowError
+from comfyui_runner.extras.conversion import ConversionError, convert_workflow
 from comfyui_runner.nodes import InputRef, input_spec
 
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "conversion")
@@ -70,7 +71,7 @@ def subgraph(key: str, nodes: Sequence[Any], *links: Sequence[Any], inputs: Any 
 def converted(workflow: Any, **options: Any) -> Dict[str, Json]:
     """{node: its inputs} of the prompt; the arguments must not change."""
     before = copy.deepcopy(workflow)
-    prompt = cwr.convert_workflow(workflow, OBJECT_INFO, **options).prompt
+    prompt = convert_workflow(workflow, OBJECT_INFO, **options).prompt
     assert workflow == before
     return {node_id: made["inputs"] for node_id, made in prompt.items()}
 
@@ -80,15 +81,15 @@ def inputs_of(made: Json, **options: Any) -> Json:
     return converted(flow([made]), **options)["1"]
 
 
-def refusal(workflow: Any) -> cwr.ConversionError:
-    with pytest.raises(cwr.ConversionError) as caught:
-        cwr.convert_workflow(workflow, OBJECT_INFO)
+def refusal(workflow: Any) -> ConversionError:
+    with pytest.raises(ConversionError) as caught:
+        convert_workflow(workflow, OBJECT_INFO)
     assert caught.value.exit_status == 3
     return caught.value
 
 
 def warnings(workflow: Any) -> Tuple[str, ...]:
-    return cwr.convert_workflow(workflow, OBJECT_INFO).warnings
+    return convert_workflow(workflow, OBJECT_INFO).warnings
 
 
 LOAD = node(1, "LoadImage", {}, [("IMAGE", 1), ("MASK",)], ["a.png", "image"])
@@ -106,7 +107,7 @@ KSAMPLER = [5, "fixed", 20, 8.5, "euler", "normal", 0.75]
 def test_a_prompt_is_the_one_that_the_frontend_exported(name: str) -> None:
     with open(os.path.join(FIXTURES, name), encoding="utf-8") as file:
         pair = json.load(file)
-    assert cwr.convert_workflow(pair["workflow"], OBJECT_INFO).prompt == pair["prompt"]
+    assert convert_workflow(pair["workflow"], OBJECT_INFO).prompt == pair["prompt"]
 
 
 #: Workflows made by hand, and what frontend 1.49.6 exported from them.
@@ -699,7 +700,7 @@ def test_a_workflow_made_by_hand_becomes_what_the_frontend_makes_of_it(name: str
 
 def test_a_node_of_a_prompt_has_the_shape_that_the_frontend_exports() -> None:
     workflow = flow([LOAD, node(2, "PreviewImage", {"images": 1}, title="Look")], (1, 1, 0, 2, 0))
-    made = cwr.convert_workflow(workflow, OBJECT_INFO)
+    made = convert_workflow(workflow, OBJECT_INFO)
     assert (made.prompt, made.warnings) == (
         {
             "1": {"inputs": {"image": "a.png"}, "class_type": "LoadImage", "_meta": {"title": "Load Image"}},
@@ -771,7 +772,7 @@ def test_a_class_of_the_server_may_be_named_as_a_node_of_the_browser(type_: str)
             (2, 3, 0, 4, 0),
             (3, 5, 0, 1, 0),
         )
-        prompt = cwr.convert_workflow(workflow, info).prompt
+        prompt = convert_workflow(workflow, info).prompt
         return {node_id: one["inputs"] for node_id, one in prompt.items()}
 
     still = {"height": 128, "batch_size": 2}
@@ -898,7 +899,7 @@ SPECS: Json = {
 
 
 def special(values: Any) -> Json:
-    return dict(cwr.convert_workflow(flow([node(1, "Special", values=values)]), SPECS).prompt["1"]["inputs"])
+    return dict(convert_workflow(flow([node(1, "Special", values=values)]), SPECS).prompt["1"]["inputs"])
 
 
 def test_the_widgets_of_rarer_specs_have_their_defaults() -> None:
@@ -921,14 +922,14 @@ def test_the_widgets_of_rarer_specs_take_their_places_in_the_stored_values() -> 
 
 def test_the_places_of_an_autogrow_group_of_two_are_added_together() -> None:
     nodes = [node(1, "Special", {"pairs.a0": 1, "pairs.a1": 2}), node(2, "Bare", {}, [("*", 1, 2)])]
-    made = cwr.convert_workflow(flow(nodes, (1, 2, 0, 1, 0), (2, 2, 0, 1, 1)), SPECS).prompt["1"]["inputs"]
+    made = convert_workflow(flow(nodes, (1, 2, 0, 1, 0), (2, 2, 0, 1, 1)), SPECS).prompt["1"]["inputs"]
     assert {name: value for name, value in made.items() if name.startswith("pairs")} == {
         "pairs.a0": ["2", 0], "pairs.b0": 0, "pairs.a1": ["2", 0], "pairs.b1": 0,
     }  # fmt: skip
 
 
 def test_a_scene_is_made_in_the_browser() -> None:
-    result = cwr.convert_workflow(flow([node(1, "Scene", values=["a.glb", "x", "y", "z", "w"])]), SPECS)
+    result = convert_workflow(flow([node(1, "Scene", values=["a.glb", "x", "y", "z", "w"])]), SPECS)
     assert result.prompt["1"]["inputs"] == {
         "model_file": "a.glb", "upload 3d model": "x", "upload extra resources": "y", "clear": "z", "image": "",
     }  # fmt: skip
@@ -1004,7 +1005,7 @@ def test_a_bypassed_node_hands_on_what_a_matching_input_allows(asking: Dict[str,
         ],
         *straight, (4, 1, 0, 2, 0), (5, 1, 1, 2, 1), (6, 1, 2, 2, 2), (9, 2, 0, 3, 0),
     )  # fmt: skip
-    made = cwr.convert_workflow(workflow, MATCHING).prompt["3"]["inputs"]
+    made = convert_workflow(workflow, MATCHING).prompt["3"]["inputs"]
     (name,) = (name for name, link in asking.items() if link == 9)
     assert made[name] == ["1", slot]
 
@@ -1012,7 +1013,7 @@ def test_a_bypassed_node_hands_on_what_a_matching_input_allows(asking: Dict[str,
 def test_a_matching_input_of_texts_has_a_widget() -> None:
     for values, text in ((None, ""), (["a fox"], "a fox")):
         workflow = flow([node(1, "Words", values=values)])
-        assert cwr.convert_workflow(workflow, MATCHING).prompt["1"]["inputs"] == {"text": text}
+        assert convert_workflow(workflow, MATCHING).prompt["1"]["inputs"] == {"text": text}
 
 
 #: What an input has in a prompt where neither its spec nor the file gives a value (scripts/widgets.ts).
@@ -1030,14 +1031,14 @@ DEFAULTS: Json = {
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_each_kind_of_widget_has_its_default(kind: str) -> None:
     info = {"Class": {"input": {"required": {"it": [kind, {}], "given": [kind, {"default": "d"}]}}}}
-    made = cwr.convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"]
+    made = convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"]
     assert {name: made[name] for name in ("it", "given")} == {"it": DEFAULTS[kind], "given": "d"}
 
 
 @pytest.mark.parametrize("kind", ["AUDIO_UI", "AUDIOUPLOAD", "IMAGEUPLOAD", "IMAGE", "int"])
 def test_what_is_no_widget_or_sends_nothing_is_not_in_the_prompt(kind: str) -> None:
     info = {"Class": {"input": {"required": {"it": [kind, {}]}}}}
-    assert cwr.convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"] == {}
+    assert convert_workflow(flow([node(1, "Class")]), info).prompt["1"]["inputs"] == {}
 
 
 def test_a_box_is_one_value_and_its_four_parts_take_places_in_the_file() -> None:
@@ -1057,7 +1058,7 @@ def test_a_box_is_one_value_and_its_four_parts_take_places_in_the_file() -> None
 
     def made(values: Any) -> List[Json]:
         nodes = [node(1, "Box", values=values, title="B"), node(2, "SaveImage", values=[parts])]
-        prompt = cwr.convert_workflow(flow(nodes), info).prompt
+        prompt = convert_workflow(flow(nodes), info).prompt
         return [prompt["1"]["inputs"], prompt["2"]["inputs"]["filename_prefix"]]
 
     default = {"x": 1, "y": 2, "width": 30, "height": 40}
@@ -1256,7 +1257,7 @@ def test_a_large_workflow_is_no_quadratic_work(shape: str, count: int) -> None:
         nodes += [node(count + k, "PreviewAny", {"source": k}) for k in range(1, count)] if shape == "reroutes" else []
         nodes += [node(0, "LoadImage", {}, [("IMAGE", 1)])]
     began = time.process_time()
-    assert cwr.convert_workflow(flow(nodes, *links), OBJECT_INFO).prompt
+    assert convert_workflow(flow(nodes, *links), OBJECT_INFO).prompt
     assert time.process_time() - began < 5
 
 
@@ -1283,13 +1284,13 @@ def test_every_workflow_of_the_larger_set_becomes_what_the_frontend_exported() -
             workflow = json.load(file)
         if not about["comparable"]:
             try:
-                cwr.convert_workflow(workflow, object_info)
-            except cwr.ConversionError as error:
+                convert_workflow(workflow, object_info)
+            except ConversionError as error:
                 assert any(one in error.message for one in about["missing_types"])
             continue
         with open(os.path.join(SHARED, "prompts", name + ".json"), encoding="utf-8") as file:
             truth = json.load(file)
-        made = cwr.convert_workflow(workflow, object_info).prompt
+        made = convert_workflow(workflow, object_info).prompt
         if {k: (v["class_type"], v["inputs"]) for k, v in made.items()} != {
             k: (v["class_type"], v["inputs"]) for k, v in truth.items()
         }:
@@ -1312,8 +1313,8 @@ def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
     for workflow in small_files():
         before = copy.deepcopy(workflow)
         try:
-            made = cwr.convert_workflow(workflow, OBJECT_INFO)
-        except cwr.ConversionError:
+            made = convert_workflow(workflow, OBJECT_INFO)
+        except ConversionError:
             continue
         for node_id, (_, places) in made.places.items():
             for name, value in made.prompt[node_id]["inputs"].items():
@@ -1322,7 +1323,7 @@ def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
                 if name not in places or not plain or name == "filename_prefix":
                     continue
                 edited = cwr.with_values(made.prompt, {InputRef(node_id, name): value * 2})
-                again = cwr.convert_workflow(cwr.edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
+                again = convert_workflow(cwr.edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
                 assert again[node_id]["inputs"].get(name) in (value * 2, value), (node_id, name)
                 edits += again[node_id]["inputs"].get(name) == value * 2 != value
         assert workflow == before
@@ -1351,7 +1352,7 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
 def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:
     values = {"image": "a.png", "upload": "image"}
     workflow = flow([node(1, "LoadImage", values=["a.png", "image"], widgets_values_named=values)])
-    made = cwr.convert_workflow(workflow, OBJECT_INFO)
+    made = convert_workflow(workflow, OBJECT_INFO)
     edited = cwr.edited_workflow(made, workflow, cwr.with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert edited["nodes"][0]["widgets_values"] == ["b.png", "image"]
     assert edited["nodes"][0]["widgets_values_named"] == {"image": "b.png", "upload": "image"}
@@ -1362,8 +1363,8 @@ def test_nodes_of_a_subgraph_that_stands_twice_keep_their_values_in_the_file() -
     inner = subgraph("s", [node(1, "LoadImage", values=["a.png", "image"])])
     once = flow([node(5, "s")], subgraphs=[inner])
     twice = flow([node(5, "s"), node(6, "s")], subgraphs=[inner])
-    assert cwr.convert_workflow(once, OBJECT_INFO).places["5:1"][1]["image"] == 0
-    assert set(cwr.convert_workflow(twice, OBJECT_INFO).places) == set()
+    assert convert_workflow(once, OBJECT_INFO).places["5:1"][1]["image"] == 0
+    assert set(convert_workflow(twice, OBJECT_INFO).places) == set()
 
 
 JUNK = st.one_of(
@@ -1405,8 +1406,8 @@ def test_conversion_fuzz(data: st.DataObject) -> None:
             break
     before = copy.deepcopy(workflow)
     try:
-        result = cwr.convert_workflow(workflow, OBJECT_INFO)
-    except cwr.ConversionError as error:
+        result = convert_workflow(workflow, OBJECT_INFO)
+    except ConversionError as error:
         assert error.message
     else:
         json.dumps(result.prompt)
