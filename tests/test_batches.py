@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recorded import Json, anything, few
 from support import cwr, node
 
+from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.nodes import InputRef
 
@@ -83,15 +84,15 @@ def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence()
 def test_what_a_row_sets() -> None:
     row = cwr.Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
     assert cwr.row_edits(PROMPT, row, {}) == [
-        cwr.InputEdit(InputRef("6", "text"), ""), cwr.InputEdit(InputRef("3", "seed"), "random"),
-        cwr.InputEdit(InputRef("6", "new"), None),
+        InputEdit(InputRef("6", "text"), ""), InputEdit(InputRef("3", "seed"), "random"),
+        InputEdit(InputRef("6", "new"), None),
     ]  # fmt: skip
     linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
     (edit,) = cwr.row_edits(linked, cwr.Row(1, {"6.text": "", "6.more": ""}), INFO)
     assert edit.ref == InputRef("6", "text")
     (edit,) = cwr.row_edits(PROMPT, cwr.Row(1, {"6.text": "@a.txt"}), INFO)
     assert edit.file == "a.txt"
-    with pytest.raises(cwr.EditError):
+    with pytest.raises(EditError):
         cwr.row_edits(PROMPT, cwr.Row(1, {"Nobody.text": "x"}), INFO)
 
 
@@ -209,6 +210,6 @@ def test_a_column_that_no_row_can_set_spoils_them_all() -> None:
     info = {"A": {"input": {"required": {"text": ["STRING"]}, "optional": {"extra": ["INT", {}]}}}}
     cwr.check_columns(prompt, ["Text.text", "1.extra"], info)
     for column, kind in (("1.model", "linked_input"), ("1.texd", "no_such_input"), ("7.text", "no_such_node")):
-        with pytest.raises(cwr.EditError) as caught:
+        with pytest.raises(EditError) as caught:
             cwr.check_columns(prompt, ["Text.text", column], info)
         assert caught.value.type == kind

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support import cwr
 
 from comfyui_runner.documents import Conversion, Document
+from comfyui_runner.edits import with_values
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.extras.conversion import ConversionError, convert_workflow
 from comfyui_runner.nodes import InputRef, input_spec
@@ -1322,7 +1323,7 @@ def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
                 plain = spec[0] in ("INT", "STRING") and type(value) in (int, str) and "{" not in str(value)
                 if name not in places or not plain or name == "filename_prefix":
                     continue
-                edited = cwr.with_values(made.prompt, {InputRef(node_id, name): value * 2})
+                edited = with_values(made.prompt, {InputRef(node_id, name): value * 2})
                 again = convert_workflow(cwr.edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
                 assert again[node_id]["inputs"].get(name) in (value * 2, value), (node_id, name)
                 edits += again[node_id]["inputs"].get(name) == value * 2 != value
@@ -1343,7 +1344,7 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
     assert made.prompt["1"]["inputs"] == {"image": "a.png"}
     assert cwr.make_prompt(Document(made.prompt, workflow), refuse) == Conversion(made.prompt)
     loaded = cwr.Loaded(made.prompt, "w.json", workflow, made)
-    sent = loaded.extra(cwr.with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
+    sent = loaded.extra(with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
     with pytest.raises(WorkflowError, match="no node that runs"):
         cwr.make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
@@ -1353,7 +1354,7 @@ def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:
     values = {"image": "a.png", "upload": "image"}
     workflow = flow([node(1, "LoadImage", values=["a.png", "image"], widgets_values_named=values)])
     made = convert_workflow(workflow, OBJECT_INFO)
-    edited = cwr.edited_workflow(made, workflow, cwr.with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
+    edited = cwr.edited_workflow(made, workflow, with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert edited["nodes"][0]["widgets_values"] == ["b.png", "image"]
     assert edited["nodes"][0]["widgets_values_named"] == {"image": "b.png", "upload": "image"}
     assert values["image"] == "a.png"

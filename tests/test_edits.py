@@ -13,6 +13,17 @@ from hypothesis import strategies as st
 from recorded import anything, few, many
 from support import ROOT, cwr, node
 
+from comfyui_runner.edits import (
+    EditError,
+    check_value,
+    draw_seeds,
+    find_node,
+    find_text,
+    prompt_texts,
+    set_inputs,
+    text_inputs,
+    upload_inputs,
+)
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.nodes import InputRef, is_seed
 from comfyui_runner.problems import INSTALL_HINT
@@ -30,13 +41,13 @@ def info(class_type: str, optional: Optional[Json] = None, **required: Any) -> J
     return {class_type: {"input": {"required": required, "optional": optional or {}}}}
 
 
-def refused(function: Any, *arguments: Any) -> cwr.EditError:
-    with pytest.raises(cwr.EditError) as caught:
+def refused(function: Any, *arguments: Any) -> EditError:
+    with pytest.raises(EditError) as caught:
         function(*arguments)
     return caught.value
 
 
-def ids(error: cwr.EditError) -> List[str]:
+def ids(error: EditError) -> List[str]:
     """The candidates that an error lists."""
     return [each["node_id"] for each in error.details]
 
@@ -59,18 +70,18 @@ NAMED: Json = {
     [("1", "1"), ("12:5", "12:5"), ("Positive", "1"), ("KSampler", "3"), ("VAEDecode", "12:5"), ("SaveImage", "4")],
 )
 def test_a_node_is_named_by_its_id_else_its_title_else_its_class(name: str, node_id: str) -> None:
-    assert cwr.find_node(NAMED, name) == node_id
+    assert find_node(NAMED, name) == node_id
 
 
 def test_a_name_of_several_nodes_is_refused_with_those_nodes() -> None:
     for name, found in [("Twice", ["2", "3"]), ("CLIPTextEncode", ["1", "2"])]:
-        error = refused(cwr.find_node, NAMED, name)
+        error = refused(find_node, NAMED, name)
         assert (error.type, error.http_status, ids(error)) == ("ambiguous_node", 409, found)
         assert name in error.message
 
 
 def test_a_name_of_no_node_is_refused_with_all_nodes() -> None:
-    error = refused(cwr.find_node, NAMED, "positive\x1b[31m")
+    error = refused(find_node, NAMED, "positive\x1b[31m")
     assert (error.type, error.http_status, error.exit_status) == ("no_such_node", 400, ExitStatus.USAGE)
     assert ids(error) == list(NAMED)
     assert "\x1b" not in error.message
@@ -100,12 +111,12 @@ MANY = ["COMBO", {"options": ["a", "b", 3], "multiselect": True}]
     ],
 )  # fmt: skip
 def test_a_value_that_fits_is_taken_as_it_is(spec: Any, value: Any) -> None:
-    taken = cwr.check_value(spec, "x", value)
+    taken = check_value(spec, "x", value)
     assert taken == value and type(taken) is type(value)
 
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
-    taken = cwr.check_value(INT, "steps", 30.0)
+    taken = check_value(INT, "steps", 30.0)
     assert taken == 30 and type(taken) is int
 
 
@@ -133,17 +144,17 @@ def test_a_whole_number_may_be_written_with_a_point() -> None:
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_refused(spec: Any, value: Any, reason: str) -> None:
-    error = refused(cwr.check_value, spec, "x", value)
+    error = refused(check_value, spec, "x", value)
     assert error.type == reason
     assert error.message.startswith("x ")
 
 
 def test_a_refusal_says_what_is_allowed() -> None:
-    assert cwr.check_value(OLD, "s", "heun")
-    assert "Nearest: euler, heun." in refused(cwr.check_value, OLD, "sampler_name", "eular").message
-    assert "The server has none." in refused(cwr.check_value, [[]], "lora_name", "a").message
-    assert "between 1 and 100" in refused(cwr.check_value, INT, "steps", 0).message
-    assert "a whole number (INT)" in refused(cwr.check_value, INT, "steps", "x").message
+    assert check_value(OLD, "s", "heun")
+    assert "Nearest: euler, heun." in refused(check_value, OLD, "sampler_name", "eular").message
+    assert "The server has none." in refused(check_value, [[]], "lora_name", "a").message
+    assert "between 1 and 100" in refused(check_value, INT, "steps", 0).message
+    assert "a whole number (INT)" in refused(check_value, INT, "steps", "x").message
 
 
 @few
@@ -153,8 +164,8 @@ def test_a_refusal_says_what_is_allowed() -> None:
 )
 def test_whatever_is_taken_is_json_that_every_server_reads(spec: Any, value: Any) -> None:
     try:
-        taken = cwr.check_value(spec, "x", value)
-    except cwr.EditError:
+        taken = check_value(spec, "x", value)
+    except EditError:
         return
     if spec[0] in ("INT", "FLOAT"):
         json.dumps(taken, allow_nan=False)
@@ -169,7 +180,7 @@ SAMPLER = info("KSampler", seed=["INT", {"control_after_generate": True}], steps
 
 def test_inputs_are_set_in_a_copy() -> None:
     before = copy.deepcopy(TEXTS)
-    after, checked = cwr.set_inputs(TEXTS, "5", {"steps": 7.0, "cfg": 2}, SAMPLER)
+    after, checked = set_inputs(TEXTS, "5", {"steps": 7.0, "cfg": 2}, SAMPLER)
     assert checked
     assert after["5"]["inputs"]["steps"] == 7 and after["5"]["inputs"]["cfg"] == 2
     assert after["5"]["_meta"] == TEXTS["5"]["_meta"]
@@ -179,25 +190,25 @@ def test_inputs_are_set_in_a_copy() -> None:
 
 def test_an_input_that_the_class_has_may_be_added() -> None:
     prompt = {"1": node("KSampler", seed=1)}
-    assert cwr.set_inputs(prompt, "1", {"steps": 3}, SAMPLER)[0]["1"]["inputs"] == {"seed": 1, "steps": 3}
+    assert set_inputs(prompt, "1", {"steps": 3}, SAMPLER)[0]["1"]["inputs"] == {"seed": 1, "steps": 3}
 
 
 def test_without_object_info_only_links_are_looked_at() -> None:
     for unknown in ({}, {"KSampler": {}}):
-        after, checked = cwr.set_inputs(TEXTS, "5", {"steps": "many"}, unknown)
+        after, checked = set_inputs(TEXTS, "5", {"steps": "many"}, unknown)
         assert not checked and after["5"]["inputs"]["steps"] == "many"
-        error = refused(cwr.set_inputs, TEXTS, "5", {"model": "x"}, unknown)
+        error = refused(set_inputs, TEXTS, "5", {"model": "x"}, unknown)
         assert (error.type, error.http_status, ids(error)) == ("linked_input", 409, ["1"])
-        assert refused(cwr.set_inputs, TEXTS, "5", {"more": "x"}, unknown).type == "no_such_input"
+        assert refused(set_inputs, TEXTS, "5", {"more": "x"}, unknown).type == "no_such_input"
 
 
 def test_what_cannot_be_set_is_refused() -> None:
-    error = refused(cwr.set_inputs, TEXTS, "5", {"steps": 3, "colour": 1}, SAMPLER)
+    error = refused(set_inputs, TEXTS, "5", {"steps": 3, "colour": 1}, SAMPLER)
     assert error.type == "no_such_input" and "colour" in error.message and "sampler_name" in error.message
-    assert "It has: none." in refused(cwr.set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message
-    assert refused(cwr.set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_out_of_range"
-    assert refused(cwr.set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
-    assert refused(cwr.set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
+    assert "It has: none." in refused(set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message
+    assert refused(set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_out_of_range"
+    assert refused(set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
+    assert refused(set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
 
 
 def test_a_seed_is_known_by_its_mark_or_its_name() -> None:
@@ -220,23 +231,23 @@ def sampler(positive: Any, negative: Any, class_type: str = "KSampler") -> Json:
 
 
 def test_a_text_is_in_the_node_itself() -> None:
-    assert cwr.text_inputs(TEXTS, "2") == [Ref("2", "text")]
-    assert cwr.text_inputs(TEXTS, "5") == []
-    assert cwr.text_inputs(TEXTS, "none") == []
+    assert text_inputs(TEXTS, "2") == [Ref("2", "text")]
+    assert text_inputs(TEXTS, "5") == []
+    assert text_inputs(TEXTS, "none") == []
 
 
 @pytest.mark.parametrize("name", ["value", "string", "Text", "text"])
 def test_a_text_that_a_link_feeds_is_found_at_its_source(name: str) -> None:
     prompt = {"1": text("unused"), "2": node("PrimitiveString", "Words", **{name: "a fox"})}
     prompt["1"]["inputs"]["text"] = ["2", 0]
-    assert cwr.text_inputs(prompt, "1") == [Ref("2", name)]
-    assert cwr.find_text(prompt, "1", None) == Ref("2", name)
+    assert text_inputs(prompt, "1") == [Ref("2", name)]
+    assert find_text(prompt, "1", None) == Ref("2", name)
 
 
 def test_links_of_texts_are_followed_further() -> None:
     prompt = {"1": text(""), "2": node("Join", text_a=["3", 0], text_b="b"), "3": node("PrimitiveString", value="a")}
     prompt["1"]["inputs"]["text"] = ["2", 0]
-    assert cwr.text_inputs(prompt, "1") == [Ref("2", "text_b"), Ref("3", "value")]
+    assert text_inputs(prompt, "1") == [Ref("2", "text_b"), Ref("3", "value")]
 
 
 def test_one_source_of_two_inputs_is_one_text() -> None:
@@ -244,41 +255,41 @@ def test_one_source_of_two_inputs_is_one_text() -> None:
         "1": node("CLIPTextEncodeSDXL", text_g=["2", 0], text_l=["2", 0]),
         "2": node("PrimitiveString", value="a fox"),
     }
-    assert cwr.find_text(prompt, "1", None) == Ref("2", "value")
+    assert find_text(prompt, "1", None) == Ref("2", "value")
 
 
 def test_links_that_go_round_or_nowhere_end() -> None:
     prompt = {"1": node("A", text=["2", 0]), "2": node("B", text=["1", 0]), "3": node("C", text=["9", 0])}
-    assert cwr.text_inputs(prompt, "1") == []
-    assert cwr.text_inputs(prompt, "3") == []
+    assert text_inputs(prompt, "1") == []
+    assert text_inputs(prompt, "3") == []
 
 
 def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
     """Nor does a source that was seen before."""
     prompt = {"1": node("Join", text_a=["9", 0], text_b=["2", 0], text_c=["2", 0], text_d=["3", 0])}
     prompt.update({"2": node("PrimitiveString", value="a"), "3": node("PrimitiveString", value="b")})
-    assert cwr.text_inputs(prompt, "1") == [Ref("2", "value"), Ref("3", "value")]
+    assert text_inputs(prompt, "1") == [Ref("2", "value"), Ref("3", "value")]
 
 
 def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
     prompt = {str(i): node("Join", text_a=[str(i + 1), 0], text_b=[str(i + 1), 0]) for i in range(18)}
     prompt["18"] = node("PrimitiveString", value="a fox")
-    assert set(cwr.text_inputs(prompt, "0")) == {Ref("18", "value")}
-    assert cwr.find_text(prompt, "0", None) == Ref("18", "value")
+    assert set(text_inputs(prompt, "0")) == {Ref("18", "value")}
+    assert find_text(prompt, "0", None) == Ref("18", "value")
 
 
 @pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "SamplerCustom"])
 def test_a_sampler_tells_positive_from_negative(class_type: str) -> None:
     prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0], class_type)}
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
-    assert cwr.prompt_texts(prompt, "negative") == [Ref("1", "text")]
-    assert cwr.find_text(prompt, None, "positive") == Ref("2", "text")
-    assert cwr.find_text(prompt, None, "negative") == Ref("1", "text")
+    assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
+    assert prompt_texts(prompt, "negative") == [Ref("1", "text")]
+    assert find_text(prompt, None, "positive") == Ref("2", "text")
+    assert find_text(prompt, None, "negative") == Ref("1", "text")
 
 
 def test_two_samplers_of_one_text_tell_it_once() -> None:
     prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0]), "4": sampler(["2", 0], ["1", 0])}
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
+    assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
 
 
 def test_a_controlnet_in_between_keeps_the_two_sides_apart() -> None:
@@ -286,8 +297,8 @@ def test_a_controlnet_in_between_keeps_the_two_sides_apart() -> None:
         "1": text("n"), "2": text("p"), "4": sampler(["3", 0], ["3", 1]),
         "3": node("ControlNetApplyAdvanced", positive=["2", 0], negative=["1", 0], strength=1.0),
     }  # fmt: skip
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
-    assert cwr.prompt_texts(prompt, "negative") == [Ref("1", "text")]
+    assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
+    assert prompt_texts(prompt, "negative") == [Ref("1", "text")]
 
 
 @pytest.mark.parametrize(
@@ -300,8 +311,8 @@ def test_a_controlnet_in_between_keeps_the_two_sides_apart() -> None:
 def test_what_is_combined_of_two_texts_is_ambiguous(between: Json) -> None:
     prompt = {"1": between, "2": text("a", "First"), "3": text("b", "Second"), "4": text("n")}
     prompt["5"] = sampler(["1", 0], ["4", 0])
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text"), Ref("3", "text")]
-    error = refused(cwr.find_text, prompt, None, "positive")
+    assert prompt_texts(prompt, "positive") == [Ref("2", "text"), Ref("3", "text")]
+    error = refused(find_text, prompt, None, "positive")
     assert (error.type, error.http_status, ids(error)) == ("ambiguous_node", 409, ["2", "3"])
     assert [each["title"] for each in error.details] == ["First", "Second"]
 
@@ -313,9 +324,9 @@ def test_a_flux_guider_is_positive() -> None:
         "3": node("BasicGuider", model=["99", 0], conditioning=["2", 0]),
         "4": node("SamplerCustomAdvanced", guider=["3", 0], latent_image=["98", 0]),
     }
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
-    assert cwr.prompt_texts(prompt, "negative") == []
-    assert refused(cwr.find_text, prompt, None, "negative").type == "no_such_text"
+    assert prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert prompt_texts(prompt, "negative") == []
+    assert refused(find_text, prompt, None, "negative").type == "no_such_text"
 
 
 def test_a_cfg_guider_has_both() -> None:
@@ -323,17 +334,17 @@ def test_a_cfg_guider_has_both() -> None:
         "1": text("p"), "2": text("n"),
         "3": node("CFGGuider", model=["99", 0], positive=["1", 0], negative=["2", 0], cfg=7.0),
     }  # fmt: skip
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
-    assert cwr.prompt_texts(prompt, "negative") == [Ref("2", "text")]
+    assert prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert prompt_texts(prompt, "negative") == [Ref("2", "text")]
 
 
 def test_what_is_zeroed_out_has_no_text() -> None:
     prompt = {
         "1": text("p"), "2": node("ConditioningZeroOut", conditioning=["1", 0]), "3": sampler(["1", 0], ["2", 0]),
     }  # fmt: skip
-    assert cwr.prompt_texts(prompt, "positive") == [Ref("1", "text")]
-    assert cwr.prompt_texts(prompt, "negative") == []
-    error = refused(cwr.find_text, prompt, None, "negative")
+    assert prompt_texts(prompt, "positive") == [Ref("1", "text")]
+    assert prompt_texts(prompt, "negative") == []
+    error = refused(find_text, prompt, None, "negative")
     assert (error.type, error.http_status, ids(error)) == ("no_such_text", 409, ["1"])
 
 
@@ -343,29 +354,29 @@ def test_conditionings_that_go_round_or_nowhere_end() -> None:
         "2": node("ConditioningCombine", conditioning_1=["1", 0], conditioning_2=["77", 0]),
         "3": sampler(["1", 0], ["78", 0]),
     }
-    assert cwr.prompt_texts(prompt, "positive") == cwr.prompt_texts(prompt, "negative") == []
+    assert prompt_texts(prompt, "positive") == prompt_texts(prompt, "negative") == []
 
 
 def test_titles_tell_only_where_links_do_not() -> None:
     prompt = {"1": text("a", "My Positive words"), "2": text("b", "Negative"), "3": node("OddSampler", a=["1", 0])}
-    assert cwr.find_text(prompt, None, "positive") == Ref("1", "text")
-    assert cwr.find_text(prompt, None, "negative") == Ref("2", "text")
+    assert find_text(prompt, None, "positive") == Ref("1", "text")
+    assert find_text(prompt, None, "negative") == Ref("2", "text")
     misnamed = {"1": text("a", "negative"), "2": text("b", "positive"), "3": sampler(["1", 0], ["2", 0])}
-    assert cwr.find_text(misnamed, None, "positive") == Ref("1", "text")
+    assert find_text(misnamed, None, "positive") == Ref("1", "text")
 
 
 def test_a_node_with_several_texts_needs_another_edit() -> None:
     prompt = {"1": node("CLIPTextEncodeFlux", "Flux", clip_l="a", t5xxl="b")}
-    error = refused(cwr.find_text, prompt, "Flux", None)
+    error = refused(find_text, prompt, "Flux", None)
     assert (error.type, ids(error)) == ("ambiguous_node", ["1"])
     assert "clip_l, t5xxl" in error.message and "/update/inputs" in error.message
 
 
 def test_a_node_without_a_text_is_refused_with_those_that_have_one() -> None:
-    error = refused(cwr.find_text, TEXTS, "5", None)
+    error = refused(find_text, TEXTS, "5", None)
     assert (error.type, error.http_status, ids(error)) == ("no_such_text", 409, ["2", "3"])
-    assert refused(cwr.find_text, TEXTS, "none", None).type == "no_such_node"
-    assert refused(cwr.find_text, {"1": node("X")}, None, "positive").details == []
+    assert refused(find_text, TEXTS, "none", None).type == "no_such_node"
+    assert refused(find_text, {"1": node("X")}, None, "positive").details == []
 
 
 @pytest.mark.parametrize("length", [10, 5000])
@@ -373,10 +384,10 @@ def test_a_long_chain_is_followed_to_its_end(length: int) -> None:
     prompt = {str(i): node("ConditioningSetArea", conditioning=[str(i + 1), 0]) for i in range(length)}
     prompt[str(length)] = text("a fox")
     prompt["s"] = sampler(["0", 0], ["x", 0])
-    assert cwr.prompt_texts(prompt, "positive") == [Ref(str(length), "text")]
+    assert prompt_texts(prompt, "positive") == [Ref(str(length), "text")]
     words = {str(i): node("Pass", text=[str(i + 1), 0]) for i in range(length)}
     words[str(length)] = node("PrimitiveString", value="a fox")
-    assert cwr.text_inputs(words, "0") == [Ref(str(length), "value")]
+    assert text_inputs(words, "0") == [Ref(str(length), "value")]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -396,7 +407,7 @@ def test_loaders_are_known_by_their_marks() -> None:
     known.update(info("Not", x=[["a"], {"image_upload": False}], y="odd"))
     prompt = {name: node(name, x="a") for name in [*marks, "Maybe", "Not", "Unknown"]}
     prompt["Fed"] = node("LoadImage", x=["1", 0])
-    assert cwr.upload_inputs(prompt, known) == {
+    assert upload_inputs(prompt, known) == {
         Ref("LoadImage", "x"): "image", Ref("LoadVideo", "x"): "video", Ref("LoadAudio", "x"): "audio",
         Ref("Load3D", "x"): "file", Ref("LoadAnimated", "x"): "image", Ref("Maybe", "x"): "image",
     }  # fmt: skip
@@ -404,11 +415,11 @@ def test_loaders_are_known_by_their_marks() -> None:
 
 def test_seeds_are_drawn_in_a_copy() -> None:
     before = copy.deepcopy(TEXTS)
-    drawn = cwr.draw_seeds(TEXTS, [Ref("5", "seed"), Ref("gone", "seed")], lambda: 0.5)
+    drawn = draw_seeds(TEXTS, [Ref("5", "seed"), Ref("gone", "seed")], lambda: 0.5)
     assert drawn["5"]["inputs"]["seed"] == 2**49
     assert before == TEXTS
-    assert cwr.draw_seeds(TEXTS, [], lambda: 0.5) is TEXTS
-    assert cwr.draw_seeds(TEXTS, [Ref("5", "seed")], lambda: 1 - 2**-53)["5"]["inputs"]["seed"] < 2**53
+    assert draw_seeds(TEXTS, [], lambda: 0.5) is TEXTS
+    assert draw_seeds(TEXTS, [Ref("5", "seed")], lambda: 1 - 2**-53)["5"]["inputs"]["seed"] < 2**53
 
 
 def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
@@ -433,7 +444,7 @@ def test_a_file_that_is_no_entry_of_the_list_may_be_there_all_the_same() -> None
     known["LoadImage"]["output_node"] = True
     for value in ("deep/cat.png", "cat.png [output]", "cat.png [temp]"):
         assert cwr.check_prompt({"1": node("LoadImage", image=value)}, known) == []
-        assert cwr.set_inputs({"1": node("LoadImage", image="example.png")}, "1", {"image": value}, known)
+        assert set_inputs({"1": node("LoadImage", image="example.png")}, "1", {"image": value}, known)
 
 
 def test_fields_come_in_the_order_to_show_them() -> None:
@@ -502,19 +513,19 @@ def test_nothing_but_an_edit_error_comes_of_an_odd_prompt(
 ) -> None:
     before = copy.deepcopy(prompt)
     for function, arguments in [
-        (cwr.find_node, (prompt, name)),
-        (cwr.find_text, (prompt, name, None)),
-        (cwr.find_text, (prompt, None, "positive")),
-        (cwr.find_text, (prompt, None, "negative")),
-        (cwr.set_inputs, (prompt, next(iter(prompt)), {input_name: value}, known)),
-        (cwr.upload_inputs, (prompt, known)),
+        (find_node, (prompt, name)),
+        (find_text, (prompt, name, None)),
+        (find_text, (prompt, None, "positive")),
+        (find_text, (prompt, None, "negative")),
+        (set_inputs, (prompt, next(iter(prompt)), {input_name: value}, known)),
+        (upload_inputs, (prompt, known)),
         (cwr.check_prompt, (prompt, known)),
         (cwr.form_fields, (prompt, known, [])),
-        (cwr.draw_seeds, (prompt, [Ref("1", "seed")], lambda: 0.1)),
+        (draw_seeds, (prompt, [Ref("1", "seed")], lambda: 0.1)),
     ]:
         try:
             function(*arguments)  # type: ignore[operator]
-        except cwr.EditError as error:
+        except EditError as error:
             assert error.message and error.http_status in (400, 409)
             json.dumps(plain_json(error.details), allow_nan=False)
     assert repr(prompt) == repr(before)

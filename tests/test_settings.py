@@ -18,6 +18,7 @@ from support import cwr, node
 
 from comfyui_runner import __version__
 from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_document
+from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
@@ -502,7 +503,7 @@ def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
     assert not_prepared("--image", "none.png").message == "There is no file none.png to upload."
     for named, kind in (("Fox=fox.png", "no_such_node"), ("1=fox.png", "no_loader")):
         error = not_prepared("--image", named)
-        assert isinstance(error, cwr.EditError) and error.type == kind
+        assert isinstance(error, EditError) and error.type == kind
 
 
 def test_a_text_is_read_from_a_file(folder: Any) -> None:

@@ -14,6 +14,18 @@ from recorded import Json, anything, few
 from support import ROOT, cwr, node
 from test_edits import info, infos, prompts, refused
 
+from comfyui_runner.edits import (
+    EditError,
+    InputEdit,
+    apply_edits,
+    find_input,
+    find_loaders,
+    input_edit,
+    parse_set,
+    read_value,
+    seed_inputs,
+    with_values,
+)
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.problems import Problem
@@ -46,7 +58,7 @@ INT = ["INT", {"min": 1, "max": 100}]
     ],
 )  # fmt: skip
 def test_a_text_is_read_by_the_inputs_type_else_by_its_values(spec: Any, current: Any, text: str, value: Any) -> None:
-    read = cwr.read_value(spec, current, text)
+    read = read_value(spec, current, text)
     assert read == value and type(read) is type(value)
 
 
@@ -71,7 +83,7 @@ DOTTED: Json = {
     ],
 )  # fmt: skip
 def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
-    assert cwr.find_input(DOTTED, name) == ref
+    assert find_input(DOTTED, name) == ref
 
 
 @pytest.mark.parametrize(
@@ -83,26 +95,26 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
     ],
 )  # fmt: skip
 def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str) -> None:
-    error = refused(cwr.find_input, DOTTED, name)
+    error = refused(find_input, DOTTED, name)
     assert error.type == kind and words in error.message
 
 
 @pytest.mark.parametrize(
     ("text", "edit"),
     [
-        ("1.text=a=b.c", cwr.InputEdit(Ref("1", "text"), "a=b.c")), ("1.text=", cwr.InputEdit(Ref("1", "text"), "")),
-        ("x = y.text=new", cwr.InputEdit(Ref("5", "text"), "new")),
-        ("1.text=@a.txt", cwr.InputEdit(Ref("1", "text"), "", "a.txt")),
-        ("1.text=@@a", cwr.InputEdit(Ref("1", "text"), "@a")), ("1.text=@", cwr.InputEdit(Ref("1", "text"), "@")),
+        ("1.text=a=b.c", InputEdit(Ref("1", "text"), "a=b.c")), ("1.text=", InputEdit(Ref("1", "text"), "")),
+        ("x = y.text=new", InputEdit(Ref("5", "text"), "new")),
+        ("1.text=@a.txt", InputEdit(Ref("1", "text"), "", "a.txt")),
+        ("1.text=@@a", InputEdit(Ref("1", "text"), "@a")), ("1.text=@", InputEdit(Ref("1", "text"), "@")),
     ],
 )  # fmt: skip
-def test_an_edit_is_node_input_and_value(text: str, edit: cwr.InputEdit) -> None:
-    assert cwr.parse_set(DOTTED, text) == edit
+def test_an_edit_is_node_input_and_value(text: str, edit: InputEdit) -> None:
+    assert parse_set(DOTTED, text) == edit
 
 
 def test_an_edit_that_names_nothing_is_refused() -> None:
-    assert refused(cwr.parse_set, DOTTED, "1.text").message == "--set takes NODE.INPUT=VALUE, such as 3.steps=30."
-    assert 'no node "Nobody"' in refused(cwr.parse_set, DOTTED, "Nobody.text=a=b").message
+    assert refused(parse_set, DOTTED, "1.text").message == "--set takes NODE.INPUT=VALUE, such as 3.steps=30."
+    assert 'no node "Nobody"' in refused(parse_set, DOTTED, "Nobody.text=a=b").message
 
 
 def test_a_typo_before_a_long_text_is_told_at_once() -> None:
@@ -116,12 +128,12 @@ def test_a_typo_before_a_long_text_is_told_at_once() -> None:
 
     for length in (20, 500):
         walks.append(0)
-        assert refused(cwr.parse_set, Walked(many), "Typo.text=" + "a fox. = " * length).type == "no_such_node"
+        assert refused(parse_set, Walked(many), "Typo.text=" + "a fox. = " * length).type == "no_such_node"
     assert walks[0] == walks[1] > 0  # the longer text costs nothing more
 
 
 def test_values_of_other_kinds_are_taken_as_they_are() -> None:
-    assert cwr.input_edit(Ref("1", "a"), 7) == cwr.InputEdit(Ref("1", "a"), 7)
+    assert input_edit(Ref("1", "a"), 7) == InputEdit(Ref("1", "a"), 7)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -131,18 +143,18 @@ def test_values_of_other_kinds_are_taken_as_they_are() -> None:
 SAMPLER = info("KSampler", seed=["INT", {"control_after_generate": True}], steps=INT, cfg=["FLOAT"], model=["MODEL"])
 
 
-def edits(*texts: str) -> List[cwr.InputEdit]:
-    return [cwr.parse_set(WORKFLOW, text) for text in texts]
+def edits(*texts: str) -> List[InputEdit]:
+    return [parse_set(WORKFLOW, text) for text in texts]
 
 
 def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
     before = copy.deepcopy(WORKFLOW)
-    made, drawn = cwr.apply_edits(WORKFLOW, edits("Positive Prompt.text=12", "5.steps=9", "5.seed=random"), SAMPLER)
+    made, drawn = apply_edits(WORKFLOW, edits("Positive Prompt.text=12", "5.steps=9", "5.seed=random"), SAMPLER)
     assert (made["2"]["inputs"]["text"], made["5"]["inputs"]["steps"]) == ("12", 9)
     assert drawn == [Ref("5", "seed")] and before == WORKFLOW
-    made, drawn = cwr.apply_edits(WORKFLOW, edits("5.seed=random", "5.seed=3"), SAMPLER)
+    made, drawn = apply_edits(WORKFLOW, edits("5.seed=random", "5.seed=3"), SAMPLER)
     assert (made["5"]["inputs"]["seed"], drawn) == (3, [])
-    made, _ = cwr.apply_edits(WORKFLOW, [cwr.InputEdit(Ref("5", "steps"), 8)], SAMPLER)
+    made, _ = apply_edits(WORKFLOW, [InputEdit(Ref("5", "steps"), 8)], SAMPLER)
     assert made["5"]["inputs"]["steps"] == 8
 
 
@@ -155,7 +167,7 @@ def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
     ],
 )  # fmt: skip
 def test_an_edit_that_cannot_be_made_is_refused(text: str, kind: str, words: str) -> None:
-    error = refused(cwr.apply_edits, WORKFLOW, edits(text), SAMPLER)
+    error = refused(apply_edits, WORKFLOW, edits(text), SAMPLER)
     assert error.type == kind and words in error.message
 
 
@@ -166,8 +178,8 @@ def test_every_seed_is_found_its_own_or_handed_on() -> None:
         "4": node("C", seed=["99", 0], variation_seed=True), "5": node("D", seed=1.5, seed_mode="fixed"),
         "6": node("E", seed=["3", 0]), "7": node("F", seed=4),
     }  # fmt: skip
-    assert cwr.seed_inputs(prompt, info("F", seed=["STRING"])) == [Ref("1", "seed"), Ref("3", "value")]
-    assert cwr.with_values(prompt, {Ref("1", "seed"): 9, Ref("gone", "x"): 1})["1"]["inputs"]["seed"] == 9
+    assert seed_inputs(prompt, info("F", seed=["STRING"])) == [Ref("1", "seed"), Ref("3", "value")]
+    assert with_values(prompt, {Ref("1", "seed"): 9, Ref("gone", "x"): 1})["1"]["inputs"]["seed"] == 9
     assert prompt["1"]["inputs"]["seed"] == 1
 
 
@@ -204,15 +216,15 @@ LOADERS: Json = {
     ],
 )  # fmt: skip
 def test_a_loader_is_named(known: Any, name: Any, found: Any) -> None:
-    assert cwr.find_loaders(LOADERS, known, name) == (found or known)
+    assert find_loaders(LOADERS, known, name) == (found or known)
 
 
 def test_a_loader_that_cannot_be_told_is_refused() -> None:
     both = [Ref("1", "image"), Ref("2", "image")]
-    assert refused(cwr.find_loaders, LOADERS, [], None).type == "no_loader"
-    assert refused(cwr.find_loaders, LOADERS, both, None).type == "ambiguous_node"
-    assert refused(cwr.find_loaders, LOADERS, both, "X").type == "no_loader"
-    assert refused(cwr.find_loaders, LOADERS, both, "Nobody").type == "no_such_node"
+    assert refused(find_loaders, LOADERS, [], None).type == "no_loader"
+    assert refused(find_loaders, LOADERS, both, None).type == "ambiguous_node"
+    assert refused(find_loaders, LOADERS, both, "X").type == "no_loader"
+    assert refused(find_loaders, LOADERS, both, "Nobody").type == "no_such_node"
 
 
 @pytest.mark.parametrize(
@@ -313,15 +325,15 @@ _texts = st.text("1A.=@ positive", max_size=14) | st.builds(
 def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json, text: str, value: Any) -> None:
     before = repr(prompt)
     try:
-        edit = cwr.parse_set(prompt, text)
-        cwr.apply_edits(prompt, [edit, cwr.input_edit(edit.ref, value)], known)
-    except cwr.EditError as error:
+        edit = parse_set(prompt, text)
+        apply_edits(prompt, [edit, input_edit(edit.ref, value)], known)
+    except EditError as error:
         assert error.message
     try:
-        assert cwr.find_input(prompt, text).node_id in prompt
-    except cwr.EditError as error:
+        assert find_input(prompt, text).node_id in prompt
+    except EditError as error:
         assert error.type in ("wrong_name", "no_such_node", "ambiguous_node")
-    assert all(ref.node_id in prompt for ref in cwr.seed_inputs(prompt, known))
+    assert all(ref.node_id in prompt for ref in seed_inputs(prompt, known))
     for problem in cwr.check_prompt(prompt, known):
         json.dumps(cwr.problem_report(problem), allow_nan=False)
     assert len(cwr.describe_inputs(prompt, known)) <= sum(len(each["inputs"]) for each in prompt.values())
@@ -331,5 +343,5 @@ def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json,
 @few
 @given(st.lists(anything, max_size=2), anything, st.text(max_size=12))
 def test_any_text_is_read_as_something(spec: List[Any], current: Any, text: str) -> None:
-    read = cwr.read_value(spec, current, text)
+    read = read_value(spec, current, text)
     assert read == text or type(read) is not type(text) or read in json.dumps(read) or isinstance(read, str)
