@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
@@ -19,9 +20,15 @@ from comfyui_runner.limits import Limits
 
 
 def program_text() -> str:
-    """The source of the program, for tests that compare it with the documents."""
-    with open(os.path.join(ROOT, "comfyui_workflow_runner.py"), encoding="utf-8") as file:
-        return file.read()
+    """The source of the program, script and package, for tests that compare it with the documents."""
+    paths = [os.path.join(ROOT, "comfyui_workflow_runner.py")]
+    for pattern in ("*.py", os.path.join("extras", "*.py")):
+        paths += sorted(glob.glob(os.path.join(ROOT, "comfyui_runner", pattern)))
+    texts = []
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            texts.append(file.read())
+    return "\n".join(texts)
 
 
 #: Waits short enough for tests, in seconds; the rules are the same.

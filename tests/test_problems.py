@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import VERSIONS, Json, answers, anything, few
-from support import cwr, node
+from support import node
 
 from comfyui_runner.documents import EXPORT_REMEDY
 from comfyui_runner.nodes import combo_options, input_spec, nearest_first
@@ -22,6 +22,7 @@ from comfyui_runner.problems import (
     silently_dropped,
     traceback_lines,
 )
+from comfyui_runner.reports import describe, problem_report
 
 EXPORT = "    " + EXPORT_REMEDY
 INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), restart ComfyUI."
@@ -29,7 +30,7 @@ INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Mis
 
 def read(problem: Problem) -> List[str]:
     """What a person reads of a problem."""
-    return [text for _, text in cwr.describe(cwr.problem_report(problem))]
+    return [text for _, text in describe(problem_report(problem))]
 
 
 def explained(answer: Mapping[str, Any], prompt: Mapping[str, Any], known: Mapping[str, Any] = {}) -> List[str]:
@@ -386,7 +387,7 @@ def test_the_value_of_a_problem_is_strict_json() -> None:
     answer = node_error("value_bigger_than_max", "", "", input_name="cfg", received_value=float("nan"))
     (problem,) = explain_answer(answer, PROMPT, {})
     assert problem.value is None and problem.message == "cfg = NaN is too big."
-    json.dumps(cwr.problem_report(problem), allow_nan=False)
+    json.dumps(problem_report(problem), allow_nan=False)
 
 
 ROLES = st.sampled_from(
@@ -431,7 +432,7 @@ def test_any_answer_can_be_explained(answer: Json, object_info: Json) -> None:
     for problem in explain_answer(answer, PROMPT, object_info):
         assert problem.message and "\n" not in problem.message
         assert all(hint and "\n" not in hint for hint in problem.hints)
-        json.dumps(cwr.problem_report(problem), allow_nan=False)
+        json.dumps(problem_report(problem), allow_nan=False)
     assert all(isinstance(node_id, str) for node_id in dropped_outputs(answer))
 
 
@@ -648,8 +649,8 @@ def test_a_failure_without_traceback(failure: Json) -> None:
 )
 def test_any_failure_can_be_explained(failure: Json) -> None:
     problem = explain_failure(failure, PROMPT)
-    report: Json = {**cwr.problem_report(problem), "event": "failure", "traceback": traceback_lines(failure)}
-    assert problem.message and all("\n" not in text for _, text in cwr.describe(report))
+    report: Json = {**problem_report(problem), "event": "failure", "traceback": traceback_lines(failure)}
+    assert problem.message and all("\n" not in text for _, text in describe(report))
 
 
 # ------------------------------------------------------------------------------------------------

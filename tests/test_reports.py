@@ -13,6 +13,7 @@ from support import cwr, node, program_text
 
 import comfyui_runner.errors
 import comfyui_runner.state
+from comfyui_runner.reports import Report, changes, describe, end_report, exit_status_of, is_mere_progress, nodes_done
 from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
 
 Phase = comfyui_runner.state.Phase
@@ -32,17 +33,17 @@ def new(phase: comfyui_runner.state.Phase = Phase.QUEUED, **known: Any) -> Promp
     return PromptState("p", phase, planned=ALL, **known)
 
 
-def told(before: PromptState, after: PromptState) -> List[cwr.Report]:
-    return list(cwr.changes(before, after, PROMPT))
+def told(before: PromptState, after: PromptState) -> List[Report]:
+    return list(changes(before, after, PROMPT))
 
 
 def lines(event: str, **fields: Any) -> List[str]:
     """What a person reads of a report."""
-    return [text for _, text in cwr.describe({"event": event, **fields})]
+    return [text for _, text in describe({"event": event, **fields})]
 
 
 def styles(event: str, **fields: Any) -> List[str]:
-    return [style for style, _ in cwr.describe({"event": event, **fields})]
+    return [style for style, _ in describe({"event": event, **fields})]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def styles(event: str, **fields: Any) -> List[str]:
 
 def test_the_story_of_a_run() -> None:
     state = new(Phase.SUBMITTING)
-    story: List[cwr.Report] = []
+    story: List[Report] = []
 
     def then(after: PromptState) -> None:
         nonlocal state
@@ -119,7 +120,7 @@ def test_a_node_that_ran_again_is_told_with_the_time_that_it_took_then() -> None
 
 
 def test_progress_of_one_step_is_no_progress() -> None:
-    def progress(value: float, maximum: float) -> List[cwr.Report]:
+    def progress(value: float, maximum: float) -> List[Report]:
         before = new(Phase.RUNNING, running={"2": NodeProgress(1.0)})
         return told(before, new(Phase.RUNNING, running={"2": NodeProgress(1.0, value, maximum)}))
 
@@ -145,8 +146,8 @@ def test_a_blocked_node_is_told_once_with_its_reason() -> None:
 
 def test_nodes_that_are_done_are_counted_once_and_only_ours() -> None:
     state = new(Phase.RUNNING, cached=frozenset({"1"}), finished={"1": 1.0, "2": 1.0, "5.0.0.1": 1.0})
-    assert cwr.nodes_done(state) == {"nodes_done": 2, "nodes_total": 3}
-    assert cwr.nodes_done(PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
+    assert nodes_done(state) == {"nodes_done": 2, "nodes_total": 3}
+    assert nodes_done(PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
 
 
 def test_only_steps_between_the_first_and_the_last_are_mere_progress() -> None:
@@ -154,17 +155,17 @@ def test_only_steps_between_the_first_and_the_last_are_mere_progress() -> None:
         return kept._replace(running={key: NodeProgress(1.0, *pair) for key, pair in nodes.items()})
 
     kept = new(Phase.RUNNING)
-    assert cwr.is_mere_progress(running(n=(1, 20)), running(n=(2, 20)))
-    assert not cwr.is_mere_progress(running(n=(0, 0)), running(n=(1, 20)))
-    assert not cwr.is_mere_progress(running(), running(n=(1, 20)))
-    assert not cwr.is_mere_progress(running(n=(1, 20)), running(n=(2, 20), m=(0, 0)))
+    assert is_mere_progress(running(n=(1, 20)), running(n=(2, 20)))
+    assert not is_mere_progress(running(n=(0, 0)), running(n=(1, 20)))
+    assert not is_mere_progress(running(), running(n=(1, 20)))
+    assert not is_mere_progress(running(n=(1, 20)), running(n=(2, 20), m=(0, 0)))
     before, after = running(n=(1, 20)), running(n=(2, 20))
-    assert not cwr.is_mere_progress(before, before)
+    assert not is_mere_progress(before, before)
     for change in (
         {"finished": {"1": 1.0}}, {"phase": Phase.SUCCESS}, {"ending": Phase.SUCCESS}, {"outputs": {"3": PICTURE}},
         {"cached": frozenset({"1"})},
     ):  # fmt: skip
-        assert not cwr.is_mere_progress(before, after._replace(**change)), change
+        assert not is_mere_progress(before, after._replace(**change)), change
 
 
 # ------------------------------------------------------------------------------------------------
@@ -360,9 +361,9 @@ def test_every_report_has_its_words_or_needs_none() -> None:
     fields = Anything()
     for name in names - WITHOUT_WORDS:
         fields["event"] = name
-        assert cwr.describe(fields) or name == "cached", name
+        assert describe(fields) or name == "cached", name
     for name in WITHOUT_WORDS:
-        assert name in names and cwr.describe({"event": name}) == []
+        assert name in names and describe({"event": name}) == []
 
 
 class Anything(Dict[str, Any]):
@@ -382,7 +383,7 @@ class Anything(Dict[str, Any]):
 
 
 def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
-    assert cwr.describe({"event": "something_new"}) == []
+    assert describe({"event": "something_new"}) == []
 
 
 # ------------------------------------------------------------------------------------------------
@@ -397,10 +398,10 @@ def end(
     exit_status: comfyui_runner.errors.ExitStatus = ExitStatus.OK,
     stopped: Optional[str] = None,
     **known: Any,
-) -> cwr.Report:
+) -> Report:
     """The last report of a run of 12.3 seconds."""
     state = new(phase, started_at=10.0, ended_at=22.3, **known)
-    return cwr.end_report(state, exit_status, 99.0, PROMPT, stopped)
+    return end_report(state, exit_status, 99.0, PROMPT, stopped)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +512,7 @@ def test_the_last_report_in_full() -> None:
 def test_the_exit_status_of_a_run(
     phase: comfyui_runner.state.Phase, dropped: bool, exit_status: comfyui_runner.errors.ExitStatus
 ) -> None:
-    assert cwr.exit_status_of(new(phase), dropped) is exit_status
+    assert exit_status_of(new(phase), dropped) is exit_status
 
 
 # ------------------------------------------------------------------------------------------------
@@ -688,9 +689,9 @@ def test_every_run_can_be_told(
         reports += told(before, state)
         cwr.meter(state, PROMPT, 9.0, 0.0, 80, False)
     before, state = state, reconcile(state, QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
-    reports += [*told(before, state), cwr.end_report(state, exit_status, 9.0, PROMPT, stopped)]
+    reports += [*told(before, state), end_report(state, exit_status, 9.0, PROMPT, stopped)]
     for report in reports:
-        for style, text in cwr.describe({"prompt_id": "p", **report}):
+        for style, text in describe({"prompt_id": "p", **report}):
             assert style in ("", "ok", "bad", "warn", "dim", "bold") and "\n" not in text
 
 

@@ -18,6 +18,7 @@ from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
+from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
 
@@ -95,7 +96,7 @@ def test_progress_is_told_ten_times_a_second_at_most_with_first_and_last(simulat
     result = go(simulator, workflow_file(slow_prompt(steps=300, seconds=0.6)))
     values = [event["value"] for event in result.events if event["event"] == "progress"]
     assert values[0] == 1 and values[-1] == 300
-    assert len(values) <= 2 + result.event("end")["seconds"] / cwr.PROGRESS_INTERVAL + 4
+    assert len(values) <= 2 + result.event("end")["seconds"] / PROGRESS_INTERVAL + 4
 
 
 def test_the_socket_is_open_and_its_status_read_before_the_post(simulator: Any, workflow_file: Make) -> None:

@@ -29,6 +29,7 @@ from comfyui_runner.edits import (
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.problems import Problem
+from comfyui_runner.reports import problem_report
 
 Ref = InputRef
 
@@ -335,7 +336,7 @@ def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json,
         assert error.type in ("wrong_name", "no_such_node", "ambiguous_node")
     assert all(ref.node_id in prompt for ref in seed_inputs(prompt, known))
     for problem in cwr.check_prompt(prompt, known):
-        json.dumps(cwr.problem_report(problem), allow_nan=False)
+        json.dumps(problem_report(problem), allow_nan=False)
     assert len(cwr.describe_inputs(prompt, known)) <= sum(len(each["inputs"]) for each in prompt.values())
     assert repr(prompt) == before
 
