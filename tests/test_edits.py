@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few, many
-from support import ROOT, cwr, node
+from support import ROOT, node
 
 from comfyui_runner.edits import (
     EditError,
@@ -25,6 +25,7 @@ from comfyui_runner.edits import (
     upload_inputs,
 )
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.extras.checks import check_prompt, form_fields
 from comfyui_runner.nodes import InputRef, is_seed
 from comfyui_runner.problems import INSTALL_HINT
 from comfyui_runner.text import plain_json
@@ -428,7 +429,7 @@ def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
         "3": node("Unknown", a=1),
     }  # fmt: skip
     prompt["3"]["inputs"]["b"] = ["2", 0]
-    problems = cwr.check_prompt(prompt, {**SAMPLER, "Gone": {}})
+    problems = check_prompt(prompt, {**SAMPLER, "Gone": {}})
     assert [(each.type, each.node_id, each.input) for each in problems] == [
         ("missing_node_type", "1", ""), ("required_input_missing", "2", "seed"),
         ("value_smaller_than_min", "2", "steps"),
@@ -436,14 +437,14 @@ def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
     assert problems[0].hints == (INSTALL_HINT,) and problems[0].title == "Lost node"
     complete = {"2": node("KSampler", seed=1, steps=5, cfg=1.0, model=["3", 0]), "3": node("Unknown")}
     complete["4"] = node("Unknown", a=["2", 0])
-    assert cwr.check_prompt(complete, SAMPLER) == []
+    assert check_prompt(complete, SAMPLER) == []
 
 
 def test_a_file_that_is_no_entry_of_the_list_may_be_there_all_the_same() -> None:
     known = info("LoadImage", image=[["example.png"], {"image_upload": True}])
     known["LoadImage"]["output_node"] = True
     for value in ("deep/cat.png", "cat.png [output]", "cat.png [temp]"):
-        assert cwr.check_prompt({"1": node("LoadImage", image=value)}, known) == []
+        assert check_prompt({"1": node("LoadImage", image=value)}, known) == []
         assert set_inputs({"1": node("LoadImage", image="example.png")}, "1", {"image": value}, known)
 
 
@@ -454,7 +455,7 @@ def test_fields_come_in_the_order_to_show_them() -> None:
         **info("LoadImage", image=[["example.png"], {"image_upload": True}]),
     }
     prompt = {**TEXTS, "8": node("LoadImage", "Photo", image="example.png"), "9": node("Odd", on=True, f=0.5, n=None)}
-    fields = cwr.form_fields(prompt, known, [Ref("5", "seed")])
+    fields = form_fields(prompt, known, [Ref("5", "seed")])
     assert [(f["node_id"], f["input"], f["kind"], f["role"]) for f in fields][:4] == [
         ("2", "text", "text", "positive"), ("3", "text", "text", "negative"), ("8", "image", "upload", ""),
         ("5", "seed", "seed", ""),
@@ -472,9 +473,9 @@ def test_fields_come_in_the_order_to_show_them() -> None:
 
 def test_a_list_of_options_is_a_choice() -> None:
     for spec in (OLD, NEW):
-        (field,) = cwr.form_fields({"1": node("A", s="euler")}, info("A", s=spec), [])
+        (field,) = form_fields({"1": node("A", s="euler")}, info("A", s=spec), [])
         assert (field["kind"], field["options"]) == ("choice", ["euler", "heun"])
-    (field,) = cwr.form_fields({"1": node("A", s="x")}, info("A", s=[[]]), [])
+    (field,) = form_fields({"1": node("A", s="x")}, info("A", s=[[]]), [])
     assert field["kind"] == "text"
 
 
@@ -519,8 +520,8 @@ def test_nothing_but_an_edit_error_comes_of_an_odd_prompt(
         (find_text, (prompt, None, "negative")),
         (set_inputs, (prompt, next(iter(prompt)), {input_name: value}, known)),
         (upload_inputs, (prompt, known)),
-        (cwr.check_prompt, (prompt, known)),
-        (cwr.form_fields, (prompt, known, [])),
+        (check_prompt, (prompt, known)),
+        (form_fields, (prompt, known, [])),
         (draw_seeds, (prompt, [Ref("1", "seed")], lambda: 0.1)),
     ]:
         try:

@@ -20,6 +20,7 @@ from comfyui_runner import __version__
 from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_document
 from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
+from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
@@ -547,14 +548,14 @@ def test_definitions_must_be_an_object_in_a_file_that_is_there(folder: Any) -> N
 
 
 def test_what_can_be_set_is_a_table() -> None:
-    rows = cwr.describe_inputs(json.loads(SEEDED), INFO)
-    table = [" ".join(line.split()) for _, line in cwr.inputs_table(rows)]
+    rows = describe_inputs(json.loads(SEEDED), INFO)
+    table = [" ".join(line.split()) for _, line in inputs_table(rows)]
     assert table == [
         "1.seed Sampler INT 1 0 to 99", "1.steps Sampler INT 4", '2.image A=B COMBO "a.png" one of 1: a.png',
     ]  # fmt: skip
     many = {**rows[0], "options": ["a", "b", "c", "d", "e"]}
     half = {**rows[0], "max": None}
-    shown = [" ".join(line.split()) for _, line in cwr.inputs_table([many, half])]
+    shown = [" ".join(line.split()) for _, line in inputs_table([many, half])]
     assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 to any"]
 
 

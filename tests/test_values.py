@@ -27,6 +27,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.extras.checks import check_prompt, describe_inputs
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import problem_report
@@ -187,7 +188,7 @@ def test_every_seed_is_found_its_own_or_handed_on() -> None:
 def test_what_can_be_set_is_listed_in_order() -> None:
     prompt = {"1": node("KSampler", "S", steps=4, model=["2", 0], name="a"), "2": node("X", b=True, n=None)}
     known = info("KSampler", steps=INT, name=[["a", "b"]])
-    listed = cwr.describe_inputs(prompt, known)
+    listed = describe_inputs(prompt, known)
     assert listed[0] == {
         "node_id": "1", "title": "S", "class_type": "KSampler", "input": "steps", "type": "INT", "value": 4, "min": 1,
         "max": 100, "options": None,
@@ -251,7 +252,7 @@ def checked(spec: Any, **inputs: Any) -> List[Problem]:
     """What is wrong with a node that has one input x, declared so."""
     definitions = {**info("N", x=spec), "S": {"output": ["IMAGE", "INT,FLOAT", ["a"]]}}
     definitions["N"]["output_node"] = True
-    return cwr.check_prompt({"1": node("N", **inputs), "2": node("S")}, definitions)
+    return check_prompt({"1": node("N", **inputs), "2": node("S")}, definitions)
 
 
 @pytest.mark.parametrize(
@@ -286,11 +287,11 @@ def test_what_may_be_right_is_left_to_the_server(spec: Any, value: Any) -> None:
 
 def test_a_missing_input_is_told_where_it_is_required() -> None:
     assert [problem.type for problem in checked(INT)] == ["required_input_missing"]
-    assert cwr.check_prompt({"1": node("N")}, {"N": {"input": {"optional": {"x": INT}}, "output_node": True}}) == []
+    assert check_prompt({"1": node("N")}, {"N": {"input": {"optional": {"x": INT}}, "output_node": True}}) == []
 
 
 def test_a_model_that_is_not_there_comes_with_the_nearest() -> None:
-    (problem,) = cwr.check_prompt(
+    (problem,) = check_prompt(
         {"1": node("L", ckpt_name="sdxl.safetensors")},
         {"L": {"input": {"required": {"ckpt_name": [["sd_xl.safetensors", "flux.sft"]]}}, "output_node": True}},
     )
@@ -299,15 +300,15 @@ def test_a_model_that_is_not_there_comes_with_the_nearest() -> None:
 
 
 def test_without_an_output_all_else_is_told_too() -> None:
-    problems = cwr.check_prompt({"1": node("N")}, info("N", x=INT))
+    problems = check_prompt({"1": node("N")}, info("N", x=INT))
     assert [problem.type for problem in problems] == ["required_input_missing", "prompt_no_outputs"]
 
 
 def test_what_no_output_needs_is_not_looked_at() -> None:
     """ComfyUI does not, and the frontend exports nodes that lie about unconnected."""
     prompt = {"1": node("Save"), "2": node("N")}
-    assert cwr.check_prompt(prompt, {**info("N", x=INT), "Save": {"output_node": True}}) == []
-    assert [each.type for each in cwr.check_prompt(prompt, {"N": {}, "Save": {"output_node": True}})] == [
+    assert check_prompt(prompt, {**info("N", x=INT), "Save": {"output_node": True}}) == []
+    assert [each.type for each in check_prompt(prompt, {"N": {}, "Save": {"output_node": True}})] == [
         "missing_node_type"
     ]
 
@@ -335,9 +336,9 @@ def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json,
     except EditError as error:
         assert error.type in ("wrong_name", "no_such_node", "ambiguous_node")
     assert all(ref.node_id in prompt for ref in seed_inputs(prompt, known))
-    for problem in cwr.check_prompt(prompt, known):
+    for problem in check_prompt(prompt, known):
         json.dumps(problem_report(problem), allow_nan=False)
-    assert len(cwr.describe_inputs(prompt, known)) <= sum(len(each["inputs"]) for each in prompt.values())
+    assert len(describe_inputs(prompt, known)) <= sum(len(each["inputs"]) for each in prompt.values())
     assert repr(prompt) == before
 
 
