@@ -13,6 +13,7 @@ from support import cwr, node, program_text
 
 import comfyui_runner.errors
 import comfyui_runner.state
+from comfyui_runner.meter import bar, cells, meter, rate_in_words
 from comfyui_runner.reports import Report, changes, describe, end_report, exit_status_of, is_mere_progress, nodes_done
 from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
 
@@ -321,7 +322,7 @@ def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
     assert shown[2].startswith("Row 3") and "1/3 nodes" in shown[2]
     assert shown[3] == "Connection lost"
     (only,) = cwr.batch_meter(cwr.Tally(None), [], 0.0, 40, True)
-    assert sum(cwr.cells(text) for _, text in only) <= 40
+    assert sum(cells(text) for _, text in only) <= 40
     (_, odd) = cwr.batch_meter(tally, [(1, PromptState("p", Phase.RUNNING))], 0.0, 80, True)
     assert "0/0 nodes" in odd[-1][1]
 
@@ -533,11 +534,11 @@ def test_the_exit_status_of_a_run(
     ],
 )
 def test_a_bar(fraction: float, width: int, full: str, empty: str) -> None:
-    assert cwr.bar(fraction, width, ascii_only=False) == (full, empty)
+    assert bar(fraction, width, ascii_only=False) == (full, empty)
 
 
 def test_a_bar_in_ascii() -> None:
-    assert cwr.bar(0.5, 4, ascii_only=True) == ("##", "--")
+    assert bar(0.5, 4, ascii_only=True) == ("##", "--")
 
 
 @pytest.mark.parametrize(
@@ -553,14 +554,14 @@ def test_a_bar_in_ascii() -> None:
     ],
 )
 def test_the_pace_of_a_node(progress: NodeProgress, words: str) -> None:
-    assert cwr.rate_in_words(progress) == words
+    assert rate_in_words(progress) == words
 
 
 def drawn(
     state: PromptState, width: int = 80, note: str = "", ascii_only: bool = False, now: float = 20.0
 ) -> List[str]:
     """The meter as text, 12.3 seconds after the prompt was submitted."""
-    rows = cwr.meter(state, PROMPT, now, 7.7, width, ascii_only, note)
+    rows = meter(state, PROMPT, now, 7.7, width, ascii_only, note)
     return ["".join(text for _, text in row) for row in rows]
 
 
@@ -620,7 +621,7 @@ def test_the_meter_of_a_run_of_which_nothing_is_known() -> None:
 
 
 def test_what_is_wrong_at_the_moment_stands_below() -> None:
-    rows = cwr.meter(new(ahead=0), PROMPT, 20.0, 7.7, 80, False, "connection lost, trying again")
+    rows = meter(new(ahead=0), PROMPT, 20.0, 7.7, 80, False, "connection lost, trying again")
     assert rows[1:] == [[("warn", "connection lost, trying again")]]
 
 
@@ -687,7 +688,7 @@ def test_every_run_can_be_told(
     for number, (kind, data) in enumerate(events):
         before, state = state, reduce(state, Event(kind, "p", data, float(number)))
         reports += told(before, state)
-        cwr.meter(state, PROMPT, 9.0, 0.0, 80, False)
+        meter(state, PROMPT, 9.0, 0.0, 80, False)
     before, state = state, reconcile(state, QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
     reports += [*told(before, state), end_report(state, exit_status, 9.0, PROMPT, stopped)]
     for report in reports:
