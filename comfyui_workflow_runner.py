@@ -63,7 +63,6 @@ from typing import (
     Set,
     TextIO,
     Tuple,
-    TypeVar,
     Union,
 )
 
@@ -165,6 +164,7 @@ from comfyui_runner.text import (
     safe_path_parts,
     size_in_words,
 )
+from comfyui_runner.threads import Result, bounded, end_tasks, in_thread, run_loop
 
 if TYPE_CHECKING:  # imported where they are used: they cost more than all of --help
     import asyncio
@@ -586,8 +586,6 @@ def batch_meter(
 # ==================================================================================================
 # COMFYUI OVER THE WIRE: one call a method; the WebSocket
 # ==================================================================================================
-
-Result = TypeVar("Result")
 
 
 class Address(NamedTuple):
@@ -1015,61 +1013,6 @@ def import_third_party(name: str) -> Any:
             "The Python package %s is missing (%s)." % (name.partition(".")[0], error),
             'Install what the runner needs: "%s" -m pip install websockets requests rich' % sys.executable,
         ) from None
-
-
-async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
-    """``function(*arguments)`` in a daemon thread: unlike an executor's, it holds no exit up."""
-    import asyncio
-    import threading
-
-    loop = asyncio.get_running_loop()
-    future: "asyncio.Future[Result]" = loop.create_future()
-
-    def deliver(result: Optional[Result], error: Optional[BaseException]) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function(*arguments)
-        except BaseException as exception:  # handed to whoever waits
-            error = exception
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
-
-    threading.Thread(target=work, daemon=True).start()
-    return await future
-
-
-async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
-    """Cancels tasks until they are over: before Python 3.12, wait_for() can lose a cancellation."""
-    import asyncio
-
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        done, left = await asyncio.wait(left, timeout=0.1)
-        for task in done:
-            if not task.cancelled():
-                task.exception()  # looked at, so that asyncio does not complain
-
-
-async def bounded(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
-    """in_thread() with an end: a server that sends a byte now and then would pass a read timeout."""
-    import asyncio
-
-    try:
-        return await asyncio.wait_for(in_thread(function, *arguments), seconds)
-    except asyncio.TimeoutError:
-        raise ServerUnreachable("The server did not answer in %s." % duration(seconds)) from None
 
 
 #: The largest WebSocket message that is taken, in bytes (SaveImageWebsocket sends whole pictures).
@@ -4817,22 +4760,6 @@ class BatchJob:
             "event": "row", "row": entry["row"], "status": status, "message": error.message,
             "exit_status": entry["exit_status"], "done": self.tally.ended, "total": self.tally.total,
         })  # fmt: skip
-
-
-def run_loop(coroutine: Awaitable[Result]) -> Result:
-    """asyncio.run() without its wait for executor threads: a name look-up that hangs must not hold
-    the exit up."""
-    import asyncio
-
-    loop = asyncio.new_event_loop()
-    try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.run_until_complete(end_tasks(asyncio.all_tasks(loop)))
-        loop.run_until_complete(asyncio.sleep(0))  # transports that were closed let go of their sockets
-        asyncio.set_event_loop(None)
-        loop.close()
 
 
 def main(

@@ -21,6 +21,7 @@ from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
+from comfyui_runner.threads import run_loop
 
 Make = Callable[..., Any]
 
@@ -471,7 +472,7 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
         assert {id(run) for run, _ in told if run is not None} == set(map(id, runs[:3] + runs[4:]))
         return runs
 
-    runs = cwr.run_loop(follow())
+    runs = run_loop(follow())
     phases = [run.state.phase for run in runs]
     assert phases == [Phase.SUCCESS] * 3 + [Phase.REJECTED, Phase.SUCCESS]
     made = [run.state.outputs["2"]["images"][0]["filename"] for run in runs if run.state.outputs]
