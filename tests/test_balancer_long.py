@@ -16,9 +16,10 @@ import urllib.parse
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import pytest
-from support import FAST, ROOT, Outcome, cwr, node, run, slow_prompt, wait_until
+from support import FAST, ROOT, Outcome, node, run, slow_prompt, wait_until
 from test_middleware import PNG, Middleware
 
+from comfyui_runner.server import Server
 from comfyui_runner.simulator import Simulator
 
 pytestmark = [
@@ -191,14 +192,14 @@ class Studio:
 @pytest.fixture
 def studio(haproxy: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
     """A studio; each jar of the program marks its requests."""
-    fresh, count = cwr.Server.fresh, iter(range(1 << 20))
+    fresh, count = Server.fresh, iter(range(1 << 20))
 
     def marked(server: Any) -> Any:
         other = fresh(server)
         kept = tuple(pair for pair in other.address.headers if pair[0] != MARK)
-        return cwr.Server(other.address._replace(headers=(*kept, (MARK, str(next(count))))), other.limits)
+        return Server(other.address._replace(headers=(*kept, (MARK, str(next(count))))), other.limits)
 
-    monkeypatch.setattr(cwr.Server, "fresh", marked)
+    monkeypatch.setattr(Server, "fresh", marked)
     with tempfile.TemporaryDirectory(prefix="studio-") as folder:  # a short path, for the socket
         made = Studio(haproxy, folder)
         yield made

@@ -11,10 +11,11 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Set, 
 
 import pytest
 from fault_proxy import Message, read_message
-from support import FAST, cwr, node, run, slow_prompt, wait_until
+from support import FAST, node, run, slow_prompt, wait_until
 from test_middleware import LOADER, TWO_LOADERS, Middleware
 
 from comfyui_runner.errors import ServerGone
+from comfyui_runner.server import Server, parse_address
 
 Make = Callable[..., Any]
 Cookies = Dict[str, str]
@@ -181,7 +182,7 @@ def make_balancer(make_simulator: Make) -> Iterator[Callable[..., Balancer]]:
 
 
 def server_at(url: str = "http://127.0.0.1:1", *headers: str) -> Any:
-    return cwr.Server(cwr.parse_address(url, headers), FAST)
+    return Server(parse_address(url, headers), FAST)
 
 
 def cookie_of(server: Any) -> Cookies:

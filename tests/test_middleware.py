@@ -27,6 +27,7 @@ from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.limits import Limits
+from comfyui_runner.server import new_uuid
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
 
@@ -1248,7 +1249,7 @@ def test_a_prompt_of_a_client_of_comfyui_runs_and_is_followed(service: Middlewar
 
 
 def test_the_prompt_id_of_a_client_is_kept(service: Middleware) -> None:
-    prompt_id = cwr.new_uuid()
+    prompt_id = new_uuid()
     body = {"prompt": slow_prompt(steps=1, seconds=0.0), "prompt_id": prompt_id}
     assert service.post("/prompt", body).json["prompt_id"] == prompt_id
     service.end(prompt_id)

@@ -19,6 +19,7 @@ from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
+from comfyui_runner.server import Server, import_third_party, new_uuid, parse_address
 from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
 from comfyui_runner.threads import run_loop
@@ -375,14 +376,14 @@ def test_a_post_whose_answer_is_lost_runs_once(lost: List[str], simulator: Any, 
 def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.lose_post = ["before"]
     times: List[float] = []
-    original = cwr.Server.submit
+    original = Server.submit
 
-    def submit(self: cwr.Server, body: Any) -> Any:
+    def submit(self: Server, body: Any) -> Any:
         times.append(time.monotonic())
         return original(self, body)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cwr.Server, "submit", submit)
+        patch.setattr(Server, "submit", submit)
         result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(absent=DEFAULT_LIMITS.absent))
     assert result.status == ExitStatus.OK
     assert len(times) == 2 and times[1] - times[0] >= 2.0
@@ -458,14 +459,12 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
 
     async def follow() -> List[cwr.Run]:
         told: List[Any] = []
-        server = cwr.Server(cwr.parse_address(simulator.url), FAST)
+        server = Server(parse_address(simulator.url), FAST)
         session = cwr.Session(server, (0, 33, 0), lambda run, report: told.append((run, report)))
         await session.open()
         try:
-            runs = [session.new_run(prompt, cwr.new_uuid()) for prompt in prompts]
-            results = await cwr.import_third_party("asyncio").gather(
-                *map(session.execute, runs), return_exceptions=True
-            )
+            runs = [session.new_run(prompt, new_uuid()) for prompt in prompts]
+            results = await import_third_party("asyncio").gather(*map(session.execute, runs), return_exceptions=True)
         finally:
             await session.close()
         assert [type(result).__name__ for result in results] == ["NoneType"] * 3 + ["PromptRejected", "NoneType"]
@@ -703,13 +702,13 @@ def test_a_cancel_takes_no_longer_than_it_may(
 def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulator: Any, make_slow: Make) -> None:
     post = {"client_id": "other", "prompt": slow_prompt(steps=100, seconds=30.0)}
     requests.post(simulator.url + "/prompt", json=post, timeout=5)
-    copy = {**post, "prompt_id": cwr.new_uuid()}
+    copy = {**post, "prompt_id": new_uuid()}
     requests.post(simulator.url + "/prompt", json=copy, timeout=5)
     proxy = make_slow(simulator)
     proxy.trickling = {slow: 1}
 
     async def story() -> None:
-        session = cwr.Session(cwr.Server(cwr.parse_address(proxy.url), PATIENT), (9,), lambda run, report: None)
+        session = cwr.Session(Server(parse_address(proxy.url), PATIENT), (9,), lambda run, report: None)
         run = session.new_run(slow_prompt(), copy["prompt_id"])
         run.repeated = True
         run.over.set()
@@ -742,7 +741,7 @@ def test_taking_copies_off_the_queue_does_not_hold_the_run_up(
 def test_attaching_to_a_prompt_whose_history_trickles_is_given_up(simulator: Any, make_slow: Make, quick: Make) -> None:
     proxy = make_slow(simulator)
     proxy.trickling = {"GET /history/": 100}
-    result = run("--server", proxy.url, "--attach", cwr.new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
+    result = run("--server", proxy.url, "--attach", new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
     assert result.status == ExitStatus.NO_SERVER
     assert "did not answer in" in result.err
     quick(9.0)
@@ -812,8 +811,8 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
     """Monitors send to all sockets every second: that must not put off the look at queue and history."""
 
     async def story() -> None:
-        session = cwr.Session(cwr.Server(cwr.parse_address("127.0.0.1:1")), (), lambda run, report: None)
-        run = session.new_run(slow_prompt(), cwr.new_uuid())
+        session = cwr.Session(Server(parse_address("127.0.0.1:1")), (), lambda run, report: None)
+        run = session.new_run(slow_prompt(), new_uuid())
         run.state = run.state._replace(phase=Phase.RUNNING)
         heard = run.heard = run.heard - 60.0
         for message in ({"type": "crystools.monitor", "data": {}}, {"type": "feature_flags", "data": {}}):

@@ -24,6 +24,7 @@ from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
+from comfyui_runner.server import Address, Server, parse_address, parse_version
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
@@ -48,7 +49,7 @@ def refusal(*arguments: str, **environment: str) -> UsageError:
 def test_with_nothing_set_the_constants_count() -> None:
     assert settings() == cwr.Settings(
         workflow="workflow_api.json", workflow_named=False, mode="single_shot", auto_execute=False,
-        servers=(cwr.Address(HERE), cwr.Address("http://127.0.0.1:8000")), demo=False, yes=False, output=None,
+        servers=(Address(HERE), Address("http://127.0.0.1:8000")), demo=False, yes=False, output=None,
         overwrite=False, timeout=None, printer="human", verbose=False, limits=DEFAULT_LIMITS,
     )  # fmt: skip
 
@@ -59,7 +60,7 @@ def test_with_nothing_set_the_constants_count() -> None:
         ("curr_workflow", "mine.json", "workflow", "mine.json"),
         ("RUN_MODE", "continuous", "mode", "continuous"),
         ("AUTO_EXECUTE_ON_UPLOAD", True, "auto_execute", True),
-        ("DEFAULT_SERVERS", ("http://far:1",), "servers", (cwr.Address("http://far:1"),)),
+        ("DEFAULT_SERVERS", ("http://far:1",), "servers", (Address("http://far:1"),)),
     ],
 )
 def test_a_user_may_edit_the_constants(
@@ -76,13 +77,13 @@ def test_a_user_may_edit_the_constants(
         ("mode", ["--mode", "single_shot"], "RUN_MODE", "continuous", "single_shot"),
         ("output", ["-o", "flag"], "OUTPUT", "environment", "flag"),
         ("timeout", ["--timeout", "7"], "TIMEOUT", "9.5", 7.0),
-        ("servers", ["--server", "http://flag:1"], "URL", "http://environment:1", (cwr.Address("http://flag:1"),)),
+        ("servers", ["--server", "http://flag:1"], "URL", "http://environment:1", (Address("http://flag:1"),)),
     ],
 )
 def test_a_flag_overrides_the_environment(
     field: str, flag: List[str], name: str, of_environment: str, of_flag: Any
 ) -> None:
-    values = {"timeout": 9.5, "servers": (cwr.Address("http://environment:1"),)}
+    values = {"timeout": 9.5, "servers": (Address("http://environment:1"),)}
     assert getattr(settings(**{name: of_environment}), field) == values.get(field, of_environment)
     assert getattr(settings(*flag, **{name: of_environment}), field) == of_flag
     assert getattr(settings(**{name: ""}), field) == getattr(settings(), field)
@@ -211,7 +212,7 @@ def test_help_and_version_leave_at_once(flag: str, capsys: pytest.CaptureFixture
     ],
 )
 def test_an_address(text: str, url: str, websocket: str) -> None:
-    address = cwr.parse_address(text)
+    address = parse_address(text)
     assert (address.url, address.websocket) == (url, websocket)
 
 
@@ -228,7 +229,7 @@ def test_an_address(text: str, url: str, websocket: str) -> None:
     ],
 )
 def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
-    assert cwr.parse_address(text).local is local
+    assert parse_address(text).local is local
 
 
 @pytest.mark.parametrize(
@@ -249,12 +250,12 @@ def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
 )
 def test_what_is_no_address(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cwr.parse_address(text)
+        parse_address(text)
     assert caught.value.message == message and caught.value.remedy
 
 
 def test_user_and_password_are_sent_as_basic_authorization_and_hidden() -> None:
-    address = cwr.parse_address("http://me:p%40ss%3Aword@host:8188")
+    address = parse_address("http://me:p%40ss%3Aword@host:8188")
     assert address.url == "http://host:8188"
     assert address.headers == (("Authorization", "Basic bWU6cEBzczp3b3Jk"),)
     assert set(address.secrets) == {"bWU6cEBzczp3b3Jk", "me:p@ss:word", "p%40ss%3Aword", "p@ss:word"}
@@ -262,37 +263,37 @@ def test_user_and_password_are_sent_as_basic_authorization_and_hidden() -> None:
 
 
 def test_a_user_without_password_and_a_password_without_user() -> None:
-    assert cwr.parse_address("http://me@host").headers == (("Authorization", "Basic bWU6"),)
-    assert cwr.parse_address("http://:word@host").headers == (("Authorization", "Basic OndvcmQ="),)
+    assert parse_address("http://me@host").headers == (("Authorization", "Basic bWU6"),)
+    assert parse_address("http://:word@host").headers == (("Authorization", "Basic OndvcmQ="),)
 
 
 def test_the_value_of_a_header_is_a_secret_and_so_is_its_token() -> None:
-    address = cwr.parse_address("host", ["Authorization: Bearer abc.def", "X-Key:  k3y!  ", "X-Empty:", "X-On: 1"])
+    address = parse_address("host", ["Authorization: Bearer abc.def", "X-Key:  k3y!  ", "X-Empty:", "X-On: 1"])
     assert address.headers == (("Authorization", "Bearer abc.def"), ("X-Key", "k3y!"), ("X-Empty", ""), ("X-On", "1"))
     assert address.secrets == ("Bearer abc.def", "abc.def", "k3y!")  # "1" would hide half of all numbers
 
 
 def test_a_header_overrides_user_and_password() -> None:
-    address = cwr.parse_address("http://me:word@host", ["Authorization: Bearer token"])
+    address = parse_address("http://me:word@host", ["Authorization: Bearer token"])
     assert address.headers == (("Authorization", "Bearer token"),)
 
 
 @pytest.mark.parametrize("line", ["no colon", ": no name", "", "two words: x", "naïve: x", "a\nb: x"])
 def test_what_is_no_header(line: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cwr.parse_address("host", [line])
+        parse_address("host", [line])
     assert caught.value.message == "A header must look like 'Name: value'."
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\x00b", "a\x7fb", "\u2603"])
 def test_a_value_that_no_header_may_have(value: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cwr.parse_address("host", ["X-Key: a" + value])
+        parse_address("host", ["X-Key: a" + value])
     assert caught.value.message == "The value of the header X-Key has characters that no header may have."
 
 
 def test_a_value_in_latin_1_is_a_value() -> None:
-    assert cwr.parse_address("host", ["X-Key: é"]).headers == (("X-Key", "é"),)
+    assert parse_address("host", ["X-Key: é"]).headers == (("X-Key", "é"),)
 
 
 SECRET = st.text("abcdefgh23456789%40:@/?#[] \n\t\u00e9\u2603\udcff", min_size=8).map(lambda text: text + "hunter2")
@@ -302,7 +303,7 @@ SECRET = st.text("abcdefgh23456789%40:@/?#[] \n\t\u00e9\u2603\udcff", min_size=8
 @given(st.sampled_from(["http://me:%s@host", "%s", "http://host/%s", "https://%s@", "http://host:%s"]), SECRET)
 def test_whatever_is_typed_no_message_repeats_it(pattern: str, secret: str) -> None:
     try:
-        address = cwr.parse_address(pattern % secret, ["X-Key: " + secret.replace("\n", "")])
+        address = parse_address(pattern % secret, ["X-Key: " + secret.replace("\n", "")])
     except UsageError as error:
         assert "hunter2" not in error.message + error.remedy
     else:
@@ -633,7 +634,7 @@ def test_yes_is_yes_and_silence_is_no(answer: str, meant: Any) -> None:
     ],
 )
 def test_the_version_of_comfyui(stats: Json, version: Tuple[int, ...]) -> None:
-    assert cwr.parse_version(stats) == version
+    assert parse_version(stats) == version
 
 
 def test_an_old_server_keeps_no_prompt_id_and_interrupts_whatever_runs() -> None:
@@ -776,7 +777,7 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
 
 def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = Output("1", "My/Text: 1", "text", text="狐\ud800")
-    server = cwr.Server(cwr.parse_address("host"))
+    server = Server(parse_address("host"))
     run: Any = types.SimpleNamespace(received=[], prompt={})
     ((saved_of, save),) = cwr.save_jobs(server, run, [output], str(tmp_path), False, lambda: False)
     saved = save()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Json, anything, few
-from support import ROOT, cwr, node
+from support import ROOT, node
 from test_edits import info, infos, prompts, refused
 
 from comfyui_runner.edits import (
@@ -31,6 +31,7 @@ from comfyui_runner.extras.checks import check_prompt, describe_inputs
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import problem_report
+from comfyui_runner.server import uploaded_value
 
 Ref = InputRef
 
@@ -238,9 +239,9 @@ def test_a_loader_that_cannot_be_told_is_refused() -> None:
     ],
 )  # fmt: skip
 def test_an_uploaded_file_goes_by_the_answered_name(answer: Json, value: str) -> None:
-    assert cwr.uploaded_value(answer) == value
+    assert uploaded_value(answer) == value
     with pytest.raises(ServerAnswer):
-        cwr.uploaded_value({"subfolder": "x"})
+        uploaded_value({"subfolder": "x"})
 
 
 # ------------------------------------------------------------------------------------------------
