@@ -26,6 +26,7 @@ from typing import Any, Dict, List
 
 from support import cwr, slow_prompt
 
+from comfyui_runner.session import Session
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.running import Running
@@ -47,7 +48,7 @@ class Watch:
         self.events = self.bytes = 0
         self.begun: set[int] = set()
         self.window: List[Dict[str, float]] = []
-        receive = cwr.Session._receive
+        receive = Session._receive
 
         def counted(session: Any, frame: Any) -> None:
             receive(session, frame)
@@ -61,7 +62,7 @@ class Watch:
             elif frame.startswith('{"type": "execution_success"') and len(self.window) == 1:
                 self.mark()
 
-        cwr.Session._receive = counted  # type: ignore[method-assign]
+        Session._receive = counted  # type: ignore[method-assign]
 
     def mark(self) -> None:
         """Takes the figures of now."""

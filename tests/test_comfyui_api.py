@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import pytest
 from support import FIXTURES, ROOT, cwr
 
+from comfyui_runner.session import Run
 from comfyui_runner.state import REDUCERS, parse_message
 
 _spec = importlib.util.spec_from_file_location("build_api", os.path.join(ROOT, "docs", "build_api.py"))
@@ -66,7 +67,7 @@ def exists(name: str) -> bool:
     thing: Any = cwr
     for part in name.split("."):
         if not hasattr(thing, part):
-            return part in vars(cwr.Run({}, "", 0.0, None)) if thing is cwr.Run else False  # type: ignore[arg-type]
+            return part in vars(Run({}, "", 0.0, None)) if thing is Run else False  # type: ignore[arg-type]
         thing = getattr(thing, part)
     return True
 

@@ -20,6 +20,7 @@ from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.server import Server, import_third_party, new_uuid, parse_address
+from comfyui_runner.session import Run, Session
 from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
 from comfyui_runner.threads import run_loop
@@ -189,9 +190,9 @@ def test_the_ending_of_a_picture_that_came_over_the_socket_is_that_of_its_type()
     ]
 
 
-async def new_run(prompt: Dict[str, Any]) -> cwr.Run:
+async def new_run(prompt: Dict[str, Any]) -> Run:
     """A run that nobody has submitted."""
-    return cwr.Run(prompt, "an-id", 0.0, asyncio.Event())
+    return Run(prompt, "an-id", 0.0, asyncio.Event())
 
 
 def test_only_the_node_that_sends_pictures_is_heard_as_such(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
@@ -457,10 +458,10 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
     prompts = [slow_prompt(steps=3, seconds=0.3, seed=seed) for seed in range(5)]
     prompts[3] = {"1": node("NotThere")}
 
-    async def follow() -> List[cwr.Run]:
+    async def follow() -> List[Run]:
         told: List[Any] = []
         server = Server(parse_address(simulator.url), FAST)
-        session = cwr.Session(server, (0, 33, 0), lambda run, report: told.append((run, report)))
+        session = Session(server, (0, 33, 0), lambda run, report: told.append((run, report)))
         await session.open()
         try:
             runs = [session.new_run(prompt, new_uuid()) for prompt in prompts]
@@ -708,7 +709,7 @@ def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulat
     proxy.trickling = {slow: 1}
 
     async def story() -> None:
-        session = cwr.Session(Server(parse_address(proxy.url), PATIENT), (9,), lambda run, report: None)
+        session = Session(Server(parse_address(proxy.url), PATIENT), (9,), lambda run, report: None)
         run = session.new_run(slow_prompt(), copy["prompt_id"])
         run.repeated = True
         run.over.set()
@@ -811,7 +812,7 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
     """Monitors send to all sockets every second: that must not put off the look at queue and history."""
 
     async def story() -> None:
-        session = cwr.Session(Server(parse_address("127.0.0.1:1")), (), lambda run, report: None)
+        session = Session(Server(parse_address("127.0.0.1:1")), (), lambda run, report: None)
         run = session.new_run(slow_prompt(), new_uuid())
         run.state = run.state._replace(phase=Phase.RUNNING)
         heard = run.heard = run.heard - 60.0

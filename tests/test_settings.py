@@ -25,6 +25,7 @@ from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
 from comfyui_runner.server import Address, Server, parse_address, parse_version
+from comfyui_runner.session import KEEPS_PROMPT_ID, TARGETED_INTERRUPT, prompt_ids_of_client
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
@@ -639,8 +640,8 @@ def test_the_version_of_comfyui(stats: Json, version: Tuple[int, ...]) -> None:
 
 def test_an_old_server_keeps_no_prompt_id_and_interrupts_whatever_runs() -> None:
     old, newer = (0, 3, 44), (0, 3, 57)
-    assert old < cwr.KEEPS_PROMPT_ID <= newer and cwr.KEEPS_PROMPT_ID > ()
-    assert cwr.KEEPS_PROMPT_ID < cwr.TARGETED_INTERRUPT <= newer
+    assert old < KEEPS_PROMPT_ID <= newer and KEEPS_PROMPT_ID > ()
+    assert KEEPS_PROMPT_ID < TARGETED_INTERRUPT <= newer
 
 
 def of_client(prompt_id: str, client_id: Any) -> List[Any]:
@@ -650,8 +651,8 @@ def of_client(prompt_id: str, client_id: Any) -> List[Any]:
 def test_the_prompts_that_a_client_submitted() -> None:
     queue = {"queue_running": [of_client("a", "me")], "queue_pending": [of_client("b", "other"), of_client("c", "me")]}
     history = {"d": {"prompt": of_client("d", "me")}, "e": {"prompt": of_client("e", None)}, "f": {}}
-    assert cwr.prompt_ids_of_client(queue, history, "me") == ["a", "c", "d"]
-    assert cwr.prompt_ids_of_client({}, {}, "me") == []
+    assert prompt_ids_of_client(queue, history, "me") == ["a", "c", "d"]
+    assert prompt_ids_of_client({}, {}, "me") == []
 
 
 @few
@@ -659,7 +660,7 @@ def test_the_prompts_that_a_client_submitted() -> None:
     st.dictionaries(st.sampled_from(["queue_running", "queue_pending"]), anything), st.dictionaries(st.text(), anything)
 )
 def test_prompts_of_a_client_are_found_in_anything(queue: Json, history: Json) -> None:
-    assert cwr.prompt_ids_of_client(queue, history, "me") == []
+    assert prompt_ids_of_client(queue, history, "me") == []
 
 
 # ------------------------------------------------------------------------------------------------
