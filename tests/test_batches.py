@@ -16,6 +16,7 @@ from support import cwr, node
 from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.saving import fill_pattern
 
 PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),
@@ -150,13 +151,13 @@ FIELDS = {"row": "00007", "name": ""}
     ],
 )  # fmt: skip
 def test_a_pattern_is_filled_in(pattern: str, filled: str) -> None:
-    assert cwr.fill_pattern(pattern, FIELDS, PROMPT) == filled
+    assert fill_pattern(pattern, FIELDS, PROMPT) == filled
 
 
 @pytest.mark.parametrize("pattern", ["{rows}", "{KSampler.colour}", "{Nobody.text}", "{CON}", "{3.}"])
 def test_what_a_pattern_may_not_name_is_told_with_what_it_may(pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
-        cwr.fill_pattern(pattern, FIELDS, PROMPT)
+        fill_pattern(pattern, FIELDS, PROMPT)
     assert caught.value.message == "%s is neither one of {row}, {name} nor {NODE.INPUT}." % pattern
 
 
@@ -165,7 +166,7 @@ def test_what_a_pattern_may_not_name_is_told_with_what_it_may(pattern: str) -> N
     st.text("a./\\ :\0狐\t~", max_size=30) | st.text() | st.sampled_from(["..", "a" * 79 + " b", "." * 81 + "a", "nul"])
 )
 def test_what_is_filled_in_is_one_part_of_a_path(text: str) -> None:
-    part = cwr.fill_pattern("{row}", {"row": text}, PROMPT)
+    part = fill_pattern("{row}", {"row": text}, PROMPT)
     assert part and len(part.encode()) <= 80 and not part.endswith((".", " "))
     assert "/" not in part and "\\" not in part and os.path.basename(part) == part
 
@@ -174,7 +175,7 @@ def test_what_is_filled_in_is_one_part_of_a_path(text: str) -> None:
 @given(st.text("{}.3ab ", max_size=12))
 def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
     try:
-        assert cwr.fill_pattern(pattern, FIELDS, PROMPT) or not pattern
+        assert fill_pattern(pattern, FIELDS, PROMPT) or not pattern
     except UsageError as error:
         assert "is neither one of" in error.message
 

@@ -13,12 +13,13 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 import requests
 from slow_proxy import HurriedLoop
-from support import FAST, Outcome, cwr, node, run, slow_prompt, wait_until
+from support import FAST, Outcome, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
+from comfyui_runner.saving import received_outputs, write_file
 from comfyui_runner.server import Server, import_third_party, new_uuid, parse_address
 from comfyui_runner.session import Run, Session
 from comfyui_runner.state import Phase, Preview
@@ -183,7 +184,7 @@ def test_the_ending_of_a_picture_that_came_over_the_socket_is_that_of_its_type()
     prompt = {"1": node("SaveImageWebsocket", "O/ne"), "2": node("SaveImageWebsocket")}
     made = asyncio.run(new_run(prompt))
     made.received += [Preview("1", "image/jpeg", b"a"), Preview("2", "image/png", b"b")]
-    outputs = cwr.received_outputs(made, "my-{}".format)
+    outputs = received_outputs(made, "my-{}".format)
     assert [tuple(output) for output in outputs] == [
         ("1", "O/ne", "image", "my-O_ne_00001.jpeg", "", "", None),
         ("2", "SaveImageWebsocket", "image", "my-SaveImageWebsocket_00002.png", "", "", None),
@@ -219,7 +220,7 @@ def test_a_name_that_is_taken_gets_a_number_unless_overwrite(
 )
 def test_no_name_leads_out_of_the_folder(name: str, workflow_file: Make, tmp_path: Any) -> None:
     out = tmp_path / "out"
-    saved = cwr.write_file(str(out), safe_path_parts("../..", name), False, [b"x"])
+    saved = write_file(str(out), safe_path_parts("../..", name), False, [b"x"])
     assert os.path.realpath(saved.path).startswith(os.path.realpath(str(out)) + os.sep)
 
 
@@ -228,7 +229,7 @@ def test_a_link_in_the_folder_that_leads_out_is_refused(tmp_path: Any) -> None:
     (tmp_path / "out").mkdir()
     os.symlink(str(tmp_path), str(tmp_path / "out" / "sub"))
     with pytest.raises(SaveError, match="leads out of"):
-        cwr.write_file(str(tmp_path / "out"), ["sub", "a.png"], False, [b"x"])
+        write_file(str(tmp_path / "out"), ["sub", "a.png"], False, [b"x"])
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["sub"]
 

@@ -24,6 +24,7 @@ from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
+from comfyui_runner.saving import save_bytes, save_jobs, write_file
 from comfyui_runner.server import Address, Server, parse_address, parse_version
 from comfyui_runner.session import KEEPS_PROMPT_ID, TARGETED_INTERRUPT, prompt_ids_of_client
 from comfyui_runner.text import hide_secrets
@@ -670,7 +671,7 @@ def test_prompts_of_a_client_are_found_in_anything(queue: Json, history: Json) -
 
 def write(folder: Any, *parts: str, overwrite: bool = False, data: bytes = b"new") -> str:
     """Writes a file below ``folder``; its path there."""
-    saved = cwr.write_file(str(folder), parts, overwrite, [data[:1], data[1:]])
+    saved = write_file(str(folder), parts, overwrite, [data[:1], data[1:]])
     assert saved.bytes == len(data)
     return os.path.relpath(saved.path, os.path.realpath(folder)).replace(os.sep, "/")
 
@@ -754,7 +755,7 @@ def test_an_output_that_breaks_off_leaves_nothing_behind(tmp_path: Any) -> None:
         raise ConnectionError("broken off")
 
     with pytest.raises(ConnectionError):
-        cwr.write_file(str(tmp_path), ["a.png"], False, chunks())
+        write_file(str(tmp_path), ["a.png"], False, chunks())
     assert files_in(tmp_path) == []
 
 
@@ -780,7 +781,7 @@ def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = Server(parse_address("host"))
     run: Any = types.SimpleNamespace(received=[], prompt={})
-    ((saved_of, save),) = cwr.save_jobs(server, run, [output], str(tmp_path), False, lambda: False)
+    ((saved_of, save),) = save_jobs(server, run, [output], str(tmp_path), False, lambda: False)
     saved = save()
     assert saved_of == output
     assert os.path.basename(saved.path) == "My_Text_ 1.txt"
@@ -790,6 +791,6 @@ def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
 def test_a_picture_that_cannot_be_saved_says_why(tmp_path: Any) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SaveError) as caught:
-        cwr.save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
+        save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
     assert caught.value.message.startswith("a.png could not be saved in %s: " % (tmp_path / "file"))
     assert caught.value.remedy == "Choose another folder with -o."
