@@ -27,6 +27,7 @@ from comfyui_runner.outputs import Output
 from comfyui_runner.saving import save_bytes, save_jobs, write_file
 from comfyui_runner.server import Address, Server, parse_address, parse_version
 from comfyui_runner.session import KEEPS_PROMPT_ID, TARGETED_INTERRUPT, prompt_ids_of_client
+from comfyui_runner.terminal import is_yes
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
@@ -620,7 +621,7 @@ def test_flags_that_do_not_go_together(arguments: List[str], message: str) -> No
     ],
 )  # fmt: skip
 def test_yes_is_yes_and_silence_is_no(answer: str, meant: Any) -> None:
-    assert cwr.is_yes(answer) is meant
+    assert is_yes(answer) is meant
 
 
 @pytest.mark.parametrize(
