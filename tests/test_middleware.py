@@ -27,6 +27,7 @@ from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.limits import Limits
+from comfyui_runner.messages import HttpError, Request, error_response, parse_fields, security_headers
 from comfyui_runner.server import new_uuid
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
@@ -366,7 +367,7 @@ def service(shared: Tuple[Any, Middleware]) -> Iterator[Middleware]:
 
 def request(method: str = "GET", path: str = "/queue", **headers: str) -> Any:
     given = {"host": "127.0.0.1:8189", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return cwr.Request(method, path, {}, given)
+    return Request(method, path, {}, given)
 
 
 OPEN = cwr.make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.example/"])
@@ -514,7 +515,7 @@ def test_every_route_is_found_by_its_method_and_path() -> None:
 
 def test_head_is_taken_wherever_get_is() -> None:
     assert cwr.find_route("HEAD", "/status")[0].method == "GET"
-    with pytest.raises(cwr.HttpError) as caught:
+    with pytest.raises(HttpError) as caught:
         cwr.find_route("HEAD", "/interrupt")
     assert caught.value.http_status == 405
 
@@ -531,7 +532,7 @@ def test_head_is_taken_wherever_get_is() -> None:
     ],
 )
 def test_another_method_is_told_what_the_path_takes(method: str, path: str, allow: str) -> None:
-    with pytest.raises(cwr.HttpError) as caught:
+    with pytest.raises(HttpError) as caught:
         cwr.find_route(method, path)
     assert caught.value.http_status == 405
     assert caught.value.headers == (("Allow", allow),)
@@ -539,7 +540,7 @@ def test_another_method_is_told_what_the_path_takes(method: str, path: str, allo
 
 @pytest.mark.parametrize("path", ["", "/queue/", "/Queue", "/runs/", "/runs/a/b", "/view/x", "/.", "/%2e", "*"])
 def test_another_path_is_not_found(path: str) -> None:
-    with pytest.raises(cwr.HttpError) as caught:
+    with pytest.raises(HttpError) as caught:
         cwr.find_route("GET", path)
     assert (caught.value.http_status, caught.value.type) == (404, "not_found")
 
@@ -564,25 +565,25 @@ def test_another_path_is_not_found(path: str) -> None:
     ],
 )
 def test_what_is_no_such_object_is_told_with_400(body: bytes, reason: str) -> None:
-    with pytest.raises(cwr.HttpError) as caught:
-        cwr.parse_fields(body, {"text": str}, {"node_id": str, "inputs": dict})
+    with pytest.raises(HttpError) as caught:
+        parse_fields(body, {"text": str}, {"node_id": str, "inputs": dict})
     assert (caught.value.http_status, caught.value.type) == (400, reason)
 
 
 def test_the_fields_of_an_object_come_as_they_are() -> None:
-    assert cwr.parse_fields(b'\xef\xbb\xbf{"text": "\xe7\x8b\x90", "more": 1}', {"text": str}, {}) == {
+    assert parse_fields(b'\xef\xbb\xbf{"text": "\xe7\x8b\x90", "more": 1}', {"text": str}, {}) == {
         "text": "狐",
         "more": 1,
     }
-    assert cwr.parse_fields(b" \r\n", {}, {"prompt": dict}) == {}
+    assert parse_fields(b" \r\n", {}, {"prompt": dict}) == {}
 
 
 @few
 @given(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
 def test_nothing_but_an_http_error_comes_of_an_odd_body(body: bytes) -> None:
     try:
-        assert isinstance(cwr.parse_fields(body, {"text": str}, {"inputs": dict}), dict)
-    except cwr.HttpError as error:
+        assert isinstance(parse_fields(body, {"text": str}, {"inputs": dict}), dict)
+    except HttpError as error:
         assert error.http_status == 400
 
 
@@ -609,10 +610,10 @@ def test_every_line_of_curl_names_the_address() -> None:
 
 
 def test_an_error_of_ours_is_json_too() -> None:
-    answer = cwr.error_response(KeyError("oops"))
+    answer = error_response(KeyError("oops"))
     assert answer.status == 500
     assert json.loads(answer.body)["error"]["type"] == "internal_error"
-    gone = cwr.error_response(ServerUnreachable("No answer.", "Start it."))
+    gone = error_response(ServerUnreachable("No answer.", "Start it."))
     assert (gone.status, dict(gone.headers)["Retry-After"]) == (503, "5")
     assert json.loads(gone.body)["error"]["message"] == "No answer. Start it."
 
@@ -2106,7 +2107,7 @@ def test_no_script_runs_but_the_pages_own(service: Middleware) -> None:
     [script] = re.findall(rb"<script>(.*?)</script>", service.service.page, re.S)
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     assert "script-src 'sha256-%s';" % digest in policy
-    assert "script-src 'none';" in dict(cwr.security_headers(b""))["Content-Security-Policy"]
+    assert "script-src 'none';" in dict(security_headers(b""))["Content-Security-Policy"]
 
 
 def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
