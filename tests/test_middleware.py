@@ -26,6 +26,7 @@ from recorded import anything, few
 from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
+from comfyui_runner.guard import make_guard
 from comfyui_runner.limits import Limits
 from comfyui_runner.messages import HttpError, Request, error_response, parse_fields, security_headers
 from comfyui_runner.server import new_uuid
@@ -370,7 +371,7 @@ def request(method: str = "GET", path: str = "/queue", **headers: str) -> Any:
     return Request(method, path, {}, given)
 
 
-OPEN = cwr.make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.example/"])
+OPEN = make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.example/"])
 
 
 @pytest.mark.parametrize(
@@ -446,7 +447,7 @@ def test_a_referer_that_is_no_url_is_foreign_and_no_fault_of_ours() -> None:
 
 
 def test_with_a_token_all_but_the_page_the_login_and_health_need_it() -> None:
-    guard = cwr.make_guard("0.0.0.0", "s3cret", False, [], [])
+    guard = make_guard("0.0.0.0", "s3cret", False, [], [])
     for method, path in [("GET", "/"), ("POST", "/login"), ("GET", "/health")]:
         assert guard.refusal(request(method, path)) is None
     for row in cwr.ROUTES:
@@ -475,7 +476,7 @@ def test_with_a_token_all_but_the_page_the_login_and_health_need_it() -> None:
     ],
 )
 def test_the_token_is_taken_as_bearer_or_as_the_cookie_of_the_login(headers: Dict[str, str], known: bool) -> None:
-    guard = cwr.make_guard("0.0.0.0", "s3cret", False, [], [])
+    guard = make_guard("0.0.0.0", "s3cret", False, [], [])
     headers = {name: value.replace("COOKIE", guard.cookie()) for name, value in headers.items()}
     assert (guard.refusal(request(**headers)) is None) is known
     assert "s3cret" not in guard.cookie()
@@ -489,15 +490,15 @@ def test_nobody_knows_a_token_where_there_is_none() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.20", "gpu.example"])
 def test_another_address_needs_a_token_or_a_spoken_no(host: str) -> None:
     with pytest.raises(UsageError, match="needs a token"):
-        cwr.make_guard(host, None, False, [], [])
-    assert cwr.make_guard(host, None, True, [], []).token is None
-    names = cwr.make_guard(host, "t", False, ["More.example"], []).hosts
+        make_guard(host, None, False, [], [])
+    assert make_guard(host, None, True, [], []).token is None
+    names = make_guard(host, "t", False, ["More.example"], []).hosts
     assert {"localhost", host, socket.gethostname().lower(), "more.example"} <= names
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
 def test_an_address_of_this_machine_alone_needs_none(host: str) -> None:
-    assert cwr.make_guard(host, None, False, [], []).token is None
+    assert make_guard(host, None, False, [], []).token is None
 
 
 # ------------------------------------------------------------------------------------------------
