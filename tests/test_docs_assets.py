@@ -16,6 +16,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 import pytest
 from support import ROOT, cwr, program_text
 
+from comfyui_runner.routes import ROUTES
 from comfyui_runner.simulator.command import main as simulator_main
 
 SIMULATOR = "comfyui_runner/simulator/__main__.py"
@@ -263,7 +264,7 @@ def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
 
 
 def routes_of_the_service() -> List[Tuple[str, str]]:
-    return [(row.method, row.path) for row in cwr.ROUTES]
+    return [(row.method, row.path) for row in ROUTES]
 
 
 def has_route(method: str, path: str) -> bool:

@@ -13,6 +13,7 @@ import requests
 from support import ROOT, cwr, node, program_text, run, slow_prompt
 
 from comfyui_runner.nodes import is_link
+from comfyui_runner.routes import ROUTES
 
 Make = Callable[..., Any]
 
@@ -142,7 +143,7 @@ def test_the_map_at_the_top_names_the_sections_in_order() -> None:
 def test_the_routes_in_the_documents_are_the_programs() -> None:
     rows = re.findall(r"(?m)^\| `([A-Z]+) (/\S*)` \| .+ \| ([\d ]+) \|$", read("docs/MIDDLEWARE.md"))
     documented = [(method, path, tuple(map(int, statuses.split()))) for method, path, statuses in rows]
-    assert documented == [(row.method, row.path, tuple(sorted(row.statuses))) for row in cwr.ROUTES]
+    assert documented == [(row.method, row.path, tuple(sorted(row.statuses))) for row in ROUTES]
 
 
 def test_the_statuses_in_the_documents_are_the_programs() -> None:

@@ -29,6 +29,7 @@ from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.guard import make_guard
 from comfyui_runner.limits import Limits
 from comfyui_runner.messages import HttpError, Request, error_response, parse_fields, security_headers
+from comfyui_runner.routes import ROUTES, curl_lines, find_route
 from comfyui_runner.server import new_uuid
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
@@ -450,7 +451,7 @@ def test_with_a_token_all_but_the_page_the_login_and_health_need_it() -> None:
     guard = make_guard("0.0.0.0", "s3cret", False, [], [])
     for method, path in [("GET", "/"), ("POST", "/login"), ("GET", "/health")]:
         assert guard.refusal(request(method, path)) is None
-    for row in cwr.ROUTES:
+    for row in ROUTES:
         if row.path not in ("/", "/login", "/health"):
             refusal = guard.refusal(request(row.method, row.path))
             assert refusal is not None and refusal.http_status == 401
@@ -507,17 +508,17 @@ def test_an_address_of_this_machine_alone_needs_none(host: str) -> None:
 
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
-    for row in cwr.ROUTES:
-        found, parts = cwr.find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
+    for row in ROUTES:
+        found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
         assert found is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
         assert callable(getattr(cwr.Service, row.handler))
 
 
 def test_head_is_taken_wherever_get_is() -> None:
-    assert cwr.find_route("HEAD", "/status")[0].method == "GET"
+    assert find_route("HEAD", "/status")[0].method == "GET"
     with pytest.raises(HttpError) as caught:
-        cwr.find_route("HEAD", "/interrupt")
+        find_route("HEAD", "/interrupt")
     assert caught.value.http_status == 405
 
 
@@ -534,7 +535,7 @@ def test_head_is_taken_wherever_get_is() -> None:
 )
 def test_another_method_is_told_what_the_path_takes(method: str, path: str, allow: str) -> None:
     with pytest.raises(HttpError) as caught:
-        cwr.find_route(method, path)
+        find_route(method, path)
     assert caught.value.http_status == 405
     assert caught.value.headers == (("Allow", allow),)
 
@@ -542,7 +543,7 @@ def test_another_method_is_told_what_the_path_takes(method: str, path: str, allo
 @pytest.mark.parametrize("path", ["", "/queue/", "/Queue", "/runs/", "/runs/a/b", "/view/x", "/.", "/%2e", "*"])
 def test_another_path_is_not_found(path: str) -> None:
     with pytest.raises(HttpError) as caught:
-        cwr.find_route("GET", path)
+        find_route("GET", path)
     assert (caught.value.http_status, caught.value.type) == (404, "not_found")
 
 
@@ -592,7 +593,7 @@ def test_the_document_of_routes_is_json_and_has_every_route() -> None:
     document = json.loads(json.dumps(cwr.openapi(), allow_nan=False))
     assert document["openapi"] == "3.1.0"
     there = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert there == {(row.method, row.path) for row in cwr.ROUTES}
+    assert there == {(row.method, row.path) for row in ROUTES}
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(set(names)) == len(names)
     for methods in document["paths"].values():
@@ -603,9 +604,9 @@ def test_the_document_of_routes_is_json_and_has_every_route() -> None:
 
 
 def test_every_line_of_curl_names_the_address() -> None:
-    lines = cwr.curl_lines("http://127.0.0.1:8189")
+    lines = curl_lines("http://127.0.0.1:8189")
     commands = [line for line in lines if line.startswith("      curl ")]
-    assert len(commands) == len([row for row in cwr.ROUTES if row.curl])
+    assert len(commands) == len([row for row in ROUTES if row.curl])
     for command in commands:
         assert "http://127.0.0.1:8189/" in command and "{}" not in command.replace("'{}'", "")
 
@@ -1052,7 +1053,7 @@ def test_post_and_paths_under_api_do_the_same(service: Middleware) -> None:
 
 
 def test_every_path_is_there_under_api_too(service: Middleware) -> None:
-    for row in cwr.ROUTES:
+    for row in ROUTES:
         path = row.path.replace("{prompt_id}", "none")
         if row.method == "GET" and row.path not in ("/queue", "/events"):
             plain, other = service.get(path), service.get("/api" + path)
@@ -1748,7 +1749,7 @@ def test_64_connections_are_served_and_8_more_for_health(service: Middleware) ->
     ],
 )
 def test_a_foreign_page_starts_edits_and_reads_nothing(service: Middleware, comfyui: Any, headers: Json) -> None:
-    for row in cwr.ROUTES:
+    for row in ROUTES:
         if row.path == "/" and not {"Host", "Origin", "Sec-Purpose"} & set(headers):
             continue
         answer = service.call(row.method, row.path.replace("{prompt_id}", "x"), None, headers)
@@ -1825,7 +1826,7 @@ def test_comfyuis_credentials_never_reach_our_clients(make_middleware: Make, mak
     told = service.end(prompt_id)
     assert told["phase"] == "success"
     seen = [repr(events.until(lambda name, data: name == "run" and data["over"]))]
-    answers = [service.get(row.path.replace("{prompt_id}", prompt_id)) for row in cwr.ROUTES if row.method == "GET"
+    answers = [service.get(row.path.replace("{prompt_id}", prompt_id)) for row in ROUTES if row.method == "GET"
                and row.path not in ("/events", "/queue")]  # fmt: skip
     answers.append(service.get("/" + told["outputs"][0]["url"].lstrip("/")))
     simulator.token = "changed"
@@ -1982,7 +1983,7 @@ def test_a_slow_comfyui_does_not_hold_the_events_up(make_middleware: Make, simul
 
 def test_the_start_tells_the_address_the_routes_and_a_line_of_curl_for_each(service: Middleware) -> None:
     printed = service.out.getvalue()
-    for row in cwr.ROUTES:
+    for row in ROUTES:
         if row.curl:
             assert row.curl.format("http://127.0.0.1:%d" % service.port) in printed
 

@@ -13,7 +13,9 @@ from typing import Any, Callable, Dict, Iterator, Set
 
 import pytest
 import requests
-from support import ROOT, cwr, node, wait_until
+from support import ROOT, node, wait_until
+
+from comfyui_runner.routes import ROUTES
 
 pytestmark = pytest.mark.long
 pytest.importorskip("schemathesis")
@@ -128,7 +130,7 @@ def test_every_answer_is_declared(url: str, tmp_path: Any) -> None:
         for method, operation in methods.items()
         if path != "/events"
     }
-    assert len(operations) == len(cwr.ROUTES) - 1
+    assert len(operations) == len(ROUTES) - 1
     # PUT /workflow comes second: it leaves behind what can't run
     answered = ask(url, document, tmp_path, "--exclude-operation-id", "put_workflow")
     blocker = {**WORKFLOW, "9": node("SlowProgress", "Slow", steps=600, seconds=60.0, seed=7, preview=True)}
