@@ -27,6 +27,7 @@ from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.guard import make_guard
+from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.limits import Limits
 from comfyui_runner.messages import HttpError, Request, error_response, parse_fields, security_headers
 from comfyui_runner.routes import ROUTES, curl_lines, find_route
@@ -155,7 +156,7 @@ class Middleware:
         self.thread = threading.Thread(target=work)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cwr, "make_http_server", self._listen(cwr.make_http_server))
-            patch.setattr(cwr.Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
+            patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
             ready = re.compile(r"Continuous mode at http://(?:\[::1\]|[\w.]+):(\d+)")
             wait_until(lambda: ready.search(self.out.getvalue()) or not self.thread.is_alive(), what="the start")

@@ -20,6 +20,7 @@ from test_middleware import Middleware, make_middleware, phase_elsewhere, post_e
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.pictures import png_texts
+from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.installation import MODELS
 
@@ -1163,14 +1164,14 @@ def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
 
 @pytest.mark.parametrize("phase", ["running", "pending"])
 def test_ctrl_c_leaves_an_attached_prompt_alone(phase: str, simulator: Any, monkeypatch: Any) -> None:
-    pressed: List[cwr.Interrupts] = []
-    bind = cwr.Interrupts.bind
+    pressed: List[Interrupts] = []
+    bind = Interrupts.bind
 
-    def note(self: cwr.Interrupts, *more: Any) -> None:
+    def note(self: Interrupts, *more: Any) -> None:
         pressed.append(self)
         bind(self, *more)
 
-    monkeypatch.setattr(cwr.Interrupts, "bind", note)
+    monkeypatch.setattr(Interrupts, "bind", note)
     ids = [post_elsewhere(simulator, slow_prompt(steps=100, seconds=20.0, seed=seed)) for seed in (1, 2)]
     in_queue(simulator, ids[0], "running")
     prompt_id = ids[phase == "pending"]
