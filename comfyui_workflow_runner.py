@@ -65,17 +65,15 @@ from typing import (
 )
 
 from comfyui_runner import __version__
-from comfyui_runner.documents import Conversion, Document, Prompt, describe_json_type, parse_document
+from comfyui_runner.documents import Conversion, Document, Prompt, parse_document
 from comfyui_runner.edits import (
     EditError,
     InputEdit,
     apply_edits,
     draw_seeds,
-    find_input,
     find_loaders,
     find_node,
     find_text,
-    input_edit,
     parse_set,
     seed_inputs,
     set_inputs,
@@ -97,6 +95,16 @@ from comfyui_runner.errors import (
     UsageError,
     WorkflowError,
 )
+from comfyui_runner.extras.batches import (
+    Row,
+    Tally,
+    batch_meter,
+    check_columns,
+    read_rows,
+    row_edits,
+    row_key,
+    rows_done,
+)
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, form_fields, inputs_table
 from comfyui_runner.extras.conversion import convert_workflow
 from comfyui_runner.guard import COOKIE, Guard, make_guard
@@ -114,7 +122,7 @@ from comfyui_runner.messages import (
     security_headers,
     strict_json,
 )
-from comfyui_runner.meter import fit_line, meter, meter_row
+from comfyui_runner.meter import meter
 from comfyui_runner.nodes import (
     MODEL_ENDINGS,
     InputRef,
@@ -156,7 +164,7 @@ from comfyui_runner.server import (
     uploaded_value,
 )
 from comfyui_runner.session import GONE, Run, Session, is_lost
-from comfyui_runner.state import Phase, Preview, PromptState, lost, run_seconds, wholly_cached
+from comfyui_runner.state import Phase, Preview, lost, run_seconds, wholly_cached
 from comfyui_runner.summary import Summary, summarize
 from comfyui_runner.terminal import JsonPrinter, Printer, is_yes, make_printer
 from comfyui_runner.text import as_dict, as_list, as_number, duration, one_line, plain_json, plural, size_in_words
@@ -397,164 +405,6 @@ class Loaded(NamedTuple):
         if not self.workflow or not (self.made.places or prompt == self.made.prompt):
             return {}  # of a picture with both, and now with other values: ComfyUI embeds the prompt by itself
         return {"extra_data": {"extra_pnginfo": {"workflow": edited_workflow(self.made, self.workflow, prompt)}}}
-
-
-# ==================================================================================================
-# BATCHES: many runs of one workflow: the rows, the manifest, names of folders and files
-# ==================================================================================================
-
-
-class Row(NamedTuple):
-    """One run of a batch. ``values`` by NODE.INPUT; ``error``: why the row cannot be read."""
-
-    number: int
-    values: Mapping[str, Any] = {}
-    error: str = ""
-
-
-def read_rows(lines: Iterable[str], json_lines: bool) -> Iterator[Row]:
-    """The rows of a CSV file with a header of NODE.INPUT, or of JSON Lines, numbered from 1; empty lines are no rows.
-
-    A row that cannot be read comes with its error. Raises UsageError for a header that cannot be used.
-    """
-    if json_lines:
-        number = 0
-        for line in lines:
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Row(number, error="it is not JSON (%s)" % one_line(error, 200))
-                continue
-            good = isinstance(values, dict)
-            yield (
-                Row(number, values)
-                if good
-                else Row(number, error="it is %s, not an object" % describe_json_type(values))
-            )
-        return
-    import csv
-
-    csv.field_size_limit(1 << 26)
-    rest = iter(lines)
-    first = next(rest, "")
-    marks = [mark for mark in ("\t", ",", ";") if mark in first] or [","]
-    reader = csv.reader(itertools.chain([first], rest), delimiter=marks[0], strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error:
-        header = []
-    if not header or not all(header) or len(set(header)) < len(header):
-        raise UsageError("The batch's first line must name its columns, each NODE.INPUT and each once.")
-    number = 0
-    while True:
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            number += 1
-            yield Row(number, error="it is no CSV (%s)" % one_line(error, 200))
-            continue
-        if values is None:
-            return
-        if not values:
-            continue
-        number += 1
-        if len(values) > len(header):
-            yield Row(number, error="it has %d cells, the header %d" % (len(values), len(header)))
-        else:
-            yield Row(number, dict(zip(header, values)))
-
-
-def row_edits(prompt: Mapping[str, Any], row: Row, object_info: Mapping[str, Any]) -> List[InputEdit]:
-    """The edits that a row asks for. An empty cell is the empty text where a text belongs, and else leaves the
-    workflow's value. Raises EditError."""
-    edits = []
-    for name, value in row.values.items():
-        ref = find_input(prompt, name)
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        current = as_dict(prompt[ref.node_id].get("inputs")).get(ref.input)
-        if value != "" or (spec[0] == "STRING" if spec else isinstance(current, str)):
-            edits.append(input_edit(ref, value))
-    return edits
-
-
-def check_columns(prompt: Prompt, names: Iterable[str], object_info: Mapping[str, Any]) -> None:
-    """Raises EditError for a column that no row can set, which spoils all of them."""
-    for name in names:
-        ref = find_input(prompt, name)
-        known = as_dict(prompt[ref.node_id].get("inputs"))
-        if ref.input in known or not input_spec(object_info, class_of(prompt, ref.node_id), ref.input):
-            set_inputs(prompt, ref.node_id, {ref.input: None}, {})  # without a definition no value is looked at
-
-
-def row_key(values: Mapping[str, Any]) -> str:
-    """What tells a row from one that stood in its place when the batch began."""
-    import hashlib
-
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def rows_done(lines: Iterable[str]) -> Dict[int, str]:
-    """The rows that a manifest's ``lines`` tell as done, with their keys. A line that was cut off by a crash
-    tells nothing."""
-    done: Dict[int, str] = {}
-    for line in lines:
-        try:
-            entry = as_dict(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-        if entry.get("status") == "done" and isinstance(entry.get("row"), int):
-            done[entry["row"]] = str(entry.get("key"))
-    return done
-
-
-class Tally(NamedTuple):
-    """How far a batch is. ``total`` is None where it is not known (rows from standard input)."""
-
-    total: Optional[int]
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0  # done before
-    seconds: float = 0.0
-
-    @property
-    def ended(self) -> int:
-        """Rows that need no more work."""
-        return self.done + self.failed + self.skipped
-
-    def in_words(self) -> str:
-        """``12/40 rows, 1 failed, 3.1/min, 9:02 left``."""
-        words = plural(self.ended, "row") if self.total is None else "%d/%s" % (self.ended, plural(self.total, "row"))
-        words += ", %d failed" % self.failed if self.failed else ""
-        worked = self.done + self.failed
-        if worked and self.seconds > 0:
-            pace = worked / self.seconds
-            words += ", %.1f/s" % pace if pace >= 1 else ", %.1f/min" % (60 * pace)
-            if self.total is not None and self.ended < self.total:
-                words += ", %s left" % duration((self.total - self.ended) / pace)
-        return words
-
-
-# ==================================================================================================
-# REPORTS: what happened, as data (docs/JSON.md lists them); what a person reads; the meter
-# ==================================================================================================
-
-
-def batch_meter(
-    tally: Tally, runs: Iterable[Tuple[int, PromptState]], now: float, width: int, ascii_only: bool, note: str = ""
-) -> List[List[Line]]:
-    """meter() for a batch: all of it, and the rows that are on their way."""
-    fraction = tally.ended / tally.total if tally.total else 0.0
-    lines = [meter_row(width, ascii_only, "Overall", fraction, "bold", tally.in_words())]
-    for number, state in runs:
-        done, total = nodes_done(state).values()
-        text = "%d/%d nodes  %s" % (done, total, duration(run_seconds(state, now)))
-        if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
-            text = "waiting"
-        lines.append(meter_row(width, ascii_only, "Row %d" % number, done / total if total else 0.0, "ok", text))
-    return [fit_line(line, width) for line in lines + ([[("warn", note)]] if note else [])]
 
 
 # ==================================================================================================

@@ -20,6 +20,7 @@ import requests
 from support import FAST, ROOT, Outcome, Terminal, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.extras.batches import Tally
 from comfyui_runner.simulator.life import Life
 
 Make = Callable[..., Any]
@@ -1063,15 +1064,15 @@ def test_the_live_screen_comes_again_for_a_run_that_is_repeated(batch: Batch, mo
 
 def test_the_tally_in_words() -> None:
     """The pace counts what was done now; nothing is divided by nothing."""
-    tally = cwr.Tally(40)
+    tally = Tally(40)
     assert tally.in_words() == "0/40 rows"
     tally = tally._replace(done=9, failed=1, skipped=10, seconds=200.0)
     assert tally.in_words() == "20/40 rows, 1 failed, 3.0/min, 6:40 left"
     assert tally._replace(seconds=4.0).in_words() == "20/40 rows, 1 failed, 2.5/s, 8.0 s left"
     assert tally._replace(seconds=10.0).in_words() == "20/40 rows, 1 failed, 1.0/s, 20.0 s left"
     assert tally._replace(total=20).in_words() == "20/20 rows, 1 failed, 3.0/min"
-    assert cwr.Tally(None, done=1, seconds=2.0).in_words() == "1 row, 30.0/min"
-    assert cwr.Tally(0).in_words() == "0/0 rows"
+    assert Tally(None, done=1, seconds=2.0).in_words() == "1 row, 30.0/min"
+    assert Tally(0).in_words() == "0/0 rows"
 
 
 # -- the command line ------------------------------------------------------------------------------

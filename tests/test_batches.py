@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Json, anything, few
-from support import cwr, node
+from support import node
 
 from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
+from comfyui_runner.extras.batches import Row, Tally, check_columns, read_rows, row_edits, row_key, rows_done
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.saving import fill_pattern
 
@@ -25,8 +26,8 @@ PROMPT: Json = {
 INFO: Json = {"CLIPTextEncode": {"input": {"required": {"text": ["STRING"], "more": ["INT"]}}}}
 
 
-def rows(*lines: str, json_lines: bool = False) -> List[cwr.Row]:
-    return list(cwr.read_rows([line + "\n" for line in lines], json_lines))
+def rows(*lines: str, json_lines: bool = False) -> List[Row]:
+    return list(read_rows([line + "\n" for line in lines], json_lines))
 
 
 def values(*lines: str, json_lines: bool = False) -> List[Mapping[str, Any]]:
@@ -42,7 +43,7 @@ def values(*lines: str, json_lines: bool = False) -> List[Mapping[str, Any]]:
 def test_a_row_has_the_columns_of_the_header(mark: str) -> None:
     lines = [mark.join(line) for line in (("Positive.text", " 3.steps "), ("a fox", "4"), ("a cat", "5"))]
     assert rows(*lines) == [
-        cwr.Row(1, {"Positive.text": "a fox", "3.steps": "4"}), cwr.Row(2, {"Positive.text": "a cat", "3.steps": "5"}),
+        Row(1, {"Positive.text": "a fox", "3.steps": "4"}), Row(2, {"Positive.text": "a cat", "3.steps": "5"}),
     ]  # fmt: skip
 
 
@@ -52,9 +53,9 @@ def test_a_cell_may_hold_marks_and_lines() -> None:
 
 def test_empty_lines_are_no_rows_and_short_rows_leave_values_alone() -> None:
     assert rows("6.text,3.steps", "", "a", "", "b,4") == [
-        cwr.Row(1, {"6.text": "a"}), cwr.Row(2, {"6.text": "b", "3.steps": "4"}),
+        Row(1, {"6.text": "a"}), Row(2, {"6.text": "b", "3.steps": "4"}),
     ]  # fmt: skip
-    assert rows("", '{"3.steps": 4}', "  ", "{}", json_lines=True) == [cwr.Row(1, {"3.steps": 4}), cwr.Row(2, {})]
+    assert rows("", '{"3.steps": 4}', "  ", "{}", json_lines=True) == [Row(1, {"3.steps": 4}), Row(2, {})]
 
 
 @pytest.mark.parametrize("lines", [[], ["", "a"], [",,"], ["a.b,a.b"], ["a.b, a.b "], ["a\rb"], ['"a'], ["6.text,"]])
@@ -69,12 +70,12 @@ def test_a_bad_row_does_not_stop_the_rest() -> None:
     assert [row.number for row in found] == [1, 2, 3, 4]
     assert found[0].error == "it has 2 cells, the header 1"
     assert found[1].error.startswith("it is no CSV (") and found[2].error.startswith("it is no CSV (")
-    assert found[3] == cwr.Row(4, {"6.text": "g"})
+    assert found[3] == Row(4, {"6.text": "g"})
     found = rows("{", "[1]", "null", "[" * 100000, '{"3.steps": 1}', json_lines=True)
     assert found[0].error.startswith("it is not JSON (")
     assert [row.error for row in found[1:3]] == ["it is a list, not an object", "it is null, not an object"]
     assert found[3].error.startswith("it is not JSON (")
-    assert found[4] == cwr.Row(5, {"3.steps": 1})
+    assert found[4] == Row(5, {"3.steps": 1})
 
 
 def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence() -> None:
@@ -83,25 +84,25 @@ def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence()
 
 
 def test_what_a_row_sets() -> None:
-    row = cwr.Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
-    assert cwr.row_edits(PROMPT, row, {}) == [
+    row = Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
+    assert row_edits(PROMPT, row, {}) == [
         InputEdit(InputRef("6", "text"), ""), InputEdit(InputRef("3", "seed"), "random"),
         InputEdit(InputRef("6", "new"), None),
     ]  # fmt: skip
     linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
-    (edit,) = cwr.row_edits(linked, cwr.Row(1, {"6.text": "", "6.more": ""}), INFO)
+    (edit,) = row_edits(linked, Row(1, {"6.text": "", "6.more": ""}), INFO)
     assert edit.ref == InputRef("6", "text")
-    (edit,) = cwr.row_edits(PROMPT, cwr.Row(1, {"6.text": "@a.txt"}), INFO)
+    (edit,) = row_edits(PROMPT, Row(1, {"6.text": "@a.txt"}), INFO)
     assert edit.file == "a.txt"
     with pytest.raises(EditError):
-        cwr.row_edits(PROMPT, cwr.Row(1, {"Nobody.text": "x"}), INFO)
+        row_edits(PROMPT, Row(1, {"Nobody.text": "x"}), INFO)
 
 
 @few
 @given(st.lists(st.text('a.b,;"\r\n\t\0{}[] ', max_size=12), max_size=5), st.booleans())
 def test_any_lines_are_rows_or_a_usage_error(lines: List[str], json_lines: bool) -> None:
     try:
-        found = list(cwr.read_rows(lines, json_lines))
+        found = list(read_rows(lines, json_lines))
     except UsageError as error:
         assert not json_lines and error.message
         return
@@ -115,9 +116,9 @@ def test_any_lines_are_rows_or_a_usage_error(lines: List[str], json_lines: bool)
 
 
 def test_a_row_is_known_again_whatever_the_order_of_its_columns() -> None:
-    key = cwr.row_key({"a.b": "1", "c.d": 2})
-    assert key == cwr.row_key({"c.d": 2, "a.b": "1"}) and len(key) == 16
-    assert len({key, cwr.row_key({"a.b": "1"}), cwr.row_key({"a.b": "2", "c.d": 2}), cwr.row_key({})}) == 4
+    key = row_key({"a.b": "1", "c.d": 2})
+    assert key == row_key({"c.d": 2, "a.b": "1"}) and len(key) == 16
+    assert len({key, row_key({"a.b": "1"}), row_key({"a.b": "2", "c.d": 2}), row_key({})}) == 4
 
 
 def test_rows_that_are_done_are_read_and_what_a_crash_cut_off_is_not() -> None:
@@ -126,14 +127,14 @@ def test_rows_that_are_done_are_read_and_what_a_crash_cut_off_is_not() -> None:
         {"row": "3", "status": "done", "key": "k3"}, {"row": 1, "status": "done", "key": "new"},
     ]  # fmt: skip
     lines = [json.dumps(entry) for entry in entries] + ["", "[]", "[" * 100000, '{"row": 4, "status": "do']
-    assert cwr.rows_done(lines) == {1: "new"}
+    assert rows_done(lines) == {1: "new"}
 
 
 @few
 @given(st.lists(anything.map(json.dumps) | st.text(max_size=8), max_size=4), st.dictionaries(st.text(), anything))
 def test_any_manifest_is_read_and_any_row_has_a_key(lines: List[str], row: Json) -> None:
-    assert all(isinstance(number, int) for number in cwr.rows_done(lines))
-    assert cwr.row_key(row) == cwr.row_key(dict(reversed(list(row.items()))))
+    assert all(isinstance(number, int) for number in rows_done(lines))
+    assert row_key(row) == row_key(dict(reversed(list(row.items()))))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -188,16 +189,16 @@ def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("tally", "words"),
     [
-        (cwr.Tally(40), "0/40 rows"),
-        (cwr.Tally(1, skipped=1, seconds=3.0), "1/1 row"),
-        (cwr.Tally(None, done=2), "2 rows"),
-        (cwr.Tally(40, done=10, failed=2, seconds=120.0), "12/40 rows, 2 failed, 6.0/min, 4:40 left"),
-        (cwr.Tally(40, done=10, skipped=20, seconds=5.0), "30/40 rows, 2.0/s, 5.0 s left"),
-        (cwr.Tally(2, done=2, seconds=1.0), "2/2 rows, 2.0/s"),
-        (cwr.Tally(None, done=2, seconds=1.0), "2 rows, 2.0/s"),
+        (Tally(40), "0/40 rows"),
+        (Tally(1, skipped=1, seconds=3.0), "1/1 row"),
+        (Tally(None, done=2), "2 rows"),
+        (Tally(40, done=10, failed=2, seconds=120.0), "12/40 rows, 2 failed, 6.0/min, 4:40 left"),
+        (Tally(40, done=10, skipped=20, seconds=5.0), "30/40 rows, 2.0/s, 5.0 s left"),
+        (Tally(2, done=2, seconds=1.0), "2/2 rows, 2.0/s"),
+        (Tally(None, done=2, seconds=1.0), "2 rows, 2.0/s"),
     ],
 )
-def test_how_far_a_batch_is(tally: cwr.Tally, words: str) -> None:
+def test_how_far_a_batch_is(tally: Tally, words: str) -> None:
     assert tally.in_words() == words
 
 
@@ -209,8 +210,8 @@ def test_the_limit_of_a_cell_is_far() -> None:
 def test_a_column_that_no_row_can_set_spoils_them_all() -> None:
     prompt = {"1": node("A", "Text", text="a", model=["2", 0]), "2": node("B")}
     info = {"A": {"input": {"required": {"text": ["STRING"]}, "optional": {"extra": ["INT", {}]}}}}
-    cwr.check_columns(prompt, ["Text.text", "1.extra"], info)
+    check_columns(prompt, ["Text.text", "1.extra"], info)
     for column, kind in (("1.model", "linked_input"), ("1.texd", "no_such_input"), ("7.text", "no_such_node")):
         with pytest.raises(EditError) as caught:
-            cwr.check_columns(prompt, ["Text.text", column], info)
+            check_columns(prompt, ["Text.text", column], info)
         assert caught.value.type == kind

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Json, anything, few, history_entries, messages
-from support import cwr, node, program_text
+from support import node, program_text
 
 import comfyui_runner.errors
 import comfyui_runner.state
+from comfyui_runner.extras.batches import Tally, batch_meter
 from comfyui_runner.meter import bar, cells, meter, rate_in_words
 from comfyui_runner.reports import Report, changes, describe, end_report, exit_status_of, is_mere_progress, nodes_done
 from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
@@ -314,16 +315,16 @@ def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
 
 def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
     waiting, running = new(), new(Phase.RUNNING, finished={"1": 1.0}, started_at=1.0)
-    tally = cwr.Tally(4, done=1, seconds=2.0)
-    shown = ["".join(text for _, text in line) for line in cwr.batch_meter(
+    tally = Tally(4, done=1, seconds=2.0)
+    shown = ["".join(text for _, text in line) for line in batch_meter(
         tally, [(2, waiting), (3, running)], 3.0, 100, True, "Connection lost")]  # fmt: skip
     assert shown[0].startswith("Overall") and "1/4 rows" in shown[0]
     assert shown[1].startswith("Row 2") and shown[1].endswith("waiting")
     assert shown[2].startswith("Row 3") and "1/3 nodes" in shown[2]
     assert shown[3] == "Connection lost"
-    (only,) = cwr.batch_meter(cwr.Tally(None), [], 0.0, 40, True)
+    (only,) = batch_meter(Tally(None), [], 0.0, 40, True)
     assert sum(cells(text) for _, text in only) <= 40
-    (_, odd) = cwr.batch_meter(tally, [(1, PromptState("p", Phase.RUNNING))], 0.0, 80, True)
+    (_, odd) = batch_meter(tally, [(1, PromptState("p", Phase.RUNNING))], 0.0, 80, True)
     assert "0/0 nodes" in odd[-1][1]
 
 
