@@ -125,6 +125,7 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--timeout=-1"], {}, "The timeout must be a number of seconds above 0."),
         (["--timeout", "nan"], {}, "The timeout must be a number of seconds above 0."),
         (["--timeout", "inf"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout", "1e8"], {}, "The timeout must be a number of seconds above 0."),
         ([], {"TIMEOUT": "soon"}, "The timeout must be a number of seconds above 0."),
         (["--demo", "--server", "h"], {}, "--demo brings its own server, so --server cannot be given with it."),
         (["--timeout"], {}, "Argument --timeout: expected one argument."),

@@ -83,6 +83,11 @@ def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str)
     assert error.type == kind and words in error.message
 
 
+def test_words_for_yes_and_no() -> None:
+    words = ["true", "yes", "on", "1", "false", "no", "off", "0"]
+    assert [cwr.read_value(["BOOLEAN"], None, word) for word in words] == [True] * 4 + [False] * 4
+
+
 @pytest.mark.parametrize(
     ("text", "edit"),
     [

@@ -476,6 +476,11 @@ def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
     )
 
 
+def test_numbers_and_empty_texts_before_a_text_do_not_hide_it() -> None:
+    summary = cwr.summarize({"1": node("Loader", strength=1.0, name=" ", ckpt_name="a.pt", prompt="a fox")})
+    assert (summary.models, summary.texts) == ([("Loader", "a.pt")], [("Loader", "a fox")])
+
+
 def test_the_summary_of_a_video_prompt() -> None:
     assert cwr.summarize(
         {
