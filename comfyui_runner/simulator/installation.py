@@ -36,7 +36,7 @@ REMEMBERED_REQUESTS = 10000
 
 
 class Installation:
-    """What outlives a restart: version, settings, files, faults, and the counts that tests look at.
+    """What outlives a restart: version, settings, files, faults, and the counts for tests.
 
     Args:
         version: The ComfyUI version to play: any text, but see versions.SINCE.

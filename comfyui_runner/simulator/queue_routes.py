@@ -84,13 +84,13 @@ def refuse_prompt(error: Json, node_errors: Json | None = None) -> Reply:
 
 
 def choose_prompt_id(installation: Installation, data: Json) -> str | None:
-    """The client's prompt_id, or one that is made up. Returns None if the client's is refused."""
-    made_up = str(uuid.uuid4())
+    """The client's prompt_id, or a new one. Returns None if the client's is refused."""
+    new_id = str(uuid.uuid4())
     if not installation.has("jobs"):
-        return str(data.get("prompt_id", made_up))  # even null is one: "None"
+        return str(data.get("prompt_id", new_id))  # even null is one: "None"
     wanted = data.get("prompt_id")
     if wanted is None:
-        return made_up
+        return new_id
     return wanted if is_job_id(wanted) else None
 
 

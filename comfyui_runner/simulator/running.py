@@ -24,7 +24,7 @@ from comfyui_runner.simulator.signatures import Signatures
 
 
 class Interrupted(Exception):
-    """The running prompt was told to stop."""
+    """The running prompt was interrupted."""
 
 
 class Running:
@@ -59,7 +59,7 @@ class Running:
     # What nodes use.
 
     def check(self) -> None:
-        """Raise Interrupted if the prompt was told to stop; a killed server stops as well."""
+        """Raise Interrupted if the prompt was interrupted, or the server killed."""
         if self.life.take_interrupt() or self.life.dead.is_set():
             raise Interrupted()
 
