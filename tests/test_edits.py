@@ -255,6 +255,15 @@ def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
     assert cwr.text_inputs(prompt, "1") == [Ref("2", "value"), Ref("3", "value")]
 
 
+def test_a_text_on_the_way_to_another_is_the_one_that_counts() -> None:
+    prompt = {"1": sampler(["2", 0], ["9", 0]), "2": node("Encode", text="a", conditioning=["3", 0]), "3": text("b")}
+    assert cwr.prompt_texts(prompt, "positive") == [Ref("2", "text")]
+
+
+def test_a_value_that_no_json_has_is_refused_in_words() -> None:
+    assert "is not a whole number" in refused(cwr.check_value, ["INT"], "steps", {5}).message
+
+
 def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
     prompt = {str(i): node("Join", text_a=[str(i + 1), 0], text_b=[str(i + 1), 0]) for i in range(18)}
     prompt["18"] = node("PrimitiveString", value="a fox")

@@ -74,6 +74,7 @@ def test_the_longest_node_that_exists_wins(name: str, ref: cwr.InputRef) -> None
     ("name", "kind", "words"),
     [
         ("steps", "wrong_name", '"steps" names no input: write NODE.INPUT'), ("", "wrong_name", "names no input"),
+        ("Füchse", "wrong_name", '"Füchse" names'),
         ("v1.6.text", "no_such_node", 'no node "v1.6". Nearest: v1.5'), (".text", "no_such_node", 'no node ""'),
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
     ],

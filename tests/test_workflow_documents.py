@@ -382,6 +382,11 @@ def test_upstream_of_a_node_is_all_that_it_needs() -> None:
     assert cwr.upstream(TWO_ENDS, []) == frozenset()
 
 
+def test_upstream_of_a_node_that_needs_another_twice_is_whole() -> None:
+    prompt = {"1": node("A", a=["3", 0], b=["2", 0], c=["2", 1]), "2": node("B"), "3": node("C")}
+    assert cwr.upstream(prompt, ["1"]) == {"1", "2", "3"}
+
+
 def test_upstream_ignores_what_is_not_in_the_prompt() -> None:
     prompt = {"1": node("SaveImage", images=["404", 0], other=["x"], more=[1, 0])}
     assert cwr.upstream(prompt, ["1", "77"]) == {"1"}
