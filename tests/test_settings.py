@@ -553,6 +553,16 @@ def test_what_can_be_set_is_a_table() -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "allowed"),
+    [(1, None, "  1 to any"), (None, 9, "  any to 9"), (0, 0, "  0 to 0"), (None, None, "5")],
+)
+def test_the_table_of_inputs_shows_each_end_that_there_is(low: Any, high: Any, allowed: str) -> None:
+    row = {"node_id": "1", "input": "n", "title": "A", "type": "INT", "value": 5}
+    ((_, line),) = cwr.inputs_table([{**row, "options": None, "min": low, "max": high}])
+    assert line.endswith(allowed)
+
+
+@pytest.mark.parametrize(
     ("flag", "task"),
     [([], "run"), (["--inputs"], "inputs"), (["--check"], "check"), (["--export-api", "x"], "export"),
      (["--attach", "p"], "attach"), (["--batch", "b.csv"], "batch"), (["--repeat", "3"], "batch"),
