@@ -840,6 +840,15 @@ def test_the_date_in_the_name_of_a_file() -> None:
     assert inputs_of(node(1, "SaveImage", values=[name]), now=now) == {"filename_prefix": "2026-03-04 05"}
 
 
+def test_without_a_time_and_a_source_of_chance_the_clock_and_chance_decide() -> None:
+    made = converted(
+        flow([node(1, "SaveImage", values=["%date:yyyyMMdd%"]), node(2, "CLIPTextEncode", values=["{a|a}"])])
+    )
+    before = datetime.datetime.now() - datetime.timedelta(minutes=5)  # midnight may have come meanwhile
+    assert made["1"]["filename_prefix"] in {before.strftime("%Y%m%d"), datetime.datetime.now().strftime("%Y%m%d")}
+    assert made["2"]["text"] == "a"
+
+
 def test_values_in_the_name_of_a_file_are_written_as_javascript_writes_them() -> None:
     workflow = flow(
         [
