@@ -12,7 +12,7 @@ import pytest
 from simulated import Json, txt2img
 
 from comfyui_runner.simulator.bodies import Body, Cut, TooLarge
-from comfyui_runner.simulator.folders import path_inside, split_annotation
+from comfyui_runner.simulator.folders import guess_media_type, path_inside, split_annotation
 from comfyui_runner.simulator.forms import Upload, discard_form, parse_disposition, read_form
 from comfyui_runner.simulator.http_request import is_authorized, is_foreign
 from comfyui_runner.simulator.jobs import summarize_outputs
@@ -207,6 +207,12 @@ def test_a_name_may_say_its_folder(name: str, expected: Any) -> None:
     assert split_annotation(name, "input") == expected
 
 
+def test_media_types_are_the_same_on_every_system() -> None:
+    names = {"a.glb": "model/gltf-binary", "a.flac": "audio/flac", "a.webp": "image/webp", "a.png": "image/png"}
+    for name, expected in {**names, "a.unknown": "application/octet-stream"}.items():
+        assert guess_media_type(name) == expected
+
+
 def test_paths_stay_in_their_folder(tmp_path: Path) -> None:
     folder = tmp_path / "output"
     folder.mkdir()
@@ -272,3 +278,4 @@ def test_a_job_shows_a_saved_file_before_a_temporary_one_before_a_text() -> None
         assert best["nodeId"] == str(len(ranked) - number)
     assert (best["content"], best["truncated"]) == ("x" * 1024, True)
     assert summarize_outputs({}) == {"outputs_count": 0, "previewable_outputs_count": 0}
+    assert summarize_outputs({"1": saved, "2": saved})["preview_output"]["nodeId"] == "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Callable
 
 import pytest
@@ -23,6 +24,7 @@ def test_older_servers_have_no_jobs(simulate: Callable[..., Simulator]) -> None:
     sim = simulate(version="0.3.64")
     prompt_id = submit(sim, slow())
     assert "create_time" not in history(sim, prompt_id)["prompt"][3]
+    assert get(sim, "/system_stats").json()["system"]["os"] == os.name
     for path in ("/api/jobs", "/api/jobs/" + prompt_id):
         assert get(sim, path).status_code == 404
 
