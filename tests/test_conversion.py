@@ -846,6 +846,15 @@ def test_the_date_in_the_name_of_a_file() -> None:
     assert inputs_of(node(1, "SaveImage", values=[name]), now=now) == {"filename_prefix": "2026-03-04 05"}
 
 
+def test_without_a_time_and_a_source_of_chance_the_clock_and_chance_decide() -> None:
+    made = converted(
+        flow([node(1, "SaveImage", values=["%date:yyyyMMdd%"]), node(2, "CLIPTextEncode", values=["{a|a}"])])
+    )
+    before = datetime.datetime.now() - datetime.timedelta(minutes=5)  # midnight may have come meanwhile
+    assert made["1"]["filename_prefix"] in {before.strftime("%Y%m%d"), datetime.datetime.now().strftime("%Y%m%d")}
+    assert made["2"]["text"] == "a"
+
+
 def test_values_in_the_name_of_a_file_are_written_as_javascript_writes_them() -> None:
     workflow = flow(
         [
@@ -1110,6 +1119,39 @@ def test_a_subgraph_may_lead_straight_through() -> None:
     assert converted(workflow) == {"1": {"image": "a.png"}, "3": {"images": ["1", 0]}, "5": {}, "6": {}}
 
 
+def test_an_output_that_nothing_leads_to_gives_nothing() -> None:
+    """Not what goes into the subgraph."""
+    inside = subgraph("s", [], inputs=[("in", "IMAGE")], outputs=[("out", "IMAGE")])
+    workflow = flow(
+        [
+            LOAD,
+            node(2, "s", {"in": 1}, [("IMAGE", 2)]),
+            node(3, "PreviewImage", {"images": 2}),
+            node(4, "PreviewImage", {"images": 3}),
+        ],
+        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0), (3, 2, 1, 4, 0),  # it has one output
+        subgraphs=[inside],
+    )  # fmt: skip
+    assert converted(workflow) == {"1": {"image": "a.png"}, "3": {}, "4": {}}
+
+
+def test_an_input_of_another_name_that_is_promoted_the_older_way_keeps_all_its_links() -> None:
+    """The input "w" of the inner subgraph is its widget "width"; "a" of the outer one leads to two widgets."""
+    inner = subgraph("inner", [node(6, "EmptyLatentImage", {"width": 1}, values=[64, 128, 2])], (1, -10, 0, 6, 0),
+                     inputs=[("w", "INT", 1)])  # fmt: skip
+    outer = subgraph(
+        "outer",
+        [node(3, "inner", {"w": 1}), node(5, "EmptyLatentImage", {"height": 2}, values=[64, 128, 2])],
+        (1, -10, 0, 3, 0), (2, -10, 0, 5, 1),
+        inputs=[("a", "INT", 1, 2)],
+    )  # fmt: skip
+    host = node(1, "outer", values=[7, 33], properties={"proxyWidgets": [["-1", "gone"], ["3", "w"]]})
+    assert converted(flow([host], subgraphs=[outer, inner])) == {
+        "1:5": {"width": 64, "height": 33, "batch_size": 2},
+        "1:3:6": {"width": 33, "height": 128, "batch_size": 2},
+    }
+
+
 def test_later_nodes_take_other_numbers_where_ids_are_the_same() -> None:
     a = subgraph("a", [node(1, "PreviewAny"), node(2.0, "PreviewAny"), node("x", "PreviewAny")])
     b = subgraph("b", [node(2, "PreviewAny"), node(7, "PreviewAny"), node("x", "PreviewAny")])
@@ -1348,6 +1390,27 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
     with pytest.raises(WorkflowError, match="no node that runs"):
         cwr.make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
+
+
+def test_a_value_that_a_primitive_gives_is_edited_in_the_primitive_too() -> None:
+    """It would give its own again when the workflow is opened; the value of several stays."""
+    named = {"value": 100}
+    workflow = flow(
+        [
+            node(1, "PrimitiveNode", {}, [("INT", 1)], [104, "fixed"], widgets_values_named=named),
+            node(2, "EmptyLatentImage", {"width": 1, "height": 2}, [("LATENT",)], [64, 128, 2]),
+            node(3, "PrimitiveNode", {}, [("INT", 2, 3)], [200, "fixed"]),
+            node(4, "EmptyLatentImage", {"width": 3}, [("LATENT",)], [64, 128, 2]),
+        ],
+        (1, 1, 0, 2, 0), (2, 3, 0, 2, 1), (3, 3, 0, 4, 0),
+    )  # fmt: skip
+    made = convert_workflow(workflow, OBJECT_INFO)
+    values = {InputRef("2", "width"): 512, InputRef("2", "height"): 768}
+    edited = cwr.edited_workflow(made, workflow, with_values(made.prompt, values))
+    assert [raw["widgets_values"] for raw in edited["nodes"]] == [
+        [512, "fixed"], [512, 768, 2], [200, "fixed"], [64, 128, 2],
+    ]  # fmt: skip
+    assert edited["nodes"][0]["widgets_values_named"] == {"value": 512} and named == {"value": 100}
 
 
 def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:

@@ -272,6 +272,31 @@ def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
     assert text_inputs(prompt, "1") == [Ref("2", "value"), Ref("3", "value")]
 
 
+def test_a_guider_for_two_has_two_positive_texts_and_a_sampler_has_none_of_them() -> None:
+    inputs = {"model": ["99", 0], "cond1": ["1", 0], "cond2": ["2", 0], "conditioning": ["3", 0], "negative": ["4", 0]}
+    prompt = {key: text(key) for key in "1234"}
+    guided = {**prompt, "5": node("DualCFGGuider", **inputs)}
+    assert prompt_texts(guided, "positive") == [Ref("1", "text"), Ref("2", "text"), Ref("3", "text")]
+    assert prompt_texts(guided, "negative") == [Ref("4", "text")]
+    assert prompt_texts({**prompt, "5": node("Sampler", **inputs)}, "positive") == []
+
+
+def test_a_value_that_is_refused_names_its_node() -> None:
+    error = refused(
+        set_inputs, {"7": node("A", "Mine", n=1)}, "7", {"n": "x"}, {"A": {"input": {"required": {"n": ["INT"]}}}}
+    )
+    assert error.message.startswith('"Mine" (A, node 7): ') and error.type == "invalid_input_type"
+
+
+def test_a_text_on_the_way_to_another_is_the_one_that_counts() -> None:
+    prompt = {"1": sampler(["2", 0], ["9", 0]), "2": node("Encode", text="a", conditioning=["3", 0]), "3": text("b")}
+    assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
+
+
+def test_a_value_that_no_json_has_is_refused_in_words() -> None:
+    assert "is not a whole number" in refused(check_value, ["INT"], "steps", {5}).message
+
+
 def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
     prompt = {str(i): node("Join", text_a=[str(i + 1), 0], text_b=[str(i + 1), 0]) for i in range(18)}
     prompt["18"] = node("PrimitiveString", value="a fox")

@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few
+from slow_proxy import HurriedLoop
 from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
@@ -158,7 +159,7 @@ class Middleware:
             patch.setattr(cwr, "make_http_server", self._listen(cwr.make_http_server))
             patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
-            ready = re.compile(r"Continuous mode at http://(?:\[::1\]|[\w.]+):(\d+)")
+            ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
             wait_until(lambda: ready.search(self.out.getvalue()) or not self.thread.is_alive(), what="the start")
         found = ready.search(self.out.getvalue())
         assert found, self.out.getvalue() + self.err.getvalue()
@@ -335,6 +336,7 @@ def shared(tmp_path_factory: Any) -> Iterator[Tuple[Any, Middleware]]:
     with Simulator(max_upload_size=4 << 20) as simulator:
         program = Middleware(["--server", simulator.url, str(path)], {}, FAST._replace(cancel=1.0))
         wait_until(lambda: program.get("/status").json["comfyui"]["connected"])
+        wait_until(lambda: program.service.session.connected, what="the WebSocket")
         yield simulator, program
         assert program.stop() == 0
 
@@ -1669,6 +1671,30 @@ def test_a_malformed_head_is_answered_in_json(service: Middleware, comfyui: Any,
     assert ("POST", "/prompt") not in comfyui.requests
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /queue HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 0\r\n\r\n{}",
+        b"POST /queue HTTP/1.1\r\nHost: localhost\r\nContent-Length: two\r\n\r\n{}",
+        b"POST /queue HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2, 2\r\n\r\n{}",
+        b"POST /queue HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST queue HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}",
+        b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nno colon here\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_nothing_behind_a_bad_head_is_answered(service: Middleware, comfyui: Any, head: bytes) -> None:
+    """Where it ends is not certain, so what follows may be a part of it."""
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head + b"GET /queue HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+        answer = read_answer(file)
+        assert 400 <= answer.status < 500
+        assert answer.headers["connection"] == "close"
+        assert file.read() == b""
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
 def test_a_head_that_breaks_off_starts_nothing(service: Middleware, comfyui: Any) -> None:
     for head in (b"GET /queue HTTP/1.1\r\nHost: localhost\r\n", b"POST /queue HTTP/1.1\r\nHost: localhost\r\nX-Mo"):
         with service.connect() as connection:
@@ -2115,10 +2141,10 @@ def test_no_script_runs_but_the_pages_own(service: Middleware) -> None:
 
 def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cwr, "EVENT_BYTES_PER_SECOND", 1.0)
-    service.hold(slow_prompt(steps=10, seconds=1.0))
+    service.hold(slow_prompt(steps=10, seconds=1.0, seed=101))  # nobody else's: it is not in the cache
     events = service.events()
     prompt_id = service.start()
-    seen = events.until(lambda name, data: name == "run" and data["over"])
+    seen = events.until(lambda name, data: name == "run" and data["prompt_id"] == prompt_id and data["over"])
     told = [data for name, data in seen if name == "run" and data["prompt_id"] == prompt_id]
     assert len(told) == 2  # the first one is followed by a pause, which the end does not wait for
 
@@ -2168,6 +2194,130 @@ def test_a_stop_cancels_our_runs_and_tells_the_streams(make_middleware: Make, si
     assert not running and not pending
     with pytest.raises(OSError):
         service.connect()
+
+
+def seconds_to_stop(service: Middleware) -> float:
+    """Stops the service; how long it took."""
+    began = time.monotonic()
+    assert service.stop() == 0
+    return time.monotonic() - began
+
+
+def test_a_service_that_does_nothing_stops_at_once(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    with service.connect() as kept, kept.makefile("rb") as file:
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_answer(file).status == 200
+        assert seconds_to_stop(service) < 1.5
+
+
+def slow_reader(service: Middleware, simulator: Any) -> Events:
+    """Somebody who has read no more than the head of a file of 16 MB."""
+    put_file(simulator, "large.bin", b"x" * (16 << 20))
+    return service.events("/view?filename=large.bin&type=output", buffer=1 << 18)
+
+
+def test_a_stop_waits_for_an_answer_that_is_being_read(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    reader = slow_reader(service, simulator)
+    stopping = threading.Thread(target=service.stop)
+    stopping.start()
+    wait_until(lambda: not service.service._streams and service.service._closing, what="the stop")
+    stopping.join(0.7)
+    assert stopping.is_alive() and service.listener.busy
+    assert len(reader.file.read(16 << 20)) == 16 << 20
+    stopping.join(10.0)
+    assert service.status == 0 and not service.listener.busy
+    reader.close()
+
+
+def test_a_stop_does_not_wait_for_a_client_that_stops_reading(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    reader = slow_reader(service, simulator)
+    assert 1.5 < seconds_to_stop(service) < 6.0
+    reader.close()
+
+
+def test_a_stop_does_not_wait_for_a_client_that_stops_sending(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    with service.connect() as connection:
+        connection.sendall(b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        wait_until(lambda: service.listener.busy, what="the request")
+        assert 1.5 < seconds_to_stop(service) < 6.0
+
+
+def test_a_stop_does_not_wait_for_a_file_that_trickles(
+    make_middleware: Make, make_slow: Make, simulator: Any, tmp_path: Any
+) -> None:
+    proxy = make_slow(simulator)
+    service = make_middleware(proxy.url, "-o", str(tmp_path / "out"))
+    wait_until(lambda: service.get("/status").json["comfyui"]["connected"], what="the connection to ComfyUI")
+    proxy.trickling = {"GET /view": 1}
+    service.start()
+    wait_until(lambda: proxy.trickled, what="the download")
+    assert seconds_to_stop(service) < 6.0
+
+
+def test_a_stop_does_not_wait_for_a_comfyui_that_says_nothing(
+    make_middleware: Make, make_slow: Make, simulator: Any
+) -> None:
+    proxy = make_slow(simulator)
+    prompt = slow_prompt(steps=100, seconds=30.0)
+    service = make_middleware(proxy.url, prompt=prompt, limits=FAST._replace(cancel=0.6, read=20.0))
+    wait_until(lambda: service.get("/status").json["comfyui"]["connected"], what="the connection to ComfyUI")
+    service.running(service.start())
+    proxy.trickling = {"GET /queue": 100}
+    assert seconds_to_stop(service) < 6.0
+
+
+def test_a_fault_of_ours_ends_the_service_and_is_no_success(
+    make_middleware: Make, simulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_middleware(simulator)
+    tell_changes, faults = service.service._tell_changes, [0]
+    monkeypatch.setattr(service.service, "_tell_changes", lambda: 1 // faults.pop() if faults else tell_changes())
+    service.thread.join(15.0)
+    assert service.status == ExitStatus.ERROR
+    assert "ZeroDivisionError" in service.err.getvalue()
+    with pytest.raises(OSError):
+        service.connect()
+
+
+def test_an_address_of_ipv6_is_told_in_brackets(simulator: Any, workflow_file: Make) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    path = workflow_file(slow_prompt())
+    service = Middleware(["--server", simulator.url, "--host", "::1", path], {}, FAST)
+    try:
+        url = "http://[::1]:%d" % service.port
+        assert "Continuous mode at %s" % url in service.out.getvalue()
+        assert "curl %s/queue" % url in service.out.getvalue()
+        with socket.create_connection(("::1", service.port), 10.0) as connection, connection.makefile("rb") as file:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]:%d\r\n\r\n" % service.port)
+            assert read_answer(file).status == 200
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("route", ["GET /system_stats", "GET /features"])
+def test_a_comfyui_that_trickles_at_the_start_is_asked_again(
+    route: str, make_slow: Make, simulator: Any, workflow_file: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = make_slow(simulator)
+    path = workflow_file(slow_prompt(steps=1, seconds=0.0))
+    simulator.crash()
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: HurriedLoop(10.0))  # it waits for 12 s
+    service = Middleware(["--server", proxy.url, path], {}, FAST._replace(read=5.0, connect=2.0))
+    try:
+        proxy.trickling = {route: 1}
+        simulator.revive()
+        wait_until(lambda: proxy.trickled, 9.0, "the look")
+        wait_until(lambda: service.get("/status").json["comfyui"]["connected"], 9.0, "the connection to ComfyUI")
+    finally:
+        assert service.stop() == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals between processes")

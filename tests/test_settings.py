@@ -139,6 +139,7 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--timeout=-1"], {}, "The timeout must be a number of seconds above 0."),
         (["--timeout", "nan"], {}, "The timeout must be a number of seconds above 0."),
         (["--timeout", "inf"], {}, "The timeout must be a number of seconds above 0."),
+        (["--timeout", "1e8"], {}, "The timeout must be a number of seconds above 0."),
         ([], {"TIMEOUT": "soon"}, "The timeout must be a number of seconds above 0."),
         (["--demo", "--server", "h"], {}, "--demo brings its own server, so --server cannot be given with it."),
         (["--timeout"], {}, "Argument --timeout: expected one argument."),
@@ -561,6 +562,16 @@ def test_what_can_be_set_is_a_table() -> None:
     half = {**rows[0], "max": None}
     shown = [" ".join(line.split()) for _, line in inputs_table([many, half])]
     assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 to any"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "allowed"),
+    [(1, None, "  1 to any"), (None, 9, "  any to 9"), (0, 0, "  0 to 0"), (None, None, "5")],
+)
+def test_the_table_of_inputs_shows_each_end_that_there_is(low: Any, high: Any, allowed: str) -> None:
+    row = {"node_id": "1", "input": "n", "title": "A", "type": "INT", "value": 5}
+    ((_, line),) = inputs_table([{**row, "options": None, "min": low, "max": high}])
+    assert line.endswith(allowed)
 
 
 @pytest.mark.parametrize(

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import uuid
+import os
 from typing import Callable
 
-from simulated import busy, drain, get, history, interrupt, slow, submit, types
-from websockets.sync.client import ClientConnection
+import pytest
+from simulated import get, history, slow, submit
 
 from comfyui_runner.simulator import Simulator
+from comfyui_runner.simulator.versions import has_behavior
+
+VERSIONS_WITH_JOBS = ("0.26", "0.26.0", "0.33.0", "1.0rc1")
+VERSIONS_WITHOUT_JOBS = ("0.3.64", "0.25.9", "", "unknown")
 
 
-def test_a_server_of_early_2024(simulate: Callable[..., Simulator], open_ws: Callable[..., ClientConnection]) -> None:
-    sim = simulate(version="0.0.0")
-    ws = open_ws(sim, "me")
-    ids = [submit(sim, slow(), client_id="me") for _ in range(2)]
-    messages = drain(ws)
-    kinds = types(messages)
-    assert not {"execution_success", "progress_state"} & set(kinds)
-    assert "progress" in kinds
-    assert all("timestamp" not in each.get("data", {}) for each in messages)
-    assert "executed" not in types(drain(ws))  # the second run was cached
-    entry = history(sim, ids[0])
-    assert "meta" not in entry
-    assert [each[0] for each in entry["status"]["messages"]] == [
-        "execution_start",
-        "execution_cached",
-    ]
-    assert "comfyui_version" not in get(sim, "/system_stats").json()["system"]
-    assert get(sim, "/api/queue").status_code == 404
-    ws.send(json.dumps({"type": "feature_flags", "data": {}}))
-    submit(sim, slow(seed=2), client_id="me")
-    assert "feature_flags" not in types(drain(ws))
+@pytest.mark.parametrize("version", [*VERSIONS_WITH_JOBS, *VERSIONS_WITHOUT_JOBS])
+def test_a_behavior_begins_with_a_version(version: str) -> None:
+    assert has_behavior(version, "jobs") is (version in VERSIONS_WITH_JOBS)
 
 
-def test_older_servers_stop_whatever_runs(simulate: Callable[..., Simulator]) -> None:
-    sim = simulate(version="0.3.56")
-    running = busy(sim)
-    interrupt(sim, prompt_id=str(uuid.uuid4()))
-    kind, data = history(sim, running)["status"]["messages"][-1]
-    assert (kind, data["node_id"]) == ("execution_interrupted", "1")
-    assert get(sim, "/api/jobs").status_code == 404
+def test_older_servers_have_no_jobs(simulate: Callable[..., Simulator]) -> None:
+    sim = simulate(version="0.3.64")
+    prompt_id = submit(sim, slow())
+    assert "create_time" not in history(sim, prompt_id)["prompt"][3]
+    assert get(sim, "/system_stats").json()["system"]["os"] == os.name
+    for path in ("/api/jobs", "/api/jobs/" + prompt_id):
+        assert get(sim, path).status_code == 404
+
+
+@pytest.mark.parametrize("version", ["0.3.40", "0.0.0", "unknown"])
+def test_a_still_older_version_is_only_claimed(simulate: Callable[..., Simulator], version: str) -> None:
+    sim = simulate(version=version)
+    assert get(sim, "/system_stats").json()["system"]["comfyui_version"] == version
+    kinds = [kind for kind, _ in history(sim, submit(sim, slow()))["status"]["messages"]]
+    assert kinds == ["execution_start", "execution_cached", "execution_success"]

@@ -499,6 +499,11 @@ def test_a_malformed_progress_state_only_shows_that_it_runs(nodes: Any) -> None:
     assert state == new(Phase.RUNNING, ahead=0, started_at=10.0, per_node_state=True)
 
 
+def test_a_broken_part_of_a_progress_state_hides_no_other() -> None:
+    state = after(new(), ("progress_state", {"nodes": {"1": None, "2": {"value": 1, "max": 20, "state": "running"}}}))
+    assert set(state.running) == {"2"}
+
+
 def test_a_progress_state_that_misses_everything_is_a_node_that_runs() -> None:
     state = after(new(), ("progress_state", {"nodes": {"2": {}}}))
     assert state.running == {"2": NodeProgress(10.0)}

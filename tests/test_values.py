@@ -93,6 +93,7 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
     ("name", "kind", "words"),
     [
         ("steps", "wrong_name", '"steps" names no input: write NODE.INPUT'), ("", "wrong_name", "names no input"),
+        ("Füchse", "wrong_name", '"Füchse" names'),
         ("v1.6.text", "no_such_node", 'no node "v1.6". Nearest: v1.5'), (".text", "no_such_node", 'no node ""'),
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
     ],
@@ -100,6 +101,11 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
 def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str) -> None:
     error = refused(find_input, DOTTED, name)
     assert error.type == kind and words in error.message
+
+
+def test_words_for_yes_and_no() -> None:
+    words = ["true", "yes", "on", "1", "false", "no", "off", "0"]
+    assert [read_value(["BOOLEAN"], None, word) for word in words] == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,11 @@ def test_upstream_of_a_node_is_all_that_it_needs() -> None:
     assert upstream(TWO_ENDS, []) == frozenset()
 
 
+def test_upstream_of_a_node_that_needs_another_twice_is_whole() -> None:
+    prompt = {"1": node("A", a=["3", 0], b=["2", 0], c=["2", 1]), "2": node("B"), "3": node("C")}
+    assert upstream(prompt, ["1"]) == {"1", "2", "3"}
+
+
 def test_upstream_ignores_what_is_not_in_the_prompt() -> None:
     prompt = {"1": node("SaveImage", images=["404", 0], other=["x"], more=[1, 0])}
     assert upstream(prompt, ["1", "77"]) == {"1"}
@@ -480,6 +485,11 @@ def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
         files=[],
         saves=[("Save", "flux/fox")],
     )
+
+
+def test_numbers_and_empty_texts_before_a_text_do_not_hide_it() -> None:
+    summary = summarize({"1": node("Loader", strength=1.0, name=" ", ckpt_name="a.pt", prompt="a fox")})
+    assert (summary.models, summary.texts) == ([("Loader", "a.pt")], [("Loader", "a fox")])
 
 
 def test_the_summary_of_a_video_prompt() -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 
-# The package must be found whatever is on the path: nothing of the project is with -I or -P, and
-# the Python that comes with ComfyUI for Windows has a ._pth file, which leaves out the script's own
-# folder and puts ComfyUI first, with top-level modules named server, nodes, utils, app, execution.
+# The project's folder must be on the path, before the first import of the package. Run by its path,
+# this file has its own folder there instead, and with -I or -P nothing. The Python that comes with
+# ComfyUI for Windows has a ._pth file: it leaves out the script's folder as well, and puts ComfyUI
+# first, whose top-level modules are named server, nodes, utils, app and execution.
 PROJECT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 if sys.path[:1] != [PROJECT]:
     sys.path.insert(0, PROJECT)

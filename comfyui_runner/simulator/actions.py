@@ -28,7 +28,7 @@ class Context(Protocol):
     previews: bool
 
     def check(self) -> None:
-        """Raise Interrupted if the prompt was told to stop."""
+        """Raise Interrupted if the prompt was interrupted."""
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not beyond the end of the server."""
@@ -38,7 +38,7 @@ class Context(Protocol):
 
 
 class Result(NamedTuple):
-    """What a node came to: the values of its outputs, and what /history shows of it."""
+    """What an action returns: the values of the outputs, and what /history shows of the node."""
 
     outputs: Tuple[Any, ...] = ()
     ui: Optional[Json] = None
@@ -76,7 +76,7 @@ def sample_advanced(context: Context, inputs: Json) -> Result:
 
 
 def sample_steps(context: Context, latent: Image, seed: int, steps: int) -> Result:
-    """Report steps, each after the time that the simulator was told."""
+    """Report steps, each after the step_seconds of the installation."""
     preview = seed if context.previews else None
     for step in range(1, steps + 1):
         context.sleep(context.installation.step_seconds)
@@ -86,7 +86,7 @@ def sample_steps(context: Context, latent: Image, seed: int, steps: int) -> Resu
 
 
 def run_slowly(context: Context, inputs: Json) -> Result:
-    """SlowProgress: steps in a given time."""
+    """SlowProgress: steps that take a number of seconds together."""
     steps = inputs["steps"]
     seconds_per_step = inputs["seconds"] / steps
     preview = inputs["seed"] if inputs["preview"] else None
@@ -221,7 +221,7 @@ def simulate_output(context: Context, inputs: Json) -> Result:
 
 
 def write_simulated_file(installation: Installation, entry: Json, size: int) -> None:
-    """Write a picture if it is a PNG of no given size, else a label."""
+    """Write a picture for a .png without a size, a label for anything else."""
     name = entry["filename"]
     if name.lower().endswith(".png") and not size:
         content = draw(64, 64, zlib.crc32(name.encode()), ["SIMULATED"])

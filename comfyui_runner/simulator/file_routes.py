@@ -101,7 +101,7 @@ def store_upload(installation: Installation, form: Form, is_mask: bool) -> Reply
         name = upload.filename
         is_there = False
         if not may_overwrite:
-            name, is_there = choose_name(installation, directory, upload)
+            name, is_there = choose_name(directory, upload)
             path = path_inside(directory, name)
         if not is_there:
             if original is None:
@@ -111,7 +111,7 @@ def store_upload(installation: Installation, form: Form, is_mask: bool) -> Reply
     return as_json({"name": name, "subfolder": subfolder, "type": folder})
 
 
-def choose_name(installation: Installation, directory: str, upload: Upload) -> tuple[str, bool]:
+def choose_name(directory: str, upload: Upload) -> tuple[str, bool]:
     """A free name for an upload, or the name of the same file that is there already.
 
     Returns the name, and whether the same file is there.
@@ -123,7 +123,7 @@ def choose_name(installation: Installation, directory: str, upload: Upload) -> t
         path = path_inside(directory, name)
         if not os.path.exists(path):
             return name, False
-        if installation.has("released") and hash_file(path) == hash_file(upload.path):
+        if hash_file(path) == hash_file(upload.path):
             return name, True
         number += 1
         name = f"{stem} ({number}){suffix}"

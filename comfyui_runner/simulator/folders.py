@@ -29,7 +29,10 @@ def split_annotation(name: str, default_folder: str) -> tuple[str, str]:
 
 
 def path_inside(folder: str, name: str) -> str:
-    """The path of a file; raises PermissionError if it, or what it links to, is outside."""
+    """The path of a file in a folder.
+
+    Raises PermissionError if it, or what it links to, is outside.
+    """
     folder = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(folder, name))
     is_inside = path == folder or path.startswith(os.path.join(folder, ""))

@@ -81,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         installation.asked.append((self.command, path))
         installation.received.append((self.command, self.path, dict(self.headers)))
         bare_path = path
-        if path.startswith("/api/") and installation.has("released"):
+        if path.startswith("/api/"):
             bare_path = path[len("/api") :]
 
         self.misbehave(bare_path)

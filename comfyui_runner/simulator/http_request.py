@@ -37,7 +37,7 @@ class Request:
 
     @property
     def headers(self) -> Message:
-        """The headers; names are found in any case."""
+        """The headers; their names match in upper and lower case."""
         return self.handler.headers
 
     def json(self) -> Any:

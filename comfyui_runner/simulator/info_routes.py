@@ -33,13 +33,12 @@ def get_system_stats(request: Request) -> Reply:
         "os": sys.platform if installation.has("jobs") else os.name,
         "ram_total": 16 * GIB,
         "ram_free": 8 * GIB,
+        "comfyui_version": installation.version,
         "python_version": sys.version,
         "embedded_python": False,
         "pytorch_version": "simulated",
         "argv": ["main.py"],
     }
-    if installation.has("released"):
-        system["comfyui_version"] = installation.version
     device = {
         "name": "simulated (no GPU)",
         "type": "cpu",

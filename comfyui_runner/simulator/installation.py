@@ -36,10 +36,10 @@ REMEMBERED_REQUESTS = 10000
 
 
 class Installation:
-    """What outlives a restart: version, settings, files, faults, and the counts that tests look at.
+    """What outlives a restart: version, settings, files, faults, and the counts for tests.
 
     Args:
-        version: The ComfyUI version to play (see versions.SINCE).
+        version: The ComfyUI version to play: any text, but see versions.SINCE.
         host, port: Where to listen; port 0 takes a free one.
         root: The folder of input/, output/ and temp/; if None, a temporary one until stop().
         base_path: Everything is below it, as behind a proxy.

@@ -34,12 +34,12 @@ class Life:
 
     Attributes:
         lock: Held while anything here is read or changed.
-        dead: Set when the server ends; whoever waits, waits for this too.
+        dead: Set when the server ends; every wait ends then.
         sockets: client_id -> its socket.
         clients: The client_ids that were ever connected.
         client: The client of the running prompt.
         last_node: The node that runs, for a client of that prompt that connects again.
-        cache: Signature of a node -> what it came to.
+        cache: Signature of a node -> the result of its action.
         should_forget: Whether the cache is to be cleared after the running prompt.
     """
 

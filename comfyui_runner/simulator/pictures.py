@@ -87,8 +87,9 @@ def encode_png(
     for row in rows:
         packed.append(packer.compress(b"\0" + row))  # b"\0": the row is not filtered
     packed.append(packer.flush())
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [encode_chunk(b"IHDR", header)]
+    size = struct.pack(">II", width, height)
+    eight_bits_of_rgb = bytes([8, 2, 0, 0, 0])
+    chunks = [encode_chunk(b"IHDR", size + eight_bits_of_rgb)]
     for key, text in [("Software", "ComfyUI simulator"), *texts]:
         content = key.encode("latin-1", "replace") + b"\0" + text.encode("ascii")
         chunks.append(encode_chunk(b"tEXt", content))

@@ -63,11 +63,8 @@ def accept_prompt(installation: Installation, life: Life, data: Json) -> Reply:
                 "omit it to let the server generate one",
             )
         )
-    targets = None
-    if installation.has("partial_execution"):
-        targets = data.get("partial_execution_targets")
     prompt = data["prompt"]
-    validation = Validation(installation, prompt, targets)
+    validation = Validation(installation, prompt, data.get("partial_execution_targets"))
     if validation.error is not None:
         return refuse_prompt(validation.error, validation.node_errors)
     extra_data = make_extra_data(installation, data)
@@ -87,16 +84,14 @@ def refuse_prompt(error: Json, node_errors: Json | None = None) -> Reply:
 
 
 def choose_prompt_id(installation: Installation, data: Json) -> str | None:
-    """The client's prompt_id, or one that is made up. Returns None if the client's is refused."""
-    made_up = str(uuid.uuid4())
-    if installation.has("jobs"):
-        wanted = data.get("prompt_id")
-        if wanted is None:
-            return made_up
-        return wanted if is_job_id(wanted) else None
-    if installation.has("progress_state"):
-        return str(data.get("prompt_id", made_up))
-    return made_up
+    """The client's prompt_id, or a new one. Returns None if the client's is refused."""
+    new_id = str(uuid.uuid4())
+    if not installation.has("jobs"):
+        return str(data.get("prompt_id", new_id))  # even null is one: "None"
+    wanted = data.get("prompt_id")
+    if wanted is None:
+        return new_id
+    return wanted if is_job_id(wanted) else None
 
 
 def make_extra_data(installation: Installation, data: Json) -> Json:
@@ -138,10 +133,7 @@ def post_interrupt(request: Request) -> Reply:
         data: Any = request.json()
     except ValueError:
         data = {}
-    if request.installation.has("targeted_interrupt"):
-        request.life.interrupt(data.get("prompt_id"))
-    else:
-        request.life.interrupt()
+    request.life.interrupt(data.get("prompt_id"))
     return Reply()
 
 

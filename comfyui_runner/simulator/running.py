@@ -24,7 +24,7 @@ from comfyui_runner.simulator.signatures import Signatures
 
 
 class Interrupted(Exception):
-    """The running prompt was told to stop."""
+    """The running prompt was interrupted."""
 
 
 class Running:
@@ -59,7 +59,7 @@ class Running:
     # What nodes use.
 
     def check(self) -> None:
-        """Raise Interrupted if the prompt was told to stop; a killed server stops as well."""
+        """Raise Interrupted if the prompt was interrupted, or the server killed."""
         if self.life.take_interrupt() or self.life.dead.is_set():
             raise Interrupted()
 
@@ -100,8 +100,7 @@ class Running:
 
     def announce(self, event: str, for_everyone: bool = False, **data: Any) -> None:
         """Send a message that /history keeps to the prompt's client, or to everyone."""
-        if self.installation.has("released"):
-            data["timestamp"] = int(time.time() * 1000)
+        data["timestamp"] = int(time.time() * 1000)
         self.messages.append([event, data])
         if self.client is not None or for_everyone:
             self.life.send(event, data, self.client)
@@ -113,13 +112,7 @@ class Running:
 
     def send_output(self, output: Json | None) -> None:
         """Send the output of the current node."""
-        self.send("executed", node=self.node_id, **self.display_node(), output=output)
-
-    def display_node(self) -> Json:
-        """What messages add to "node": the node that the user sees, here always the same."""
-        if not self.installation.has("released"):
-            return {}
-        return {"display_node": self.node_id}
+        self.send("executed", node=self.node_id, display_node=self.node_id, output=output)
 
     def describe_node(self) -> Json:
         """The current node, as progress_state and previews describe it."""
@@ -136,8 +129,6 @@ class Running:
         self.total = total
         part = {"value": value, "max": total, "state": state, **self.describe_node()}
         self.states[self.node_id] = f"{json.dumps(self.node_id)}: {json.dumps(part)}"
-        if not self.installation.has("progress_state"):
-            return
         if "progress_state" in self.installation.faults.drop_events:
             return
         nodes = ", ".join(self.states.values())
@@ -177,8 +168,7 @@ class Running:
                 self.execute(NODES[self.prompt[node_id]["class_type"]])
             succeeded = True
             self.misbehave(is_begin=False)
-            if self.installation.has("released"):
-                self.announce("execution_success", prompt_id=self.job.prompt_id)
+            self.announce("execution_success", prompt_id=self.job.prompt_id)
         except Interrupted:
             self.announce("execution_interrupted", for_everyone=True, **self.describe_end())
         except Exception as error:  # whatever a node raises is the client's to hear of
@@ -203,7 +193,7 @@ class Running:
         self.set_state(0.0, 1.0, "running")
         if self.client is not None:
             self.life.last_node = self.node_id
-        self.send("executing", node=self.node_id, **self.display_node())
+        self.send("executing", node=self.node_id, display_node=self.node_id)
         self.check()
         self.installation.executed_nodes[self.job.prompt_id].append(self.node_id)
         self.collect_inputs(node)
@@ -218,8 +208,7 @@ class Running:
     def take_from_cache(self, signature: str) -> None:
         """Report the result of an equal node as the current node's."""
         ui = self.life.cache[signature].ui
-        if self.installation.has("released"):
-            self.send_output(ui)
+        self.send_output(ui)
         if ui:
             self.outputs[self.node_id] = ui
         self.set_state(1, 1, "finished")
@@ -270,7 +259,7 @@ class Running:
 
     def make_history_entry(self, succeeded: bool) -> Json:
         """The prompt's entry in /history."""
-        entry: Json = {
+        return {
             "prompt": self.job.item(),
             "outputs": self.outputs,
             "status": {
@@ -278,10 +267,8 @@ class Running:
                 "completed": succeeded,
                 "messages": self.messages,
             },
+            "meta": {node_id: make_meta(node_id) for node_id in self.outputs},
         }
-        if self.installation.has("released"):
-            entry["meta"] = {node_id: make_meta(node_id) for node_id in self.outputs}
-        return entry
 
 
 def make_meta(node_id: str) -> Json:

@@ -176,8 +176,7 @@ class Socket:
         if not isinstance(data, dict):
             return False
         installation = self.life.installation
-        is_negotiation = data.get("type") == "feature_flags" and installation.has("progress_state")
-        if is_negotiation and not self.is_deaf:
+        if data.get("type") == "feature_flags" and not self.is_deaf:
             flags = data.get("data")
             if isinstance(flags, dict):
                 self.flags = flags

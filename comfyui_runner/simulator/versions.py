@@ -1,16 +1,17 @@
-"""The versions of ComfyUI that the simulator tells apart."""
+"""The versions of ComfyUI that the simulator tells apart.
+
+The oldest that it behaves like is 0.3.57; an older one is only claimed in /system_stats.
+"""
 
 from __future__ import annotations
 
 import re
 
-#: The first version that has a behavior; "0.0.0" stands for a server of early 2024.
+#: The first version that has a behavior.
 SINCE: dict[str, tuple[int, ...]] = {
-    "released": (0, 0, 1),  # /api, execution_success, timestamps, display_node, history meta
-    "progress_state": (0, 3, 45),  # also feature flags, binary type 4, the client's prompt_id
-    "partial_execution": (0, 3, 48),
-    "targeted_interrupt": (0, 3, 57),  # older servers ignore the body: whatever runs is stopped
-    "jobs": (0, 26),  # also UUID-only prompt ids, create_time, missing_node_type
+    # /api/jobs; also prompt_ids that must be UUIDs, create_time, missing_node_type, cycles that
+    # are named, feature flags beyond the first two, and no outputs of cached nodes in /history.
+    "jobs": (0, 26),
 }
 
 
