@@ -34,6 +34,10 @@ class Document(NamedTuple):
     workflow: Optional[Dict[str, Any]] = None
 
 
+#: How PNG and WebP files begin (WebP is one of several formats in a RIFF container).
+PICTURE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"RIFF")
+
+
 def parse_document(data: bytes, name: str) -> Document:
     """The prompt and the workflow in ``data``; ``name`` is for the messages.
 
@@ -41,16 +45,15 @@ def parse_document(data: bytes, name: str) -> Document:
     UI format. Or a PNG or WebP picture that ComfyUI made. Raises WorkflowError, which says what was found instead.
     """
 
-    from comfyui_runner.extras.pictures import (  # an extra
-        parse_embedded_texts,
-        png_texts,
-        webp_texts,
-    )
+    if data.startswith(PICTURE_SIGNATURES):
+        from comfyui_runner.extras.pictures import (  # only pictures need it
+            embedded_texts,
+            parse_embedded_texts,
+        )
 
-    for texts in (png_texts, webp_texts):
-        embedded = texts(data)
-        if embedded is not None:
-            return parse_embedded_texts(embedded, name)
+        texts = embedded_texts(data)
+        if texts is not None:
+            return parse_embedded_texts(texts, name)
     try:
         document = json.loads(data)
     except UnicodeDecodeError:

@@ -138,16 +138,14 @@ def check_value(spec: Sequence[Any], name: str, value: Any) -> Any:
             "invalid_input_type", "%s = %s is not %s." % (name, shown, describe_type(spec))
         )
     if kind in ("INT", "FLOAT"):
-        low, high = (
-            options.get(key) if isinstance(options.get(key), (int, float)) else None
-            for key in ("min", "max")
-        )
-        if (
-            (low is not None and value < low)
-            or (high is not None and value > high)
-            or abs(value) >= 1e300
-        ):  # type: ignore[arg-type]
-            bounds = tuple("any" if bound is None else bound for bound in (low, high))
+        low, high = options.get("min"), options.get("max")
+        number: float = value  # type: ignore[assignment]
+        too_low = isinstance(low, (int, float)) and number < low
+        too_high = isinstance(high, (int, float)) and number > high
+        if too_low or too_high or abs(number) >= 1e300:
+            bounds = tuple(
+                bound if isinstance(bound, (int, float)) else "any" for bound in (low, high)
+            )
             raise EditError(
                 "value_out_of_range", "%s = %s is not between %s and %s." % (name, shown, *bounds)
             )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import os
 import re
 import tempfile
@@ -13,13 +11,11 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
-    Dict,
     Iterable,
     Iterator,
     List,
     Mapping,
     NamedTuple,
-    Optional,
     Sequence,
     Tuple,
 )
@@ -208,23 +204,6 @@ def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
             "%s could not be saved in %s: %s." % (name, folder, error.strerror or error),
             "Choose another folder with -o.",
         ) from None
-
-
-def fingerprint(server: Server, output: Output, path: Optional[str]) -> Dict[str, Any]:
-    """SHA-256 and size of an output: of its file at ``path``, else of what the server has."""
-
-    digest, count = hashlib.sha256(), 0
-    if output.text is not None and path is None:
-        data = output.text.encode(errors="replace")
-        return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    source: Any = open(path, "rb") if path else server.open("GET", view_path(output))  # noqa: SIM115
-    with contextlib.closing(source):
-        for chunk in (
-            iter(lambda: source.read(1 << 16), b"") if path else source.iter_content(1 << 16)
-        ):
-            digest.update(chunk)
-            count += len(chunk)
-    return {"sha256": digest.hexdigest(), "bytes": count}
 
 
 def save_jobs(

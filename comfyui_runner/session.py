@@ -29,13 +29,7 @@ from comfyui_runner.errors import (
     ServerUnreachable,
 )
 from comfyui_runner.nodes import class_of, node_title, planned_nodes
-from comfyui_runner.problems import (
-    Problem,
-    classes_to_look_up,
-    dropped_outputs,
-    explain_answer,
-    silently_dropped,
-)
+from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
 from comfyui_runner.reports import (
     PROGRESS_INTERVAL,
     Report,
@@ -93,6 +87,7 @@ class Run:
         self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
         self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
+        self.problems: List[Problem] = []  #: what the server refused of it, in words
         self.preview: Optional[Preview] = None  #: the newest one
         self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
         self.posting = False  #: a POST was begun and is not answered yet
@@ -186,6 +181,12 @@ class Session:
         """Whether the WebSocket is open."""
         return self._socket is not None
 
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
     async def close(self) -> None:
         """Ends the tasks and closes the socket."""
         await end_tasks(self._tasks)
@@ -237,27 +238,22 @@ class Session:
         """Follows ``run``, which is over, no more."""
         self._runs.pop(run.prompt_id, None)
 
-    async def execute(self, run: Run) -> None:
-        """Submits ``run`` and follows it to its end, which is ``run.state``.
+    async def submit(self, run: Run) -> Dict[str, Any]:
+        """Submits ``run`` and reports what the server refused of it. The server's answer; {} if it was lost.
 
         Raises PromptRejected, ServerUnreachable or ServerAnswer if it could not be submitted.
         """
-        answer = await self.submit(run)
-        if answer is not None:
-            await self._explain(run, answer)
-        await self.finish(run, answer)
-
-    async def submit(self, run: Run) -> Optional[Dict[str, Any]]:
-        """Submits ``run``; the server's answer, or None when it was lost. Raises as execute() does."""
         try:
-            return await self._submit(run)
+            answer = await self._submit(run) or {}
         except RunnerError:
             self._change(run, run.state._replace(phase=Phase.REJECTED))
             raise
+        if run.dropped or answer.get("node_errors"):
+            await self._report_refused_parts(run, answer)
+        return answer
 
-    async def finish(self, run: Run, answer: Optional[Dict[str, Any]]) -> None:
-        """Follows ``run``, to which ``answer`` was given, to its end."""
-
+    async def follow(self, run: Run) -> None:
+        """Follows ``run``, which is submitted, to its end, which is ``run.state``."""
         over = asyncio.ensure_future(run.over.wait())
         try:
             await asyncio.wait([over, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -266,8 +262,6 @@ class Session:
         for task in self._tasks:
             if task.done():
                 task.result()  # it never ends but by a fault of ours, which must not pass in silence
-        if answer is None and not run.cancelling:
-            await self._explain_goneanswer(run)
         if run.repeated:
             await self._delete_copies(run)
 
@@ -409,18 +403,18 @@ class Session:
                 ),
             )
 
-    async def _explain(self, run: Run, answer: Mapping[str, Any]) -> None:
-        """Tells what the server refused of a prompt that it took."""
-        if run.dropped or answer.get("node_errors"):
-            message = "ComfyUI refused a part of the workflow and runs the rest; without: %s." % (
-                ", ".join(
-                    '"%s"' % node_title(run.prompt, node_id) for node_id in sorted(run.dropped)
-                )
-                or "(not told)"
-            )
-            self._tell(run, {"event": "notice", "message": message})
-            for problem in await self.explain(answer, run.prompt):
-                self._tell(run, problem_report(problem))
+    async def _report_refused_parts(self, run: Run, answer: Mapping[str, Any]) -> None:
+        """Reports what the server refused of a prompt that it took."""
+        titles = ", ".join(
+            '"%s"' % node_title(run.prompt, node_id) for node_id in sorted(run.dropped)
+        )
+        message = "ComfyUI refused a part of the workflow and runs the rest; without: %s." % (
+            titles or "(not told)"
+        )
+        self._tell(run, {"event": "notice", "message": message})
+        run.problems = await self.explain(answer, run.prompt)
+        for problem in run.problems:
+            self._tell(run, problem_report(problem))
 
     async def explain(self, answer: Mapping[str, Any], prompt: Prompt) -> List[Problem]:
         """explain_answer() with what it needs of object_info, as far as the server gives it."""
@@ -441,18 +435,6 @@ class Session:
                 except RunnerError:
                     tries -= 1  # when they are used up, less is told
         return definitions
-
-    async def _explain_goneanswer(self, run: Run) -> None:
-        """The answer to the POST told what was dropped, and is lost: tell it from what ran."""
-        targets = run.state.targets
-        if targets and run.state.phase is Phase.SUCCESS:
-            others = {
-                class_of(run.prompt, node_id) for node_id in run.prompt if node_id not in targets
-            }
-            run.dropped = silently_dropped(
-                run.prompt, targets, await self._definitions(sorted(others))
-            )
-            await self._explain(run, {})
 
     async def _delete_copies(self, run: Run) -> None:
         """Takes copies of a prompt that is over off the queue (it was posted twice)."""

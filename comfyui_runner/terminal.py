@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+import traceback
 from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO, Tuple
 
+from comfyui_runner.environment import Environment
+from comfyui_runner.errors import ExitStatus, RunnerError
 from comfyui_runner.reports import Line, Report, describe
+from comfyui_runner.settings import Settings
 from comfyui_runner.text import clean, hide_secrets, plain_json
 
 
@@ -192,8 +196,26 @@ class LivePrinter(Printer):
             pass
 
 
-def make_printer(kind: str, out: TextIO, err: TextIO) -> Printer:
-    """The printer for ``kind`` ("human", "quiet" or "json"): live in a terminal where rich is there."""
+def make_early_printer(environment: Environment) -> Printer:
+    """The printer for errors in the settings themselves."""
+    if "--json" in environment.arguments:
+        return JsonPrinter(environment.stdout, environment.stderr)
+    return Printer(environment.stdout, environment.stderr)
+
+
+def make_printer(settings: Settings, environment: Environment) -> Printer:
+    """The printer that the settings ask for: live in a terminal where rich is installed."""
+    printer = choose_printer(settings.printer, environment.stdout, environment.stderr)
+    printer.secrets = tuple(
+        dict.fromkeys(secret for address in settings.servers for secret in address.secrets)
+    )
+    if settings.export_api == "-":
+        printer.out = environment.stderr  # the prompt alone goes to the output
+    return printer
+
+
+def choose_printer(kind: str, out: TextIO, err: TextIO) -> Printer:
+    """The printer for ``kind``: "human", "quiet" or "json"."""
     if kind == "json":
         return JsonPrinter(out, err)
     if kind == "quiet":
@@ -202,8 +224,34 @@ def make_printer(kind: str, out: TextIO, err: TextIO) -> Printer:
         try:
             return LivePrinter(out, err)
         except ImportError:
-            pass
+            pass  # without rich, plain lines do
     return Printer(out, err)
+
+
+def report_error(
+    printer: Printer, error: RunnerError, prompt_id: Optional[str] = None
+) -> ExitStatus:
+    """Reports the error that ends the call; the exit status that it leads to."""
+    printer.report(
+        {
+            "event": "error",
+            "prompt_id": prompt_id,
+            "type": type(error).__name__,
+            "message": error.message,
+            "remedy": error.remedy,
+            "exit_status": int(error.exit_status),
+        }
+    )
+    return error.exit_status
+
+
+def report_fault(printer: Printer, error: Exception, arguments: Sequence[str]) -> ExitStatus:
+    """Reports an error that the runner should not have: a fault of its own."""
+    if "--verbose" in arguments or "-v" in arguments:
+        frames = traceback.format_exception(type(error), error, error.__traceback__)
+        printer.lines([("dim", line) for line in "".join(frames).splitlines()], error=True)
+    remedy = "This is a fault of the runner: please report it, with what --verbose shows."
+    return report_error(printer, RunnerError(f"{type(error).__name__}: {error}", remedy))
 
 
 def is_yes(answer: str) -> Optional[bool]:

@@ -24,7 +24,7 @@ import tempfile
 import time
 from typing import Any, Dict, List
 
-from support import cwr, slow_prompt
+from support import Environment, script, slow_prompt
 
 from comfyui_runner.session import Session
 from comfyui_runner.simulator import Simulator, draw
@@ -81,7 +81,7 @@ class Watch:
 def follow(runs: int, arguments: List[str]) -> int:
     """The runner in this process; prints what was counted on standard error."""
     watch = Watch(runs)
-    status = cwr.main(arguments)
+    status = script.main(Environment(arguments))
     told = {"events": watch.events, "window": watch.window, "cpu": time.process_time()}
     sys.stderr.write("\n" + json.dumps(told) + "\n")
     return status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -12,10 +12,19 @@ os.environ["PYTHONASYNCIODEBUG"] = "1"
 
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
 from slow_proxy import SlowProxy
+from support import IS_ONE_FILE  # first: it decides what comfyui_runner is
 
 from comfyui_runner.limits import Limits
 
 from comfyui_runner.simulator import Simulator  # isort: skip
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Tests of the script and its folder say nothing about the one file."""
+    if IS_ONE_FILE:
+        for item in items:
+            if item.get_closest_marker("script_and_folder"):
+                item.add_marker(pytest.mark.skip(reason="is about the script and its folder"))
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
     python tests/run.py            the fast set (under two minutes)
     python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
     python tests/run.py --long     the long set: faults, signals, and what else is slow
-    python tests/run.py --lint     format, lint, types, the Python 3.8 floor, coverage of the pure sections
+    python tests/run.py --onefile  builds the one file, and tests it: command line, signals, continuous mode
+    python tests/run.py --lint     format, lint, layers, types, the Python 3.8 floor, coverage of the pure modules
     python tests/run.py --bench    the benchmarks
     python tests/run.py -- -k name what follows -- goes to pytest
 
@@ -20,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from typing import List
 
@@ -27,6 +29,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
+
+#: What the one-file build must pass as well.
+ONE_FILE_TESTS = ["cli", "running", "batch", "middleware", "values_cli", "signals_long"]
 
 
 def lowest(requirements: str) -> List[str]:
@@ -65,6 +70,8 @@ def lint(python: str) -> int:
     commands = [
         ["-m", "ruff", "format", "--check", "."],
         ["-m", "ruff", "check", "."],
+        ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
+        ["-m", "vulture", *SCRIPTS, "tests/vulture_names.py"],
         ["-m", "mypy", *SCRIPTS],
         # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
         ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
@@ -73,18 +80,33 @@ def lint(python: str) -> int:
     return sum(subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0 for command in commands)
 
 
+def test_one_file(python: str, more: List[str]) -> int:
+    """Builds the one file in a folder of its own, and runs on it the tests that drive the program; 0 if all passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        one_file = os.path.join(folder, "runner.py")
+        builder = os.path.join("comfyui_runner", "onefile.py")
+        subprocess.run([python, builder, one_file], cwd=ROOT, check=True)
+        tests = [os.path.join("tests", f"test_{name}.py") for name in ONE_FILE_TESTS]
+        environment = {**os.environ, "COMFYUI_RUNNER_UNDER_TEST": one_file}
+        command = [python, "-m", "pytest", "-n", "3", "--dist", "loadfile", *tests, *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
 def main() -> int:
     """Runs what was asked for; 0 if all passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--lowest", action="store_true")
     choice.add_argument("--long", action="store_true")
+    choice.add_argument("--onefile", action="store_true")
     choice.add_argument("--lint", action="store_true")
     choice.add_argument("--bench", action="store_true")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     kind = "lowest" if options.lowest else "tests"
     python = environment(".venv-%s-%d.%d" % (kind, *sys.version_info[:2]), options.lowest)
+    if options.onefile:
+        return test_one_file(python, options.pytest)
     if options.lint:
         return lint(python)
     if options.bench:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-import glob
+import importlib
+import importlib.util
 import io
 import json
 import os
+import pkgutil
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, TextIO
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, "tests", "fixtures")
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-import comfyui_workflow_runner as cwr  # noqa: E402
-from comfyui_runner.limits import Limits
+#: The program as it is called: the script, or (python tests/run.py --onefile) the one file that was built.
+SCRIPT = os.environ.get("COMFYUI_RUNNER_UNDER_TEST") or os.path.join(ROOT, "comfyui_workflow_runner.py")
+IS_ONE_FILE = "COMFYUI_RUNNER_UNDER_TEST" in os.environ
+
+import comfyui_runner  # noqa: E402
 
 
-def program_text() -> str:
-    """The source of the program, script and package, for tests that compare it with the documents."""
-    paths = [os.path.join(ROOT, "comfyui_workflow_runner.py")]
-    for pattern in ("*.py", os.path.join("extras", "*.py")):
-        paths += sorted(glob.glob(os.path.join(ROOT, "comfyui_runner", pattern)))
-    texts = []
-    for path in paths:
-        with open(path, encoding="utf-8") as file:
-            texts.append(file.read())
-    return "\n".join(texts)
+def module_names() -> List[str]:
+    """The names of the modules that the program is made of."""
+    names = [name for _, name, _ in pkgutil.walk_packages(comfyui_runner.__path__, "comfyui_runner.")]
+    return [name for name in names if not name.startswith(("comfyui_runner.simulator", "comfyui_runner.onefile"))]
 
+
+def load_one_file() -> Any:
+    """The one file as a module, which from then on is also every module of the package."""
+    names = module_names()
+    spec = importlib.util.spec_from_file_location("comfyui_workflow_runner", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    for name in names:
+        sys.modules[name] = module
+        if name.count(".") == 1:
+            setattr(comfyui_runner, name.partition(".")[2], module)
+    return module
+
+
+script: Any = load_one_file() if IS_ONE_FILE else importlib.import_module("comfyui_workflow_runner")
+
+from comfyui_runner.environment import Environment  # noqa: E402
+from comfyui_runner.limits import Limits  # noqa: E402
 
 #: Waits short enough for tests, in seconds; the rules are the same.
 FAST = Limits(
@@ -44,6 +63,36 @@ FAST = Limits(
     give_up=8.0,
     cancel=4.0,
 )
+
+
+def program_modules() -> List[Any]:
+    """The modules of the program: the script, and the package without the simulator."""
+    return [script, *map(importlib.import_module, module_names())]
+
+
+def program_text() -> str:
+    """The source of the program, for tests that compare it with the documents."""
+    texts = []
+    for module in program_modules():
+        with open(module.__file__, encoding="utf-8") as file:
+            texts.append(file.read())
+    return "\n".join(texts)
+
+
+def call(
+    arguments: Sequence[str],
+    stdin: TextIO,
+    out: TextIO,
+    err: TextIO,
+    variables: Optional[Mapping[str, str]] = None,
+    limits: Optional[Limits] = None,
+) -> int:
+    """The exit status of the program, called in this process."""
+    environment = Environment(
+        arguments, stdin=stdin, stdout=out, stderr=err, variables=variables or {}, limits=limits or FAST
+    )
+    status: int = script.main(environment)
+    return status
 
 
 class Terminal(io.StringIO):
@@ -85,7 +134,7 @@ def run(
     """main() with these arguments; ``answers`` are typed at a terminal (None: no terminal)."""
     stdin = io.StringIO() if answers is None else Terminal(answers)
     out, err = out or io.StringIO(), io.StringIO()
-    status = cwr.main(list(arguments), stdin, out, err, environment or {}, limits)
+    status = call(arguments, stdin, out, err, environment, limits)
     return Outcome(status, out.getvalue(), err.getvalue())
 
 

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import requests
-from support import FAST, ROOT, Outcome, Terminal, cwr, node, run, slow_prompt, wait_until
+from support import FAST, SCRIPT, Outcome, Terminal, call, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.batches import Tally
@@ -470,11 +470,6 @@ def close_rows(batch: Batch) -> int:
     return count
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="what ended the batch keeps its frames, and with them the rows file, alive",
-)
 def test_a_batch_that_is_refused_leaves_its_rows_file_closed(batch: Batch) -> None:
     batch.csv("3.text", "one", "two")
     batch.simulator.faults.http_status["/prompt"] = 401
@@ -600,7 +595,7 @@ def process(batch: Batch, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     path.write_text(json.dumps(batch.prompt), encoding="utf-8")
     words = [str(path), "--server", batch.simulator.url, "--yes", "--json", "--batch", "-", *arguments]
     started = subprocess.Popen(
-        [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), *words],
+        [sys.executable, SCRIPT, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -662,7 +657,7 @@ def main(batch: Batch, stdin: Any, *arguments: str) -> Any:
     path.write_text(json.dumps(batch.prompt), encoding="utf-8")
     out, err = io.StringIO(), io.StringIO()
     words = [str(path), "--server", batch.simulator.url, "--yes", "--json", *arguments]
-    return cwr.main(words, stdin, out, err, {}, FAST), out.getvalue(), err.getvalue()
+    return call(words, stdin, out, err), out.getvalue(), err.getvalue()
 
 
 @pytest.mark.parametrize("text", ["", "Wrods.text\nx\n", "1.steps,1.steps\n1,2\n"])

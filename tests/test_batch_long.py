@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 import requests
-from support import ROOT, node
+from support import ROOT, SCRIPT, node
 
 pytestmark = pytest.mark.long
 
@@ -128,7 +128,7 @@ def test_ten_thousand_rows_are_done_once_each_in_flat_memory_though_it_is_killed
     workflow.write_text(json.dumps({"1": node("TextOut", text="")}), encoding="utf-8")
     rows.write_text("1.text\n" + "".join("row %d\n" % number for number in range(1, ROWS + 1)), encoding="utf-8")
     manifest = Manifest(str(tmp_path / "manifest.jsonl"))
-    command = [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), str(workflow), "--server", server]
+    command = [sys.executable, SCRIPT, str(workflow), "--server", server]
     command += ["--yes", "--quiet", "--batch", str(rows), "--manifest", manifest.path, "--in-flight", str(IN_FLIGHT)]
     lives: List[Dict[int, float]] = []
     began = time.monotonic()

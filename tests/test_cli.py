@@ -18,17 +18,16 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Set
 
 import pytest
 from slow_proxy import HurriedLoop
-from support import ROOT, Outcome, Terminal, cwr, run, slow_prompt
+from support import ROOT, SCRIPT, Outcome, Terminal, run, script, slow_prompt
 
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus
 from comfyui_runner.limits import DEFAULT_LIMITS
 
 Make = Callable[..., Any]
-SCRIPT = os.path.join(ROOT, "comfyui_workflow_runner.py")
 
 
 def free_port() -> int:
@@ -44,7 +43,8 @@ def without_debug(**more: str) -> Dict[str, str]:
 
 def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """The program as a process of its own, without a terminal."""
-    command = [sys.executable, options.pop("script", SCRIPT), *arguments]
+    interpreter = options.pop("interpreter", [sys.executable])
+    command = [*interpreter, options.pop("script", SCRIPT), *arguments]
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -105,6 +105,7 @@ def test_a_ui_format_file_is_converted_and_runs(simulator: Any) -> None:
     assert [event["kind"] for event in result.events if event["event"] == "output"] == ["image"]
 
 
+@pytest.mark.script_and_folder
 def test_the_default_workflow_lies_beside_the_script(simulator: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("--server", simulator.url, "--yes", "--json")
@@ -117,7 +118,7 @@ def test_the_default_workflow_lies_beside_the_script(simulator: Any, tmp_path: A
 
 def test_no_server_at_the_defaults_says_what_was_tried_and_what_to_do(workflow_file: Make, monkeypatch: Any) -> None:
     ports = free_port(), free_port()
-    monkeypatch.setattr(cwr, "DEFAULT_SERVERS", tuple("http://127.0.0.1:%d" % port for port in ports))
+    monkeypatch.setattr(script, "DEFAULT_SERVERS", tuple("http://127.0.0.1:%d" % port for port in ports))
     result = run("--yes", workflow_file(slow_prompt()))
     assert result.status == ExitStatus.NO_SERVER
     for expected in (*map(str, ports), "python main.py", "--server", "--demo"):
@@ -128,7 +129,7 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
     simulator: Any, workflow_file: Make, monkeypatch: Any
 ) -> None:
     dead = "http://127.0.0.1:%d" % free_port()
-    monkeypatch.setattr(cwr, "DEFAULT_SERVERS", (dead, simulator.url))
+    monkeypatch.setattr(script, "DEFAULT_SERVERS", (dead, simulator.url))
     result = run("--yes", workflow_file(slow_prompt()))
     assert result.status == ExitStatus.OK
     assert "%s: nothing listens there" % dead in result.out
@@ -475,33 +476,46 @@ def test_the_demo_names_the_folder_where_no_output_is_named(workflow_file: Make)
     shutil.rmtree(os.path.dirname(path))
 
 
-def test_a_lone_copy_of_the_script_works_and_says_what_the_demo_lacks(
-    simulator: Any, workflow_file: Make, tmp_path: Any
-) -> None:
-    script = str(shutil.copy(SCRIPT, str(tmp_path)))
-    path = workflow_file(slow_prompt())
-    done = process("--server", simulator.url, "--yes", path, script=script, cwd=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    done = process("--demo", "--yes", path, script=script, cwd=str(tmp_path))
-    assert done.returncode == ExitStatus.USAGE
-    assert "which is missing" in done.stderr
+@pytest.mark.script_and_folder
+def test_the_script_without_its_folder_says_what_is_missing(tmp_path: Any) -> None:
+    lone_script = str(shutil.copy(SCRIPT, str(tmp_path)))
+    done = process("--yes", script=lone_script, cwd=str(tmp_path))
+    assert done.returncode == ExitStatus.ERROR
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert "comfyui_runner" in first and "is missing" in first
+    assert "python comfyui_runner/onefile.py FILE" in second
 
 
-def test_help_imports_no_third_party_package_and_lists_every_status() -> None:
-    code = (
-        "import sys, runpy; sys.argv = [%r, '--help']\ntry: runpy.run_path(sys.argv[0], run_name='main')['main']()\n"
-        % SCRIPT
-    )
-    code += (
-        "finally: print(sorted({n.split('.')[0] for n in sys.modules} & {'requests', 'websockets', 'rich', 'asyncio'}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+def modules_imported_by(*arguments: str) -> Set[str]:
+    """The names of all modules that the script imports in a run with ``arguments``."""
+    done = process(*arguments, interpreter=[sys.executable, "-X", "importtime"])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    return set(re.findall(r"(?m)^import time:.*\| +(\S+)$", done.stderr))
+
+
+@pytest.mark.script_and_folder
+def test_help_imports_little_and_lists_every_status() -> None:
+    imported = modules_imported_by("--help")
+    assert {name for name in imported if name.startswith("comfyui_runner")} == {
+        "comfyui_runner", "comfyui_runner.errors", "comfyui_runner.flags",
+    }  # fmt: skip
+    assert not imported & {"requests", "websockets", "rich", "asyncio", "json"}
+    shown = process("--help").stdout
     for status in ExitStatus:
-        assert re.search(r"^ +%d  %s$" % (status, re.escape(EXIT_MEANINGS[status])), done.stdout, re.M)
+        assert re.search(r"^ +%d  %s$" % (status, re.escape(EXIT_MEANINGS[status])), shown, re.M)
 
 
+@pytest.mark.script_and_folder
+def test_a_run_of_an_api_file_imports_only_the_core(simulator: Any, workflow_file: Make) -> None:
+    imported = modules_imported_by("--server", simulator.url, "--yes", workflow_file(slow_prompt()))
+    ours = {name for name in imported if name.startswith("comfyui_runner.")}
+    assert "comfyui_runner.session" in ours
+    assert not {name for name in ours if "extras" in name or "simulator" in name}
+    assert not ours & {"comfyui_runner.service", "comfyui_runner.http_server", "comfyui_runner.serving"}
+
+
+@pytest.mark.script_and_folder
 def test_importing_the_script_does_nothing(tmp_path: Any) -> None:
     code = "import sys; sys.path.insert(0, %r); import comfyui_workflow_runner" % ROOT
     done = subprocess.run(

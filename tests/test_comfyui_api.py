@@ -11,8 +11,9 @@ import re
 from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
-from support import FIXTURES, ROOT, cwr
+from support import FIXTURES, ROOT, program_modules
 
+import comfyui_runner.session
 from comfyui_runner.session import Run
 from comfyui_runner.state import REDUCERS, parse_message
 
@@ -64,12 +65,13 @@ def steps() -> List[Dict[str, Any]]:
 
 def exists(name: str) -> bool:
     """Whether the runner has what is called ``name``, such as Session.open."""
-    thing: Any = cwr
-    for part in name.split("."):
+    first, *parts = name.split(".")
+    thing: Any = next((getattr(module, first) for module in program_modules() if hasattr(module, first)), None)
+    for part in parts:
         if not hasattr(thing, part):
             return part in vars(Run({}, "", 0.0, None)) if thing is Run else False  # type: ignore[arg-type]
         thing = getattr(thing, part)
-    return True
+    return thing is not None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -185,9 +187,10 @@ def routes() -> Dict[Tuple[str, str], List[str]]:
 
 
 def test_the_routes_that_the_program_calls_are_documented_where_it_calls_them() -> None:
-    with open(cwr.__file__, encoding="utf-8") as file:
-        calls = Calls()
-        calls.visit(ast.parse(file.read()))
+    calls = Calls()
+    for module in program_modules():
+        with open(module.__file__, encoding="utf-8") as file:
+            calls.visit(ast.parse(file.read()))
     documented = {(*route, function) for route, used in routes().items() for function in used}
     assert documented == calls.found
     assert len({call[:2] for call in calls.found}) >= 14
@@ -317,7 +320,7 @@ def test_the_interaction_is_drawn() -> None:
 def test_the_versions_that_the_program_knows_are_the_documents() -> None:
     versions = {name: cells[0] for cells in rows(section("Versions", "#")) for name in quoted(cells[1])}
     for name in ("KEEPS_PROMPT_ID", "TARGETED_INTERRUPT"):
-        assert versions[name] == ".".join(map(str, getattr(cwr, name)))
+        assert versions[name] == ".".join(map(str, getattr(comfyui_runner.session, name)))
     told = [cells[0] for cells in rows(section("Versions", "#"))]
     numbers = [tuple(map(int, text.split("."))) for text in told if "-" not in text]
     assert numbers == sorted(numbers) and len(told) > 20

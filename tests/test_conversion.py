@@ -14,12 +14,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import cwr
 
 from comfyui_runner.documents import Conversion, Document
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.extras.conversion import ConversionError, convert_workflow
+from comfyui_runner.loading import Loaded, edited_workflow, make_prompt
 from comfyui_runner.nodes import InputRef, input_spec
 
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixtures", "conversion")
@@ -1366,7 +1366,7 @@ def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
                 if name not in places or not plain or name == "filename_prefix":
                     continue
                 edited = with_values(made.prompt, {InputRef(node_id, name): value * 2})
-                again = convert_workflow(cwr.edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
+                again = convert_workflow(edited_workflow(made, workflow, edited), OBJECT_INFO).prompt
                 assert again[node_id]["inputs"].get(name) in (value * 2, value), (node_id, name)
                 edits += again[node_id]["inputs"].get(name) == value * 2 != value
         assert workflow == before
@@ -1382,14 +1382,14 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
         raise AssertionError("asked")
 
     workflow = flow([node(1, "LoadImage", values=["a.png", "image"])])
-    made = cwr.make_prompt(Document(None, workflow), ask)
+    made = make_prompt(Document(None, workflow), ask)
     assert made.prompt["1"]["inputs"] == {"image": "a.png"}
-    assert cwr.make_prompt(Document(made.prompt, workflow), refuse) == Conversion(made.prompt)
-    loaded = cwr.Loaded(made.prompt, "w.json", workflow, made)
+    assert make_prompt(Document(made.prompt, workflow), refuse) == Conversion(made.prompt)
+    loaded = Loaded(made.prompt, "w.json", workflow, made)
     sent = loaded.extra(with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
     with pytest.raises(WorkflowError, match="no node that runs"):
-        cwr.make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
+        make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
 
 
 def test_a_value_that_a_primitive_gives_is_edited_in_the_primitive_too() -> None:
@@ -1406,7 +1406,7 @@ def test_a_value_that_a_primitive_gives_is_edited_in_the_primitive_too() -> None
     )  # fmt: skip
     made = convert_workflow(workflow, OBJECT_INFO)
     values = {InputRef("2", "width"): 512, InputRef("2", "height"): 768}
-    edited = cwr.edited_workflow(made, workflow, with_values(made.prompt, values))
+    edited = edited_workflow(made, workflow, with_values(made.prompt, values))
     assert [raw["widgets_values"] for raw in edited["nodes"]] == [
         [512, "fixed"], [512, 768, 2], [200, "fixed"], [64, 128, 2],
     ]  # fmt: skip
@@ -1417,7 +1417,7 @@ def test_a_value_that_stands_by_name_too_is_edited_in_both_places() -> None:
     values = {"image": "a.png", "upload": "image"}
     workflow = flow([node(1, "LoadImage", values=["a.png", "image"], widgets_values_named=values)])
     made = convert_workflow(workflow, OBJECT_INFO)
-    edited = cwr.edited_workflow(made, workflow, with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
+    edited = edited_workflow(made, workflow, with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert edited["nodes"][0]["widgets_values"] == ["b.png", "image"]
     assert edited["nodes"][0]["widgets_values_named"] == {"image": "b.png", "upload": "image"}
     assert values["image"] == "a.png"

@@ -14,9 +14,11 @@ import urllib.parse
 from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import pytest
-from support import ROOT, cwr, program_text
+from support import ROOT, program_text, script
 
+from comfyui_runner.flags import make_parser
 from comfyui_runner.routes import ROUTES
+from comfyui_runner.settings import make_settings
 from comfyui_runner.simulator.command import main as simulator_main
 
 SIMULATOR = "comfyui_runner/simulator/__main__.py"
@@ -209,7 +211,9 @@ def own_parser(path: str, monkeypatch: Any) -> argparse.ArgumentParser:
 
 
 def test_commands_name_scripts_and_options_that_exist(monkeypatch: Any) -> None:
-    known: Dict[str, Dict[str, bool]] = {"comfyui_workflow_runner.py": options_of(cwr.make_parser())}
+    known: Dict[str, Dict[str, bool]] = {
+        "comfyui_workflow_runner.py": options_of(make_parser(script.collect_defaults()))
+    }
     for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known[path] = options_of(own_parser(path, monkeypatch))
     met = set()
@@ -219,17 +223,17 @@ def test_commands_name_scripts_and_options_that_exist(monkeypatch: Any) -> None:
             continue
         if words[0] == "main.py":  # ComfyUI's own
             continue
-        script = words[0].replace("\\", "/")
-        assert os.path.exists(os.path.join(ROOT, script)), command
-        met.add(script)
+        path = words[0].replace("\\", "/")
+        assert os.path.exists(os.path.join(ROOT, path)), command
+        met.add(path)
         for position, word in enumerate(words[1:], 1):
             if word == "--":
                 break
-            if re.match(r"-{1,2}\w", word) and script in known:
+            if re.match(r"-{1,2}\w", word) and path in known:
                 name, equals, _ = word.partition("=")
-                assert name in known[script], command
-                assert known[script][name] or not equals, command
-                if known[script][name] and not equals and words[position + 1 :]:
+                assert name in known[path], command
+                assert known[path][name] or not equals, command
+                if known[path][name] and not equals and words[position + 1 :]:
                     assert words[position + 1] != "--", command
     assert set(known) <= met
 
@@ -242,7 +246,7 @@ def test_commands_of_the_runner_are_accepted() -> None:
         if words and words[0] == "comfyui_workflow_runner.py":
             arguments = [word for word in words[1:] if word not in ("...", "…")]
             if "--version" not in arguments and "--help" not in arguments:
-                cwr.make_settings(arguments, {})
+                make_settings(arguments, {}, script.collect_defaults())
                 told += 1
     assert told > 20
 
@@ -253,7 +257,7 @@ def flags_in(text: str) -> Set[str]:
 
 @pytest.mark.parametrize("name", ["README.md", os.path.join("docs", "JSON.md"), os.path.join("docs", "MIDDLEWARE.md")])
 def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
-    known = set(options_of(cwr.make_parser()))
+    known = set(options_of(make_parser(script.collect_defaults())))
     for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known |= set(options_of(own_parser(path, monkeypatch)))
     known |= {"--listen"}  # ComfyUI's own
@@ -324,7 +328,7 @@ def test_what_the_readme_says_is_asked_of_comfyui_is_asked() -> None:
 def test_the_example_of_the_module_works(monkeypatch: Any, capsys: Any) -> None:
     (example,) = re.findall(r"(?ms)^```python\n(.*?)^```$", read("README.md"))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setitem(sys.modules, "comfyui_workflow_runner", cwr)
+    monkeypatch.setitem(sys.modules, "comfyui_workflow_runner", script)
     exec(compile(example, "README.md", "exec"), {})
     assert "steps 30" in capsys.readouterr().out
 
@@ -392,7 +396,7 @@ def test_the_pictures_are_few_and_small() -> None:
     assert sizes["running.gif"] < 1_500_000
     diagrams = {name + ending for name in build_assets.diagrams() for ending in (".png", ".svg")}
     screens = {"console_%s.png" % name for name in ("light", "dark", "phone")}
-    assert set(sizes) == diagrams | screens | {"running.gif", "console.html", "diagrams.json"}
+    assert set(sizes) == diagrams | screens | {"running.gif", "diagrams.json"}
 
 
 def test_the_recording_is_long_enough_to_be_read() -> None:

@@ -24,7 +24,7 @@ from typing import Any, Counter, Dict, List, Mapping, NamedTuple, Set, Tuple
 import pytest
 import requests
 from fault_proxy import HTTP_FAULTS, WEBSOCKET_FAULTS, FaultProxy, total
-from support import cwr, node, wait_until
+from support import call, node, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.limits import Limits
@@ -183,7 +183,7 @@ def one_run(seed: int, folder: str) -> Result:
         ) as proxy:
             out, err = io.StringIO(), io.StringIO()
             arguments = ["--server", proxy.url, "--yes", "--json", workflow] + (["-o", saved_to] if save else [])
-            status = cwr.main(arguments, io.StringIO(), out, err, {}, LIMITS)
+            status = call(arguments, io.StringIO(), out, err, {}, LIMITS)
         wait_until(lambda: set(before) <= set(_history(simulator.url)), 20.0, "the others' prompts")
         text = "status %s\n%s\n%s\n%s" % (status, proxy.counts, out.getvalue(), err.getvalue())
         try:

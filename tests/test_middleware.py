@@ -24,15 +24,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few
 from slow_proxy import HurriedLoop
-from support import FAST, ROOT, cwr, node, run, slow_prompt, wait_until
+from support import FAST, ROOT, SCRIPT, call, node, run, script, slow_prompt, wait_until
 
+from comfyui_runner import __version__
 from comfyui_runner.errors import ExitStatus, ServerUnreachable, UsageError
 from comfyui_runner.guard import make_guard
+from comfyui_runner.http_server import make_http_server
 from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.limits import Limits
 from comfyui_runner.messages import HttpError, Request, error_response, parse_fields, security_headers
+from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ROUTES, curl_lines, find_route
 from comfyui_runner.server import new_uuid
+from comfyui_runner.service import STREAM_QUEUE, Service, Stream, sse
 from comfyui_runner.simulator import Faults, Simulator, draw
 from comfyui_runner.simulator.nodes import NODES
 
@@ -152,11 +156,11 @@ class Middleware:
         arguments = ["--mode", "continuous", "--port", "0", *arguments]
 
         def work() -> None:
-            self.status = cwr.main(arguments, io.StringIO(stdin), self.out, self.err, environment, limits)
+            self.status = call(arguments, io.StringIO(stdin), self.out, self.err, environment, limits)
 
         self.thread = threading.Thread(target=work)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cwr, "make_http_server", self._listen(cwr.make_http_server))
+            patch.setattr("comfyui_runner.serving.make_http_server", self._listen(make_http_server))
             patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
             ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
@@ -256,7 +260,7 @@ class Middleware:
         self.readers.clear()
 
         def gone() -> bool:
-            self.service._publish(None, cwr.sse("x", {}))
+            self.service._publish(None, sse("x", {}))
             return not self.service._streams
 
         wait_until(gone, what="the end of the streams")
@@ -515,7 +519,7 @@ def test_every_route_is_found_by_its_method_and_path() -> None:
         found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
         assert found is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
-        assert callable(getattr(cwr.Service, row.handler))
+        assert callable(getattr(Service, row.handler))
 
 
 def test_head_is_taken_wherever_get_is() -> None:
@@ -593,8 +597,8 @@ def test_nothing_but_an_http_error_comes_of_an_odd_body(body: bytes) -> None:
 
 
 def test_the_document_of_routes_is_json_and_has_every_route() -> None:
-    document = json.loads(json.dumps(cwr.openapi(), allow_nan=False))
-    assert document["openapi"] == "3.1.0"
+    document = json.loads(read_resource("openapi.json"))
+    assert document["openapi"] == "3.1.0" and document["info"]["version"] == __version__
     there = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert there == {(row.method, row.path) for row in ROUTES}
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
@@ -1192,7 +1196,7 @@ def test_a_wait_ends_with_the_run_or_in_time(service: Middleware, monkeypatch: p
 
 
 def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cwr, "RUNS_KEPT", 6)
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
     started = []
     for _ in range(8):
@@ -1204,7 +1208,7 @@ def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.Mon
 
 
 def test_refused_runs_do_not_pile_up(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cwr, "RUNS_KEPT", 6)
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
     service.service._hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])}, set())
     for _ in range(12):
         assert service.get("/queue").status == 400
@@ -1212,7 +1216,7 @@ def test_refused_runs_do_not_pile_up(service: Middleware, monkeypatch: pytest.Mo
 
 
 def test_half_of_the_kept_runs_stay_too(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cwr, "RUNS_KEPT", 20)
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 20)
     assert "(the last 20 are kept)" in service.get("/runs/nowhere").json["error"]["message"]
     service.service._records.clear()
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
@@ -1417,12 +1421,12 @@ def test_a_quiet_stream_is_kept_alive_by_comments(service: Middleware, monkeypat
             waits.append(timeout or 0.0)
             return super().get(block, 0.05)
 
-    class Quick(cwr.Stream):
+    class Quick(Stream):
         def __init__(self, prompt_id: Optional[str]) -> None:
             super().__init__(prompt_id)
-            self.waiting = Patient(cwr.STREAM_QUEUE)
+            self.waiting = Patient(STREAM_QUEUE)
 
-    monkeypatch.setattr(cwr, "Stream", Quick)
+    monkeypatch.setattr("comfyui_runner.service.Stream", Quick)
     events = service.events()
     assert (events.block() or "").startswith("event: state")
     while not (events.block() or ":").startswith(":"):
@@ -1432,12 +1436,12 @@ def test_a_quiet_stream_is_kept_alive_by_comments(service: Middleware, monkeypat
 
 
 def test_a_reader_that_is_too_slow_is_dropped(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cwr, "STREAM_QUEUE", 4)
+    monkeypatch.setattr("comfyui_runner.service.STREAM_QUEUE", 4)
     slow, quick = service.events(buffer=4096), service.events()
     assert slow.next() and quick.next()
     wait_until(lambda: len(service.service._streams) == 2)
     for number in range(60):
-        service.service._publish(None, cwr.sse("x", {"number": number, "text": "x" * 200000}))
+        service.service._publish(None, sse("x", {"number": number, "text": "x" * 200000}))
         quick.until(lambda name, data, number=number: name == "x" and data["number"] == number)
     assert len(service.service._streams) == 1
     quick.close()
@@ -1562,7 +1566,7 @@ def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> N
     assert status["runs"] == {"waiting": 0, "running": None}
     assert status["token_required"] is False
     assert service.get("/health").json == {"status": "ok", "comfyui": True}
-    assert service.get("/openapi.json").json == json.loads(json.dumps(cwr.openapi()))
+    assert service.get("/openapi.json").json == json.loads(read_resource("openapi.json"))
     page = service.get("/", Accept="*/*")
     assert page.headers["content-type"] == "text/plain; charset=utf-8"
     assert "curl http://127.0.0.1:%d/queue" % service.port in page.body.decode()
@@ -2065,7 +2069,7 @@ def test_the_console_shows_the_runs(service: Middleware) -> None:
 def test_quiet_prints_the_address_and_nothing_else(make_simulator: Make, tmp_path: Any) -> None:
     path = tmp_path / "held.json"
     path.write_text(json.dumps(slow_prompt(steps=1, seconds=0.0)), encoding="utf-8")
-    command = [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), "--mode", "continuous", "--port", "0"]
+    command = [sys.executable, SCRIPT, "--mode", "continuous", "--port", "0"]
     program = subprocess.Popen(
         [*command, "--server", make_simulator().url, "--quiet", str(path)],
         stdout=subprocess.PIPE,
@@ -2115,7 +2119,7 @@ def test_every_server_is_tried_until_one_answers(
     make_simulator: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = make_simulator(), make_simulator()
-    monkeypatch.setattr(cwr, "DEFAULT_SERVERS", (first.url, second.url))
+    monkeypatch.setattr(script, "DEFAULT_SERVERS", (first.url, second.url))
     first.crash()
     second.crash()
     path = tmp_path / "held.json"
@@ -2140,7 +2144,7 @@ def test_no_script_runs_but_the_pages_own(service: Middleware) -> None:
 
 
 def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cwr, "EVENT_BYTES_PER_SECOND", 1.0)
+    monkeypatch.setattr("comfyui_runner.service.EVENT_BYTES_PER_SECOND", 1.0)
     service.hold(slow_prompt(steps=10, seconds=1.0, seed=101))  # nobody else's: it is not in the cache
     events = service.events()
     prompt_id = service.start()
@@ -2158,7 +2162,7 @@ def test_a_class_that_would_be_another_path_is_not_there(service: Middleware, cl
 def test_the_output_as_json_stays_json(make_middleware: Make, simulator: Any, tmp_path: Any) -> None:
     path = tmp_path / "held.json"
     path.write_text(json.dumps(slow_prompt(steps=1, seconds=0.0)), encoding="utf-8")
-    command = [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), "--mode", "continuous", "--port", "0"]
+    command = [sys.executable, SCRIPT, "--mode", "continuous", "--port", "0"]
     program = subprocess.Popen(
         [*command, "--server", simulator.url, "--json", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -2327,7 +2331,7 @@ def test_a_signal_stops_what_is_ours_and_leaves_the_rest_alone(number: int, simu
     path.write_text(json.dumps(slow_prompt(steps=20, seconds=60.0, seed=71)), encoding="utf-8")
     foreign = post_elsewhere(simulator, slow_prompt(steps=20, seconds=60.0, seed=72))
     wait_until(lambda: phase_elsewhere(simulator, foreign) == "running")
-    command = [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), "--mode", "continuous", "--port", "0"]
+    command = [sys.executable, SCRIPT, "--mode", "continuous", "--port", "0"]
     program = subprocess.Popen(
         [*command, "--yes", "--server", simulator.url, str(path)],
         stdin=subprocess.DEVNULL,

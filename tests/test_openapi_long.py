@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, Set
 
 import pytest
 import requests
-from support import ROOT, node, wait_until
+from support import SCRIPT, node, wait_until
 
 from comfyui_runner.routes import ROUTES
 
@@ -52,7 +51,7 @@ def url(make_simulator: Callable[..., Any], workflow_file: Callable[..., str], t
     """A service on a simulator, in a process of its own."""
     simulator = make_simulator(previews=True)
     arguments = ["--server", simulator.url, "--mode", "continuous", "--port", "0", "--max-queue", "6"]
-    command = [sys.executable, os.path.join(ROOT, "comfyui_workflow_runner.py"), *arguments, workflow_file(WORKFLOW)]
+    command = [sys.executable, SCRIPT, *arguments, workflow_file(WORKFLOW)]
     console = tmp_path / "console.txt"
     with open(console, "wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

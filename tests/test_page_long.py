@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
 import requests
-from support import ROOT, node, slow_prompt, wait_until
+from support import ROOT, SCRIPT, node, slow_prompt, wait_until
 
 from comfyui_runner.simulator import Simulator, draw, measure
 
@@ -28,7 +28,6 @@ expect = playwright.expect
 
 Json = Dict[str, Any]
 
-RUNNER = os.path.join(ROOT, "comfyui_workflow_runner.py")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PNG = draw(96, 64, 5, ["CAT"])
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
@@ -125,7 +124,7 @@ class Service:
         environment.pop("PYTHONASYNCIODEBUG", None)
         with open(self._console, "wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, RUNNER, *self._arguments, "--port", str(self.port)],
+                [sys.executable, SCRIPT, *self._arguments, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

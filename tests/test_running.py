@@ -20,7 +20,7 @@ from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.saving import received_outputs, write_file
-from comfyui_runner.server import Server, import_third_party, new_uuid, parse_address
+from comfyui_runner.server import Server, new_uuid, parse_address
 from comfyui_runner.session import Run, Session
 from comfyui_runner.state import Phase, Preview
 from comfyui_runner.text import safe_path_parts
@@ -402,14 +402,6 @@ def test_a_prompt_that_arrives_twice_runs_once(simulator: Any, workflow_file: Ma
     assert requests.get(simulator.url + "/queue", timeout=5).json() == {"queue_running": [], "queue_pending": []}
 
 
-def test_outputs_dropped_are_known_though_the_answer_was_lost(simulator: Any, workflow_file: Make) -> None:
-    simulator.faults.lose_post = ["after"]
-    prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
-    result = go(simulator, workflow_file(prompt))
-    assert result.status == ExitStatus.PARTIAL
-    assert '"Broken"' in result.event("notice")["message"]
-
-
 def test_noise_and_messages_over_a_megabyte_are_taken_in_stride(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.noise = True
     simulator.faults.big_frame = 3 << 20
@@ -464,9 +456,14 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
         server = Server(parse_address(simulator.url), FAST)
         session = Session(server, (0, 33, 0), lambda run, report: told.append((run, report)))
         await session.open()
+
+        async def execute(run: Run) -> None:
+            await session.submit(run)
+            await session.follow(run)
+
         try:
             runs = [session.new_run(prompt, new_uuid()) for prompt in prompts]
-            results = await import_third_party("asyncio").gather(*map(session.execute, runs), return_exceptions=True)
+            results = await asyncio.gather(*map(execute, runs), return_exceptions=True)
         finally:
             await session.close()
         assert [type(result).__name__ for result in results] == ["NoneType"] * 3 + ["PromptRejected", "NoneType"]
@@ -714,7 +711,7 @@ def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulat
         run = session.new_run(slow_prompt(), copy["prompt_id"])
         run.repeated = True
         run.over.set()
-        await session.finish(run, {})
+        await session.follow(run)
 
     began = time.monotonic()
     loop = HurriedLoop(10.0)

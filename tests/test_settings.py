@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import Json, anything, few
-from support import cwr, node
+from support import ROOT, node, script
 
 from comfyui_runner import __version__
 from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_document
@@ -22,20 +22,24 @@ from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.loading import Loaded, load_document, prepare, read_object_info
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import save_bytes, save_jobs, write_file
 from comfyui_runner.server import Address, Server, parse_address, parse_version
 from comfyui_runner.session import KEEPS_PROMPT_ID, TARGETED_INTERRUPT, prompt_ids_of_client
+from comfyui_runner.settings import Settings, make_settings
 from comfyui_runner.terminal import is_yes
 from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
 
 
-def settings(*arguments: str, **environment: str) -> cwr.Settings:
+def settings(*arguments: str, **environment: str) -> Settings:
     """The settings for these arguments, with COMFYUI_NAME in the environment for each NAME."""
-    return cwr.make_settings(arguments, {"COMFYUI_" + name: value for name, value in environment.items()})
+    return make_settings(
+        arguments, {"COMFYUI_" + name: value for name, value in environment.items()}, script.collect_defaults()
+    )
 
 
 def refusal(*arguments: str, **environment: str) -> UsageError:
@@ -50,10 +54,11 @@ def refusal(*arguments: str, **environment: str) -> UsageError:
 
 
 def test_with_nothing_set_the_constants_count() -> None:
-    assert settings() == cwr.Settings(
+    assert settings() == Settings(
         workflow="workflow_api.json", workflow_named=False, mode="single_shot", auto_execute=False,
         servers=(Address(HERE), Address("http://127.0.0.1:8000")), demo=False, yes=False, output=None,
         overwrite=False, timeout=None, printer="human", verbose=False, limits=DEFAULT_LIMITS,
+        example_folders=(ROOT, os.path.join(ROOT, "comfyui_runner")),
     )  # fmt: skip
 
 
@@ -69,7 +74,7 @@ def test_with_nothing_set_the_constants_count() -> None:
 def test_a_user_may_edit_the_constants(
     monkeypatch: pytest.MonkeyPatch, constant: str, value: Any, field: str, found: Any
 ) -> None:
-    monkeypatch.setattr(cwr, constant, value)
+    monkeypatch.setattr(script, constant, value)
     assert getattr(settings(), field) == found
 
 
@@ -106,7 +111,7 @@ def test_an_upload_may_start_a_run(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["0", "False", "no", "off"])
 def test_a_word_for_no_is_not_taken_for_yes(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
-    monkeypatch.setattr(cwr, "AUTO_EXECUTE_ON_UPLOAD", True)
+    monkeypatch.setattr(script, "AUTO_EXECUTE_ON_UPLOAD", True)
     assert settings().auto_execute is True
     assert settings(AUTO_EXECUTE_ON_UPLOAD=word).auto_execute is False
 
@@ -331,12 +336,12 @@ def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def message_of(*arguments: str) -> Tuple[str, str]:
     with pytest.raises(WorkflowError) as caught:
-        cwr.load_document(settings(*arguments), io.StringIO())
+        load_document(settings(*arguments), io.StringIO())
     return caught.value.message, caught.value.remedy
 
 
 def loaded(*arguments: str) -> Tuple[Document, str]:
-    return cwr.load_document(settings(*arguments), io.StringIO())
+    return load_document(settings(*arguments), io.StringIO())
 
 
 def test_the_workflow_is_read_from_the_file_that_was_named(folder: Any) -> None:
@@ -347,7 +352,7 @@ def test_the_workflow_is_read_from_the_file_that_was_named(folder: Any) -> None:
 def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> None:
     document, path = loaded()
     assert document.prompt and len(document.prompt) == 7
-    assert path == os.path.join(os.path.dirname(os.path.abspath(cwr.__file__)), "workflow_api.json")
+    assert path == os.path.join(os.path.dirname(os.path.abspath(script.__file__)), "workflow_api.json")
 
 
 def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
@@ -409,7 +414,7 @@ def test_a_workflow_in_ui_format_is_kept_to_be_converted(folder: Any) -> None:
 def test_a_minus_reads_standard_input_bytes_or_text() -> None:
     document = Document({"1": node("TextOut", text="hello")})
     for stdin in (io.StringIO(PROMPT.decode()), io.TextIOWrapper(io.BytesIO(PROMPT))):
-        assert cwr.load_document(settings("-"), stdin) == (document, "-")
+        assert load_document(settings("-"), stdin) == (document, "-")
     assert message_of("-")[0] == "Standard input is not JSON: line 1, column 1: Expecting value."
 
 
@@ -435,10 +440,10 @@ INFO: Json = {
 }
 
 
-def prepared(*arguments: str, data: bytes = SEEDED) -> cwr.Loaded:
+def prepared(*arguments: str, data: bytes = SEEDED) -> Loaded:
     """The workflow with the values of these arguments in it."""
     document = parse_document(data, "w.json")
-    return cwr.prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
+    return prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
 
 
 def not_prepared(*arguments: str, data: bytes = SEEDED) -> RunnerError:
@@ -452,14 +457,14 @@ def test_where_nothing_is_to_be_changed_nobody_is_asked() -> None:
         raise AssertionError("asked")
 
     document = parse_document(SEEDED, "w.json")
-    found = cwr.prepare(document, "w.json", settings(), ask)
-    assert found == cwr.Loaded(json.loads(SEEDED), "w.json", made=Conversion(json.loads(SEEDED)))
+    found = prepare(document, "w.json", settings(), ask)
+    assert found == Loaded(json.loads(SEEDED), "w.json", made=Conversion(json.loads(SEEDED)))
     assert found.extra(found.prompt) == {}
 
 
 def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
     workflow = {"nodes": []}
-    found = cwr.prepare(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
+    found = prepare(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
     assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran
 
@@ -528,7 +533,7 @@ def test_definitions_come_from_a_file_plain_or_gzipped(folder: Any) -> None:
     data = json.dumps(INFO).encode()
     for content in (data, gzip.compress(data)):
         (folder / "i.json").write_bytes(content)
-        assert cwr.read_object_info("i.json") == INFO
+        assert read_object_info("i.json") == INFO
 
 
 @pytest.mark.parametrize(
@@ -540,16 +545,16 @@ def test_definitions_come_from_a_file_plain_or_gzipped(folder: Any) -> None:
 def test_definitions_that_are_none_are_refused(folder: Any, data: bytes) -> None:
     (folder / "i.json").write_bytes(data)
     with pytest.raises(UsageError) as caught:
-        cwr.read_object_info("i.json")
+        read_object_info("i.json")
     assert caught.value.message == "--object-info i.json cannot be read: it is not JSON."
 
 
 def test_definitions_must_be_an_object_in_a_file_that_is_there(folder: Any) -> None:
     (folder / "i.json").write_bytes(b"[]")
     with pytest.raises(UsageError, match="is no answer of ComfyUI's /object_info"):
-        cwr.read_object_info("i.json")
+        read_object_info("i.json")
     with pytest.raises(UsageError, match=r"No such file|cannot find"):
-        cwr.read_object_info("none.json")
+        read_object_info("none.json")
 
 
 def test_what_can_be_set_is_a_table() -> None:

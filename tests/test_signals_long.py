@@ -24,7 +24,7 @@ from typing import Any, Callable, Counter, Dict, Iterator, List, NamedTuple, Opt
 
 import pytest
 import requests
-from support import ROOT, node, slow_prompt
+from support import SCRIPT, node, slow_prompt
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.limits import DEFAULT_LIMITS
@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one process, and has no pty"),
 ]
 
-RUNNER = os.path.join(ROOT, "comfyui_workflow_runner.py")
 
 #: The jobs API, an interrupt that reads the prompt_id, and one that stops whatever runs.
 VERSIONS = ("0.33.0", "0.3.64", "0.3.50")
@@ -92,7 +91,7 @@ class Process:
         with open(workflow, "w", encoding="utf-8") as file:
             json.dump(prompt, file)
         self._files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
-        command = [sys.executable, "-X", "faulthandler", RUNNER, *arguments, workflow]
+        command = [sys.executable, "-X", "faulthandler", SCRIPT, *arguments, workflow]
         with open(self._files[0], "wb") as out, open(self._files[1], "wb") as err:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment()
@@ -487,7 +486,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, RUNNER, *arguments],
+            [sys.executable, "-c", LAUNCHER, SCRIPT, *arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env=_environment(TERM="xterm-256color"),
         )  # fmt: skip

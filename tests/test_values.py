@@ -126,7 +126,7 @@ def test_an_edit_that_names_nothing_is_refused() -> None:
     assert 'no node "Nobody"' in refused(parse_set, DOTTED, "Nobody.text=a=b").message
 
 
-def test_a_typo_before_a_long_text_is_told_at_once() -> None:
+def test_a_typo_before_a_long_text_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {str(number): node("C%d" % number, "Some title %d" % number) for number in range(200)}
     walks: List[int] = []
 

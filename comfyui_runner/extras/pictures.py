@@ -30,6 +30,12 @@ def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
     return unwrap_document({key: value for key, value in found.items() if value}, name)
 
 
+def embedded_texts(data: bytes) -> Optional[Dict[str, str]]:
+    """The prompt and workflow in a PNG or WebP file; None for another file."""
+    texts = png_texts(data)
+    return webp_texts(data) if texts is None else texts
+
+
 def png_texts(data: bytes) -> Optional[Dict[str, str]]:
     """The prompt and workflow in a PNG file's texts (chunks tEXt, zTXt, iTXt, and comf, which ComfyUI puts into
     animated ones); None for another file. What is broken is left out."""

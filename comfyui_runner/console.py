@@ -1,0 +1,144 @@
+"""The person's side of a call: what is reported, what is asked, and when to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import Any, Awaitable, Callable, Iterator, List, Optional, TextIO
+
+from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
+from comfyui_runner.interrupts import Interrupts
+from comfyui_runner.reports import Line, Report
+from comfyui_runner.server import new_uuid
+from comfyui_runner.session import Run
+from comfyui_runner.terminal import Printer, is_yes, report_error
+from comfyui_runner.threads import Result, end_tasks
+
+#: Seconds between two drawings of the moving part of the screen.
+DRAW_INTERVAL = 0.1
+
+
+class Console:
+    """Reports go through it to a printer, questions to a person; it knows whether Ctrl+C or SIGTERM came.
+
+    Made in the event loop, in which Ctrl+C and SIGTERM set ``stop`` from then on.
+    """
+
+    def __init__(
+        self, printer: Printer, interrupts: Interrupts, stdin: TextIO, stdout: TextIO
+    ) -> None:
+        self.printer = printer
+        self.interrupts = interrupts
+        self.stdin = stdin
+        self.stdout = stdout  #: for what is not a report (--export-api -)
+        self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
+        self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM
+        interrupts.bind(asyncio.get_running_loop(), self.stop)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl+C or SIGTERM came."""
+        return self.interrupts.signal is not None
+
+    # -- reporting -----------------------------------------------------------------------------------
+
+    def report(self, run: Optional[Run], report: Report) -> None:
+        """Reports what happened to ``run``, or (None) to the call as a whole."""
+        if run is not None:
+            self.prompt_id = run.prompt_id
+        self.printer.report({"prompt_id": self.prompt_id, **report})
+
+    def notice(self, message: str, run: Optional[Run] = None) -> None:
+        """Reports something that a person should know."""
+        self.report(run, {"event": "notice", "message": message})
+
+    def report_as(self, prefix: str, report: Report) -> None:
+        """Reports with ``prefix`` in front of each line for people. ``report`` has its own prompt_id."""
+        self.printer.prefix = prefix
+        self.printer.report(report)
+        self.printer.prefix = ""
+
+    def report_error(self, error: RunnerError) -> ExitStatus:
+        """Reports the error that ends the call; the exit status that it leads to."""
+        if isinstance(error, Stopped) and self.stopping:
+            error.exit_status = self.interrupts.exit_status
+        return report_error(self.printer, error, self.prompt_id)
+
+    @contextmanager
+    def live(self, rows: Callable[[int, bool], List[List[Line]]]) -> Iterator[None]:
+        """Draws what ``rows(width, ascii_only)`` returns until the block ends, where the printer draws."""
+        self.printer.begin(rows)
+        ticker = asyncio.ensure_future(self._draw())
+        try:
+            yield
+        finally:
+            ticker.cancel()
+
+    async def _draw(self) -> None:
+        while True:
+            self.printer.draw()
+            await asyncio.sleep(DRAW_INTERVAL)
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    def confirm(self, question: str) -> None:
+        """Asks until the answer is yes. Raises NotConfirmed for no, Stopped for Ctrl+C."""
+        while True:
+            self.printer.question(question)
+            answer = self._read_answer()
+            if not answer:
+                self.printer.question("\n")
+                raise NotConfirmed(
+                    "The input ended before an answer: nothing was submitted.",
+                    "Answer y, or add --yes.",
+                )
+            confirmed = is_yes(answer)
+            if confirmed:
+                return
+            if confirmed is False:
+                raise NotConfirmed("Not confirmed: nothing was submitted.")
+            self.printer.question("Please answer y or n. ")
+
+    def _read_answer(self) -> str:
+        """A line of the input; "" at its end. Raises Stopped."""
+        try:
+            try:
+                self.interrupts.asking = True
+                if self.stopping:
+                    raise KeyboardInterrupt
+                return self.stdin.readline()
+            finally:
+                self.interrupts.asking = False  # a press can come before this very line
+        except KeyboardInterrupt:
+            self.interrupts.asking = False
+            self.printer.question("\n")
+            raise self.stopped() from None
+
+    # -- stopping ------------------------------------------------------------------------------------
+
+    def stopped(self) -> Stopped:
+        """The error of a call that Ctrl+C or SIGTERM ended before anything was submitted."""
+        return Stopped(f"Stopped by {self.interrupts.name}: nothing was submitted.")
+
+    async def unless_stopped(self, work: Awaitable[Result]) -> Result:
+        """The result of ``work``, which is left when Ctrl+C or SIGTERM comes first. Raises Stopped.
+
+        Nothing is submitted yet, so there is nothing to cancel.
+        """
+        task = asyncio.ensure_future(work)
+        await self.first_of(task)
+        if self.stopping:  # even if the work is done as well
+            await end_tasks([task])
+            raise self.stopped()
+        return task.result()
+
+    async def first_of(
+        self, task: "asyncio.Future[Result]", timeout: Optional[float] = None
+    ) -> None:
+        """Waits until ``task`` is done, Ctrl+C or SIGTERM comes, or ``timeout`` seconds are over."""
+        stop = asyncio.ensure_future(self.stop.wait())
+        either: List["asyncio.Future[Any]"] = [task, stop]
+        try:
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()

@@ -1,0 +1,39 @@
+"""What a call gets from the outside: arguments, streams, variables. Nothing else touches sys or os.environ."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Mapping, Optional, Sequence, TextIO
+
+from comfyui_runner.limits import DEFAULT_LIMITS, Limits
+
+
+class Environment:
+    """The outside of one call; what is not given is the process's own.
+
+    ``ends_process``: the process ends right after the call, so the signals need not be given back.
+    """
+
+    def __init__(
+        self,
+        arguments: Optional[Sequence[str]] = None,
+        *,
+        stdin: Optional[TextIO] = None,
+        stdout: Optional[TextIO] = None,
+        stderr: Optional[TextIO] = None,
+        variables: Optional[Mapping[str, str]] = None,
+        limits: Limits = DEFAULT_LIMITS,
+        ends_process: bool = False,
+    ) -> None:
+        self.arguments = sys.argv[1:] if arguments is None else list(arguments)
+        self.stdin = stdin or sys.stdin
+        self.stdout = stdout or sys.stdout
+        self.stderr = stderr or sys.stderr
+        self.variables = os.environ if variables is None else variables
+        self.limits = limits
+        self.ends_process = ends_process
+        for stream in (self.stdout, self.stderr):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="replace")  # a console that lacks a character must not end a run

@@ -1,0 +1,61 @@
+"""--attach: follow a prompt that somebody submitted, or report how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import List, Tuple
+
+from comfyui_runner.console import Console
+from comfyui_runner.errors import ExitStatus, PromptUnknown
+from comfyui_runner.server import Server
+from comfyui_runner.session import Run, Session
+from comfyui_runner.settings import Settings
+from comfyui_runner.steps import ComfyUI, Watch, conclude_run, keep_record
+
+#: How many connections are opened behind a load balancer before it counts that no server has the prompt.
+ATTACH_TRIES = 32
+
+
+async def attach(settings: Settings, console: Console) -> ExitStatus:
+    """Follows the prompt settings.attach to its end. Ctrl+C leaves it alone: it may be somebody else's.
+
+    Raises PromptUnknown (LOST) if no server has it.
+    """
+    console.prompt_id = settings.attach
+    async with ComfyUI(settings, console) as comfyui:
+        server = await comfyui.find()
+        session, run = await find_prompt(settings.attach, server, comfyui, console)
+        async with session:
+            watch = Watch(session, run, settings, console)
+            with console.live(watch.rows):
+                await watch.until_stopped(session.follow)
+            ending = await conclude_run(session, run, watch.stop, settings, console)
+            keep_record(session, run, ending, settings, comfyui, console)
+            return ending.exit_status
+
+
+async def find_prompt(
+    prompt_id: str, server: Server, comfyui: ComfyUI, console: Console
+) -> Tuple[Session, Run]:
+    """A session with the server that has ``prompt_id``, and its run. Raises PromptUnknown.
+
+    Behind a load balancer the prompt is on one of its servers. The sessions stay open until it is found: so the
+    next one is sent elsewhere, however busy that is.
+    """
+    sessions: List[Session] = []
+    try:
+        while True:
+            session = Session(server.fresh(), comfyui.version, console.report)
+            sessions.append(session)
+            try:
+                await console.unless_stopped(session.open())
+                run = await console.unless_stopped(session.attach(prompt_id))
+            except PromptUnknown:
+                has_other_servers = bool(session.server.affinity)
+                if len(sessions) == ATTACH_TRIES or not has_other_servers:
+                    raise
+            else:
+                sessions.remove(session)
+                return session, run
+    finally:
+        await asyncio.gather(*(other.close() for other in sessions))

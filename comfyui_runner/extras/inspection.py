@@ -1,0 +1,110 @@
+"""--inputs, --check and --export-api: look at a workflow, and run nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Dict, List
+
+from comfyui_runner.console import Console
+from comfyui_runner.edits import upload_inputs
+from comfyui_runner.errors import ExitStatus
+from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
+from comfyui_runner.loading import Loaded, offer_uploads
+from comfyui_runner.nodes import class_of, combo_options, input_spec
+from comfyui_runner.problems import Problem, explain_answer
+from comfyui_runner.reports import problem_report
+from comfyui_runner.saving import write_text_file
+from comfyui_runner.server import Server
+from comfyui_runner.settings import Settings
+from comfyui_runner.steps import ComfyUI, load_workflow, prompt_of_run, upload_files
+from comfyui_runner.text import plural
+from comfyui_runner.threads import bounded
+
+
+async def inspect(settings: Settings, console: Console) -> ExitStatus:
+    """Does what settings.task says: "inputs", "check" or "export"."""
+    async with ComfyUI(settings, console) as comfyui:
+        loaded = await load_workflow(settings, comfyui, console)
+        if settings.task == "inputs":
+            return list_inputs(loaded, settings, console)
+        if settings.task == "check":
+            return await check(loaded, comfyui, settings, console)
+        return await export(loaded, comfyui, settings, console)
+
+
+def list_inputs(loaded: Loaded, settings: Settings, console: Console) -> ExitStatus:
+    """--inputs: reports what can be set."""
+    rows = describe_inputs(loaded.prompt, loaded.object_info)
+    for row in rows:
+        console.report(None, {"event": "input", **row})
+    if settings.printer != "json":
+        console.printer.lines(inputs_table(rows))
+    return ExitStatus.OK
+
+
+async def check(
+    loaded: Loaded, comfyui: ComfyUI, settings: Settings, console: Console
+) -> ExitStatus:
+    """--check: reports all that is wrong, as far as it can be known without running."""
+    problems = check_prompt(loaded.prompt, loaded.object_info)
+    if comfyui.server is not None:
+        problems += await missing_files(loaded, comfyui.server)
+    problems = offer_uploads(problems, os.path.dirname(settings.workflow))
+    for problem in problems:
+        console.report(None, problem_report(problem))
+    exit_status = ExitStatus.OK
+    message = f"Nothing wrong was found in {plural(len(loaded.prompt), 'node')}."
+    if problems:
+        exit_status = ExitStatus.REJECTED
+        message = f"{plural(len(problems), 'problem')} found; nothing was run."
+    report = {
+        "event": "checked",
+        "problems": len(problems),
+        "message": message,
+        "exit_status": int(exit_status),
+    }
+    console.report(None, report)
+    return exit_status
+
+
+async def missing_files(loaded: Loaded, server: Server) -> List[Problem]:
+    """The files that loaders name and the server does not have. Those to be uploaded are not missing."""
+    prompt, object_info = loaded.prompt, loaded.object_info
+    uploads = {ref for ref, _ in loaded.uploads}
+    problems: List[Problem] = []
+    for ref in upload_inputs(prompt, object_info):
+        value = prompt[ref.node_id]["inputs"].get(ref.input)
+        listed = (
+            combo_options(input_spec(object_info, class_of(prompt, ref.node_id), ref.input)) or []
+        )
+        if ref in uploads or not isinstance(value, str) or value in listed:
+            continue
+        if await bounded(server.has_input, value, seconds=server.limits.read):
+            continue
+        error: Dict[str, Any] = {
+            "type": "custom_validation_failed",
+            "details": f"{ref.input} - Invalid file: {value}",  # the words of ComfyUI's own answer
+            "extra_info": {"input_name": ref.input, "received_value": value},
+        }
+        problems += explain_answer(
+            {"node_errors": {ref.node_id: {"errors": [error]}}}, prompt, object_info
+        )
+    return problems
+
+
+async def export(
+    loaded: Loaded, comfyui: ComfyUI, settings: Settings, console: Console
+) -> ExitStatus:
+    """--export-api: writes the converted and edited prompt to a file, or to standard output for "-"."""
+    uploaded = {}
+    if loaded.uploads:
+        uploaded = await upload_files(loaded, await comfyui.find(), console)
+    prompt = prompt_of_run(loaded, uploaded)
+    text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
+    if settings.export_api == "-":
+        console.printer.write(console.stdout, text)
+        return ExitStatus.OK
+    write_text_file(settings.export_api, text)
+    console.report(None, {"event": "exported", "path": settings.export_api, "nodes": len(prompt)})
+    return ExitStatus.OK
