@@ -10,6 +10,7 @@ import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
+from served import comfyui, make_middleware, service, shared  # noqa: F401
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
 from slow_proxy import SlowProxy
 from support import IS_ONE_FILE  # first: it decides what comfyui_runner is

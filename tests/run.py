@@ -15,6 +15,7 @@ folder, as .venv-tests-3.11 and so on, and are renewed when the requirements cha
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import os
 import re
@@ -31,7 +32,7 @@ TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
 #: What the one-file build must pass as well.
-ONE_FILE_TESTS = ["cli", "running", "batch", "middleware", "values_cli", "signals_long"]
+ONE_FILE_TESTS = ["cli", "running", "batch", "service_*", "values_cli", "signals_long"]
 
 
 def lowest(requirements: str) -> List[str]:
@@ -86,7 +87,8 @@ def test_one_file(python: str, more: List[str]) -> int:
         one_file = os.path.join(folder, "runner.py")
         builder = os.path.join("comfyui_runner", "onefile.py")
         subprocess.run([python, builder, one_file], cwd=ROOT, check=True)
-        tests = [os.path.join("tests", f"test_{name}.py") for name in ONE_FILE_TESTS]
+        patterns = [os.path.join("tests", f"test_{name}.py") for name in ONE_FILE_TESTS]
+        tests = sorted(path for pattern in patterns for path in glob.glob(os.path.join(ROOT, pattern)))
         environment = {**os.environ, "COMFYUI_RUNNER_UNDER_TEST": one_file}
         command = [python, "-m", "pytest", "-n", "3", "--dist", "loadfile", *tests, *more]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -16,8 +16,8 @@ import urllib.parse
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import pytest
+from served import PNG, Middleware
 from support import FAST, ROOT, Outcome, node, run, slow_prompt, wait_until
-from test_middleware import PNG, Middleware
 
 from comfyui_runner.server import Server
 from comfyui_runner.simulator import Simulator

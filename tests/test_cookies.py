@@ -11,8 +11,8 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Set, 
 
 import pytest
 from fault_proxy import Message, read_message
+from served import LOADER, TWO_LOADERS, Middleware
 from support import FAST, node, run, slow_prompt, wait_until
-from test_middleware import LOADER, TWO_LOADERS, Middleware
 
 from comfyui_runner.errors import ServerGone
 from comfyui_runner.server import Server, parse_address

@@ -15,16 +15,14 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
+from served import Middleware, phase_elsewhere, post_elsewhere
 from support import FAST, ROOT, Outcome, call, node, run, slow_prompt, wait_until
-from test_middleware import Middleware, make_middleware, phase_elsewhere, post_elsewhere
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.pictures import png_texts
 from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.installation import MODELS
-
-__all__ = ["make_middleware"]  # the fixture is one of this file's too
 
 Json = Dict[str, Any]
 Make = Callable[..., Any]

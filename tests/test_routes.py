@@ -1,0 +1,76 @@
+"""The table of routes, without a socket."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from comfyui_runner import __version__
+from comfyui_runner.messages import HttpError
+from comfyui_runner.resources import read_resource
+from comfyui_runner.routes import ROUTES, curl_lines, find_route
+from comfyui_runner.service import Service
+
+
+def test_every_route_is_found_by_its_method_and_path() -> None:
+    for row in ROUTES:
+        found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
+        assert found is row
+        assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
+        assert callable(getattr(Service, row.handler))
+
+
+def test_head_is_taken_wherever_get_is() -> None:
+    assert find_route("HEAD", "/status")[0].method == "GET"
+    with pytest.raises(HttpError) as caught:
+        find_route("HEAD", "/interrupt")
+    assert caught.value.http_status == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/queue", "GET, POST, HEAD, OPTIONS"),
+        ("DELETE", "/workflow", "GET, PUT, HEAD, OPTIONS"),
+        ("GET", "/interrupt", "POST, OPTIONS"),
+        ("POST", "/runs/x", "GET, HEAD, OPTIONS"),
+        ("BREW", "/status", "GET, HEAD, OPTIONS"),
+        ("get", "/status", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_another_method_is_told_what_the_path_takes(method: str, path: str, allow: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        find_route(method, path)
+    assert caught.value.http_status == 405
+    assert caught.value.headers == (("Allow", allow),)
+
+
+@pytest.mark.parametrize("path", ["", "/queue/", "/Queue", "/runs/", "/runs/a/b", "/view/x", "/.", "/%2e", "*"])
+def test_another_path_is_not_found(path: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        find_route("GET", path)
+    assert (caught.value.http_status, caught.value.type) == (404, "not_found")
+
+
+def test_the_document_of_routes_is_json_and_has_every_route() -> None:
+    document = json.loads(read_resource("openapi.json"))
+    assert document["openapi"] == "3.1.0" and document["info"]["version"] == __version__
+    there = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert there == {(row.method, row.path) for row in ROUTES}
+    names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(set(names)) == len(names)
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert {"401", "403", "404", "503"} <= set(operation["responses"])
+    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
+    assert set(references) <= set(document["components"]["schemas"])
+
+
+def test_every_line_of_curl_names_the_address() -> None:
+    lines = curl_lines("http://127.0.0.1:8189")
+    commands = [line for line in lines if line.startswith("      curl ")]
+    assert len(commands) == len([row for row in ROUTES if row.curl])
+    for command in commands:
+        assert "http://127.0.0.1:8189/" in command and "{}" not in command.replace("'{}'", "")

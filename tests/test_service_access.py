@@ -1,0 +1,138 @@
+"""Stories of continuous mode: who is let in, over the wire."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from typing import Any
+
+import pytest
+from served import LOADER, Json, Make, Middleware
+from support import FAST, ROOT, run, wait_until
+
+from comfyui_runner.errors import ExitStatus
+from comfyui_runner.messages import security_headers
+from comfyui_runner.routes import ROUTES
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Referer": "http://evil.example/"},
+        {"Sec-Purpose": "prefetch"},
+    ],
+)
+def test_a_foreign_page_starts_edits_and_reads_nothing(service: Middleware, comfyui: Any, headers: Json) -> None:
+    for row in ROUTES:
+        if row.path == "/" and not {"Host", "Origin", "Sec-Purpose"} & set(headers):
+            continue
+        answer = service.call(row.method, row.path.replace("{prompt_id}", "x"), None, headers)
+        assert answer.status == 403, (row, answer)
+        assert "access-control-allow-origin" not in answer.headers
+    assert not [call for call in comfyui.requests if call[0] == "POST"]
+
+
+def test_an_origin_that_is_allowed_may_use_all(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--allow-origin", "https://app.example", "--allow-host", "gpu.example")
+    headers = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site", "Host": "gpu.example:8189"}
+    for answer in (service.call("GET", "/status", None, headers), service.call("GET", "/nowhere", None, headers)):
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["vary"] == "Origin"
+    before = service.call("OPTIONS", "/update/inputs", None, {**headers, "Access-Control-Request-Method": "POST"})
+    assert before.status == 204
+    assert before.headers["access-control-allow-origin"] == "https://app.example"
+    assert "POST" in before.headers["access-control-allow-methods"]
+    assert "content-type" in before.headers["access-control-allow-headers"]
+
+
+def test_the_token_opens_the_door(simulator: Any) -> None:
+    program = Middleware(
+        ["--server", simulator.url, "--host", "127.0.0.1", os.path.join(ROOT, "workflow_api.json")],
+        {"COMFYUI_RUNNER_TOKEN": "s3cret-of-the-tests"},
+        FAST,
+    )
+    try:
+        refused = program.get("/status")
+        assert (refused.status, refused.error) == (401, "unauthorized")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert program.get("/queue").status == 401
+        assert program.get("/status?token=s3cret-of-the-tests").status == 401
+        assert program.get("/health").status == 200
+        assert program.get("/").status == 200
+        assert program.get("/status", Authorization="Bearer wrong").status == 401
+        status = program.get("/status", Authorization="Bearer s3cret-of-the-tests")
+        assert status.json["token_required"] is True
+        wrong = program.post("/login", {"token": "wrong"})
+        assert (wrong.status, wrong.error) == (403, "wrong_token")
+        for odd in ({"token": "\ud800"}, {"token": "ü"}):
+            assert program.post("/login", odd).status == 403
+        for odd_type in ({}, {"token": 7}, []):
+            assert program.post("/login", odd_type).status == 400
+        login = program.post("/login", {"token": "s3cret-of-the-tests"})
+        assert login.status == 204
+        cookie = login.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "s3cret" not in cookie
+        assert program.get("/status", Cookie=cookie.partition(";")[0]).status == 200
+        assert program.get("/status", Cookie=cookie.partition(";")[0][:-1] + "g").status == 401
+        foreign = {"Authorization": "Bearer s3cret-of-the-tests", "Origin": "http://evil.example"}
+        assert program.call("GET", "/queue", None, foreign).status == 403
+    finally:
+        assert program.stop() == 0
+    assert "s3cret" not in program.out.getvalue() + program.err.getvalue()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_other_machines_are_not_let_in_without_a_token(simulator: Any, host: str) -> None:
+    result = run("--mode", "continuous", "--port", "0", "--server", simulator.url, "--host", host)
+    assert result.status == ExitStatus.USAGE
+    assert "--token" in result.err and "--no-token" in result.err
+    assert not simulator.requests
+
+
+def test_comfyuis_credentials_never_reach_our_clients(make_middleware: Make, make_simulator: Make) -> None:
+    simulator = make_simulator(token="pa55-of-the-tests")
+    address = simulator.url.replace("http://", "http://user:pa55-of-the-tests@")
+    service = make_middleware(address, prompt=LOADER)
+    wait_until(lambda: service.get("/status").json["comfyui"]["connected"])
+    events = service.events()
+    assert service.upload().status == 200
+    prompt_id = service.start()
+    told = service.end(prompt_id)
+    assert told["phase"] == "success"
+    seen = [repr(events.until(lambda name, data: name == "run" and data["over"]))]
+    answers = [service.get(row.path.replace("{prompt_id}", prompt_id)) for row in ROUTES if row.method == "GET"
+               and row.path not in ("/events", "/queue")]  # fmt: skip
+    answers.append(service.get("/" + told["outputs"][0]["url"].lstrip("/")))
+    simulator.token = "changed"
+    answers += [service.get("/view?filename=none.png"), service.upload(), service.get("/queue"), service.get("/status")]
+    events.close()
+    import base64
+
+    for secret in ("pa55-of-the-tests", base64.b64encode(b"user:pa55-of-the-tests").decode()):
+        for answer in answers:
+            assert secret not in repr(answer)
+        assert secret not in seen[0] + service.out.getvalue() + service.err.getvalue()
+
+
+def test_a_comfyui_that_refuses_us_is_as_good_as_absent(make_middleware: Make, make_simulator: Make) -> None:
+    simulator = make_simulator(token="right")
+    service = make_middleware(simulator.url.replace("http://", "http://user:right@"), prompt=LOADER)
+    wait_until(lambda: service.get("/status").json["comfyui"]["connected"])
+    assert service.get("/workflow").status == 200
+    simulator.token = "changed"
+    for answer in (service.get("/view?filename=a.png"), service.upload(), service.get("/queue")):
+        assert answer.status == 503 and "retry-after" in answer.headers
+
+
+def test_no_script_runs_but_the_pages_own(service: Middleware) -> None:
+    policy = service.get("/status").headers["content-security-policy"]
+    [script] = re.findall(rb"<script>(.*?)</script>", service.service.page, re.S)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert "script-src 'sha256-%s';" % digest in policy
+    assert "script-src 'none';" in dict(security_headers(b""))["Content-Security-Policy"]

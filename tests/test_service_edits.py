@@ -1,0 +1,125 @@
+"""Stories of continuous mode: setting texts and inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from served import Json, Middleware, submitted
+from support import node
+
+from comfyui_runner.simulator.nodes import NODES
+
+
+def test_positive_and_negative_are_found_by_the_links_of_the_sampler(service: Middleware) -> None:
+    answer = service.post("/update/prompt", {"type": "positive", "text": "a fox"})
+    assert answer.status == 200
+    assert (answer.json["node_id"], answer.json["changed"]) == ("2", {"text": "a fox"})
+    assert answer.json["checked"] is True
+    assert service.post("/update/prompt", {"type": "negative", "text": "blur"}).json["node_id"] == "3"
+    held = service.held()
+    assert (held["2"]["inputs"]["text"], held["3"]["inputs"]["text"]) == ("a fox", "blur")
+
+
+def test_a_text_is_named_by_id_or_title(service: Middleware) -> None:
+    assert service.post("/update/prompt", {"node_id": "2", "text": "by id"}).json["node_id"] == "2"
+    assert service.post("/update/prompt", {"title": "Negative Prompt", "text": "by title"}).json["node_id"] == "3"
+    held = service.held()
+    assert (held["2"]["inputs"]["text"], held["3"]["inputs"]["text"]) == ("by id", "by title")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({"text": "a"}, 400, "missing_field"),
+        ({"text": "a", "type": "both"}, 400, "missing_field"),
+        ({"text": "a", "type": "both", "node_id": "1"}, 400, "missing_field"),
+        ({"type": "positive"}, 400, "missing_field"),
+        ({"type": "positive", "text": 7}, 400, "wrong_type"),
+        ({"node_id": 2, "text": "a"}, 400, "wrong_type"),
+        ({"node_id": "99", "text": "a"}, 400, "no_such_node"),
+        ({"node_id": "5", "text": "a"}, 409, "no_such_text"),
+        ({"title": "CLIPTextEncode", "text": "a"}, 409, "ambiguous_node"),
+        ([], 400, "not_an_object"),
+    ],
+)
+def test_a_text_that_cannot_be_set_changes_nothing(service: Middleware, body: Any, status: int, reason: str) -> None:
+    before = service.get("/workflow").json
+    answer = service.post("/update/prompt", body)
+    assert (answer.status, answer.error) == (status, reason)
+    assert service.get("/workflow").json == before
+    if status == 409:
+        listed = [(each["node_id"], each["title"]) for each in answer.json["error"]["details"]]
+        assert listed == [("2", "Positive Prompt"), ("3", "Negative Prompt")]
+
+
+def test_inputs_are_set_together(service: Middleware) -> None:
+    answer = service.post("/update/inputs", {"node_id": "5", "inputs": {"seed": 42, "steps": 3, "cfg": 4.5}})
+    assert answer.status == 200
+    assert answer.json["checked"] is True
+    inputs = service.held()["5"]["inputs"]
+    assert (inputs["seed"], inputs["steps"], inputs["cfg"]) == (42, 3, 4.5)
+    assert service.post("/update/inputs", {"title": "KSampler", "inputs": {"steps": 2}}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "reason"),
+    [
+        ({"steps": 3, "cfg": "high"}, 400, "invalid_input_type"),
+        ({"steps": 0}, 400, "value_out_of_range"),
+        ({"steps": "3"}, 400, "invalid_input_type"),
+        ({"steps": 2.5}, 400, "invalid_input_type"),
+        ({"steps": True}, 400, "invalid_input_type"),
+        ({"steps": None}, 400, "invalid_input_type"),
+        ({"steps": 10**400}, 400, "value_out_of_range"),
+        ({"cfg": 1e308}, 400, "value_out_of_range"),
+        ({"cfg": float("nan")}, 400, "invalid_input_type"),
+        ({"cfg": float("inf")}, 400, "invalid_input_type"),
+        ({"sampler_name": "eular"}, 400, "value_not_in_list"),
+        ({"sampler_name": "random"}, 400, "value_not_in_list"),
+        ({"no_such": 1}, 400, "no_such_input"),
+        ({"model": ["1", 0]}, 409, "linked_input"),
+        ({"positive": "a fox"}, 409, "linked_input"),
+        ({"steps": "random"}, 400, "invalid_input_type"),
+    ],
+)
+def test_a_bad_edit_changes_nothing(service: Middleware, inputs: Json, status: int, reason: str) -> None:
+    before = service.get("/workflow").json
+    answer = service.post("/update/inputs", {"node_id": "5", "inputs": {"denoise": 0.5, **inputs}})
+    assert (answer.status, answer.error) == (status, reason)
+    assert service.get("/workflow").json == before
+
+
+def test_an_edit_without_a_node_is_refused(service: Middleware) -> None:
+    assert service.post("/update/inputs", {"inputs": {}}).error == "missing_field"
+    assert service.post("/update/inputs", {"node_id": "5"}).error == "missing_field"
+
+
+def test_a_random_seed_is_drawn_at_each_run(service: Middleware, comfyui: Any) -> None:
+    assert service.post("/update/inputs", {"node_id": "5", "inputs": {"seed": "random", "steps": 1}}).status == 200
+    (field,) = [field for field in service.get("/workflow").json["fields"] if field["input"] == "seed"]
+    assert field["random"] is True
+    for _ in range(2):
+        assert service.end(service.start())["phase"] == "success"
+    answer = service.post("/prompt")
+    assert answer.status == 200
+    service.end(answer.json["prompt_id"])
+    seeds = [prompt["5"]["inputs"]["seed"] for prompt in submitted(comfyui)[-3:]]
+    assert len(set(seeds)) == 3 and all(isinstance(seed, int) for seed in seeds)
+    service.post("/update/inputs", {"node_id": "5", "inputs": {"seed": 7}})
+    service.end(service.start())
+    assert submitted(comfyui)[-1]["5"]["inputs"]["seed"] == 7
+
+
+def test_a_seed_is_drawn_within_its_bounds(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = NODES["EmptyImage"]
+    marked = ("INT", {**entry.specs["color"][1], "control_after_generate": True})
+    monkeypatch.setitem(entry.specs, "color", marked)
+    service.service._object_info.pop("EmptyImage", None)
+    service.hold({
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("SaveImage", filename_prefix="drawn", images=["1", 0]),
+    })  # fmt: skip
+    assert service.post("/update/inputs", {"node_id": "1", "inputs": {"color": "random"}}).status == 200
+    assert service.end(service.start())["phase"] == "success"
+    service.service._object_info.pop("EmptyImage", None)

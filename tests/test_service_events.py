@@ -1,0 +1,113 @@
+"""Stories of continuous mode: the event streams and previews."""
+
+from __future__ import annotations
+
+import json
+import queue
+from typing import Any, List, Optional
+
+import pytest
+from served import Middleware
+from support import slow_prompt, wait_until
+
+from comfyui_runner.service import STREAM_QUEUE, Stream, sse
+
+
+def test_the_stream_begins_with_the_state_and_tells_a_run(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=3, seconds=0.3, seed=41))
+    events = service.events()
+    assert b"text/event-stream" in events.head and b"no-store" in events.head and b"nosniff" in events.head
+    name, state = events.next() or ("", {})
+    assert name == "state" and set(state) == {"status", "runs"}
+    prompt_id = service.start()
+    seen = events.until(lambda name, data: name == "run" and data["prompt_id"] == prompt_id and data["over"])
+    reports = [data["event"] for name, data in seen if name == "report" and data["prompt_id"] == prompt_id]
+    assert reports[0] == "submitted"
+    assert {"started", "node_started", "progress", "node_finished"} <= set(reports)
+    service.post("/update/inputs", {"node_id": "1", "inputs": {"seed": 42}})
+    events.until(lambda name, data: name == "workflow" and data["revision"] > 1)
+    events.close()
+
+
+def test_a_stream_of_one_run_tells_of_no_other(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=2, seconds=0.0, seed=43))
+    mine = service.start()
+    service.end(mine)
+    events = service.events("/events?prompt_id=" + mine)
+    _, state = events.next() or ("", {})
+    assert [each["prompt_id"] for each in state["runs"]] == [mine]
+    other = service.start()
+    service.end(other)
+    service.post("/workflow/reset")
+    seen = events.until(lambda name, data: name == "workflow")
+    events.close()
+    assert other not in json.dumps(seen)
+
+
+def test_a_quiet_stream_is_kept_alive_by_comments(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: List[float] = []
+
+    class Patient(queue.Queue):  # type: ignore[type-arg]
+        def get(self, block: bool = True, timeout: Optional[float] = None) -> Any:
+            waits.append(timeout or 0.0)
+            return super().get(block, 0.05)
+
+    class Quick(Stream):
+        def __init__(self, prompt_id: Optional[str]) -> None:
+            super().__init__(prompt_id)
+            self.waiting = Patient(STREAM_QUEUE)
+
+    monkeypatch.setattr("comfyui_runner.service.Stream", Quick)
+    events = service.events()
+    assert (events.block() or "").startswith("event: state")
+    while not (events.block() or ":").startswith(":"):
+        pass  # what was still to be told of runs before
+    events.close()
+    assert waits[0] == 15.0
+
+
+def test_a_reader_that_is_too_slow_is_dropped(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_runner.service.STREAM_QUEUE", 4)
+    slow, quick = service.events(buffer=4096), service.events()
+    assert slow.next() and quick.next()
+    wait_until(lambda: len(service.service._streams) == 2)
+    for number in range(60):
+        service.service._publish(None, sse("x", {"number": number, "text": "x" * 200000}))
+        quick.until(lambda name, data, number=number: name == "x" and data["number"] == number)
+    assert len(service.service._streams) == 1
+    quick.close()
+    slow.close()
+
+
+def test_a_reader_that_goes_away_is_forgotten(service: Middleware) -> None:
+    events = service.events()
+    assert events.next()
+    wait_until(lambda: len(service.service._streams) == 1)
+    service.end_streams()
+
+
+def test_the_newest_preview_is_shown(service: Middleware) -> None:
+    service.service._records.clear()
+    assert service.get("/preview").status == 404
+    service.hold(slow_prompt(steps=4, seconds=0.2, seed=51, preview=True))
+    events = service.events()
+    prompt_id = service.start()
+    events.until(lambda name, data: name == "preview" and data["prompt_id"] == prompt_id)
+    events.close()
+    for path in ("/preview", "/preview?prompt_id=" + prompt_id):
+        answer = service.get(path)
+        assert answer.status == 200
+        assert answer.headers["content-type"].startswith("image/")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert service.get("/preview?prompt_id=none").status == 404
+    service.end(prompt_id)
+
+
+def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_runner.service.EVENT_BYTES_PER_SECOND", 1.0)
+    service.hold(slow_prompt(steps=10, seconds=1.0, seed=101))  # nobody else's: it is not in the cache
+    events = service.events()
+    prompt_id = service.start()
+    seen = events.until(lambda name, data: name == "run" and data["prompt_id"] == prompt_id and data["over"])
+    told = [data for name, data in seen if name == "run" and data["prompt_id"] == prompt_id]
+    assert len(told) == 2  # the first one is followed by a pause, which the end does not wait for

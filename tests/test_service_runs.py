@@ -1,0 +1,214 @@
+"""Stories of continuous mode: runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, List
+
+import pytest
+from served import LOADER, Answer, Json, Make, Middleware, phase_elsewhere, post_elsewhere
+from support import node, slow_prompt, wait_until
+
+
+def test_a_run_is_started_followed_and_told_with_its_pictures(service: Middleware) -> None:
+    answer = service.get("/queue")
+    assert (answer.status, answer.json["message"]) == (202, "execution started")
+    assert isinstance(answer.json["ahead"], int)  # its place in the queue
+    told = service.end(answer.json["prompt_id"])
+    assert told["phase"] == "success"
+    assert told["message"].startswith("Done in ")
+    assert sorted(each["node_id"] for each in told["nodes"]) == ["1", "2", "3", "4", "5", "6", "7"]
+    (output,) = told["outputs"]
+    picture = service.get("/" + output["url"].lstrip("/"))
+    assert (picture.status, picture.headers["content-type"]) == (200, "image/png")
+    assert picture.body.startswith(b"\x89PNG")
+    assert answer.json["prompt_id"] in [each["prompt_id"] for each in service.get("/runs").json["runs"]]
+
+
+def test_post_and_paths_under_api_do_the_same(service: Middleware) -> None:
+    for method, path in [("POST", "/queue"), ("GET", "/api/queue"), ("POST", "/api/queue")]:
+        answer = service.call(method, path)
+        assert answer.status == 202
+        assert service.end(answer.json["prompt_id"])["over"]
+    assert service.post("/queue", {}).status == 202
+
+
+@pytest.mark.parametrize("body", [{"clear": True}, {"delete": ["x"]}, {"clear": False}])
+def test_the_queue_of_comfyui_cannot_be_emptied_from_here(service: Middleware, comfyui: Any, body: Json) -> None:
+    answer = service.post("/queue", body)
+    assert (answer.status, answer.error) == (400, "not_supported")
+    assert not [call for call in comfyui.requests if call[0] == "POST"]
+
+
+def test_a_body_that_is_no_json_starts_nothing(service: Middleware, comfyui: Any) -> None:
+    assert service.post("/queue", b"{").status == 400
+    assert service.post("/queue", b"[]").status == 400
+    assert ("POST", "/prompt") not in comfyui.requests
+
+
+def test_an_edit_during_a_run_is_for_the_next_one(service: Middleware, comfyui: Any) -> None:
+    service.hold(slow_prompt(steps=10, seconds=3.0, seed=1))
+    first = service.start()
+    service.running(first)
+    second = service.start()
+    assert service.post("/update/inputs", {"node_id": "1", "inputs": {"seed": 2, "seconds": 0.0}}).status == 200
+    third = service.start()
+    for prompt_id in (first, second):
+        assert service.post("/interrupt", {"prompt_id": prompt_id}).status == 200
+    assert service.end(third)["phase"] == "success"
+    life = comfyui._server.life
+    entry = life.history[third]["prompt"][2]
+    assert entry["1"]["inputs"]["seed"] == 2
+    assert life.history[first]["prompt"][2]["1"]["inputs"]["seed"] == 1
+
+
+def test_a_place_in_the_queue_is_told(service: Middleware, comfyui: Any) -> None:
+    foreign = post_elsewhere(comfyui, slow_prompt(steps=10, seconds=20.0))
+    wait_until(lambda: phase_elsewhere(comfyui, foreign) == "running")
+    service.hold(slow_prompt(steps=1, seconds=0.0, seed=5))
+    first, second = service.get("/queue").json, service.get("/queue").json
+    assert (first["ahead"], second["ahead"]) == (1, 2)
+    wait_until(lambda: service.get("/runs/" + second["prompt_id"]).json["ahead"] == 2, what="the place in the queue")
+    comfyui._server.life.interrupt(foreign)
+    assert service.end(second["prompt_id"])["phase"] == "success"
+
+
+def test_more_than_max_queue_of_ours_are_refused_for_now(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--max-queue", "2", prompt=slow_prompt(steps=100, seconds=30.0))
+    answers = [service.get("/queue") for _ in range(5)]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert answers[0].status == answers[1].status == 202
+    assert refused and refused[0].error == "queue_full"
+    assert int(refused[0].headers["retry-after"]) > 0
+    assert service.post("/prompt", {"prompt": slow_prompt()}).status == 429
+    posted = [call for call in simulator.requests if call == ("POST", "/prompt")]
+    assert len(posted) == len(answers) - len(refused)
+    service.hold(LOADER)
+    assert service.upload().status == 200  # it starts nothing
+
+
+def test_many_at_once_do_not_pass_max_queue_either(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--max-queue", "2", prompt=slow_prompt(steps=100, seconds=30.0))
+    simulator.faults.http_hang["/prompt"] = 0.3
+    answers: List[Answer] = []
+    clients = [threading.Thread(target=lambda: answers.append(service.get("/queue"))) for _ in range(12)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert {answer.status for answer in answers} == {202, 429}
+    assert len([answer for answer in answers if answer.status == 202]) <= 3
+
+
+def test_a_workflow_that_comfyui_refuses_is_told_in_words(service: Middleware) -> None:
+    service.service._hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])}, set())
+    answer = service.get("/queue")
+    assert (answer.status, answer.error) == (400, "prompt_rejected")
+    assert answer.json["error"]["details"]["problems"]
+
+
+def test_what_went_wrong_is_told_with_the_run(service: Middleware) -> None:
+    service.hold({
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("FailNode", "Broken", message="out of luck", image=["1", 0]),
+        "3": node("SaveImage", "Save", filename_prefix="x", images=["2", 0]),
+    })  # fmt: skip
+    told = service.end(service.start())
+    assert told["phase"] == "error"
+    assert (told["failure"]["node_id"], told["failure"]["message"]) == ("2", "out of luck")
+    assert told["failure"]["traceback"]
+
+
+def test_a_run_that_nobody_knows_is_not_found(service: Middleware) -> None:
+    answer = service.get("/runs/none")
+    assert (answer.status, answer.error) == (404, "no_such_run")
+
+
+@pytest.mark.parametrize("wait", ["-1", "soon", "inf", "nan", "1e3", "1" * 20])
+def test_a_wait_that_is_no_number_is_refused(service: Middleware, wait: str) -> None:
+    prompt_id = service.start()
+    assert service.get("/runs/%s?wait=%s" % (prompt_id, wait)).status == 400
+    service.end(prompt_id)
+
+
+def test_a_wait_ends_with_the_run_or_in_time(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.hold(slow_prompt(steps=20, seconds=20.0, seed=11))
+    prompt_id = service.start()
+    began = time.monotonic()
+    assert service.get("/runs/%s?wait=0.2" % prompt_id).json["over"] is False
+    assert 0.2 <= time.monotonic() - began < 5.0
+    waits: List[float] = []
+    over = service.service._records[prompt_id].over
+    monkeypatch.setattr(over, "wait", lambda seconds: waits.append(seconds))
+    service.get("/runs/%s?wait=100000" % prompt_id)
+    assert waits == [60.0]
+    monkeypatch.undo()
+    told: List[Json] = []
+    client = threading.Thread(target=lambda: told.append(service.end(prompt_id)))
+    client.start()
+    assert service.post("/interrupt").status == 200
+    client.join(5.0)
+    assert told[0]["phase"] == "interrupted"
+
+
+def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
+    service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
+    started = []
+    for _ in range(8):
+        started.append(service.start())
+        service.end(started[-1])
+        there = [each["prompt_id"] for each in service.get("/runs").json["runs"]]
+        assert there[: min(len(started), 6)] == started[::-1][:6]
+    assert len(there) <= 7
+
+
+def test_refused_runs_do_not_pile_up(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
+    service.service._hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])}, set())
+    for _ in range(12):
+        assert service.get("/queue").status == 400
+    assert len(service.service._records) <= 7
+
+
+def test_half_of_the_kept_runs_stay_too(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 20)
+    assert "(the last 20 are kept)" in service.get("/runs/nowhere").json["error"]["message"]
+    service.service._records.clear()
+    service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
+    started = []
+    for _ in range(13):
+        started.append(service.start())
+        service.end(started[-1])
+    assert [each["prompt_id"] for each in service.get("/runs").json["runs"]] == started[::-1]
+
+
+def test_the_console_shows_the_runs(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=3, seconds=0.3, seed=61))
+    prompt_id = service.start()
+    service.end(prompt_id)
+    mine = [line for line in service.out.getvalue().splitlines() if "[%s]" % prompt_id[:8] in line]
+    assert "Done in" in mine[-1]
+    assert any("Slow" in line for line in mine)
+
+
+def test_outputs_are_saved_where_o_says(make_middleware: Make, simulator: Any, tmp_path: Any) -> None:
+    out = tmp_path / "out"
+    service = make_middleware(simulator, "-o", str(out), "--timeout", "20")
+    run = service.end(service.start())
+    [output] = run["outputs"]
+    assert (out / output["filename"]).read_bytes() == service.get("/" + output["url"]).body
+    assert str(out / output["filename"]) in service.out.getvalue()
+    out.joinpath(output["filename"]).unlink()
+    out.rmdir()
+    out.write_text("a file stands where the folder should be")
+    assert service.end(service.start())["phase"] == "success"
+    wait_until(lambda: "could not be saved" in service.out.getvalue() + service.err.getvalue())
+
+
+def test_the_timeout_cancels_a_run_and_tells_it(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--timeout", "0.5", prompt=slow_prompt(steps=100, seconds=30.0))
+    run = service.end(service.start())
+    assert run["phase"] == "interrupted" and "timeout" in run["message"]
+    assert service.get("/health").status == 200

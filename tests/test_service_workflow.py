@@ -1,0 +1,100 @@
+"""Stories of continuous mode: the held workflow."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from served import LOADER, TEXTS, Make, Middleware
+from support import node, slow_prompt
+
+
+def test_the_workflow_is_told_with_what_can_be_set(service: Middleware) -> None:
+    told = service.get("/workflow").json
+    assert told["prompt"] == TEXTS
+    assert told["file"].endswith("held.json")
+    assert [field["role"] for field in told["fields"]][:2] == ["positive", "negative"]
+
+
+def test_another_workflow_takes_its_place_and_reset_brings_the_file_back(service: Middleware) -> None:
+    answer = service.call("PUT", "/workflow", slow_prompt())
+    assert (answer.status, answer.json["nodes"], answer.json["checked"]) == (200, 2, True)
+    assert service.held() == slow_prompt()
+    assert service.get("/status").json["workflow"]["changed"] is True
+    back = service.post("/workflow/reset")
+    assert (back.status, back.json["nodes"]) == (200, 7)
+    assert back.json["revision"] > answer.json["revision"]
+    assert service.held() == TEXTS
+    assert service.get("/status").json["workflow"]["changed"] is False
+
+
+def test_reset_reads_the_file_as_it_is_now(make_middleware: Make, simulator: Any, tmp_path: Any) -> None:
+    service = make_middleware(simulator)
+    (tmp_path / "held.json").write_text(json.dumps(TEXTS), encoding="utf-8")
+    assert service.held() != TEXTS
+    assert service.post("/workflow/reset").status == 200
+    assert service.held() == TEXTS
+    (tmp_path / "held.json").write_text("{", encoding="utf-8")
+    assert service.post("/workflow/reset").status == 400
+    (tmp_path / "held.json").unlink()
+    assert service.post("/workflow/reset").status == 400
+    assert service.held() == TEXTS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"1": {}}',
+        b'{"nodes": [], "links": []}',
+        b'{"1": {"class_type": "KSampler"}}',
+        b"[" * 50000,
+    ],
+)
+def test_what_is_no_workflow_is_refused(service: Middleware, body: bytes) -> None:
+    answer = service.call("PUT", "/workflow", body)
+    assert (answer.status, answer.error) == (400, "workflow_error")
+    assert service.held() == TEXTS
+
+
+def test_a_workflow_that_cannot_run_here_is_refused_with_all_reasons(service: Middleware) -> None:
+    prompt = {
+        "1": node("NoSuchNode", "Missing", image=["2", 0]),
+        "2": node("SlowProgress", steps=-1, seconds=0.0, seed=1, preview=False),
+    }
+    answer = service.call("PUT", "/workflow", prompt)
+    assert (answer.status, answer.error) == (400, "invalid_workflow")
+    problems = answer.json["error"]["details"]["problems"]
+    assert [(problem["node_id"], problem["type"]) for problem in problems] == [
+        ("1", "missing_node_type"),
+        ("2", "value_smaller_than_min"),
+    ]
+    assert service.held() == TEXTS
+
+
+def test_the_workflow_with_an_uploaded_picture_can_be_put_back(service: Middleware) -> None:
+    service.hold(LOADER)
+    for fields in ({}, {"subfolder": "deep"}, {"type": "temp"}):
+        assert service.upload(name="fresh.png", **fields).status == 200
+        held = service.held()
+        answer = service.call("PUT", "/workflow", held)
+        assert answer.status == 200, answer.body
+        assert service.end(service.start())["phase"] == "success"
+
+
+def test_a_deep_chain_of_nodes_is_read_all_the_same(service: Middleware) -> None:
+    chain = {str(i): node("ConditioningAverage", conditioning_to=[str(i + 1), 0]) for i in range(1000, 4000)}
+    sampler = {**TEXTS["5"]["inputs"], "positive": ["1000", 0]}
+    service.service._hold({**TEXTS, **chain, "4000": TEXTS["2"], "5": node("KSampler", **sampler)}, set())
+    assert service.get("/workflow").status == 200
+    assert service.post("/update/prompt", {"type": "positive", "text": "a"}).json["node_id"] == "4000"
+
+
+@pytest.mark.parametrize("class_type", ["", ".", ".."])
+def test_a_class_that_would_be_another_path_is_not_there(service: Middleware, class_type: str) -> None:
+    answer = service.call("PUT", "/workflow", {"1": {"class_type": class_type, "inputs": {}}})
+    assert answer.status == 400 and answer.error in ("invalid_workflow", "workflow_error")
