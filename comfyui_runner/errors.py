@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, List, Mapping
+from typing import Any, List, Mapping, Optional
 
 
 class ExitStatus(enum.IntEnum):
@@ -82,11 +82,21 @@ class NotConfirmed(RunnerError):
     http_status = 409
 
 
-class ServerUnreachable(RunnerError):
-    """No (whole) answer came. ``refused``: nothing listens there, so nothing was received."""
+class ServerError(RunnerError):
+    """ComfyUI did not answer a call, or not as the call expects.
+
+    ``refused``: nothing listens at the address, so nothing was received. ``status`` is the HTTP status of the
+    answer, None if none came.
+    """
 
     exit_status = ExitStatus.NO_SERVER
     http_status = 503
+    refused = False
+    status: Optional[int] = None
+
+
+class ServerUnreachable(ServerError):
+    """No answer came, or only a part of one."""
 
     def __init__(self, message: str, remedy: str = "", *, refused: bool = False) -> None:
         super().__init__(message, remedy)
@@ -97,11 +107,10 @@ class ServerGone(ServerUnreachable):
     """The load balancer sends us to another server: what was on ours is lost, and nothing more is asked."""
 
 
-class ServerAnswer(RunnerError):
-    """An answer with a status that the call does not expect. ``status`` is the HTTP status."""
+class ServerAnswer(ServerError):
+    """An answer with a status that the call does not expect. ``body`` is its JSON, or its text."""
 
-    exit_status = ExitStatus.NO_SERVER
-    http_status = 503
+    status: int
 
     def __init__(self, message: str, remedy: str = "", *, status: int, body: Any = None) -> None:
         super().__init__(message, remedy)

@@ -21,7 +21,13 @@ from typing import (
 )
 
 from comfyui_runner.edits import EditError, find_input
-from comfyui_runner.errors import SaveError, ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.errors import (
+    SaveError,
+    ServerAnswer,
+    ServerError,
+    ServerUnreachable,
+    UsageError,
+)
 from comfyui_runner.nodes import node_title
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.reports import Report
@@ -168,7 +174,7 @@ def download(
                 return write_file(folder, parts, overwrite, chunks(response))
             finally:
                 response.close()
-        except (ServerUnreachable, ServerAnswer, requests.RequestException) as error:
+        except (ServerError, requests.RequestException) as error:
             if isinstance(error, ServerAnswer) and not is_lost(server, error):
                 remedy = "It is at %s" % url
                 if error.status == 404:

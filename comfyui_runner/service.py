@@ -46,6 +46,7 @@ from comfyui_runner.errors import (
     PromptRejected,
     RunnerError,
     ServerAnswer,
+    ServerError,
     ServerGone,
     ServerUnreachable,
 )
@@ -227,14 +228,13 @@ class Service:
                     self._features = as_dict(
                         await bounded(server.features, seconds=server.limits.read)
                     )
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 if isinstance(error, ServerGone):  # the load balancer has others
                     self._servers = (server.fresh(),)
                     self.server = self.session.server = self._servers[0]
                     continue
                 self._failures += 1
-                refused = isinstance(error, ServerUnreachable) and error.refused
-                if self._connected and (refused or self._failures > 1):  # once is an accident
+                if self._connected and (error.refused or self._failures > 1):  # once is an accident
                     self._connected = False
                     self._notice("ComfyUI does not answer (%s) Trying again." % error.message)
                 continue
@@ -433,7 +433,7 @@ class Service:
             if (class_type in again or class_type not in self._object_info) and self._connected:
                 try:
                     info = self.server.object_info(class_type)
-                except (ServerUnreachable, ServerAnswer):
+                except ServerError:
                     break
                 if info is not None:
                     self._object_info[class_type] = info

@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence
 
 from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
-from comfyui_runner.errors import ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.errors import ServerError, ServerUnreachable, UsageError
 from comfyui_runner.http_server import make_http_server
 from comfyui_runner.loading import Loaded, load_document, prepare
 from comfyui_runner.reports import Report
@@ -53,7 +53,7 @@ async def find_or_expect_servers(
     """The server that answers, or all where one may come up later."""
     try:
         return [await comfyui.find()]
-    except (ServerUnreachable, ServerAnswer) as error:
+    except ServerError as error:
         if settings.demo:
             raise
         console.notice(f"{error.message} Listening all the same; runs are taken when it is there.")

@@ -24,7 +24,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
     PromptUnknown,
     RunnerError,
-    ServerAnswer,
+    ServerError,
     ServerGone,
     ServerUnreachable,
 )
@@ -154,13 +154,13 @@ class Session:
             try:
                 self._connected(await connect_websocket(self.server, self.client_id))
                 break
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 problem = error
                 late = time.monotonic() - began >= patience
-                if isinstance(error, ServerUnreachable) and error.refused and late:
+                if error.refused and late:
                     message = "%s does not answer any more." % self.server.address.url
                     raise ServerUnreachable(message, refused=True) from None
-                busy = isinstance(error, ServerUnreachable) or error.status in (502, 503, 504)
+                busy = error.status in (None, 502, 503, 504)
                 if not busy or (late and attempt > 1):
                     break
                 await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
@@ -241,7 +241,7 @@ class Session:
     async def submit(self, run: Run) -> Dict[str, Any]:
         """Submits ``run`` and reports what the server refused of it. The server's answer; {} if it was lost.
 
-        Raises PromptRejected, ServerUnreachable or ServerAnswer if it could not be submitted.
+        Raises PromptRejected, ServerError if it could not be submitted.
         """
         try:
             answer = await self._submit(run) or {}
@@ -291,21 +291,20 @@ class Session:
                 self._answered = time.monotonic()
                 self._accepted(run, answer)
                 return answer
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 run.posting = False
                 if isinstance(error, ServerGone):
                     self._server_gone()
                     return None
-                if isinstance(error, ServerAnswer) and error.status not in (500, 502, 503, 504):
+                if error.status not in (None, 500, 502, 503, 504):
                     raise
-                refused = isinstance(error, ServerUnreachable) and error.refused
-                ambiguous = ambiguous or not refused
+                ambiguous = ambiguous or not error.refused
                 if not ambiguous and run.patience is not None:
                     raise
                 if await self._is_there(run, began + patience):
                     self._accepted(run, {})
                     return None
-                if isinstance(error, ServerAnswer) and error.status == 500:  # ComfyUI itself raised
+                if error.status == 500:  # ComfyUI itself raised
                     raise
                 if time.monotonic() - began > patience:
                     if not ambiguous:
@@ -352,7 +351,7 @@ class Session:
                 return True  # its messages came
             try:
                 place, entry = await self._look(run, await self._queue())
-            except (ServerUnreachable, ServerAnswer):
+            except ServerError:
                 pass  # two looks that find nothing prove as much, whatever failed between them
             else:
                 now = time.monotonic()
@@ -394,7 +393,7 @@ class Session:
         if run.state.phase is Phase.QUEUED:
             try:
                 place, entry = await self._look(run, await self._queue())
-            except (ServerUnreachable, ServerAnswer):
+            except ServerError:
                 return
             self._change(
                 run,
@@ -546,7 +545,7 @@ class Session:
             attempt += 1
             try:
                 self._connected(await connect_websocket(self.server, self.client_id))
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 if isinstance(error, ServerGone):
                     self._server_gone()
                 continue
@@ -597,7 +596,7 @@ class Session:
                 else:
                     queue = await self._queue() if queue is None else queue
                     place, entry = await self._look(run, queue)
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 self._unanswered(run, error)
             else:
                 self._failing = False
@@ -701,7 +700,7 @@ class Session:
                         self._change(run, run.state._replace(phase=Phase.REJECTED, ended_at=now))
             except ServerGone:
                 self._server_gone()
-            except (ServerUnreachable, ServerAnswer, asyncio.TimeoutError):
+            except (ServerError, asyncio.TimeoutError):
                 pass
             try:
                 await asyncio.wait_for(run.over.wait(), 0.15)
@@ -719,10 +718,8 @@ class Session:
             self.server.interrupt(None)
 
 
-def is_lost(server: Server, error: RunnerError) -> bool:
+def is_lost(server: Server, error: ServerError) -> bool:
     """Whether a run that failed with ``error`` is lost with its server, behind a load balancer that has others."""
-    if isinstance(error, ServerAnswer):
-        return bool(server.affinity) and error.status in (502, 503, 504)  # the balancer's own
-    return isinstance(error, ServerUnreachable) and (
-        bool(server.affinity) or isinstance(error, ServerGone)
-    )
+    if isinstance(error, ServerGone):
+        return True
+    return bool(server.affinity) and error.status in (None, 502, 503, 504)  # the balancer's own

@@ -25,7 +25,7 @@ from comfyui_runner.errors import (
     NotConfirmed,
     PromptRejected,
     RunnerError,
-    ServerAnswer,
+    ServerError,
     ServerUnreachable,
     Stopped,
     UsageError,
@@ -83,7 +83,7 @@ class ComfyUI:
         return parse_version(self.stats)
 
     async def find(self) -> Server:
-        """The first server that answers. Raises ServerUnreachable or ServerAnswer (NO_SERVER), or Stopped."""
+        """The first server that answers. Raises ServerError (NO_SERVER), or Stopped."""
         if self.server is not None:
             return self.server
         server, self.stats = await self.console.unless_stopped(self._find())
@@ -98,7 +98,7 @@ class ComfyUI:
             server = Server(address, self.settings.limits)
             try:
                 stats = await self._ask_for_stats(server)
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 first_error = first_error or error
                 tried.append(error.message)
                 continue
@@ -379,7 +379,7 @@ async def retry_lost_runs(
         connection = server.fresh()
         try:
             exit_status = await run_once(connection)
-        except (ServerUnreachable, ServerAnswer) as error:
+        except ServerError as error:
             if not is_lost(connection, error):
                 raise
             error.exit_status = exit_status = ExitStatus.LOST

@@ -22,6 +22,8 @@ from comfyui_runner.errors import (
     RunnerError,
     SaveError,
     ServerAnswer,
+    ServerError,
+    ServerGone,
     ServerUnreachable,
     Stopped,
     UsageError,
@@ -328,6 +330,11 @@ def test_an_error_of_the_server_keeps_what_the_server_said() -> None:
     assert ServerAnswer("m", status=418).status == 418
     assert PromptRejected("m", answer={"error": "x"}).answer == {"error": "x"}
     assert ServerUnreachable("m", refused=True).refused and not ServerUnreachable("m").refused
+
+
+def test_every_error_of_the_server_has_a_status_and_says_whether_the_connection_was_refused() -> None:
+    errors: List[ServerError] = [ServerUnreachable("m"), ServerGone("m"), ServerAnswer("m", status=502)]
+    assert [(error.status, error.refused) for error in errors] == [(None, False), (None, False), (502, False)]
 
 
 def test_what_lies_too_deep_for_a_reader_is_left_out_of_json() -> None:

@@ -38,9 +38,8 @@ from comfyui_runner.errors import (
     ExitStatus,
     PromptRejected,
     RunnerError,
-    ServerAnswer,
+    ServerError,
     ServerGone,
-    ServerUnreachable,
     Stopped,
     UsageError,
 )
@@ -347,7 +346,7 @@ class BatchJob:
                         break
             except Stopped:
                 return
-            except (ServerUnreachable, ServerAnswer) as error:
+            except ServerError as error:
                 self.fatal = self.fatal or error
 
     async def _run_row(self, row: Row, retries_left: int) -> bool:
@@ -383,9 +382,9 @@ class BatchJob:
             if ending.exit_status is ExitStatus.LOST and session.server.gone:
                 raise ServerGone(run.state.reason + ".")
             self._note_ending(session, run, entry, ending)
-        except (ServerUnreachable, ServerAnswer, Stopped) as error:
-            refused = isinstance(error, ServerAnswer) and error.status in (400, 413, 500)
-            gone = not isinstance(error, Stopped) and is_lost(session.server, error)
+        except (ServerError, Stopped) as error:
+            refused = isinstance(error, ServerError) and error.status in (400, 413, 500)
+            gone = isinstance(error, ServerError) and is_lost(session.server, error)
             takes_other_rows = refused and self._uploaded is not None
             if not gone and not takes_other_rows:
                 raise
