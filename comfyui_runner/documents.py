@@ -1,4 +1,4 @@
-"""Reading workflow files: API format, UI format, history entries and pictures."""
+"""Reading workflow files: API format, UI format, an entry of ComfyUI's history, pictures."""
 
 from __future__ import annotations
 
@@ -6,145 +6,156 @@ import json
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import WorkflowError
-from comfyui_runner.text import as_dict, one_line
+from comfyui_runner.text import as_dict, as_list, one_line
 
 Prompt = Dict[str, Dict[str, Any]]
 
 EXPORT_REMEDY = (
-    "In ComfyUI open the workflow, choose Save or Export (API) in the File menu, and run the file that this gives; "
-    "a picture that ComfyUI made will do as well."
+    "Open the workflow in ComfyUI, choose Save or Export (API) in the File menu, and run that "
+    "file. A picture made by ComfyUI works too."
 )
-
-
-def describe_json_type(value: object) -> str:
-    kinds = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return kinds.get(type(value), "a number")
-
-
-class Document(NamedTuple):
-    """What a file holds: a prompt (API format), a workflow (UI format), or both, made from each other."""
-
-    prompt: Optional[Prompt] = None
-    workflow: Optional[Dict[str, Any]] = None
-
 
 #: How PNG and WebP files begin (WebP is one of several formats in a RIFF container).
 PICTURE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"RIFF")
 
 
-def parse_document(data: bytes, name: str) -> Document:
-    """The prompt and the workflow in ``data``; ``name`` is for the messages.
+class Document(NamedTuple):
+    """What a file contains: a prompt (API format), a workflow (UI format), or both of one run."""
 
-    JSON (UTF-8, -16 or -32): API format, alone, as ``{"prompt": ...}`` or as an entry of ComfyUI's history;
-    UI format. Or a PNG or WebP picture that ComfyUI made. Raises WorkflowError, which says what was found instead.
-    """
-
-    if data.startswith(PICTURE_SIGNATURES):
-        from comfyui_runner.extras.pictures import (  # only pictures need it
-            embedded_texts,
-            parse_embedded_texts,
-        )
-
-        texts = embedded_texts(data)
-        if texts is not None:
-            return parse_embedded_texts(texts, name)
-    try:
-        document = json.loads(data)
-    except UnicodeDecodeError:
-        raise WorkflowError(
-            "%s is neither text nor a PNG or WebP picture." % name, EXPORT_REMEDY
-        ) from None
-    except json.JSONDecodeError as error:
-        raise WorkflowError(
-            "%s is not JSON: line %d, column %d: %s."
-            % (name, error.lineno, error.colno, error.msg),
-            "Mend it there, or export the workflow again.",
-        ) from None
-    except (RecursionError, ValueError) as error:
-        raise WorkflowError("%s cannot be read as JSON: %s." % (name, error)) from None
-    return unwrap_document(document, name)
-
-
-def unwrap_document(document: Any, name: str) -> Document:
-    """The prompt in what ComfyUI, its clients and --save-run put around one."""
-    if not isinstance(document, dict):
-        if isinstance(document, list) and len(document) > 3 and isinstance(document[2], dict):
-            return unwrap_document(
-                {"prompt": document[2], "extra_data": document[3]}, name
-            )  # an item of /queue
-        raise WorkflowError(
-            "%s is no prompt: it holds %s, not an object of nodes."
-            % (name, describe_json_type(document)),
-            EXPORT_REMEDY,
-        )
-    if isinstance(document.get("nodes"), list):
-        return Document(workflow=document)
-    inner = document.get("prompt")
-    if isinstance(inner, list) and len(inner) > 3:  # an entry of /history
-        return unwrap_document(inner, name)
-    workflow = document.get("workflow") or as_dict(
-        as_dict(document.get("extra_data")).get("extra_pnginfo")
-    ).get("workflow")
-    workflow = (
-        workflow if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list) else None
-    )
-    if isinstance(inner, dict) and "class_type" not in inner:
-        return Document(_check_nodes(inner, name), workflow)
-    if workflow is not None:
-        return Document(workflow=workflow)
-    entries = [
-        entry for entry in document.values() if isinstance(as_dict(entry).get("prompt"), list)
-    ]
-    if entries and len(entries) == len(document):  # a whole /history
-        if len(entries) > 1:
-            raise WorkflowError(
-                "%s holds %d prompts of ComfyUI's history." % (name, len(entries)),
-                "Keep one of them: /history/PROMPT_ID gives it alone.",
-            )
-        return unwrap_document(entries[0], name)
-    return Document(_check_nodes(document, name))
-
-
-def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
-    if not document:
-        raise WorkflowError("%s has no nodes: it is an empty object." % name, EXPORT_REMEDY)
-    for node_id, node in document.items():
-        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise WorkflowError(
-                "%s is no prompt: the entry %s is %s without a class_type, not a node."
-                % (
-                    name,
-                    json.dumps(one_line(node_id, 40), ensure_ascii=False),
-                    describe_json_type(node),
-                ),
-                EXPORT_REMEDY,
-            )
-        if not isinstance(node.get("inputs"), dict):
-            raise WorkflowError(
-                "%s: node %s (%s) has no inputs object."
-                % (name, one_line(node_id, 40), one_line(node["class_type"], 60)),
-                EXPORT_REMEDY,
-            )
-    # what a picture or the history carries from its run: ComfyUI would take it for this run's (caching.py)
-    return {i: {k: v for k, v in node.items() if k != "is_changed"} for i, node in document.items()}
+    prompt: Optional[Prompt] = None
+    workflow: Optional[Dict[str, Any]] = None
 
 
 class Conversion(NamedTuple):
-    """The prompt of a workflow, and what a person should know of how it was made.
+    """The prompt of a workflow, and what a person should know about the conversion.
 
-    ``places`` tells of nodes of the prompt which node of the file they come from, and by the name of an input
-    where in its ``widgets_values`` the value is; nodes of a subgraph that stands in several places have none.
+    ``places`` leads from a node of the prompt back to the file: to its node there, and, by the name
+    of an input, to where in that node's ``widgets_values`` the value is. The nodes of a subgraph
+    that is used several times have none.
     """
 
     prompt: Dict[str, Any]
     warnings: Tuple[str, ...] = ()
     places: Mapping[str, Tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-    primitives: Mapping[
-        str, Mapping[str, Mapping[str, Any]]
-    ] = {}  # which PrimitiveNode leads to an input alone
+    #: The PrimitiveNode that feeds an input, and nothing else.
+    primitives: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}
+
+
+def parse_document(data: bytes, name: str) -> Document:
+    """The prompt and the workflow in ``data``; ``name`` is for the messages.
+
+    Reads JSON (UTF-8, -16 or -32) and the PNG and WebP pictures that ComfyUI makes. Raises
+    WorkflowError, which says what was found instead of a workflow.
+    """
+    if data.startswith(PICTURE_SIGNATURES):
+        # Only pictures need it.
+        from comfyui_runner.extras.pictures import embedded_texts, parse_embedded_texts
+
+        texts = embedded_texts(data)
+        if texts is not None:
+            return parse_embedded_texts(texts, name)
+    return unwrap_document(_parse_json(data, name), name)
+
+
+def _parse_json(data: bytes, name: str) -> Any:
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError:
+        raise WorkflowError(
+            f"{name} is neither text nor a PNG or WebP picture.", EXPORT_REMEDY
+        ) from None
+    except json.JSONDecodeError as error:
+        raise WorkflowError(
+            f"{name} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
+            "Fix it there, or export the workflow again.",
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise WorkflowError(f"{name} cannot be read as JSON: {error}.") from None
+
+
+def unwrap_document(document: Any, name: str) -> Document:
+    """The prompt and the workflow in what ComfyUI, its clients and --save-run wrap around them.
+
+    A prompt may come alone, as ``{"prompt": ...}`` with or without its workflow, or as an entry of
+    the history. Raises WorkflowError.
+    """
+    if not isinstance(document, dict):
+        raise WorkflowError(
+            f"{name} is not a workflow: it contains {describe_json_type(document)}, "
+            "not an object of nodes.",
+            EXPORT_REMEDY,
+        )
+    if _is_ui_format(document):
+        return Document(workflow=document)
+
+    document = _unwrap_history_entry(document)
+    workflow = document.get("workflow")
+    if not workflow:  # as in the body of POST /prompt
+        extra_data = as_dict(document.get("extra_data"))
+        workflow = as_dict(extra_data.get("extra_pnginfo")).get("workflow")
+    if not _is_ui_format(workflow):
+        workflow = None
+
+    prompt = document.get("prompt")
+    if isinstance(prompt, dict) and "class_type" not in prompt:  # else a node with the id "prompt"
+        return Document(_check_nodes(prompt, name), workflow)
+    if workflow is not None:
+        return Document(workflow=workflow)
+    return Document(_check_nodes(document, name))
+
+
+def _is_ui_format(document: Any) -> bool:
+    return isinstance(as_dict(document).get("nodes"), list)
+
+
+def _unwrap_history_entry(document: Dict[str, Any]) -> Dict[str, Any]:
+    """An entry of the history as the body that was posted; any other document as it is.
+
+    The entry comes alone or as GET /history/PROMPT_ID answers it, ``{prompt_id: entry}``. What it
+    calls prompt is the item of the queue: number, prompt_id, prompt, extra_data (execution.py).
+    """
+    candidates = [document]
+    if len(document) == 1:
+        candidates.extend(document.values())
+    for candidate in candidates:
+        item = as_list(as_dict(candidate).get("prompt"))
+        if len(item) > 3 and isinstance(item[2], dict):
+            return {"prompt": item[2], "extra_data": item[3]}
+    return document
+
+
+def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
+    """``document`` as a prompt. Raises WorkflowError if something in it is not a node."""
+    if not document:
+        raise WorkflowError(f"{name} has no nodes: it is an empty object.", EXPORT_REMEDY)
+
+    prompt = {}
+    for node_id, node in document.items():
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            quoted_id = json.dumps(one_line(node_id, 40), ensure_ascii=False)
+            raise WorkflowError(
+                f"{name} is not a workflow: its entry {quoted_id} is {describe_json_type(node)} "
+                "without a class_type, not a node.",
+                EXPORT_REMEDY,
+            )
+        if not isinstance(node.get("inputs"), dict):
+            shown_id, class_type = one_line(node_id, 40), one_line(node["class_type"], 60)
+            raise WorkflowError(
+                f"{name}: node {shown_id} ({class_type}) has no inputs object.", EXPORT_REMEDY
+            )
+        # A picture or the history has what IS_CHANGED returned in its run; ComfyUI would take it
+        # for the answer in this one (comfy_execution/caching.py).
+        prompt[node_id] = {key: value for key, value in node.items() if key != "is_changed"}
+    return prompt
+
+
+def describe_json_type(value: object) -> str:
+    """What ``value`` is in JSON, for messages: "a list"."""
+    words = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return words.get(type(value), "a number")

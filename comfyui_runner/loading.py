@@ -20,7 +20,13 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.documents import Conversion, Document, Prompt, parse_document
+from comfyui_runner.documents import (
+    Conversion,
+    Document,
+    Prompt,
+    describe_json_type,
+    parse_document,
+)
 from comfyui_runner.edits import (
     EditError,
     InputEdit,
@@ -269,17 +275,20 @@ def resolve_edits(
 
 
 def read_object_info(path: str) -> Dict[str, Any]:
-    """A saved answer of GET /object_info, plain or gzipped. Raises UsageError."""
-    import gzip
-    import zlib
-
+    """A saved answer of GET /object_info. Raises UsageError."""
     try:
         with open(path, "rb") as file:
-            data = file.read()
-        info = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is not JSON"
-        raise UsageError("--object-info %s cannot be read: %s." % (path, reason)) from None
+            info = json.loads(file.read())
+    except OSError as error:
+        raise UsageError(f"--object-info {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"--object-info {path} is not JSON.", "Save what ComfyUI's /object_info answers."
+        ) from None
     if not isinstance(info, dict):
-        raise UsageError("--object-info %s is no answer of ComfyUI's /object_info." % path)
+        raise UsageError(
+            f"--object-info {path} is not an answer of ComfyUI's /object_info: "
+            f"it contains {describe_json_type(info)}.",
+            "Save what ComfyUI's /object_info answers.",
+        )
     return info

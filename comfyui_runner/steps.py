@@ -54,7 +54,7 @@ from comfyui_runner.server import (
 from comfyui_runner.session import Run, Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
-from comfyui_runner.threads import bounded, end_tasks, in_thread
+from comfyui_runner.threads import bounded, bounded_here, end_tasks, in_thread
 
 #: Tries of the first request to a server that is slow to answer; a refused connection is not tried again.
 FIRST_TRIES = 3
@@ -153,23 +153,33 @@ class ComfyUI:
         return parse_address(self._simulator.url)
 
     def definitions(self, known: Optional[Dict[str, Any]] = None) -> Define:
-        """Looks definitions of classes up: in ``known``, or on the server, where all of them are read once."""
+        """Looks definitions of classes up: in ``known``, or on the server, where all of them are read once.
+
+        The lookups block, each of them for a bounded time: they are made in threads.
+        """
 
         def define(classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
             nonlocal known
             if classes is None and known is None:
                 assert self.server is not None
-                known = self.server.all_object_info()
+                seconds = self.server.limits.connect + self.server.limits.post
+                known = bounded_here(self.server.all_object_info, seconds=seconds)
             if known is not None:
                 return (
                     known
                     if classes is None
                     else {name: as_dict(known.get(name)) for name in classes}
                 )
-            assert self.server is not None
-            return {name: self.server.object_info(name) for name in sorted(set(classes or ()))}
+            return {name: self._look_up_class(name) for name in sorted(set(classes or ()))}
 
         return define
+
+    def _look_up_class(self, class_type: str) -> Optional[Dict[str, Any]]:
+        assert self.server is not None
+        limits = self.server.limits
+        return bounded_here(
+            self.server.object_info, class_type, seconds=limits.connect + limits.read
+        )
 
 
 async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from typing import Any, Awaitable, Callable, Iterable, Optional, TypeVar
 
@@ -61,6 +62,23 @@ async def bounded(function: Callable[..., Result], *arguments: Any, seconds: flo
         return await asyncio.wait_for(in_thread(function, *arguments), seconds)
     except asyncio.TimeoutError:
         raise ServerUnreachable("The server did not answer in %s." % duration(seconds)) from None
+
+
+def bounded_here(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
+    """``bounded()`` for a caller that is not in an event loop: blocks, at most ``seconds`` long."""
+    future: "concurrent.futures.Future[Result]" = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # raised again in the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError:
+        raise ServerUnreachable(f"The server did not answer in {duration(seconds)}.") from None
 
 
 def run_loop(coroutine: Awaitable[Result]) -> Result:

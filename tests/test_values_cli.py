@@ -221,7 +221,7 @@ def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
     [
         (b"", "Standard input is not JSON"),
         (b"{", "Standard input is not JSON: line 1"),
-        (b"[1]", "Standard input is no prompt: it holds a list"),
+        (b"[1]", "Standard input is not a workflow: it contains a list"),
         (b"\xff\xfe\xfd", "Standard input is neither text nor"),
         (PNG, "Standard input is a picture that carries no workflow"),
     ],
@@ -315,7 +315,7 @@ def test_an_export_that_cannot_be_written_is_told(idle: Any, tmp_path: Any) -> N
 
 @pytest.mark.parametrize(
     "content, words",
-    [(None, "No such file"), (b"{", "it is not JSON"), (b"\x1f\x8b??", "it is not JSON"), (b"[]", "is no answer of")],
+    [(None, "No such file"), (b"{", "is not JSON"), (b"\x1f\x8b??", "is not JSON"), (b"[]", "is not an answer of")],
 )
 def test_a_bad_object_info_is_told(content: Optional[bytes], words: str, tmp_path: Any) -> None:
     path = tmp_path / "info.json"
@@ -789,6 +789,22 @@ def test_a_check_does_not_wait_for_ever_for_a_file(
         assert "did not answer in" in result.err
     else:
         assert result.status == ExitStatus.OK  # the head says that it is there
+    assert proxy.trickled == 1
+    assert time.monotonic() - began < 9.0
+
+
+@pytest.mark.parametrize("workflow", [LOADER, UI_LOADER], ids=["each class", "all of them"])
+@pytest.mark.parametrize("in_head", [True, False])
+def test_a_check_does_not_wait_for_ever_for_definitions(
+    workflow: Json, in_head: bool, idle: Any, make_slow: Make, workflow_file: Make
+) -> None:
+    proxy = make_slow(idle)
+    proxy.trickling, proxy.in_head = {"GET /object_info": 100}, in_head
+    limits = FAST._replace(read=0.5, connect=0.5, post=0.5)
+    began = time.monotonic()
+    result = go(proxy, "--check", workflow_file(workflow), limits=limits)
+    assert result.status == ExitStatus.NO_SERVER
+    assert "did not answer in 1.0 s" in result.err
     assert proxy.trickled == 1
     assert time.monotonic() - began < 9.0
 
@@ -1268,11 +1284,11 @@ def test_a_record_and_an_entry_of_the_history_are_put(
     "body, words",
     [
         (b"", "The body is not JSON"),
-        (b"[]", "it holds a list"),
+        (b"[]", "it contains a list"),
         (b"{}", "has no nodes"),
         (PNG, "is a picture that carries no workflow"),
         (json.dumps({"nodes": [], "links": []}).encode(), "no node that runs"),
-        (b'"http://127.0.0.1/workflow.json"', "it holds a text"),
+        (b'"http://127.0.0.1/workflow.json"', "it contains a string"),
     ],
 )
 def test_what_is_no_workflow_is_not_put(body: bytes, words: str, simulator: Any, make_middleware: Make) -> None:

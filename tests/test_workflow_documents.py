@@ -68,27 +68,27 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is a picture that carries no workflow."),
         (b"\xff\xd8\xff\xe0 a JPEG", "w.json is neither text nor a PNG or WebP picture."),
         (b'{"1": "\xff"}', "w.json is neither text nor a PNG or WebP picture."),
-        (b"[]", "w.json is no prompt: it holds a list, not an object of nodes."),
-        (b'"text"', "w.json is no prompt: it holds a text, not an object of nodes."),
-        (b"null", "w.json is no prompt: it holds null, not an object of nodes."),
-        (b"true", "w.json is no prompt: it holds true or false, not an object of nodes."),
-        (b"7", "w.json is no prompt: it holds a number, not an object of nodes."),
-        (b"NaN", "w.json is no prompt: it holds a number, not an object of nodes."),
+        (b"[]", "w.json is not a workflow: it contains a list, not an object of nodes."),
+        (b'"text"', "w.json is not a workflow: it contains a string, not an object of nodes."),
+        (b"null", "w.json is not a workflow: it contains null, not an object of nodes."),
+        (b"true", "w.json is not a workflow: it contains true or false, not an object of nodes."),
+        (b"7", "w.json is not a workflow: it contains a number, not an object of nodes."),
+        (b"NaN", "w.json is not a workflow: it contains a number, not an object of nodes."),
         (b"{}", "w.json has no nodes: it is an empty object."),
         (b'{"prompt": {}}', "w.json has no nodes: it is an empty object."),
-        (b'{"prompt": []}', 'w.json is no prompt: the entry "prompt" is a list without a class_type, not a node.'),
-        (b"[1, 2, 3, 4]", "w.json is no prompt: it holds a list, not an object of nodes."),
+        (b'{"prompt": []}', 'w.json is not a workflow: its entry "prompt" is a list without a class_type, not a node.'),
+        (b"[1, 2, 3, 4]", "w.json is not a workflow: it contains a list, not an object of nodes."),
         (
             b'{"1": {"class_type": "X", "inputs": {}}, "extra": []}',
-            'w.json is no prompt: the entry "extra" is a list without a class_type, not a node.',
+            'w.json is not a workflow: its entry "extra" is a list without a class_type, not a node.',
         ),
         (
             b'{"last_node_id": null}',
-            'w.json is no prompt: the entry "last_node_id" is null without a class_type, not a node.',
+            'w.json is not a workflow: its entry "last_node_id" is null without a class_type, not a node.',
         ),
         (
             b'{"1": {"class_type": 5, "inputs": {}}}',
-            'w.json is no prompt: the entry "1" is an object without a class_type, not a node.',
+            'w.json is not a workflow: its entry "1" is an object without a class_type, not a node.',
         ),
         (b'{"1": {"class_type": "KSampler"}}', "w.json: node 1 (KSampler) has no inputs object."),
         (b'{"1": {"class_type": "KSampler", "inputs": []}}', "w.json: node 1 (KSampler) has no inputs object."),
@@ -104,8 +104,8 @@ def test_a_document_of_the_wrong_kind_comes_with_the_way_to_export_the_right_one
     assert "Save or Export (API)" in EXPORT_REMEDY
 
 
-def test_broken_json_can_be_mended_by_hand() -> None:
-    assert refusal(b"{").remedy == "Mend it there, or export the workflow again."
+def test_broken_json_can_be_fixed_by_hand() -> None:
+    assert refusal(b"{").remedy == "Fix it there, or export the workflow again."
 
 
 @pytest.mark.parametrize("data", [b"[" * 100000, b'{"a":' * 100000])
@@ -116,7 +116,7 @@ def test_json_that_is_too_deep_is_refused_without_a_crash(data: bytes) -> None:
 def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
     entry = json.dumps({"a\n\x1b[31m" + "b" * 100: 1}).encode()
     assert refusal(entry).message == (
-        'w.json is no prompt: the entry "a ' + "b" * 37 + '…" is a number without a class_type, not a node.'
+        'w.json is not a workflow: its entry "a ' + "b" * 37 + '…" is a number without a class_type, not a node.'
     )
     named = '{"狐": 1}'.encode()
     assert '"狐"' in refusal(named).message
@@ -154,7 +154,6 @@ ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"c
         ({"workflow": UI}, Document(None, UI)),
         (ENTRY, Document(PROMPT, UI)),
         ({"id": ENTRY}, Document(PROMPT, UI)),
-        ([7, "id", PROMPT, EXTRA, ["9"]], Document(PROMPT, UI)),
         ({"prompt": node("X")}, Document({"prompt": node("X")})),  # a node whose id is "prompt"
     ],
 )
@@ -162,10 +161,11 @@ def test_a_prompt_is_found_in_what_is_around_it(document: Any, found: Document) 
     assert parse_document(json.dumps(document).encode(), "w.json") == found
 
 
-def test_of_several_prompts_one_must_be_kept() -> None:
-    error = refusal(json.dumps({"a": ENTRY, "b": ENTRY}).encode())
-    assert error.message == "w.json holds 2 prompts of ComfyUI's history."
-    assert "/history/PROMPT_ID" in error.remedy
+def test_a_whole_history_and_an_item_of_the_queue_are_not_workflows() -> None:
+    whole = refusal(json.dumps({"a": ENTRY, "b": ENTRY}).encode())
+    assert whole.message == 'w.json is not a workflow: its entry "a" is an object without a class_type, not a node.'
+    item = refusal(json.dumps(ENTRY["prompt"]).encode())
+    assert item.message == "w.json is not a workflow: it contains a list, not an object of nodes."
 
 
 def test_what_the_history_notes_in_a_node_is_no_part_of_the_next_run() -> None:
