@@ -270,19 +270,3 @@ def dropped_outputs(answer: Mapping[str, Any]) -> FrozenSet[str]:
         for node in as_dict(answer.get("node_errors")).values()
         for node_id in as_list(as_dict(node).get("dependent_outputs"))
     )
-
-
-def silently_dropped(
-    prompt: Mapping[str, Any], targets: FrozenSet[str], object_info: Mapping[str, Any]
-) -> FrozenSet[str]:
-    """The output nodes of ``prompt`` that are not among the accepted ``targets``.
-
-    Tells what was dropped when the answer to POST /prompt, which says so, was lost.
-    """
-    return frozenset(
-        node_id
-        for node_id in prompt
-        if targets
-        and node_id not in targets
-        and as_dict(object_info.get(class_of(prompt, node_id))).get("output_node") is True
-    )

@@ -43,8 +43,8 @@ def measure() -> Dict[str, Any]:
 
 def gaps_of(path: str, measured: Dict[str, Any]) -> List[str]:
     """What is not covered in one module, a line of text each."""
-    gaps = {line: "is not reached" for line in measured["missing_lines"]}
-    gaps.update({line: "is excluded from the measure" for line in measured["excluded_lines"]})
+    gaps = dict.fromkeys(measured["missing_lines"], "is not reached")
+    gaps.update(dict.fromkeys(measured["excluded_lines"], "is excluded from the measure"))
     for source, target in measured["missing_branches"]:
         where = f"line {target}" if target > 0 else "the end of the function"
         gaps.setdefault(abs(source), f"never leads to {where}")

@@ -19,7 +19,6 @@ from comfyui_runner.problems import (
     dropped_outputs,
     explain_answer,
     explain_failure,
-    silently_dropped,
     traceback_lines,
 )
 from comfyui_runner.reports import describe, problem_report
@@ -675,12 +674,3 @@ def test_the_answer_names_the_outputs_that_will_not_run(version: str) -> None:
 )
 def test_outputs_that_depend_on_a_bad_node_are_dropped(answer: Json, dropped: Any) -> None:
     assert dropped_outputs(answer) == dropped
-
-
-def test_when_the_answer_was_lost_the_dropped_outputs_are_those_that_the_server_does_not_make() -> None:
-    prompt = {"1": node("EmptyImage"), "2": node("SaveImage"), "3": node("SaveImage"), "4": node("Unknown")}
-    object_info = {"EmptyImage": {"output_node": False}, "SaveImage": {"output_node": True}, "Unknown": None}
-    assert silently_dropped(prompt, frozenset({"2"}), object_info) == {"3"}
-    assert silently_dropped(prompt, frozenset({"2", "3"}), object_info) == frozenset()
-    assert silently_dropped(prompt, frozenset(), object_info) == frozenset()
-    assert silently_dropped(prompt, frozenset({"2"}), {}) == frozenset()
