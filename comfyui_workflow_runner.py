@@ -112,7 +112,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
 
         async def run_once(connection: Server) -> ExitStatus:
             """One run, on a connection of its own: by that a load balancer chooses a server."""
-            async with Session(connection, comfyui.version, console.report) as session:
+            async with Session(connection, console.report) as session:
                 await console.unless_stopped(session.open())  # the WebSocket is open and has given its first status
                 uploaded = await upload_files(workflow, connection, console)
                 prompt = prompt_of_run(workflow, uploaded)  # with new seeds, where they are drawn

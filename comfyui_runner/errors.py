@@ -118,6 +118,10 @@ class ServerAnswer(ServerError):
         self.body = body
 
 
+class ServerTooOld(ServerError):
+    """A ComfyUI that the runner does not work with. It answers, but counts as not connected."""
+
+
 class PromptRejected(RunnerError):
     """ComfyUI's 400 to POST /prompt. ``answer`` is its body (see contract: error, node_errors)."""
 

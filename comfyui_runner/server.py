@@ -40,8 +40,9 @@ from comfyui_runner.errors import (
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.state import parse_message
-from comfyui_runner.text import as_dict, as_list, one_line
+from comfyui_runner.text import as_dict, one_line
 from comfyui_runner.threads import bounded
+from comfyui_runner.versions import refuse_old_version
 
 if TYPE_CHECKING:
     import requests
@@ -366,7 +367,7 @@ class Server:
         return ServerUnreachable("%s: %s." % (self.address.url, why), remedy, refused=refused)
 
     def system_stats(self) -> Dict[str, Any]:
-        """GET /system_stats. Raises ServerAnswer for an answer that is not ComfyUI's."""
+        """GET /system_stats. Raises ServerAnswer for an answer that is not ComfyUI's, ServerTooOld."""
         stats = self.call("GET", "/system_stats", min(self.limits.read, 10.0))
         if not isinstance(stats, dict) or "system" not in stats:
             raise ServerAnswer(
@@ -374,6 +375,7 @@ class Server:
                 "Check --server.",
                 status=200,
             )
+        refuse_old_version(stats, self.address.url)
         return stats
 
     def submit(self, body: Mapping[str, Any]) -> Dict[str, Any]:
@@ -400,17 +402,13 @@ class Server:
         entry = history.get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
-    def history(self, count: int) -> Dict[str, Any]:
-        """GET /history: the newest ``count`` entries by prompt_id."""
-        return as_dict(self.call("GET", "/history?max_items=%d" % count))
-
     def delete(self, prompt_id: str) -> None:
         """Takes one waiting prompt off the queue; an id that waits nowhere is no error."""
         self.call("POST", "/queue", body={"delete": [prompt_id]})
 
-    def interrupt(self, prompt_id: Optional[str]) -> None:
-        """Interrupts the prompt if it runs; None: whatever runs (before 0.3.57 an id is not read)."""
-        self.call("POST", "/interrupt", body={} if prompt_id is None else {"prompt_id": prompt_id})
+    def interrupt(self, prompt_id: str) -> None:
+        """Interrupts the prompt if it runs, and no other."""
+        self.call("POST", "/interrupt", body={"prompt_id": prompt_id})
 
     def cancel_job(self, prompt_id: str) -> bool:
         """POST /api/jobs/{id}/cancel, waiting or running; False where the server has no such route."""
@@ -475,11 +473,8 @@ class Server:
         return uploaded_value(answer)
 
     def features(self) -> Dict[str, Any]:
-        """GET /features; {} where the server has none (before 0.3.45)."""
-        try:
-            return as_dict(self.call("GET", "/features"))
-        except ServerAnswer:
-            return {}
+        """GET /features: what the server can do."""
+        return as_dict(self.call("GET", "/features"))
 
     def upload(self, file: Any, content_type: str) -> Dict[str, Any]:
         """POST /upload/image with a multipart body as it is in ``file``."""
@@ -614,20 +609,3 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
 def _takes_proxy() -> bool:
     version = import_third_party("websockets.version").version
     return int(version.partition(".")[0]) >= 15
-
-
-def parse_version(stats: Mapping[str, Any]) -> Tuple[int, ...]:
-    """ComfyUI's version in an answer of GET /system_stats; () when it does not tell (before 2024-10)."""
-    found = re.match(
-        r"v?(\d+)\.(\d+)\.(\d+)", str(as_dict(stats.get("system")).get("comfyui_version"))
-    )
-    return tuple(map(int, found.groups())) if found else ()
-
-
-def server_in_words(stats: Mapping[str, Any]) -> Dict[str, str]:
-    devices = as_list(stats.get("devices"))
-    device = one_line(as_dict(devices[0]).get("name"), 80) if devices else ""
-    return {
-        "version": one_line(as_dict(stats.get("system")).get("comfyui_version") or "", 40),
-        "device": device,
-    }

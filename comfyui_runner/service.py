@@ -48,6 +48,7 @@ from comfyui_runner.errors import (
     ServerAnswer,
     ServerError,
     ServerGone,
+    ServerTooOld,
     ServerUnreachable,
 )
 from comfyui_runner.guard import COOKIE, Guard
@@ -67,11 +68,12 @@ from comfyui_runner.outputs import collect_outputs, view_path
 from comfyui_runner.reports import Report, exit_status_of, failure_report, nodes_done
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
-from comfyui_runner.server import Server, new_uuid, parse_version, uploaded_value
+from comfyui_runner.server import Server, new_uuid, uploaded_value
 from comfyui_runner.session import Run, Session
 from comfyui_runner.state import Phase, Preview, lost, run_seconds, wholly_cached
 from comfyui_runner.text import as_dict, as_list, as_number, one_line, plural
 from comfyui_runner.threads import bounded, in_thread
+from comfyui_runner.versions import version_warning
 
 RUNS_KEPT = 200  #: runs that are told by GET /runs
 
@@ -199,8 +201,9 @@ class Service:
         self._closing = asyncio.Event()
         self._tasks: Set["asyncio.Future[None]"] = set()
         self._loop = asyncio.get_event_loop()
-        self.session = Session(self.server, (), self.tell)
+        self.session = Session(self.server, self.tell)
         self._failures = 0  # of GET /system_stats, in a row
+        self._too_old = ""  #: what was last said of a ComfyUI that is too old
         self.page = b""
 
     # -- in the loop -----------------------------------------------------------------------------
@@ -233,6 +236,9 @@ class Service:
                     self._servers = (server.fresh(),)
                     self.server = self.session.server = self._servers[0]
                     continue
+                if isinstance(error, ServerTooOld) and error.message != self._too_old:
+                    self._connected, self._too_old = False, error.message
+                    self._notice(error.message)
                 self._failures += 1
                 if self._connected and (error.refused or self._failures > 1):  # once is an accident
                     self._connected = False
@@ -240,12 +246,15 @@ class Service:
                 continue
             self.server = self.session.server = server
             self._servers, self._connected, self._failures = (server,), True, 0
-            self._stats, self.session.version = stats, parse_version(stats)
+            self._stats, self._too_old = stats, ""
             break
         if self._connected != was:
             if self._connected:
                 self._object_info = {}  # it may have other nodes and files now
                 self._notice("ComfyUI is there: %s." % self.server.address.url)
+                warning = version_warning(self._stats, self.server.address.url)
+                if warning:
+                    self._notice(warning)
                 await in_thread(self._learn, self._prompt)
                 self._publish(
                     None, sse("workflow", {"revision": self._revision})
@@ -300,7 +309,7 @@ class Service:
         if (
             session.server.affinity
         ):  # a load balancer chooses a server for each run, by its connection
-            session = Session(self.server.fresh(), session.version, self.tell)
+            session = Session(self.server.fresh(), self.tell)
             try:
                 await session.open()
                 prompt = with_values(
@@ -312,22 +321,18 @@ class Service:
         run = session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
         run.patience = 5.0
         record = Record(run, session)
-        given = run.prompt_id
         with self._lock:
             waiting = self._waiting()
             if waiting >= self.options.max_queue:
                 await self._leave(record)
                 message = "%s of ours wait already (--max-queue)." % plural(waiting, "run")
                 raise HttpError(429, "queue_full", message, Retry_After="10")
-            self._records[given] = record
+            self._records[run.prompt_id] = record
             ended = [i for i, other in self._records.items() if other.over.is_set()]
             for old in ended[: max(len(self._records) - RUNS_KEPT, 0)]:
                 del self._records[old]
         try:
             answer = await session.submit(run)
-            if run.prompt_id != given:  # an older server gives its own
-                with self._lock:
-                    self._records[run.prompt_id] = self._records.pop(given)
             await session.look(run)
         except BaseException as error:
             if isinstance(error, PromptRejected):
@@ -496,7 +501,7 @@ class Service:
             raise HttpError(
                 503,
                 "comfyui_unreachable",
-                "ComfyUI at %s does not answer." % self.server.address.url,
+                self._too_old or "ComfyUI at %s does not answer." % self.server.address.url,
                 Retry_After="5",
             )
 

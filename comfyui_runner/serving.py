@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence
 
 from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
-from comfyui_runner.errors import ServerError, ServerUnreachable, UsageError
+from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
 from comfyui_runner.http_server import make_http_server
 from comfyui_runner.loading import Loaded, load_document, prepare
 from comfyui_runner.reports import Report
@@ -34,7 +34,7 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
         while True:
             try:
                 return await load_workflow(settings, comfyui, console)
-            except ServerUnreachable as error:
+            except (ServerUnreachable, ServerTooOld) as error:
                 if settings.demo:
                     raise
                 console.notice(f"{error.message} The workflow needs it to be read: waiting for it.")

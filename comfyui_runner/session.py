@@ -56,25 +56,6 @@ from comfyui_runner.state import (
 from comfyui_runner.text import as_dict, as_list, duration, one_line
 from comfyui_runner.threads import bounded, end_tasks
 
-#: From these versions on (commits 260a5ca5 and 464ba1d6) POST /prompt keeps the client's prompt_id,
-#: and POST /interrupt reads one; older servers make their own, and interrupt whatever runs.
-KEEPS_PROMPT_ID, TARGETED_INTERRUPT = (0, 3, 45), (0, 3, 57)
-
-
-def prompt_ids_of_client(
-    queue: Mapping[str, Any], history: Mapping[str, Any], client_id: str
-) -> List[str]:
-    """The prompts in queue and history that ``client_id`` submitted."""
-    entries = [as_list(as_dict(entry).get("prompt")) for entry in history.values()]
-    items = as_list(queue.get("queue_running")) + as_list(queue.get("queue_pending")) + entries
-    return [
-        str(item[1])
-        for item in items
-        if isinstance(item, list)
-        and len(item) > 3
-        and as_dict(item[3]).get("client_id") == client_id
-    ]
-
 
 class Run:
     """One prompt that a Session submits and follows. Made by Session.new_run()."""
@@ -100,7 +81,7 @@ class Run:
 
     @property
     def prompt_id(self) -> str:
-        """The server's name for it (a server before 0.3.45 gives its own)."""
+        """The id under which it is submitted."""
         return self.state.prompt_id
 
 
@@ -118,14 +99,12 @@ class Session:
     def __init__(
         self,
         server: Server,
-        version: Tuple[int, ...],
         tell: Callable[[Optional[Run], Report], None],
     ) -> None:
         self.server = server
         self.limits = server.limits
         self.client_id = new_uuid()
         self.note = ""  #: what is wrong with the connection at the moment, for the meter
-        self.version = version  #: ComfyUI's
         self._tell = tell
         self._runs: Dict[str, Run] = {}
         self._socket: Any = None
@@ -324,9 +303,6 @@ class Session:
         raise ServerUnreachable("Nothing was submitted.")
 
     def _accepted(self, run: Run, answer: Mapping[str, Any]) -> None:
-        given = answer.get("prompt_id")
-        if isinstance(given, str) and given and given != run.prompt_id:
-            self._adopt(run, given)
         state = run.state
         run.dropped = dropped_outputs(answer)
         if run.dropped:
@@ -336,11 +312,6 @@ class Session:
         run.checked = run.heard = time.monotonic()
         self._change(run, state)
         self._wake.set()
-
-    def _adopt(self, run: Run, prompt_id: str) -> None:
-        self._runs.pop(run.prompt_id, None)
-        run.state = run.state._replace(prompt_id=prompt_id)
-        self._runs[prompt_id] = run
 
     async def _is_there(self, run: Run, deadline: float) -> bool:
         """Whether the server has the prompt; False only after it was absent for long enough."""
@@ -375,15 +346,6 @@ class Session:
         """Where the prompt is, by ``queue`` and by the history, which is read after it (the other way
         a prompt could move between the two unseen)."""
         wait = self.limits.read + self.limits.connect
-        if run.state.phase is Phase.SUBMITTING and self.version < KEEPS_PROMPT_ID:
-            history = await bounded(self.server.history, 64, seconds=wait)
-            others = [
-                i
-                for i in prompt_ids_of_client(queue, history, self.client_id)
-                if i not in self._runs
-            ]
-            if others:
-                self._adopt(run, others[0])
         entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
         self._answered = time.monotonic()
         return place_in_queue(queue, run.prompt_id), entry
@@ -710,12 +672,10 @@ class Session:
     def _ask_to_cancel(self, prompt_id: str, running: bool) -> None:
         if self.server.cancel_job(prompt_id):
             return
-        if not running:
-            self.server.delete(prompt_id)
-        elif self.version >= TARGETED_INTERRUPT:
+        if running:
             self.server.interrupt(prompt_id)
-        elif place_in_queue(self.server.queue(), prompt_id).running:  # it interrupts whatever runs
-            self.server.interrupt(None)
+        else:
+            self.server.delete(prompt_id)
 
 
 def is_lost(server: Server, error: ServerError) -> bool:

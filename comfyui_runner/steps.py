@@ -24,8 +24,8 @@ from comfyui_runner.errors import (
     ExitStatus,
     NotConfirmed,
     PromptRejected,
-    RunnerError,
     ServerError,
+    ServerTooOld,
     ServerUnreachable,
     Stopped,
     UsageError,
@@ -48,13 +48,12 @@ from comfyui_runner.server import (
     import_third_party,
     new_uuid,
     parse_address,
-    parse_version,
-    server_in_words,
 )
 from comfyui_runner.session import Run, Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
 from comfyui_runner.threads import bounded, bounded_here, end_tasks, in_thread
+from comfyui_runner.versions import server_in_words, version_warning
 
 #: Tries of the first request to a server that is slow to answer; a refused connection is not tried again.
 FIRST_TRIES = 3
@@ -77,11 +76,6 @@ class ComfyUI:
         if self._simulator is not None:
             await in_thread(self._simulator.stop)
 
-    @property
-    def version(self) -> Tuple[int, ...]:
-        """ComfyUI's version, () where it is not known."""
-        return parse_version(self.stats)
-
     async def find(self) -> Server:
         """The first server that answers. Raises ServerError (NO_SERVER), or Stopped."""
         if self.server is not None:
@@ -92,33 +86,39 @@ class ComfyUI:
 
     async def _find(self) -> Tuple[Server, Dict[str, Any]]:
         addresses = self.addresses()
-        tried: List[str] = []
-        first_error: Optional[RunnerError] = None
+        errors: List[ServerError] = []
         for address in addresses:
             server = Server(address, self.settings.limits)
             try:
                 stats = await self._ask_for_stats(server)
             except ServerError as error:
-                first_error = first_error or error
-                tried.append(error.message)
+                errors.append(error)
                 continue
+            tried = [refusal.message for refusal in errors]
             self.console.report(
                 None,
                 {"event": "server", "url": address.url, **server_in_words(stats), "tried": tried},
             )
+            warning = version_warning(stats, address.url)
+            if warning:
+                self.console.notice(warning)
             return server, stats
-        assert first_error is not None
+        for refusal in errors:
+            if isinstance(refusal, ServerTooOld):  # it answers, so what helps is an update of it
+                raise refusal
         if len(addresses) > 1:
             raise ServerUnreachable(
-                "No ComfyUI answers. Tried: " + " ".join(tried),
+                "No ComfyUI answers. Tried: " + " ".join(refusal.message for refusal in errors),
                 "Start ComfyUI (in its folder: python main.py, or the Desktop app), name its address with\n"
                 "--server URL, or try the runner without it: --demo",
             )
-        if not first_error.remedy:
-            first_error.remedy = (
+        if not errors[0].remedy:
+            errors[
+                0
+            ].remedy = (
                 "Start ComfyUI there, or name another address with --server URL; --demo needs none."
             )
-        raise first_error
+        raise errors[0]
 
     async def _ask_for_stats(self, server: Server) -> Dict[str, Any]:
         for tries_left in reversed(range(FIRST_TRIES)):

@@ -535,7 +535,7 @@ def test_a_server_that_comes_back_in_time_is_waited_for(batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("number", "status", "name"), [(signal.SIGINT, 130, r"Ctrl+C"), (signal.SIGTERM, 143, "SIGTERM")]
 )
-@pytest.mark.parametrize("version", ["0.33.0", "0.3.64", "0.3.50"])
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64"])
 def test_a_press_cancels_our_rows_and_nobody_elses(
     version: str, number: int, status: int, name: str, make_simulator: Make, tmp_path: Any
 ) -> None:

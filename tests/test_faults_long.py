@@ -45,7 +45,7 @@ HOLD = 1.1
 #: No run may take longer, in seconds.
 DEADLINE = 60.0
 
-VERSIONS = ("0.33.0", "0.3.64", "0.3.50", "0.3.40")
+VERSIONS = ("0.33.0", "0.3.64")
 
 
 class Story(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import Json, anything, few
+from recorded import Json, few
 from support import ROOT, node, script
 
 from comfyui_runner import __version__
@@ -25,8 +25,7 @@ from comfyui_runner.loading import Loaded, load_document, prepare, read_object_i
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import save_bytes, save_jobs, write_file
-from comfyui_runner.server import Address, Server, parse_address, parse_version
-from comfyui_runner.session import KEEPS_PROMPT_ID, TARGETED_INTERRUPT, prompt_ids_of_client
+from comfyui_runner.server import Address, Server, parse_address
 from comfyui_runner.settings import Settings, make_settings
 from comfyui_runner.terminal import is_yes
 from comfyui_runner.text import hide_secrets
@@ -621,7 +620,7 @@ def test_flags_that_do_not_go_together(arguments: List[str], message: str) -> No
 
 
 # ------------------------------------------------------------------------------------------------
-# Answers of a person and of the server
+# Answers of a person
 # ------------------------------------------------------------------------------------------------
 
 
@@ -634,47 +633,6 @@ def test_flags_that_do_not_go_together(arguments: List[str], message: str) -> No
 )  # fmt: skip
 def test_yes_is_yes_and_silence_is_no(answer: str, meant: Any) -> None:
     assert is_yes(answer) is meant
-
-
-@pytest.mark.parametrize(
-    ("stats", "version"),
-    [
-        ({"system": {"comfyui_version": "0.3.64"}}, (0, 3, 64)),
-        ({"system": {"comfyui_version": "v0.33.0-12-gabc"}}, (0, 33, 0)),
-        ({"system": {"comfyui_version": "unknown"}}, ()),
-        ({"system": {"comfyui_version": None}}, ()),
-        ({"system": {}}, ()),
-        ({"system": None}, ()),
-        ({}, ()),
-    ],
-)
-def test_the_version_of_comfyui(stats: Json, version: Tuple[int, ...]) -> None:
-    assert parse_version(stats) == version
-
-
-def test_an_old_server_keeps_no_prompt_id_and_interrupts_whatever_runs() -> None:
-    old, newer = (0, 3, 44), (0, 3, 57)
-    assert old < KEEPS_PROMPT_ID <= newer and KEEPS_PROMPT_ID > ()
-    assert KEEPS_PROMPT_ID < TARGETED_INTERRUPT <= newer
-
-
-def of_client(prompt_id: str, client_id: Any) -> List[Any]:
-    return [1, prompt_id, {}, {"client_id": client_id}, ["3"]]
-
-
-def test_the_prompts_that_a_client_submitted() -> None:
-    queue = {"queue_running": [of_client("a", "me")], "queue_pending": [of_client("b", "other"), of_client("c", "me")]}
-    history = {"d": {"prompt": of_client("d", "me")}, "e": {"prompt": of_client("e", None)}, "f": {}}
-    assert prompt_ids_of_client(queue, history, "me") == ["a", "c", "d"]
-    assert prompt_ids_of_client({}, {}, "me") == []
-
-
-@few
-@given(
-    st.dictionaries(st.sampled_from(["queue_running", "queue_pending"]), anything), st.dictionaries(st.text(), anything)
-)
-def test_prompts_of_a_client_are_found_in_anything(queue: Json, history: Json) -> None:
-    assert prompt_ids_of_client(queue, history, "me") == []
 
 
 # ------------------------------------------------------------------------------------------------

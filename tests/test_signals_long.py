@@ -36,8 +36,8 @@ pytestmark = [
 ]
 
 
-#: The jobs API, an interrupt that reads the prompt_id, and one that stops whatever runs.
-VERSIONS = ("0.33.0", "0.3.64", "0.3.50")
+#: One with the jobs API, and one that is cancelled by POST /queue and POST /interrupt.
+VERSIONS = ("0.33.0", "0.3.64")
 
 #: How long the program waits for the server's word on a cancel, and what it may take besides.
 CANCEL, MARGIN = DEFAULT_LIMITS.cancel, 4.0
@@ -217,7 +217,6 @@ def one_press(seed: int, folder: str) -> Press:
     version = VERSIONS[(place % len(ROUND) + place // len(ROUND)) % len(VERSIONS)]
     number = signal.SIGTERM if rng.random() < 0.25 else signal.SIGINT
     before = phase in ("starting", "connecting", "waiting") or rng.random() < 0.5
-    before = before or (phase == "ending" and version == "0.3.50")  # see the test below
     prompt = slow_prompt(steps=20, seconds={"ending": 0.3, "downloading": 0.1}.get(phase, FOR_EVER), seed=seed)
     other = slow_prompt(steps=10, seconds=rng.uniform(0.3, 1.0) + (phase == "waiting"), seed=-seed & 0xFFFFFF)
     saved_to = os.path.join(folder, "out")
@@ -340,10 +339,6 @@ def test_a_press_in_any_phase_ends_our_prompt_as_told_and_no_other(tmp_path: Any
     the server's record shows; the status is 130 (143 for SIGTERM), or 0 if the run had ended before;
     no file is left half-written; the process is gone in time. The other client's job, before ours or
     right behind it, always succeeds.
-
-    One combination is left out, as it is a limit of servers before 0.3.57: their interrupt stops
-    whatever runs. To see that ours runs and to interrupt it are two steps, so if ours ends between
-    them, the interrupt hits what begins right behind it. There the other job comes before ours.
     """
     alone = os.environ.get("COMFYUI_SIGNALS_SEED")
     base = int(os.environ.get("COMFYUI_SIGNALS_BASE", "1"))

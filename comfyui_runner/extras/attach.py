@@ -45,7 +45,7 @@ async def find_prompt(
     sessions: List[Session] = []
     try:
         while True:
-            session = Session(server.fresh(), comfyui.version, console.report)
+            session = Session(server.fresh(), console.report)
             sessions.append(session)
             try:
                 await console.unless_stopped(session.open())

@@ -359,7 +359,7 @@ class BatchJob:
             "key": row_key(row.values),
             "values": row.values,
         }
-        session = Session(self.server.fresh(), self.comfyui.version, self.report)
+        session = Session(self.server.fresh(), self.report)
         try:
             if row.error:
                 raise UsageError(f"The row cannot be read: {row.error}.")
