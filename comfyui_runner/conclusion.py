@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import ExitStatus, SaveError
+from comfyui_runner.interrupts import Stop
 from comfyui_runner.outputs import Output, collect_outputs
 from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report
-from comfyui_runner.saving import Saved, received_outputs, save_jobs, websocket_notice
+from comfyui_runner.saving import (
+    Destination,
+    Saved,
+    keep_name,
+    received_outputs,
+    save_jobs,
+    websocket_notice,
+)
 from comfyui_runner.session import GONE, Run, Session
 from comfyui_runner.state import Phase, PromptState, lost
 from comfyui_runner.threads import end_tasks, in_thread
@@ -17,86 +25,106 @@ from comfyui_runner.threads import end_tasks, in_thread
 #: What cancels a run when --timeout expires, in the words of the reports.
 THE_TIMEOUT = "the timeout"
 
-
-class Stop(NamedTuple):
-    """Who cancelled a run, in words ("Ctrl+C", "the timeout"), and the exit status that this leads to."""
-
-    name: str
-    exit_status: ExitStatus
-
-
-class Destination(NamedTuple):
-    """Where the outputs of a run are saved. ``rename`` changes the names that ComfyUI gave."""
-
-    folder: str
-    overwrite: bool = False
-    rename: Callable[[str], str] = lambda name: name
+#: Seconds for a download to see at its next chunk that the saving must end.
+LAST_CHUNK = 1.0
 
 
 class Ending(NamedTuple):
-    """How a run ended: the exit status, the last report, what it made, and the paths of what was saved."""
+    """How a run ended: its exit status, its last report, what it made, and what is saved of that."""
 
     exit_status: ExitStatus
     report: Report
     outputs: List[Output]  # as the server lists them
     received: List[Output]  # pictures that came over the WebSocket alone
-    saved: Optional[Dict[Output, str]]  # None: nothing was to be saved
+    saved: Optional[Dict[Output, str]]  # the paths; None: nothing was to be saved
+
+
+# -- rules -----------------------------------------------------------------------------------------
 
 
 def stop_that_counts(state: PromptState, stop: Optional[Stop]) -> Optional[Stop]:
     """``stop``, unless the run had ended by itself when the timeout expired."""
     if stop is None:
         return None
-    ended_in_time = state.phase in (Phase.SUCCESS, Phase.ERROR)
-    return None if stop.name == THE_TIMEOUT and ended_in_time else stop
+    ended_by_itself = state.phase in (Phase.SUCCESS, Phase.ERROR)
+    if stop.name == THE_TIMEOUT and ended_by_itself:
+        return None
+    return stop
+
+
+def exit_status_before_saving(
+    state: PromptState, has_dropped: bool, stop: Optional[Stop]
+) -> ExitStatus:
+    """How a run ended, which ``stop`` cancelled. ``has_dropped``: ComfyUI refused some outputs."""
+    if stop is not None:
+        return stop.exit_status
+    return exit_status_of(state, has_dropped)
+
+
+def exit_status_if_not_saved(
+    exit_status: ExitStatus, stopped_with: Optional[ExitStatus], server_is_gone: bool
+) -> ExitStatus:
+    """The exit status of a run that ended with ``exit_status``, but is not saved as a whole.
+
+    ``stopped_with`` is the status that Ctrl+C leads to, where that ended the saving.
+    """
+    if stopped_with is not None:
+        return stopped_with
+    if server_is_gone:
+        return ExitStatus.LOST  # its outputs are gone too
+    if exit_status is ExitStatus.OK:
+        return ExitStatus.NOT_SAVED
+    return exit_status  # what is wrong with the run itself matters more
+
+
+# -- the end ---------------------------------------------------------------------------------------
 
 
 async def conclude(
     session: Session,
     run: Run,
-    *,
-    destination: Optional[Destination],
     stop: Optional[Stop],
-    stopping: "asyncio.Event",
-    status_if_stopped: Callable[[], ExitStatus],
-    report: Callable[[Optional[Run], Report], None],
-    traceback_frames: Optional[int],
+    destination: Optional[Destination],
+    traceback_frames: Optional[int] = 2,
 ) -> Ending:
-    """Reports how ``run`` ended and what it made, and saves that to ``destination`` (None: nowhere).
+    """Reports how ``run`` ended and what it made, and saves that to ``destination``, if anywhere.
 
-    ``stop`` is what cancelled the run. ``stopping`` ends the saving: what is not saved by then stays on the
-    server, and the run ends with ``status_if_stopped()``.
+    ``stop`` is what cancelled the run. Of the traceback of a node that failed, the last
+    ``traceback_frames`` are reported (None: all).
     """
     failure = failure_report(run.state, run.prompt, traceback_frames)
-    if failure:
-        report(run, failure)
+    if failure is not None:
+        session.report(run, failure)
 
     outputs = collect_outputs(run.state.outputs, run.prompt)
-    will_be_saved = destination is not None and not stopping.is_set()
+    will_be_saved = destination is not None and not destination.is_stopped
     for output in outputs:
-        report(run, output_report(session, output, will_be_saved))
+        session.report(run, output_report(session, output, will_be_saved))
     if run.received and destination is None:
-        report(run, websocket_notice(run))
+        session.report(run, websocket_notice(run))
 
-    exit_status = stop.exit_status if stop else exit_status_of(run.state, bool(run.dropped))
+    exit_status = exit_status_before_saving(run.state, bool(run.dropped), stop)
     saved: Optional[Dict[Output, str]] = None
+    rename: Callable[[str], str] = keep_name
     if destination is not None:
-        saved = {}
-        complete = await save_outputs(session, run, outputs, destination, stopping, report, saved)
-        if not complete and stopping.is_set():
-            exit_status = status_if_stopped()
-        elif not complete and session.server.gone:
-            run.state = lost(run.state._replace(phase=Phase.RUNNING), GONE, time.monotonic())
-            exit_status = ExitStatus.LOST
-        elif not complete and exit_status is ExitStatus.OK:
-            exit_status = ExitStatus.NOT_SAVED
+        rename = destination.rename
+        saved, is_complete = await save_outputs(session, run, outputs, destination)
+        if not is_complete:
+            stopped_with = destination.stopped_with()
+            server_is_gone = bool(session.server.gone)
+            if stopped_with is None and server_is_gone:
+                run.state = lost(run.state._replace(phase=Phase.RUNNING), GONE, time.monotonic())
+            exit_status = exit_status_if_not_saved(exit_status, stopped_with, server_is_gone)
 
-    stopped_by = stop.name if stop else None
     end = end_report(
-        run.state, exit_status, time.monotonic(), run.prompt, stopped_by, len(run.received)
+        run.state,
+        exit_status,
+        time.monotonic(),
+        run.prompt,
+        stop.name if stop else None,
+        len(run.received),
     )
-    report(run, end)
-    rename = destination.rename if destination else lambda name: name
+    session.report(run, end)
     return Ending(exit_status, end, outputs, received_outputs(run, rename), saved)
 
 
@@ -107,67 +135,51 @@ def output_report(session: Session, output: Output, will_be_saved: bool) -> Repo
 
 def output_entry(session: Session, output: Output) -> Dict[str, Any]:
     """An output's fields and its URL (None for a text)."""
-    url = None if output.text is not None else session.server.url_of(output)
-    return {**output._asdict(), "url": url}
+    is_file = output.text is None
+    return {**output._asdict(), "url": session.server.url_of(output) if is_file else None}
 
 
 async def save_outputs(
-    session: Session,
-    run: Run,
-    outputs: List[Output],
-    destination: Destination,
-    stopping: "asyncio.Event",
-    report: Callable[[Optional[Run], Report], None],
-    saved: Dict[Output, str],
-) -> bool:
-    """Saves all that ``run`` made, and puts the paths into ``saved``; False if something could not be saved.
-
-    When ``stopping`` is set, a download ends at its next chunk, and the rest is left on the server.
-    """
-    complete = True
-    jobs = save_jobs(
-        session.server,
-        run,
-        outputs,
-        destination.folder,
-        destination.overwrite,
-        stopping.is_set,
-        destination.rename,
-    )
-    for output, save in jobs:
+    session: Session, run: Run, outputs: List[Output], destination: Destination
+) -> Tuple[Dict[Output, str], bool]:
+    """Saves all that ``run`` made: the paths of what is saved, and whether that is everything."""
+    paths: Dict[Output, str] = {}
+    is_complete = True
+    for output, save in save_jobs(session.server, run, outputs, destination):
         try:
-            file = await _save_unless_stopped(save, stopping)
+            file = await save_unless_stopped(save, destination.stopping)
         except SaveError as error:
-            complete = False
-            report(run, {"event": "not_saved", "message": error.message, "remedy": error.remedy})
+            is_complete = False
+            report: Report = {
+                "event": "not_saved",
+                "message": error.message,
+                "remedy": error.remedy,
+            }
+            session.report(run, report)
             continue
         if file is None:
-            report(
-                run,
-                {
-                    "event": "notice",
-                    "message": "Stopped: what is not saved is still on the server.",
-                },
-            )
-            return False
-        saved[output] = file.path
-        report(
-            run, {"event": "saved", "title": output.title, "path": file.path, "bytes": file.bytes}
-        )
-    return complete
+            message = "Stopped: what is not saved is still on the server."
+            session.report(run, {"event": "notice", "message": message})
+            return paths, False
+        paths[output] = file.path
+        report = {"event": "saved", "title": output.title, "path": file.path, "bytes": file.bytes}
+        session.report(run, report)
+    return paths, is_complete
 
 
-async def _save_unless_stopped(
-    save: Callable[[], Saved], stopping: "asyncio.Event"
+async def save_unless_stopped(
+    save: Callable[[], Saved], stopping: Optional["asyncio.Event"]
 ) -> Optional[Saved]:
     """What ``save()`` saved; None if ``stopping`` came first. Raises SaveError."""
+    if stopping is None:
+        return await in_thread(save)
     if stopping.is_set():
         return None
     task = asyncio.ensure_future(in_thread(save))
     stop = asyncio.ensure_future(stopping.wait())
     try:
         await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait([task], timeout=1.0)  # it sees the stop at the next chunk
+        await asyncio.wait([task], timeout=LAST_CHUNK)
         return task.result() if task.done() else None
     finally:
         await end_tasks([task, stop])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Awaitable, Callable, Iterator, List, Optional, TextIO
 
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
-from comfyui_runner.interrupts import Interrupts
+from comfyui_runner.interrupts import Interrupts, Stop
 from comfyui_runner.reports import Line, Report
 from comfyui_runner.server import new_uuid
 from comfyui_runner.session import Run
@@ -115,6 +115,11 @@ class Console:
             raise self.stopped() from None
 
     # -- stopping ------------------------------------------------------------------------------------
+
+    @property
+    def what_stopped(self) -> Stop:
+        """Ctrl+C or SIGTERM, whichever came."""
+        return Stop(self.interrupts.name, self.interrupts.exit_status)
 
     def stopped(self) -> Stopped:
         """The error of a call that Ctrl+C or SIGTERM ended before anything was submitted."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 from comfyui_runner.errors import ExitStatus
+
+
+class Stop(NamedTuple):
+    """What ends work early, in words ("Ctrl+C", "the timeout"), and the exit status that this leads to."""
+
+    name: str
+    exit_status: ExitStatus
 
 
 class Interrupts:

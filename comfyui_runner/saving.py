@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import itertools
 import os
 import re
 import tempfile
 import time
 from typing import (
-    TYPE_CHECKING,
     Any,
     Callable,
     Iterable,
@@ -16,12 +17,14 @@ from typing import (
     List,
     Mapping,
     NamedTuple,
+    Optional,
     Sequence,
     Tuple,
 )
 
 from comfyui_runner.edits import EditError, find_input
 from comfyui_runner.errors import (
+    ExitStatus,
     SaveError,
     ServerAnswer,
     ServerError,
@@ -35,213 +38,194 @@ from comfyui_runner.server import Server, import_third_party
 from comfyui_runner.session import Run, is_lost
 from comfyui_runner.text import cut_to_bytes, flat, numbered_name, one_line, plural, safe_path_parts
 
-if TYPE_CHECKING:
-    pass
+#: Bytes that are read of a download at a time.
+CHUNK_SIZE = 1 << 16
+
+#: What a {field} of a pattern becomes is cut to so many bytes: names are mostly limited to 255.
+MOST_BYTES_OF_FIELD = 80
 
 
-def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
-    """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``; what is put in is one part
-    of a path, at most 80 bytes. Raises UsageError for what is neither."""
-
-    def value(found: "re.Match[str]") -> str:
-        name = found.group(1)
-        text: Any = fields.get(name)
-        if text is None:
-            try:
-                ref = find_input(prompt, name)
-                text = prompt[ref.node_id]["inputs"][ref.input]
-            except (EditError, KeyError):
-                names = ", ".join("{%s}" % field for field in fields)
-                message = "%s is neither one of %s nor {NODE.INPUT}." % (
-                    one_line(found.group(0), 60),
-                    names,
-                )
-                raise UsageError(message) from None
-        return cut_to_bytes(safe_path_parts("", flat(str(text)) or "_")[-1], 80).rstrip(". ") or "_"
-
-    return re.sub(r"\{([^{}]+)\}", value, pattern)
+def keep_name(name: str) -> str:
+    """ComfyUI's own name of a file, which is not changed."""
+    return name
 
 
-def websocket_notice(run: Run) -> Report:
-    """What is said of pictures that nobody asked to save and no server keeps."""
-    many = plural(len(run.received), "picture")
-    message = "%s came over the WebSocket alone (SaveImageWebsocket): give -o to keep them." % many
-    return {"event": "notice", "message": message}
+class Destination(NamedTuple):
+    """Where the outputs of a run are saved. ``rename`` changes the names that ComfyUI gave.
+
+    ``stopping``, when it is set, ends the saving (None: nothing does): a download ends at its next
+    chunk. The run then ends with ``status_if_stopped()``, or (None) as if a download had failed.
+    """
+
+    folder: str
+    overwrite: bool = False
+    rename: Callable[[str], str] = keep_name
+    stopping: Optional[asyncio.Event] = None
+    status_if_stopped: Optional[Callable[[], ExitStatus]] = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the saving must end."""
+        return self.stopping is not None and self.stopping.is_set()
+
+    def stopped_with(self) -> Optional[ExitStatus]:
+        """The exit status that the end of the saving leads to, if it was ended."""
+        if self.status_if_stopped is None or not self.is_stopped:
+            return None
+        return self.status_if_stopped()
 
 
 class Saved(NamedTuple):
-    """A file that was written."""
+    """A file that was written: its path, and its size in bytes."""
 
     path: str
     bytes: int
 
 
-def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
-    """The path below ``folder`` for ``parts``; unless ``overwrite``, a new empty file made there.
+# -- patterns of folders and names -----------------------------------------------------------------
 
-    A name that is taken gets `` (1)``. Raises SaveError if a link leads out of ``folder``.
+
+def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
+    """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``.
+
+    What is put in is a part of one name, never a path. Raises UsageError for a name that is neither.
     """
-    root = os.path.realpath(folder)
-    target = os.path.realpath(os.path.join(root, *parts[:-1]))
-    if os.path.commonpath([root, target]) != root:
-        raise SaveError(
-            "%s leads out of %s." % (os.path.join(*parts), folder),
-            "Remove the link that stands there.",
-        )
-    os.makedirs(target, exist_ok=True)
-    for number in range(100000):
-        path = os.path.join(target, numbered_name(parts[-1], number))
-        if overwrite and not os.path.isdir(path):
-            return path
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return path
-        except FileExistsError:
-            continue
-    raise SaveError("There are too many files named %s in %s." % (parts[-1], target))
+
+    def fill(match: "re.Match[str]") -> str:
+        text = value_of_field(match.group(1), fields, prompt)
+        part = safe_path_parts("", flat(text) or "_")[-1]
+        # Windows drops dots and spaces at the end of a name.
+        return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
+
+    return re.sub(r"\{([^{}]+)\}", fill, pattern)
+
+
+def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
+    """What ``{name}`` in a pattern stands for. Raises UsageError."""
+    if name in fields:
+        return fields[name]
+    try:
+        ref = find_input(prompt, name)
+        return str(prompt[ref.node_id]["inputs"][ref.input])
+    except (EditError, KeyError):
+        field = one_line(f"{{{name}}}", 60)
+        known = ", ".join(f"{{{known}}}" for known in fields)
+        raise UsageError(f"{field} is neither one of {known} nor {{NODE.INPUT}}.") from None
+
+
+# -- writing files ---------------------------------------------------------------------------------
 
 
 def write_file(
     folder: str, parts: Sequence[str], overwrite: bool, chunks: Iterable[bytes]
 ) -> Saved:
-    """Writes ``chunks`` to a temporary file and renames it to its name below ``folder``, when all are there."""
+    """Writes ``chunks`` to ``parts`` below ``folder``: under that name only when all have come.
 
+    Raises SaveError, OSError, and what ``chunks`` raises; nothing is left behind then.
+    """
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
-    count = 0
     try:
         with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                count += len(chunk)
+            size = sum(file.write(chunk) for chunk in chunks)
+        let_others_read(temporary)
         path = reserve(folder, parts, overwrite)
         try:
-            if os.name == "posix":
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only we can read
             os.replace(temporary, path)
         except OSError:
             if not overwrite:
-                os.unlink(path)
+                os.unlink(path)  # the empty file that reserve() made
             raise
-        return Saved(path, count)
     except BaseException:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
+        remove_if_there(temporary)
         raise
+    return Saved(path, size)
 
 
-def download(
-    server: Server,
-    output: Output,
-    folder: str,
-    overwrite: bool,
-    stopped: Callable[[], bool],
-    parts: Sequence[str],
-) -> Saved:
-    """Streams an output's file to ``parts`` below ``folder``; a connection that breaks is tried again for
-    ``limits.give_up`` seconds. Raises SaveError; ``stopped()`` is asked between chunks."""
-    requests = import_third_party("requests")
-    url = server.url_of(output)
-
-    def chunks(response: Any) -> Iterator[bytes]:
-        expected = response.headers.get("Content-Length", "")
-        count = 0
-        for chunk in response.iter_content(1 << 16):
-            if stopped():
-                raise SaveError(
-                    "Stopped while %s was saved." % output.filename, "It is still at %s" % url
-                )
-            count += len(chunk)
-            yield chunk
-        if (
-            expected.isdigit()
-            and "Content-Encoding" not in response.headers
-            and count != int(expected)
-        ):
-            raise ServerUnreachable("%s was cut short." % output.filename)
-
-    began, attempt = time.monotonic(), 0
-    while True:
-        try:
-            response = server.open(
-                "GET", view_path(output)
-            )  # before a file is made: it may be left in here
-            try:
-                return write_file(folder, parts, overwrite, chunks(response))
-            finally:
-                response.close()
-        except (ServerError, requests.RequestException) as error:
-            if isinstance(error, ServerAnswer) and not is_lost(server, error):
-                remedy = "It is at %s" % url
-                if error.status == 404:
-                    remedy = (
-                        "The server has the result in its cache, but no longer the file: "
-                        "change a seed to render it again."
-                    )
-                reason = "%s could not be fetched (HTTP %d)." % (output.filename, error.status)
-                raise SaveError(reason, remedy) from None
-            if stopped() or server.gone or time.monotonic() - began > server.limits.give_up:
-                raise SaveError(
-                    "%s could not be fetched (%s)" % (output.filename, error), "It is at %s" % url
-                ) from None
-            time.sleep(min(0.1 * 2**attempt, 5.0))
-            attempt += 1
-        except OSError as error:
-            reason = "%s could not be saved in %s: %s." % (
-                output.filename,
-                folder,
-                error.strerror or error,
-            )
-            raise SaveError(
-                reason, "Choose another folder with -o; the file is at %s" % url
-            ) from None
+def let_others_read(path: str) -> None:
+    """Gives ``path``, which mkstemp() made for us alone, the mode of any new file."""
+    if os.name == "posix":
+        mask = os.umask(0)  # it cannot be read without being set
+        os.umask(mask)
+        os.chmod(path, 0o666 & ~mask)
 
 
-def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
-    """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
+def remove_if_there(path: str) -> None:
+    """Removes a file, if it can be removed."""
     try:
-        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
-    except OSError as error:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
+    """The path for ``parts`` below ``folder``; unless ``overwrite``, an empty file is made there.
+
+    A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of ``folder``.
+    """
+    subfolder = subfolder_inside(folder, parts)
+    os.makedirs(subfolder, exist_ok=True)
+    for number in range(100000):
+        path = os.path.join(subfolder, numbered_name(parts[-1], number))
+        may_be_replaced = overwrite and not os.path.isdir(path)
+        if may_be_replaced:
+            return path
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return path
+    raise SaveError(f"There are too many files named {parts[-1]} in {subfolder}.")
+
+
+def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
+    """The real folder of ``parts``. Raises SaveError if a link leads out of ``folder``."""
+    root = os.path.realpath(folder)
+    subfolder = os.path.realpath(os.path.join(root, *parts[:-1]))
+    if os.path.commonpath([root, subfolder]) != root:
         raise SaveError(
-            "%s could not be saved in %s: %s." % (name, folder, error.strerror or error),
-            "Choose another folder with -o.",
-        ) from None
+            f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link that stands there."
+        )
+    return subfolder
+
+
+def write_text_file(path: str, text: str) -> None:
+    """Writes a file whole or not at all, in place of one that is there. Raises SaveError."""
+    folder, name = os.path.split(path)
+    data = text.encode(errors="replace")
+    try:
+        write_file(folder or ".", [name], True, [data])
+    except OSError as error:
+        raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+# -- what a run made -------------------------------------------------------------------------------
 
 
 def save_jobs(
-    server: Server,
-    run: Run,
-    outputs: Sequence[Output],
-    folder: str,
-    overwrite: bool,
-    stopped: Callable[[], bool],
-    rename: Callable[[str], str] = lambda name: name,
+    server: Server, run: Run, outputs: Sequence[Output], destination: Destination
 ) -> List[Tuple[Output, Callable[[], Saved]]]:
-    """What to call for each thing that ``run`` made; each call raises SaveError. ``rename`` gives a file
-    another name than ComfyUI's."""
+    """What to call for each thing that ``run`` made. The calls block, and raise SaveError.
+
+    ``outputs`` are what the server lists; pictures that came over the WebSocket alone are added.
+    """
+    folder, overwrite, rename = destination.folder, destination.overwrite, destination.rename
     jobs: List[Tuple[Output, Callable[[], Saved]]] = []
+
+    def add_bytes(output: Output, data: bytes, name: str) -> None:
+        jobs.append((output, functools.partial(save_bytes, data, name, folder, overwrite)))
+
     for output in outputs:
-        if output.text is None:
-            name = rename(output.filename)
-            parts = safe_path_parts(output.subfolder if name == output.filename else "", name)
-            save = functools.partial(download, server, output, folder, overwrite, stopped, parts)
-        else:
+        if output.text is not None:
             data = output.text.encode(errors="replace")
-            save = functools.partial(
-                save_bytes, data, rename(flat(output.title) + ".txt"), folder, overwrite
-            )
-        jobs.append((output, save))
+            add_bytes(output, data, rename(flat(output.title) + ".txt"))
+            continue
+        name = rename(output.filename)
+        keeps_its_subfolder = name == output.filename
+        parts = safe_path_parts(output.subfolder if keeps_its_subfolder else "", name)
+        jobs.append((output, functools.partial(download, server, output, parts, destination)))
     for received, preview in zip(received_outputs(run, rename), run.received):
-        jobs.append(
-            (
-                received,
-                functools.partial(save_bytes, preview.image, received.filename, folder, overwrite),
-            )
-        )
+        add_bytes(received, preview.image, received.filename)
     return jobs
 
 
@@ -249,20 +233,109 @@ def received_outputs(run: Run, rename: Callable[[str], str]) -> List[Output]:
     """The pictures that came over the WebSocket alone, with the names that they are saved under."""
     outputs = []
     for number, preview in enumerate(run.received, 1):
-        title = node_title(run.prompt, preview.node_id or "")
-        name = rename("%s_%05d.%s" % (flat(title), number, preview.mime.rpartition("/")[2]))
-        outputs.append(Output(preview.node_id or "", title, "image", name, type=""))
+        node_id = preview.node_id or ""
+        title = node_title(run.prompt, node_id)
+        ending = preview.mime.rpartition("/")[2]
+        name = rename(f"{flat(title)}_{number:05d}.{ending}")
+        outputs.append(Output(node_id, title, "image", name, type=""))
     return outputs
 
 
-def write_text_file(path: str, text: str) -> None:
-    """Writes a file whole or not at all. Raises SaveError."""
+def websocket_notice(run: Run) -> Report:
+    """What is said of pictures that nobody asked to save and no server keeps."""
+    pictures = plural(len(run.received), "picture")
+    message = (
+        f"{pictures} came over the WebSocket alone (SaveImageWebsocket): give -o to keep them."
+    )
+    return {"event": "notice", "message": message}
+
+
+def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
+    """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
     try:
-        write_file(
-            os.path.dirname(path) or ".",
-            [os.path.basename(path)],
-            True,
-            [text.encode(errors="replace")],
-        )
+        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
     except OSError as error:
-        raise SaveError("%s cannot be written: %s." % (path, error.strerror or error)) from None
+        reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
+        raise SaveError(reason, "Choose another folder with -o.") from None
+
+
+# -- downloads -------------------------------------------------------------------------------------
+
+
+def download(
+    server: Server, output: Output, parts: Sequence[str], destination: Destination
+) -> Saved:
+    """Saves an output's file as ``parts`` below the destination's folder. Blocks. Raises SaveError.
+
+    A connection that breaks is tried again for ``limits.give_up`` seconds.
+    """
+    requests = import_third_party("requests")
+    name, url = output.filename, server.url_of(output)
+    deadline = time.monotonic() + server.limits.give_up
+    for attempt in itertools.count():
+        try:
+            return download_once(server, output, parts, destination)
+        except (ServerError, requests.RequestException) as error:
+            if isinstance(error, ServerAnswer) and not is_lost(server, error):
+                raise no_file(error, name, url) from None
+            gives_up = destination.is_stopped or server.gone or time.monotonic() > deadline
+            if gives_up:
+                raise SaveError(
+                    f"{name} could not be fetched ({error})", f"It is at {url}"
+                ) from None
+            time.sleep(min(0.1 * 2**attempt, 5.0))
+        except OSError as error:
+            reason = (
+                f"{name} could not be saved in {destination.folder}: {error.strerror or error}."
+            )
+            remedy = f"Choose another folder with -o; the file is at {url}"
+            raise SaveError(reason, remedy) from None
+    raise AssertionError("unreachable")
+
+
+def download_once(
+    server: Server, output: Output, parts: Sequence[str], destination: Destination
+) -> Saved:
+    """One try of download(). Raises SaveError, ServerError, requests' errors and OSError."""
+    # The answer may take long, and the program may leave meanwhile: no file is begun before it.
+    response = server.open("GET", view_path(output))
+    try:
+        chunks = chunks_of(response, output, server.url_of(output), destination)
+        return write_file(destination.folder, parts, destination.overwrite, chunks)
+    finally:
+        response.close()
+
+
+def chunks_of(response: Any, output: Output, url: str, destination: Destination) -> Iterator[bytes]:
+    """The body of ``response``.
+
+    Raises ServerUnreachable if it is cut short, SaveError if the saving must end.
+    """
+    size = 0
+    for chunk in response.iter_content(CHUNK_SIZE):
+        if destination.is_stopped:
+            raise SaveError(f"Stopped while {output.filename} was saved.", f"It is still at {url}")
+        size += len(chunk)
+        yield chunk
+    if not is_whole(response.headers, size):
+        raise ServerUnreachable(f"{output.filename} was cut short.")
+
+
+def is_whole(headers: Mapping[str, str], size: int) -> bool:
+    """Whether a body of ``size`` bytes is all that its ``headers`` announce, as far as they do."""
+    length = headers.get("Content-Length", "")
+    counts_packed_bytes = "Content-Encoding" in headers  # and we count those that came out
+    if counts_packed_bytes or not length.isdigit():
+        return True
+    return size == int(length)
+
+
+def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:
+    """The error for a file for which the server answers with an error."""
+    remedy = f"It is at {url}"
+    if error.status == 404:
+        remedy = (
+            "The server has the result in its cache, but no longer the file: "
+            "change a seed to render it again."
+        )
+    return SaveError(f"{name} could not be fetched (HTTP {error.status}).", remedy)

@@ -30,7 +30,7 @@ from typing import (
 )
 
 from comfyui_runner import __version__
-from comfyui_runner.conclusion import THE_TIMEOUT, Destination, Stop, conclude, stop_that_counts
+from comfyui_runner.conclusion import THE_TIMEOUT, conclude, stop_that_counts
 from comfyui_runner.documents import Prompt, parse_document
 from comfyui_runner.edits import (
     EditError,
@@ -52,6 +52,7 @@ from comfyui_runner.errors import (
     ServerUnreachable,
 )
 from comfyui_runner.guard import COOKIE, Guard
+from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded, make_prompt
 from comfyui_runner.messages import (
     INLINE_TYPES,
@@ -68,6 +69,7 @@ from comfyui_runner.outputs import collect_outputs, view_path
 from comfyui_runner.reports import Report, exit_status_of, failure_report, nodes_done
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
+from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, uploaded_value
 from comfyui_runner.session import Run, Session
 from comfyui_runner.state import Phase, Preview, lost, run_seconds, wholly_cached
@@ -280,6 +282,8 @@ class Service:
 
     def tell(self, run: Optional[Run], report: Report) -> None:
         """What the session says: to the console, the record of the run, and the streams."""
+        if report["event"] == "output":
+            return  # GET /runs/{prompt_id} lists them
         prompt_id = run.prompt_id if run is not None else None
         self._say(prompt_id, report)
         if run is not None:
@@ -362,17 +366,13 @@ class Service:
         record.failure = failure_report(run.state, run.prompt, None)
         destination = None
         if self.options.output is not None:
-            destination = Destination(self.options.output, self.options.overwrite)
-        ending = await conclude(
-            session,
-            run,
-            destination=destination,
-            stop=stop_that_counts(run.state, Stop(stopped_by, exit_status) if stopped_by else None),
-            stopping=self._closing,
-            status_if_stopped=lambda: exit_status,
-            report=self._report_ending,
-            traceback_frames=2,
-        )
+            destination = Destination(
+                self.options.output, self.options.overwrite, stopping=self._closing
+            )
+        stop = None
+        if stopped_by is not None:
+            stop = stop_that_counts(run.state, Stop(stopped_by, exit_status))
+        ending = await conclude(session, run, stop, destination)
         record.message = ending.report["message"]
         await self._ended(record)
 
@@ -387,11 +387,6 @@ class Service:
         if not run.cancelling:
             return None
         return "the end of the service" if self._closing.is_set() else "POST /interrupt"
-
-    def _report_ending(self, run: Optional[Run], report: Report) -> None:
-        """tell(), without the outputs one by one: GET /runs/{prompt_id} lists them."""
-        if report["event"] != "output":
-            self.tell(run, report)
 
     async def _ended(self, record: Record) -> None:
         record.run.received.clear()  # 200 runs are kept: their pictures would fill the memory

@@ -105,7 +105,7 @@ class Session:
         self.limits = server.limits
         self.client_id = new_uuid()
         self.note = ""  #: what is wrong with the connection at the moment, for the meter
-        self._tell = tell
+        self.report = self._tell = tell
         self._runs: Dict[str, Run] = {}
         self._socket: Any = None
         self._tasks: List["asyncio.Task[None]"] = []

@@ -9,14 +9,7 @@ import tempfile
 import time
 from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from comfyui_runner.conclusion import (
-    THE_TIMEOUT,
-    Destination,
-    Ending,
-    Stop,
-    conclude,
-    stop_that_counts,
-)
+from comfyui_runner.conclusion import THE_TIMEOUT, Ending, conclude, stop_that_counts
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import draw_seeds, with_values
@@ -30,6 +23,7 @@ from comfyui_runner.errors import (
     Stopped,
     UsageError,
 )
+from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import (
     Define,
     Loaded,
@@ -41,7 +35,7 @@ from comfyui_runner.loading import (
 from comfyui_runner.meter import meter
 from comfyui_runner.nodes import InputRef, describe_nodes
 from comfyui_runner.reports import Report, problem_report
-from comfyui_runner.saving import fill_pattern
+from comfyui_runner.saving import Destination, fill_pattern
 from comfyui_runner.server import (
     Address,
     Server,
@@ -291,9 +285,8 @@ class Watch:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
 
     def _what_stopped(self) -> Stop:
-        interrupts = self.console.interrupts
         if self.console.stop.is_set():
-            return Stop(interrupts.name, interrupts.exit_status)
+            return self.console.what_stopped
         return Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
 
     async def _cancel(self, task: "asyncio.Future[object]") -> None:
@@ -329,17 +322,11 @@ async def conclude_run(
     stopped_by_person = stop is not None and stop.name != THE_TIMEOUT
     destination = None
     if folder is not None and not stopped_by_person:
-        destination = destination_of_row(settings, run.prompt, 1, folder)
-    return await conclude(
-        session,
-        run,
-        destination=destination,
-        stop=stop,
-        stopping=console.stop,
-        status_if_stopped=lambda: console.interrupts.exit_status,
-        report=console.report,
-        traceback_frames=None if settings.verbose else 2,
-    )
+        destination = destination_of_row(settings, run.prompt, 1, folder)._replace(
+            stopping=console.stop, status_if_stopped=lambda: console.what_stopped.exit_status
+        )
+    traceback_frames = None if settings.verbose else 2
+    return await conclude(session, run, stop, destination, traceback_frames)
 
 
 def destination_of_row(settings: Settings, prompt: Prompt, number: int, folder: str) -> Destination:

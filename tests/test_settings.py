@@ -24,7 +24,7 @@ from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.loading import Loaded, load_document, prepare, read_object_info
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
-from comfyui_runner.saving import save_bytes, save_jobs, write_file
+from comfyui_runner.saving import Destination, save_bytes, save_jobs, write_file
 from comfyui_runner.server import Address, Server, parse_address
 from comfyui_runner.settings import Settings, make_settings
 from comfyui_runner.terminal import is_yes
@@ -752,7 +752,7 @@ def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = Server(parse_address("host"))
     run: Any = types.SimpleNamespace(received=[], prompt={})
-    ((saved_of, save),) = save_jobs(server, run, [output], str(tmp_path), False, lambda: False)
+    ((saved_of, save),) = save_jobs(server, run, [output], Destination(str(tmp_path)))
     saved = save()
     assert saved_of == output
     assert os.path.basename(saved.path) == "My_Text_ 1.txt"

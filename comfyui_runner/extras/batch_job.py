@@ -24,9 +24,7 @@ from typing import (
 
 from comfyui_runner.conclusion import (
     THE_TIMEOUT,
-    Destination,
     Ending,
-    Stop,
     conclude,
     output_entry,
     stop_that_counts,
@@ -53,9 +51,11 @@ from comfyui_runner.extras.batches import (
     row_key,
     rows_done,
 )
+from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.reports import Line, Report, exit_status_of, problem_report
+from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Run, Session, is_lost
 from comfyui_runner.settings import Settings
@@ -467,23 +467,14 @@ class BatchJob:
             stop = Stop(stop.name, exit_status)  # the row is done
         if (stop.exit_status if stop else exit_status) not in (ExitStatus.OK, ExitStatus.PARTIAL):
             destination = None
-        return await conclude(
-            session,
-            run,
-            destination=destination,
-            stop=stop,
-            stopping=asyncio.Event(),  # what a run made is kept, even when Ctrl+C comes
-            status_if_stopped=lambda: self.console.interrupts.exit_status,
-            report=self.report,
-            traceback_frames=None if self.settings.verbose else 2,
-        )
+        traceback_frames = None if self.settings.verbose else 2
+        return await conclude(session, run, stop, destination, traceback_frames)
 
     def _what_stopped(self, run: Run) -> Optional[Stop]:
-        interrupts = self.console.interrupts
         if not run.cancelling:
             return None
         if self.console.stopping:
-            return Stop(interrupts.name, interrupts.exit_status)
+            return self.console.what_stopped
         return Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
 
     def _note_ending(
