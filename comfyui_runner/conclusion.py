@@ -121,8 +121,8 @@ async def conclude(
         exit_status,
         time.monotonic(),
         run.prompt,
-        stop.name if stop else None,
-        len(run.received),
+        cancelled=stop is not None,
+        received=len(run.received),
     )
     session.report(run, end)
     return Ending(exit_status, end, outputs, received_outputs(run, rename), saved)

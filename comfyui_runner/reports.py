@@ -1,4 +1,4 @@
-"""What happened, as data (docs/JSON.md lists it) and in words."""
+"""What happened to a run: as data (docs/JSON.md lists the events), and in words for people."""
 
 from __future__ import annotations
 
@@ -11,316 +11,146 @@ from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.text import clean, duration, plural, size_in_words
 
-#: A report is a flat dict with "event" and the fields of docs/JSON.md; Program.tell adds prompt_id, JSON a time.
+#: A flat dict: "event" and the fields that docs/JSON.md lists for it. Console.report() adds the
+#: prompt_id, and the printer for --json the time.
 Report = Dict[str, Any]
 
-#: A line for people: a style ("", "ok", "bad", "warn", "dim", "bold") and its text.
+#: A line for people: a style ("", "ok", "bad", "warn", "dim" or "bold") and its text.
 Line = Tuple[str, str]
 
-
-def changes(before: PromptState, after: PromptState, prompt: Mapping[str, Any]) -> Iterator[Report]:
-    """The reports that lead from ``before`` to ``after``, whatever the change came from."""
-
-    def node(event: str, node_id: str, **more: Any) -> Report:
-        known = {
-            "node_id": node_id,
-            "title": node_title(prompt, node_id),
-            "class_type": class_of(prompt, node_id),
-        }
-        return {"event": event, **known, **more}
-
-    if before.phase is Phase.SUBMITTING and after.phase in (Phase.QUEUED, Phase.RUNNING):
-        yield {"event": "submitted"}
-    if after.phase is Phase.QUEUED and after.ahead is not None and after.ahead != before.ahead:
-        yield {"event": "queued", "ahead": after.ahead}
-    if before.phase is not Phase.RUNNING and after.phase is Phase.RUNNING:
-        yield {"event": "started"}
-    if after.cached != before.cached:
-        yield {"event": "cached", "nodes": sorted(after.cached), "nodes_total": len(after.planned)}
-    if after.finished is not before.finished:
-        for node_id, seconds in after.finished.items():
-            if seconds != before.finished.get(node_id):
-                took = seconds - before.finished.get(node_id, 0.0)
-                yield node("node_finished", node_id, seconds=round(took, 3), **nodes_done(after))
-    if after.running is not before.running:
-        for node_id, progress in after.running.items():
-            known = before.running.get(node_id)
-            if known is None:
-                yield node("node_started", node_id)
-            if progress.max > 1 and progress.value and (known is None or progress != known):
-                yield node(
-                    "progress", node_id, value=progress.value, max=progress.max, **nodes_done(after)
-                )
-    if after.blocked is not before.blocked:
-        for node_id in set(after.blocked) - set(before.blocked):
-            yield node("node_blocked", node_id, message=after.blocked[node_id])
-
-
-#: Steps of a node are told at most this often (seconds); the first and the last of a node always.
+#: The steps of a node are reported at most this often, in seconds (its first and its last always).
 PROGRESS_INTERVAL = 0.1
 
+#: Entries of one kind in the summary of a workflow; the rest are counted.
+ENTRIES_SHOWN = 12
 
-def is_mere_progress(before: PromptState, after: PromptState) -> bool:
-    """Whether nothing but the values of the same running nodes changed, and none takes its first step."""
-    if (
-        after.finished is not before.finished
-        or after.phase is not before.phase
-        or after.ending is not before.ending
-    ):
-        return False
-    for node_id, progress in after.running.items():
-        known = before.running.get(node_id)
-        if known is None or progress.max != known.max:
+#: Characters of a text output that are shown; the whole text is in its file, and in --json.
+TEXT_SHOWN = 2000
+
+
+class Throttle:
+    """Lets through what comes too often once in ``interval`` seconds.
+
+    It has no clock of its own: each call passes the time in, in seconds of any one clock.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._due_at = float("-inf")
+
+    def is_due(self, now: float) -> bool:
+        """Whether ``interval`` seconds have passed since the last time that restart() was called."""
+        return now >= self._due_at
+
+    def restart(self, now: float) -> None:
+        """Lets nothing through for the next ``interval`` seconds."""
+        self._due_at = now + self.interval
+
+    def lets_through(self, now: float) -> bool:
+        """Whether it is due; if so, it is restarted."""
+        if not self.is_due(now):
             return False
-    return (
-        after.running is not before.running
-        and after.outputs is before.outputs
-        and after.cached is before.cached
-    )
+        self.restart(now)
+        return True
+
+
+# -- reports of what changed ---------------------------------------------------------------------
+
+
+def changes(
+    before: PromptState,
+    after: PromptState,
+    prompt: Mapping[str, Any],
+    throttle: Throttle,
+    now: float,
+) -> Iterator[Report]:
+    """The reports that lead from ``before`` to ``after``, wherever the change was learned.
+
+    ``throttle`` is the run's own: this is the one place that decides which steps are reported.
+    """
+    yield from _changes_in_queue(before, after)
+    if after.cached != before.cached:
+        nodes = sorted(after.cached)
+        yield {"event": "cached", "nodes": nodes, "nodes_total": len(after.planned)}
+    if after.finished is not before.finished:
+        yield from _finished_nodes(before, after, prompt)
+    if after.running is not before.running:
+        yield from _running_nodes(before, after, prompt, throttle, now)
+    if after.blocked is not before.blocked:
+        for node_id in set(after.blocked) - set(before.blocked):
+            yield node_report("node_blocked", prompt, node_id, message=after.blocked[node_id])
+
+
+def node_report(event: str, prompt: Mapping[str, Any], node_id: str, **fields: Any) -> Report:
+    """A report of one node, with ``fields`` besides those that name the node."""
+    return {
+        "event": event,
+        "node_id": node_id,
+        "title": node_title(prompt, node_id),
+        "class_type": class_of(prompt, node_id),
+        **fields,
+    }
+
+
+def _changes_in_queue(before: PromptState, after: PromptState) -> Iterator[Report]:
+    is_on_server = after.phase in (Phase.QUEUED, Phase.RUNNING)
+    if before.phase is Phase.SUBMITTING and is_on_server:
+        yield {"event": "submitted"}
+
+    place_is_known = after.phase is Phase.QUEUED and after.ahead is not None
+    if place_is_known and after.ahead != before.ahead:
+        yield {"event": "queued", "ahead": after.ahead}
+
+    if after.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
+        yield {"event": "started"}
+
+
+def _finished_nodes(
+    before: PromptState, after: PromptState, prompt: Mapping[str, Any]
+) -> Iterator[Report]:
+    for node_id, seconds in after.finished.items():
+        seconds_before = before.finished.get(node_id, 0.0)
+        if node_id in before.finished and seconds == seconds_before:
+            continue
+        took = round(seconds - seconds_before, 3)  # a node in a loop runs more than once
+        yield node_report("node_finished", prompt, node_id, seconds=took, **nodes_done(after))
+
+
+def _running_nodes(
+    before: PromptState,
+    after: PromptState,
+    prompt: Mapping[str, Any],
+    throttle: Throttle,
+    now: float,
+) -> Iterator[Report]:
+    for node_id, progress in after.running.items():
+        progress_before = before.running.get(node_id)
+        if progress_before is None:
+            yield node_report("node_started", prompt, node_id)
+
+        has_steps = progress.max > 1 and progress.value
+        if not has_steps or progress == progress_before:
+            continue
+        is_first = progress_before is None or progress_before.max != progress.max
+        is_last = progress.value == progress.max
+        if is_first or is_last or throttle.lets_through(now):
+            yield node_report(
+                "progress",
+                prompt,
+                node_id,
+                value=progress.value,
+                max=progress.max,
+                **nodes_done(after),
+            )
 
 
 def nodes_done(state: PromptState) -> Dict[str, int]:
-    """How many nodes are done (cached ones too) of how many."""
-    done = (state.cached | frozenset(state.finished)) & state.planned
+    """How many nodes are done (cached ones too), and of how many."""
     if state.phase is Phase.SUCCESS:
         done = state.planned  # what was missed while the socket was down is done too
+    else:
+        done = (state.cached | frozenset(state.finished)) & state.planned
     return {"nodes_done": len(done), "nodes_total": len(state.planned)}
-
-
-def describe(report: Report) -> List[Line]:
-    """What a person reads of a report; [] for those that only the meter or a program needs."""
-    teller = _TELLERS.get(report["event"])
-    return teller(report) if teller else []
-
-
-def _tell_workflow(report: Report) -> List[Line]:
-    lines: List[Line] = [("bold", "%s: %s" % (report["file"], plural(report["nodes"], "node")))]
-    names = (("models", "Model"), ("texts", "Text"), ("sampling", "Sampling"), ("sizes", "Size"),
-             ("files", "File"), ("saves", "Saves"))  # fmt: skip
-    for key, word in names:
-        for title, text in report[key][:12]:
-            lines.append(("", "  %-9s %s: %s" % (word, title, text)))
-        if len(report[key]) > 12:
-            lines.append(("dim", "  %-9s %d more" % (word, len(report[key]) - 12)))
-    return lines
-
-
-def _tell_server(report: Report) -> List[Line]:
-    lines: List[Line] = [("warn", text) for text in report["tried"]]
-    version = (
-        "ComfyUI %s" % report["version"]
-        if report["version"]
-        else "ComfyUI (it does not tell its version)"
-    )
-    lines.append(
-        ("bold", "%s at %s, %s" % (version, report["url"], report["device"] or "device unknown"))
-    )
-    return lines
-
-
-def _tell_queued(report: Report) -> List[Line]:
-    if not report["ahead"]:
-        return [("", "Waiting: next in the queue.")]
-    return [("", "Waiting: %s ahead." % plural(report["ahead"], "prompt"))]
-
-
-def _tell_cached(report: Report) -> List[Line]:
-    count = len(report["nodes"])
-    return (
-        [("dim", "%d of %s cached." % (count, plural(report["nodes_total"], "node")))]
-        if count
-        else []
-    )
-
-
-def _tell_problem(report: Report) -> List[Line]:
-    inside = ", ".join(part for part in (report["class_type"], "node " + report["node_id"]) if part)
-    place = '"%s" (%s): ' % (report["title"], inside) if report["node_id"] else ""
-    return [("bad", place + report["message"])] + [("", "    " + hint) for hint in report["hints"]]
-
-
-def _tell_failure(report: Report) -> List[Line]:
-    place = (
-        '"%s" (%s, node %s)' % (report["title"], report["class_type"], report["node_id"])
-        if report["node_id"]
-        else "A node"
-    )
-    first, _, rest = report["message"].partition("\n")
-    lines: List[Line] = [("bad", "%s raised %s: %s" % (place, report["type"], first))]
-    lines += [("", "    " + line) for line in rest.split("\n") if line.strip()]
-    lines += [("dim", line) for line in report["traceback"]]
-    lines += [("", "    " + hint) for hint in report["hints"]]
-    return lines
-
-
-def _tell_output(report: Report) -> List[Line]:
-    if report["text"] is not None:
-        text = clean(report["text"])
-        shown = text if len(text) <= 2000 else text[:2000] + "…"
-        return [("ok", "%s:" % report["title"])] + [
-            ("", "    " + line) for line in shown.split("\n")
-        ]
-    if report["will_be_saved"]:
-        return []  # "saved" follows
-    name = (
-        report["subfolder"] + "/" + report["filename"]
-        if report["subfolder"]
-        else report["filename"]
-    )
-    return [("ok", "%s: %s" % (report["title"], name)), ("dim", "    " + report["url"])]
-
-
-def _tell_saved(report: Report) -> List[Line]:
-    return [
-        (
-            "ok",
-            "%s: saved %s (%s)" % (report["title"], report["path"], size_in_words(report["bytes"])),
-        )
-    ]
-
-
-def _tell_connection(report: Report) -> List[Line]:
-    if report["state"] == "restored":
-        return [("ok", "Connection restored.")]
-    if report["state"] == "unavailable":
-        return [
-            (
-                "warn",
-                "No WebSocket (%s): following by the queue and history alone." % report["reason"],
-            )
-        ]
-    return [("warn", "Connection lost (%s): trying again; the run goes on." % report["reason"])]
-
-
-def _tell_silence(report: Report) -> List[Line]:
-    return [
-        ("warn", "No message for %s; %s" % (duration(report["seconds"]), report["server_says"]))
-    ]
-
-
-def _tell_end(report: Report) -> List[Line]:
-    style = {"success": "ok", "cancelled": "warn", "timeout": "warn"}.get(report["status"], "bad")
-    if report["status"] == "success" and report["exit_status"]:
-        style = "warn"
-    return [(style, line) for line in report["message"].split("\n")]
-
-
-_TELLERS: Mapping[str, Callable[[Report], List[Line]]] = {
-    "workflow": _tell_workflow,
-    "server": _tell_server,
-    "submitted": lambda report: [("dim", "Submitted as %s." % report["prompt_id"])],
-    "queued": _tell_queued,
-    "started": lambda report: [("", "Running.")],
-    "cached": _tell_cached,
-    "node_finished": lambda report: [
-        ("ok", "%s: %s" % (report["title"], duration(report["seconds"])))
-    ],
-    "node_blocked": lambda report: [
-        ("warn", "%s gave no result: %s" % (report["title"], report["message"]))
-    ],
-    "problem": _tell_problem,
-    "failure": _tell_failure,
-    "output": _tell_output,
-    "saved": _tell_saved,
-    "not_saved": lambda report: (
-        [("bad", report["message"])]
-        + ([("", "    " + report["remedy"])] if report["remedy"] else [])
-    ),
-    "connection": _tell_connection,
-    "silence": _tell_silence,
-    "listening": lambda report: [
-        ("bold", "Continuous mode at %s" % report["url"]),
-        *(("", "  " + line) for line in report["routes"]),
-    ],
-    "notice": lambda report: [("warn", report["message"])],
-    "input": lambda report: [],
-    "uploaded": lambda report: [("dim", report["message"])],
-    "checked": lambda report: [("bad" if report["problems"] else "ok", report["message"])],
-    "exported": lambda report: [("ok", "Written: %s" % report["path"])],
-    "row": lambda report: [
-        (
-            "ok" if report["status"] == "done" else "bad",
-            "Row %d: %s" % (report["row"], report["message"].partition("\n")[0]),
-        )
-    ],
-    "batch": lambda report: [
-        ("bad" if report["exit_status"] else "ok", line) for line in report["message"].split("\n")
-    ],
-    "error": lambda report: (
-        [("bad", report["message"])] + ([("", report["remedy"])] if report["remedy"] else [])
-    ),
-    "end": _tell_end,
-}
-
-
-def end_report(
-    state: PromptState,
-    exit_status: ExitStatus,
-    now: float,
-    prompt: Mapping[str, Any],
-    stopped: Optional[str] = None,
-    received: int = 0,
-) -> Report:
-    """The last report. ``stopped`` says who cancelled: "Ctrl+C", "SIGTERM", "the timeout", or None;
-    ``received`` counts the pictures that came over the WebSocket alone."""
-    took = duration(run_seconds(state, now))
-    node = str(state.failure.get("node_id") or "")
-    at_node = " at %s" % node_in_words(prompt, node) if node else ""
-    count = len(collect_outputs(state.outputs, prompt)) + received
-    status = state.phase.value
-    words = {
-        Phase.SUCCESS: "Done in %s, %s." % (took, plural(count, "output")),
-        Phase.ERROR: "The run failed after %s%s." % (took, at_node),
-        Phase.INTERRUPTED: "Somebody else interrupted the run%s." % at_node,
-        Phase.DELETED: "Somebody else took the prompt off the queue: it did not run.",
-        Phase.LOST: "The run is lost: %s.\nIf it matters, look at the server's output folder, and run it again."
-        % (state.reason or "how it ended cannot be known"),
-        Phase.REJECTED: "ComfyUI refused the prompt: nothing was run.",
-    }
-    message = words.get(state.phase, "The run was left.")
-    if wholly_cached(state):
-        message = (
-            "Nothing new was rendered: ComfyUI had every result in its cache (%s).\n"
-            "Change a value to render anew, or give --seed random." % plural(count, "output")
-        )
-    if exit_status is ExitStatus.PARTIAL:
-        message += (
-            "\nIt ran in part only: the outputs that ComfyUI refused are missing (see above)."
-        )
-    if stopped:
-        status = "timeout" if exit_status is ExitStatus.TIMEOUT else "cancelled"
-        cancelled = {
-            Phase.INTERRUPTED: "ComfyUI interrupted our run%s." % at_node,
-            Phase.DELETED: "our prompt was waiting and is off the queue: it did not run.",
-            Phase.SUCCESS: "it had already finished: %s." % plural(count, "output"),
-            Phase.ERROR: "it had already failed%s." % at_node,
-            Phase.REJECTED: "nothing was submitted.",
-            Phase.LOST: "the server does not have it any more (%s)."
-            % (state.reason or "reason unknown"),
-        }
-        unconfirmed = (
-            "ComfyUI has not confirmed it: prompt %s may still run.\n"
-            "See the queue in ComfyUI; a node that never checks ends by itself." % state.prompt_id
-        )
-        message = "Cancelled by %s: %s" % (stopped, cancelled.get(state.phase, unconfirmed))
-    return {
-        "event": "end", "status": status, "exit_status": int(exit_status), "message": message,
-        "seconds": round(run_seconds(state, now), 3), "wholly_cached": wholly_cached(state), **nodes_done(state),
-    }  # fmt: skip
-
-
-def exit_status_of(state: PromptState, dropped: bool) -> ExitStatus:
-    """The exit status for a run that was left to end. ``dropped``: ComfyUI refused some outputs."""
-    by_phase = {
-        Phase.ERROR: ExitStatus.FAILED,
-        Phase.INTERRUPTED: ExitStatus.INTERRUPTED,
-        Phase.DELETED: ExitStatus.INTERRUPTED,
-        Phase.LOST: ExitStatus.LOST,
-        Phase.REJECTED: ExitStatus.REJECTED,
-    }
-    if state.phase is Phase.SUCCESS:
-        return ExitStatus.PARTIAL if dropped else ExitStatus.OK
-    return by_phase.get(state.phase, ExitStatus.ERROR)
 
 
 def problem_report(problem: Problem) -> Report:
@@ -331,8 +161,327 @@ def problem_report(problem: Problem) -> Report:
 def failure_report(
     state: PromptState, prompt: Mapping[str, Any], frames: Optional[int]
 ) -> Optional[Report]:
-    """The report of the node that raised, with the last ``frames`` of its traceback (None: all); None if none did."""
+    """The report of the node that raised an error; None if none did.
+
+    ``frames`` says how many of the last frames of its traceback are in the report (None: all).
+    """
     if state.phase is not Phase.ERROR or not state.failure:
         return None
     report = problem_report(explain_failure(state.failure, prompt))
     return {**report, "event": "failure", "traceback": traceback_lines(state.failure, frames)}
+
+
+# -- how a run ended -----------------------------------------------------------------------------
+
+
+def exit_status_of(state: PromptState, dropped: bool) -> ExitStatus:
+    """The exit status of a run that nobody stopped. ``dropped``: ComfyUI refused some outputs."""
+    if state.phase is Phase.SUCCESS:
+        return ExitStatus.PARTIAL if dropped else ExitStatus.OK
+    by_phase = {
+        Phase.ERROR: ExitStatus.FAILED,
+        Phase.INTERRUPTED: ExitStatus.INTERRUPTED,
+        Phase.DELETED: ExitStatus.INTERRUPTED,
+        Phase.LOST: ExitStatus.LOST,
+        Phase.REJECTED: ExitStatus.REJECTED,
+    }
+    return by_phase.get(state.phase, ExitStatus.ERROR)
+
+
+def end_report(
+    state: PromptState,
+    exit_status: ExitStatus,
+    now: float,
+    prompt: Mapping[str, Any],
+    *,
+    cancelled: bool = False,
+    received: int = 0,
+) -> Report:
+    """The last report of a run.
+
+    ``cancelled``: we stopped it (Ctrl+C, SIGTERM, --timeout, the service). ``received`` counts the
+    pictures that came over the WebSocket alone.
+    """
+    seconds = run_seconds(state, now)
+    outputs = plural(len(collect_outputs(state.outputs, prompt)) + received, "output")
+    if not cancelled:
+        status = state.phase.value
+        message = _describe_ending(state, prompt, duration(seconds), outputs)
+        if exit_status is ExitStatus.PARTIAL:
+            message += (
+                "\nIt ran only in part: the outputs that ComfyUI refused are missing (see above)."
+            )
+    elif exit_status is ExitStatus.TIMEOUT:
+        status = "timeout"
+        message = "Cancelled by --timeout: " + _describe_cancelling(state, prompt, outputs)
+    else:
+        status = "cancelled"
+        message = "Cancelled: " + _describe_cancelling(state, prompt, outputs)
+    return {
+        "event": "end",
+        "status": status,
+        "exit_status": int(exit_status),
+        "message": message,
+        "seconds": round(seconds, 3),
+        "wholly_cached": wholly_cached(state),
+        **nodes_done(state),
+    }
+
+
+def _describe_ending(state: PromptState, prompt: Mapping[str, Any], took: str, outputs: str) -> str:
+    """How a run ended that we did not stop."""
+    if wholly_cached(state):
+        return (
+            f"Nothing was rendered: every result came from ComfyUI's cache ({outputs}).\n"
+            "To render again, change a value or add --seed random."
+        )
+    messages = {
+        Phase.SUCCESS: f"Done in {took}, {outputs}.",
+        Phase.ERROR: f"The run failed after {took}{_at_node(state, prompt)}.",
+        Phase.INTERRUPTED: f"Someone else interrupted the run{_at_node(state, prompt)}.",
+        Phase.DELETED: "Someone else removed the prompt from the queue before it ran.",
+        Phase.LOST: (
+            f"The run is lost: {state.reason or 'how it ended is unknown'}.\n"
+            "Before you run it again, check the server's output folder."
+        ),
+        Phase.REJECTED: "ComfyUI refused the prompt: nothing ran.",
+    }
+    return messages.get(state.phase, "The run was not followed to its end.")
+
+
+def _describe_cancelling(state: PromptState, prompt: Mapping[str, Any], outputs: str) -> str:
+    """What became of a run that we cancelled."""
+    messages = {
+        Phase.INTERRUPTED: f"ComfyUI interrupted our run{_at_node(state, prompt)}.",
+        Phase.DELETED: "removed from the queue before it ran.",
+        Phase.SUCCESS: f"the run had already finished ({outputs}).",
+        Phase.ERROR: f"the run had already failed{_at_node(state, prompt)}.",
+        Phase.REJECTED: "nothing was submitted.",
+        Phase.LOST: f"the server no longer has the run ({state.reason or 'reason unknown'}).",
+    }
+    unconfirmed = (
+        f"ComfyUI has not confirmed it, so prompt {state.prompt_id} may still be running.\n"
+        "Check the queue in ComfyUI. Some nodes cannot be interrupted and run to their end."
+    )
+    return messages.get(state.phase, unconfirmed)
+
+
+def _at_node(state: PromptState, prompt: Mapping[str, Any]) -> str:
+    """Where the run stopped: `` at "KSampler" (node 3)``, or nothing if that is unknown."""
+    node_id = str(state.failure.get("node_id") or "")
+    return f" at {node_in_words(prompt, node_id)}" if node_id else ""
+
+
+# -- in words ------------------------------------------------------------------------------------
+
+
+def describe(report: Report) -> List[Line]:
+    """What a person reads of a report; [] for those that only the meter or a program needs."""
+    describe_event = _DESCRIPTIONS.get(report["event"])
+    return describe_event(report) if describe_event else []
+
+
+def indent(lines: List[str]) -> List[Line]:
+    """Lines that belong to the line above them."""
+    return [("", f"    {line}") for line in lines]
+
+
+def describe_workflow(report: Report) -> List[Line]:
+    lines: List[Line] = [("bold", f"{report['file']}: {plural(report['nodes'], 'node')}")]
+    for field, label in (
+        ("models", "Model"),
+        ("texts", "Text"),
+        ("sampling", "Sampling"),
+        ("sizes", "Size"),
+        ("files", "File"),
+        ("saves", "Saves"),
+    ):
+        entries = report[field]
+        for title, text in entries[:ENTRIES_SHOWN]:
+            lines.append(("", f"  {label:<9} {title}: {text}"))
+        if len(entries) > ENTRIES_SHOWN:
+            lines.append(("dim", f"  {label:<9} {len(entries) - ENTRIES_SHOWN} more"))
+    return lines
+
+
+def describe_server(report: Report) -> List[Line]:
+    version = report["version"] or "(version unknown)"
+    device = report["device"] or "device unknown"
+    lines: List[Line] = [("warn", message) for message in report["tried"]]
+    lines.append(("bold", f"ComfyUI {version} at {report['url']}, {device}"))
+    return lines
+
+
+def describe_listening(report: Report) -> List[Line]:
+    lines: List[Line] = [("bold", f"Continuous mode at {report['url']}")]
+    lines += [("", f"  {route}") for route in report["routes"]]
+    return lines
+
+
+def describe_submitted(report: Report) -> List[Line]:
+    return [("dim", f"Submitted as {report['prompt_id']}.")]
+
+
+def describe_queued(report: Report) -> List[Line]:
+    if not report["ahead"]:
+        return [("", "Waiting: next in the queue.")]
+    return [("", f"Waiting: {plural(report['ahead'], 'prompt')} ahead.")]
+
+
+def describe_started(report: Report) -> List[Line]:
+    return [("", "Running.")]
+
+
+def describe_cached(report: Report) -> List[Line]:
+    count = len(report["nodes"])
+    if not count:
+        return []
+    return [("dim", f"{count} of {plural(report['nodes_total'], 'node')} cached.")]
+
+
+def describe_node_finished(report: Report) -> List[Line]:
+    return [("ok", f"{report['title']}: {duration(report['seconds'])}")]
+
+
+def describe_node_blocked(report: Report) -> List[Line]:
+    return [("warn", f"{report['title']} produced no result: {report['message']}")]
+
+
+def describe_progress(report: Report) -> List[Line]:
+    """A line of progress, for output that has no bars."""
+    percent = int(100 * report["value"] / report["max"])
+    steps = f"{report['value']:g}/{report['max']:g} ({percent}%)"
+    nodes = f"{report['nodes_done']}/{report['nodes_total']} nodes"
+    return [("dim", f"{report['title']}: {steps}, {nodes}")]
+
+
+def describe_connection(report: Report) -> List[Line]:
+    if report["state"] == "restored":
+        return [("ok", "Connection restored.")]
+    reason = report["reason"]
+    if report["state"] == "unavailable":
+        return [("warn", f"No WebSocket ({reason}): following the queue and history instead.")]
+    return [("warn", f"Connection lost ({reason}): reconnecting. The run continues.")]
+
+
+def describe_silence(report: Report) -> List[Line]:
+    return [("warn", f"No message for {duration(report['seconds'])}; {report['server_says']}")]
+
+
+def describe_notice(report: Report) -> List[Line]:
+    return [("warn", report["message"])]
+
+
+def describe_problem(report: Report) -> List[Line]:
+    message = report["message"]
+    if report["node_id"]:
+        message = f"{_name_node(report)}: {message}"
+    return [("bad", message), *indent(report["hints"])]
+
+
+def describe_failure(report: Report) -> List[Line]:
+    node = _name_node(report) if report["node_id"] else "A node"
+    message, *more = report["message"].split("\n")
+    lines: List[Line] = [("bad", f"{node} raised {report['type']}: {message}")]
+    lines += indent([line for line in more if line.strip()])
+    lines += [("dim", line) for line in report["traceback"]]
+    lines += indent(report["hints"])
+    return lines
+
+
+def _name_node(report: Report) -> str:
+    details = [report["class_type"], f"node {report['node_id']}"]
+    return f'"{report["title"]}" ({", ".join(filter(None, details))})'
+
+
+def describe_output(report: Report) -> List[Line]:
+    title = report["title"]
+    if report["text"] is not None:
+        text = clean(report["text"])
+        if len(text) > TEXT_SHOWN:
+            text = text[:TEXT_SHOWN] + "…"
+        return [("ok", f"{title}:"), *indent(text.split("\n"))]
+
+    if report["will_be_saved"]:
+        return []  # "saved" follows
+    name = "/".join(filter(None, (report["subfolder"], report["filename"])))
+    return [("ok", f"{title}: {name}"), ("dim", f"    {report['url']}")]
+
+
+def describe_saved(report: Report) -> List[Line]:
+    size = size_in_words(report["bytes"])
+    return [("ok", f"{report['title']}: saved {report['path']} ({size})")]
+
+
+def describe_not_saved(report: Report) -> List[Line]:
+    lines: List[Line] = [("bad", report["message"])]
+    if report["remedy"]:
+        lines += indent([report["remedy"]])
+    return lines
+
+
+def describe_uploaded(report: Report) -> List[Line]:
+    return [("dim", report["message"])]
+
+
+def describe_checked(report: Report) -> List[Line]:
+    return [("bad" if report["problems"] else "ok", report["message"])]
+
+
+def describe_exported(report: Report) -> List[Line]:
+    return [("ok", f"Wrote {report['path']}")]
+
+
+def describe_row(report: Report) -> List[Line]:
+    style = "ok" if report["status"] == "done" else "bad"
+    first_line = report["message"].partition("\n")[0]
+    return [(style, f"Row {report['row']}: {first_line}")]
+
+
+def describe_batch(report: Report) -> List[Line]:
+    style = "bad" if report["exit_status"] else "ok"
+    return [(style, line) for line in report["message"].split("\n")]
+
+
+def describe_error(report: Report) -> List[Line]:
+    lines: List[Line] = [("bad", report["message"])]
+    if report["remedy"]:
+        lines.append(("", report["remedy"]))
+    return lines
+
+
+def describe_end(report: Report) -> List[Line]:
+    styles = {"success": "ok", "cancelled": "warn", "timeout": "warn"}
+    style = styles.get(report["status"], "bad")
+    if report["status"] == "success" and report["exit_status"]:
+        style = "warn"  # it succeeded, but outputs are missing
+    return [(style, line) for line in report["message"].split("\n")]
+
+
+_DESCRIPTIONS: Mapping[str, Callable[[Report], List[Line]]] = {
+    "workflow": describe_workflow,
+    "server": describe_server,
+    "listening": describe_listening,
+    "submitted": describe_submitted,
+    "queued": describe_queued,
+    "started": describe_started,
+    "cached": describe_cached,
+    "node_finished": describe_node_finished,
+    "node_blocked": describe_node_blocked,
+    "progress": describe_progress,
+    "connection": describe_connection,
+    "silence": describe_silence,
+    "notice": describe_notice,
+    "problem": describe_problem,
+    "failure": describe_failure,
+    "output": describe_output,
+    "saved": describe_saved,
+    "not_saved": describe_not_saved,
+    "uploaded": describe_uploaded,
+    "checked": describe_checked,
+    "exported": describe_exported,
+    "row": describe_row,
+    "batch": describe_batch,
+    "error": describe_error,
+    "end": describe_end,
+}

@@ -43,6 +43,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import (
+    ExitStatus,
     PromptRejected,
     RunnerError,
     ServerAnswer,
@@ -66,7 +67,7 @@ from comfyui_runner.messages import (
 )
 from comfyui_runner.nodes import InputRef, class_of, describe_nodes, input_spec, is_link, is_seed
 from comfyui_runner.outputs import collect_outputs, view_path
-from comfyui_runner.reports import Report, exit_status_of, failure_report, nodes_done
+from comfyui_runner.reports import Report, Throttle, exit_status_of, failure_report, nodes_done
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
 from comfyui_runner.saving import Destination
@@ -96,7 +97,7 @@ class Record:
         self.message = ""
         self.over = threading.Event()
         self.told_preview: Optional[Preview] = None
-        self.next_event = 0.0  #: when the streams may be told of it again
+        self.throttle = Throttle(0.0)  #: of its `run` events
 
     def to_json(self) -> Dict[str, Any]:
         """The run as GET /runs/{prompt_id} answers it."""
@@ -270,11 +271,12 @@ class Service:
             record = self._records.get(prompt_id)
             if record is None:
                 continue
-            if time.monotonic() < record.next_event and not record.over.is_set():
+            if not record.throttle.is_due(time.monotonic()) and not record.over.is_set():
                 self._dirty.add(prompt_id)
                 continue
             data = sse("run", record.to_json())
-            record.next_event = time.monotonic() + len(data) / EVENT_BYTES_PER_SECOND
+            record.throttle.interval = len(data) / EVENT_BYTES_PER_SECOND
+            record.throttle.restart(time.monotonic())
             self._publish(prompt_id, data)
             if record.run.preview is not record.told_preview:
                 record.told_preview = record.run.preview
@@ -371,6 +373,8 @@ class Service:
             )
         stop = None
         if stopped_by is not None:
+            if stopped_by == THE_TIMEOUT:
+                exit_status = ExitStatus.TIMEOUT
             stop = stop_that_counts(run.state, Stop(stopped_by, exit_status))
         ending = await conclude(session, run, stop, destination)
         record.message = ending.report["message"]

@@ -33,8 +33,8 @@ from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs
 from comfyui_runner.reports import (
     PROGRESS_INTERVAL,
     Report,
+    Throttle,
     changes,
-    is_mere_progress,
     problem_report,
 )
 from comfyui_runner.server import Server, connect_websocket, import_third_party, new_uuid
@@ -77,7 +77,8 @@ class Run:
         self.attached = False  #: somebody else submitted it: its messages go elsewhere
         self.heard = self.checked = now
         self.checks = 0
-        self.silence_told = self.progress_told = 0.0
+        self.silence_told = 0.0
+        self.progress_throttle = Throttle(PROGRESS_INTERVAL)
 
     @property
     def prompt_id(self) -> str:
@@ -412,14 +413,7 @@ class Session:
         if after is before:
             return
         run.state = after
-        if is_mere_progress(before, after):
-            now = time.monotonic()
-            if now - run.progress_told < PROGRESS_INTERVAL and not any(
-                p.value == p.max for p in after.running.values()
-            ):
-                return
-            run.progress_told = now
-        for report in changes(before, after, run.prompt):
+        for report in changes(before, after, run.prompt, run.progress_throttle, time.monotonic()):
             self._tell(run, report)
         if after.phase.over:
             run.over.set()

@@ -10,39 +10,27 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO, Tup
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, RunnerError
-from comfyui_runner.reports import Line, Report, describe
+from comfyui_runner.reports import Line, Report, Throttle, describe
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import clean, hide_secrets, plain_json
+
+#: Seconds between two lines of progress, where there are no bars.
+LINE_INTERVAL = 2.0
 
 
 class Printer:
     """Plain lines, for pipes, logs and terminals without rich; the base of the other printers."""
 
-    #: Seconds between two lines of progress.
-    interval = 2.0
-
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self.out, self.err = out, err
         self.secrets: Tuple[str, ...] = ()
         self.prefix = ""  #: what each line begins with
-        self._last_progress = 0.0
+        self._progress_throttle = Throttle(LINE_INTERVAL)
 
     def report(self, report: Report) -> None:
         """Prints what a person should read of ``report``."""
-        if report["event"] == "progress":
-            now = time.monotonic()
-            if now - self._last_progress >= self.interval:
-                self._last_progress = now
-                fraction = 100 * report["value"] / report["max"]
-                numbers = (
-                    report["title"],
-                    report["value"],
-                    report["max"],
-                    fraction,
-                    report["nodes_done"],
-                    report["nodes_total"],
-                )
-                self.lines([("dim", "%s: %g/%g (%d%%), %d/%d nodes" % numbers)])
+        is_progress = report["event"] == "progress"
+        if is_progress and not self._progress_throttle.lets_through(time.monotonic()):
             return
         self.lines(describe(report), error=report["event"] == "error")
 

@@ -397,7 +397,7 @@ def test_a_row_that_takes_too_long_is_cancelled_and_the_rest_runs(batch: Batch) 
     assert batch.rows("done") == [1, 3]
     (line,) = [line for line in batch.lines() if line["status"] == "failed"]
     assert (line["row"], line["exit_status"], line["end"]) == (2, ExitStatus.TIMEOUT, "timeout")
-    assert "Cancelled by the timeout: ComfyUI interrupted our run" in line["message"]
+    assert "Cancelled by --timeout: ComfyUI interrupted our run" in line["message"]
     assert len(batch.values("1.seconds")) == 3
 
 

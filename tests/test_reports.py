@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,16 @@ import comfyui_runner.errors
 import comfyui_runner.state
 from comfyui_runner.extras.batches import Tally, batch_meter
 from comfyui_runner.meter import bar, cells, meter, rate_in_words
-from comfyui_runner.reports import Report, changes, describe, end_report, exit_status_of, is_mere_progress, nodes_done
+from comfyui_runner.reports import (
+    PROGRESS_INTERVAL,
+    Report,
+    Throttle,
+    changes,
+    describe,
+    end_report,
+    exit_status_of,
+    nodes_done,
+)
 from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
 
 Phase = comfyui_runner.state.Phase
@@ -35,8 +44,9 @@ def new(phase: comfyui_runner.state.Phase = Phase.QUEUED, **known: Any) -> Promp
     return PromptState("p", phase, planned=ALL, **known)
 
 
-def told(before: PromptState, after: PromptState) -> List[Report]:
-    return list(changes(before, after, PROMPT))
+def reported(before: PromptState, after: PromptState) -> List[Report]:
+    """The reports between two states, where the last step was reported long ago."""
+    return list(changes(before, after, PROMPT, Throttle(0.0), 0.0))
 
 
 def lines(event: str, **fields: Any) -> List[str]:
@@ -59,7 +69,7 @@ def test_the_story_of_a_run() -> None:
 
     def then(after: PromptState) -> None:
         nonlocal state
-        story.extend(told(state, after))
+        story.extend(reported(state, after))
         state = after
 
     def message(kind: str, at: float, **data: Any) -> None:
@@ -93,38 +103,41 @@ def test_the_story_of_a_run() -> None:
     ]
 
 
-def test_nothing_changed_and_nothing_is_told() -> None:
+def test_nothing_changed_and_nothing_is_reported() -> None:
     for phase in (phase for phase in Phase if phase is not Phase.SUBMITTING):
-        assert told(new(phase), new(phase)) == []
+        assert reported(new(phase), new(phase)) == []
 
 
 def test_a_prompt_that_began_before_the_answer_came_is_submitted_and_started() -> None:
-    assert [report["event"] for report in told(new(Phase.SUBMITTING), new(Phase.RUNNING))] == ["submitted", "started"]
+    assert [report["event"] for report in reported(new(Phase.SUBMITTING), new(Phase.RUNNING))] == [
+        "submitted",
+        "started",
+    ]
 
 
 def test_submitted_is_told_when_it_is_and_not_before() -> None:
-    assert told(new(Phase.SUBMITTING), new(Phase.SUBMITTING, over_seen=True)) == []
+    assert reported(new(Phase.SUBMITTING), new(Phase.SUBMITTING, over_seen=True)) == []
 
 
 def test_a_prompt_that_was_refused_is_not_told_as_submitted() -> None:
-    assert told(new(Phase.SUBMITTING), new(Phase.REJECTED)) == []
+    assert reported(new(Phase.SUBMITTING), new(Phase.REJECTED)) == []
 
 
 def test_a_place_in_the_queue_is_told_when_it_changes() -> None:
-    assert told(new(ahead=2), new(ahead=2)) == []
-    assert told(new(ahead=2), new(ahead=1)) == [{"event": "queued", "ahead": 1}]
-    assert told(new(ahead=2), new(Phase.RUNNING, ahead=0)) == [{"event": "started"}]
+    assert reported(new(ahead=2), new(ahead=2)) == []
+    assert reported(new(ahead=2), new(ahead=1)) == [{"event": "queued", "ahead": 1}]
+    assert reported(new(ahead=2), new(Phase.RUNNING, ahead=0)) == [{"event": "started"}]
 
 
 def test_a_node_that_ran_again_is_told_with_the_time_that_it_took_then() -> None:
-    (report,) = told(new(Phase.RUNNING, finished={"2": 2.0}), new(Phase.RUNNING, finished={"2": 3.5}))
+    (report,) = reported(new(Phase.RUNNING, finished={"2": 2.0}), new(Phase.RUNNING, finished={"2": 3.5}))
     assert (report["event"], report["seconds"]) == ("node_finished", 1.5)
 
 
 def test_progress_of_one_step_is_no_progress() -> None:
     def progress(value: float, maximum: float) -> List[Report]:
         before = new(Phase.RUNNING, running={"2": NodeProgress(1.0)})
-        return told(before, new(Phase.RUNNING, running={"2": NodeProgress(1.0, value, maximum)}))
+        return reported(before, new(Phase.RUNNING, running={"2": NodeProgress(1.0, value, maximum)}))
 
     assert progress(1, 1) == progress(0, 20) == []
     assert [report["value"] for report in progress(5, 20)] == [5]
@@ -132,13 +145,13 @@ def test_progress_of_one_step_is_no_progress() -> None:
 
 def test_a_node_that_is_met_in_its_middle_is_started_and_has_progress() -> None:
     after = new(Phase.RUNNING, running={"2": NodeProgress(1.0, 5, 20)})
-    assert [report["event"] for report in told(new(Phase.RUNNING), after)] == ["node_started", "progress"]
-    assert told(after, after._replace(running=dict(after.running))) == []
+    assert [report["event"] for report in reported(new(Phase.RUNNING), after)] == ["node_started", "progress"]
+    assert reported(after, after._replace(running=dict(after.running))) == []
 
 
 def test_a_blocked_node_is_told_once_with_its_reason() -> None:
     after = new(Phase.RUNNING, blocked={"1": "known", "2.0.0.1": "no mask"})
-    assert told(new(Phase.RUNNING, blocked={"1": "known"}), after) == [
+    assert reported(new(Phase.RUNNING, blocked={"1": "known"}), after) == [
         {
             "event": "node_blocked", "node_id": "2.0.0.1", "title": "Sampler", "class_type": "KSampler",
             "message": "no mask",
@@ -152,22 +165,46 @@ def test_nodes_that_are_done_are_counted_once_and_only_ours() -> None:
     assert nodes_done(PromptState("p")) == {"nodes_done": 0, "nodes_total": 0}
 
 
-def test_only_steps_between_the_first_and_the_last_are_mere_progress() -> None:
-    def running(**nodes: Tuple[float, float]) -> PromptState:
-        return kept._replace(running={key: NodeProgress(1.0, *pair) for key, pair in nodes.items()})
+def steps_reported(*values: float, maximum: float = 100.0, seconds: float = 0.01) -> List[float]:
+    """The steps that are reported of a node whose steps take ``seconds`` each."""
+    throttle = Throttle(PROGRESS_INTERVAL)
+    state, reports, now = new(Phase.RUNNING, running={"2": NodeProgress(0.0)}), [], 0.0
+    for value in values:
+        now += seconds
+        after = state._replace(running={"2": NodeProgress(0.0, value, maximum, now)})
+        reports += changes(state, after, PROMPT, throttle, now)
+        state = after
+    return [report["value"] for report in reports if report["event"] == "progress"]
 
-    kept = new(Phase.RUNNING)
-    assert is_mere_progress(running(n=(1, 20)), running(n=(2, 20)))
-    assert not is_mere_progress(running(n=(0, 0)), running(n=(1, 20)))
-    assert not is_mere_progress(running(), running(n=(1, 20)))
-    assert not is_mere_progress(running(n=(1, 20)), running(n=(2, 20), m=(0, 0)))
-    before, after = running(n=(1, 20)), running(n=(2, 20))
-    assert not is_mere_progress(before, before)
-    for change in (
-        {"finished": {"1": 1.0}}, {"phase": Phase.SUCCESS}, {"ending": Phase.SUCCESS}, {"outputs": {"3": PICTURE}},
-        {"cached": frozenset({"1"})},
-    ):  # fmt: skip
-        assert not is_mere_progress(before, after._replace(**change)), change
+
+def test_of_quick_steps_the_first_the_last_and_ten_a_second_are_reported() -> None:
+    values = [float(value) for value in range(1, 101)]
+    shown = steps_reported(*values)
+    assert shown[0] == 1 and shown[-1] == 100
+    assert 10 <= len(shown) <= 12
+    assert steps_reported(1, 2, 3, 4, 5, maximum=5) == [1, 2, 5]
+
+
+def test_of_slow_steps_each_one_is_reported() -> None:
+    assert steps_reported(1, 2, 3, seconds=0.11) == [1, 2, 3]
+
+
+def test_a_second_bar_of_the_same_node_has_a_first_step_again() -> None:
+    throttle = Throttle(60.0)
+    first = new(Phase.RUNNING, running={"2": NodeProgress(0.0, 3, 20)})
+    second = new(Phase.RUNNING, running={"2": NodeProgress(0.0, 1, 40)})
+    throttle.restart(5.0)
+    (report,) = changes(first, second, PROMPT, throttle, 5.0)
+    assert (report["value"], report["max"]) == (1, 40)
+
+
+def test_a_throttle_lets_one_thing_through_in_its_interval() -> None:
+    throttle = Throttle(2.0)
+    times = [10.0, 10.5, 11.9, 12.0, 12.1, 14.5]
+    assert [throttle.lets_through(now) for now in times] == [True, False, False, True, False, True]
+    throttle.interval = 5.0
+    throttle.restart(20.0)
+    assert not throttle.is_due(24.9) and throttle.is_due(25.0) and throttle.is_due(26.0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -216,7 +253,7 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         (
             "server",
             {"tried": ["http://a does not answer."], "url": "http://b", "version": "", "device": ""},
-            ["http://a does not answer.", "ComfyUI (it does not tell its version) at http://b, device unknown"],
+            ["http://a does not answer.", "ComfyUI (version unknown) at http://b, device unknown"],
         ),
         ("submitted", {"prompt_id": "6c1e"}, ["Submitted as 6c1e."]),
         ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),
@@ -227,13 +264,19 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("cached", {"nodes": ["1", "2"], "nodes_total": 3}, ["2 of 3 nodes cached."]),
         ("node_finished", {**NODE, "seconds": 2.5}, ["Sampler: 2.5 s"]),
         ("node_finished", {**NODE, "seconds": 125}, ["Sampler: 2:05"]),
-        ("node_blocked", {**NODE, "message": "no mask"}, ["Sampler gave no result: no mask"]),
+        (
+            "progress",
+            {**NODE, "value": 2.0, "max": 3, "nodes_done": 1, "nodes_total": 7},
+            ["Sampler: 2/3 (66%), 1/7 nodes"],
+        ),
+        ("node_blocked", {**NODE, "message": "no mask"}, ["Sampler produced no result: no mask"]),
         (
             "problem",
             {**PROBLEM, "message": "m.", "hints": ["a", "b"]},
             ['"Sampler" (KSampler, node 2): m.', "    a", "    b"],
         ),
         ("problem", {**PROBLEM, "node_id": "", "message": "No outputs."}, ["No outputs."]),
+        ("problem", {**PROBLEM, "class_type": "", "message": "m."}, ['"Sampler" (node 2): m.']),
         (
             "failure",
             {**PROBLEM, "message": "boom", "traceback": []},
@@ -263,12 +306,12 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         (
             "connection",
             {"state": "unavailable", "reason": "HTTP 403"},
-            ["No WebSocket (HTTP 403): following by the queue and history alone."],
+            ["No WebSocket (HTTP 403): following the queue and history instead."],
         ),
         (
             "connection",
             {"state": "lost", "reason": "closed"},
-            ["Connection lost (closed): trying again; the run goes on."],
+            ["Connection lost (closed): reconnecting. The run continues."],
         ),
         (
             "silence",
@@ -277,7 +320,7 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ),
         ("notice", {"message": "Cancelling."}, ["Cancelling."]),
         ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
-        ("exported", {"path": "a.json"}, ["Written: a.json"]),
+        ("exported", {"path": "a.json"}, ["Wrote a.json"]),
         ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
         ("row", {"row": 3, "status": "done", "message": "Done.\nMore."}, ["Row 3: Done."]),
         ("batch", {"exit_status": 7, "message": "2 rows done\nMore."}, ["2 rows done", "More."]),
@@ -337,8 +380,8 @@ def test_what_is_bad_looks_bad() -> None:
     assert styles("connection", state="restored") == styles("node_finished", **NODE, seconds=1) == ["ok"]
 
 
-#: Reports that only the meter, the lines of progress or a program need.
-WITHOUT_WORDS = {"node_started", "progress", "input"}
+#: Reports that only the meter or a program needs.
+WITHOUT_WORDS = {"node_started", "input"}
 
 
 def events_in_the_source() -> Iterator[str]:
@@ -349,9 +392,7 @@ def events_in_the_source() -> Iterator[str]:
             for key, value in zip(found.keys, found.values):
                 if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant):
                     yield value.value
-    (function,) = (part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "changes")
-    for found in ast.walk(function):
-        if isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id == "node":
+        elif isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id == "node_report":
             (name, *_) = found.args
             assert isinstance(name, ast.Constant)
             yield name.value
@@ -375,7 +416,7 @@ class Anything(Dict[str, Any]):
         **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
-        "will_be_saved": False, "routes": ["r"], "problems": 1, "row": 1,
+        "will_be_saved": False, "routes": ["r"], "problems": 1, "row": 1, "value": 1, "max": 2, "nodes_done": 1,
     }  # fmt: skip
 
     def __missing__(self, key: str) -> Any:
@@ -398,12 +439,12 @@ FAILED_AT = {"failure": {"node_id": "2.0.0.1"}}
 def end(
     phase: comfyui_runner.state.Phase,
     exit_status: comfyui_runner.errors.ExitStatus = ExitStatus.OK,
-    stopped: Optional[str] = None,
+    cancelled: bool = False,
     **known: Any,
 ) -> Report:
     """The last report of a run of 12.3 seconds."""
     state = new(phase, started_at=10.0, ended_at=22.3, **known)
-    return end_report(state, exit_status, 99.0, PROMPT, stopped)
+    return end_report(state, exit_status, 99.0, PROMPT, cancelled=cancelled)
 
 
 @pytest.mark.parametrize(
@@ -414,28 +455,26 @@ def end(
         (Phase.SUCCESS, {"seconds": 125.0, "outputs": {"3": {"text": ["a", "b"]}}}, "Done in 2:05, 2 outputs."),
         (Phase.ERROR, {}, "The run failed after 12.3 s."),
         (Phase.ERROR, FAILED_AT, 'The run failed after 12.3 s at "Sampler" (KSampler, node 2.0.0.1).'),
-        (Phase.INTERRUPTED, {}, "Somebody else interrupted the run."),
-        (Phase.INTERRUPTED, FAILED_AT, 'Somebody else interrupted the run at "Sampler" (KSampler, node 2.0.0.1).'),
-        (Phase.DELETED, {}, "Somebody else took the prompt off the queue: it did not run."),
+        (Phase.INTERRUPTED, {}, "Someone else interrupted the run."),
+        (Phase.INTERRUPTED, FAILED_AT, 'Someone else interrupted the run at "Sampler" (KSampler, node 2.0.0.1).'),
+        (Phase.DELETED, {}, "Someone else removed the prompt from the queue before it ran."),
         (
             Phase.LOST,
             {"reason": "the server was restarted"},
-            "The run is lost: the server was restarted.\n"
-            "If it matters, look at the server's output folder, and run it again.",
+            "The run is lost: the server was restarted.\nBefore you run it again, check the server's output folder.",
         ),
         (
             Phase.LOST,
             {},
-            "The run is lost: how it ended cannot be known.\n"
-            "If it matters, look at the server's output folder, and run it again.",
+            "The run is lost: how it ended is unknown.\nBefore you run it again, check the server's output folder.",
         ),
-        (Phase.REJECTED, {}, "ComfyUI refused the prompt: nothing was run."),
-        (Phase.RUNNING, {}, "The run was left."),
+        (Phase.REJECTED, {}, "ComfyUI refused the prompt: nothing ran."),
+        (Phase.RUNNING, {}, "The run was not followed to its end."),
         (
             Phase.SUCCESS,
             {"cached": ALL, "outputs": {"3": PICTURE}},
-            "Nothing new was rendered: ComfyUI had every result in its cache (1 output).\n"
-            "Change a value to render anew, or give --seed random.",
+            "Nothing was rendered: every result came from ComfyUI's cache (1 output).\n"
+            "To render again, change a value or add --seed random.",
         ),
     ],
 )
@@ -444,39 +483,39 @@ def test_how_a_run_ended(phase: comfyui_runner.state.Phase, known: Json, message
 
 
 UNCONFIRMED = (
-    "Cancelled by Ctrl+C: ComfyUI has not confirmed it: prompt p may still run.\n"
-    "See the queue in ComfyUI; a node that never checks ends by itself."
+    "Cancelled: ComfyUI has not confirmed it, so prompt p may still be running.\n"
+    "Check the queue in ComfyUI. Some nodes cannot be interrupted and run to their end."
 )
 
 
 @pytest.mark.parametrize(
     ("phase", "known", "message"),
     [
-        (Phase.INTERRUPTED, {}, "Cancelled by Ctrl+C: ComfyUI interrupted our run."),
+        (Phase.INTERRUPTED, {}, "Cancelled: ComfyUI interrupted our run."),
         (
             Phase.INTERRUPTED,
             FAILED_AT,
-            'Cancelled by Ctrl+C: ComfyUI interrupted our run at "Sampler" (KSampler, node 2.0.0.1).',
+            'Cancelled: ComfyUI interrupted our run at "Sampler" (KSampler, node 2.0.0.1).',
         ),
-        (Phase.DELETED, {}, "Cancelled by Ctrl+C: our prompt was waiting and is off the queue: it did not run."),
-        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Cancelled by Ctrl+C: it had already finished: 1 output."),
-        (Phase.ERROR, {}, "Cancelled by Ctrl+C: it had already failed."),
-        (Phase.REJECTED, {}, "Cancelled by Ctrl+C: nothing was submitted."),
-        (Phase.LOST, {"reason": "restarted"}, "Cancelled by Ctrl+C: the server does not have it any more (restarted)."),
-        (Phase.LOST, {}, "Cancelled by Ctrl+C: the server does not have it any more (reason unknown)."),
+        (Phase.DELETED, {}, "Cancelled: removed from the queue before it ran."),
+        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Cancelled: the run had already finished (1 output)."),
+        (Phase.ERROR, {}, "Cancelled: the run had already failed."),
+        (Phase.REJECTED, {}, "Cancelled: nothing was submitted."),
+        (Phase.LOST, {"reason": "restarted"}, "Cancelled: the server no longer has the run (restarted)."),
+        (Phase.LOST, {}, "Cancelled: the server no longer has the run (reason unknown)."),
         (Phase.SUBMITTING, {}, UNCONFIRMED),
         (Phase.QUEUED, {}, UNCONFIRMED),
         (Phase.RUNNING, {}, UNCONFIRMED),
     ],
 )
 def test_how_a_cancelled_run_ended(phase: comfyui_runner.state.Phase, known: Json, message: str) -> None:
-    report = end(phase, ExitStatus.CANCELLED, "Ctrl+C", **known)
+    report = end(phase, ExitStatus.CANCELLED, cancelled=True, **known)
     assert (report["message"], report["status"], report["exit_status"]) == (message, "cancelled", 130)
 
 
 def test_the_timeout_is_an_end_of_its_own() -> None:
-    report = end(Phase.INTERRUPTED, ExitStatus.TIMEOUT, "the timeout")
-    assert report["message"] == "Cancelled by the timeout: ComfyUI interrupted our run."
+    report = end(Phase.INTERRUPTED, ExitStatus.TIMEOUT, cancelled=True)
+    assert report["message"] == "Cancelled by --timeout: ComfyUI interrupted our run."
     assert (report["status"], report["exit_status"]) == ("timeout", 124)
 
 
@@ -484,7 +523,7 @@ def test_half_a_run_says_so() -> None:
     message = end(Phase.SUCCESS, ExitStatus.PARTIAL, outputs={"3": PICTURE})["message"]
     assert message == (
         "Done in 12.3 s, 1 output.\n"
-        "It ran in part only: the outputs that ComfyUI refused are missing (see above)."
+        "It ran only in part: the outputs that ComfyUI refused are missing (see above)."
     )  # fmt: skip
 
 
@@ -679,19 +718,19 @@ def test_the_meter_is_never_wider_than_the_terminal(
 @given(
     st.lists(messages, max_size=6),
     history_entries | st.none(),
-    st.sampled_from([None, "Ctrl+C", "SIGTERM", "the timeout"]),
+    st.booleans(),
     st.sampled_from(list(ExitStatus)),
 )
-def test_every_run_can_be_told(
-    events: List[Tuple[str, Any]], entry: Any, stopped: Optional[str], exit_status: comfyui_runner.errors.ExitStatus
+def test_every_run_can_be_reported(
+    events: List[Tuple[str, Any]], entry: Any, cancelled: bool, exit_status: comfyui_runner.errors.ExitStatus
 ) -> None:
     state, reports = new(Phase.SUBMITTING), []
     for number, (kind, data) in enumerate(events):
         before, state = state, reduce(state, Event(kind, "p", data, float(number)))
-        reports += told(before, state)
+        reports += reported(before, state)
         meter(state, PROMPT, 9.0, 0.0, 80, False)
     before, state = state, reconcile(state, QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
-    reports += [*told(before, state), end_report(state, exit_status, 9.0, PROMPT, stopped)]
+    reports += [*reported(before, state), end_report(state, exit_status, 9.0, PROMPT, cancelled=cancelled)]
     for report in reports:
         for style, text in describe({"prompt_id": "p", **report}):
             assert style in ("", "ok", "bad", "warn", "dim", "bold") and "\n" not in text
@@ -699,6 +738,6 @@ def test_every_run_can_be_told(
 
 @few
 @given(st.lists(st.tuples(st.text(max_size=8), anything.map(str)), max_size=20), anything.map(str))
-def test_any_text_can_be_told(pairs: List[Tuple[str, str]], text: str) -> None:
+def test_any_text_can_be_reported(pairs: List[Tuple[str, str]], text: str) -> None:
     assert lines("workflow", **{**WORKFLOW, "texts": pairs})
     assert all("\n" not in line for line in lines("output", **{**OUTPUT, "text": text}))

@@ -483,7 +483,7 @@ def test_seeds_stay_and_a_cached_run_suggests_another(simulator: Any, workflow_f
     assert "--seed random" not in go(simulator, "--yes", path).out
     result = go(simulator, "--yes", path)
     assert result.status == 0
-    assert "Nothing new was rendered" in result.out and "--seed random" in result.out
+    assert "Nothing was rendered" in result.out and "--seed random" in result.out
     assert [prompt["1"]["inputs"]["seed"] for prompt, _ in history(simulator)] == [5, 5]
 
 
@@ -1006,7 +1006,7 @@ def test_a_record_runs_again(simulator: Any, workflow_file: Make, tmp_path: Any)
     assert result.status == 0
     (first, first_extra), (second, second_extra) = history(simulator)
     assert same(first) == same(second) and first["5"]["inputs"]["seed"] == read(path)["seeds"]["5.seed"]
-    assert "Nothing new was rendered" in result.out
+    assert "Nothing was rendered" in result.out
     assert first_extra["extra_pnginfo"] == second_extra["extra_pnginfo"]
     assert widgets(second_extra["extra_pnginfo"]["workflow"], 5)[2] == 3
 
