@@ -11,7 +11,7 @@ from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.text import clean, duration, plural, size_in_words
 
-#: A flat dict: "event" and the fields that docs/JSON.md lists for it. Console.report() adds the
+#: A flat dict: "event", and the fields that docs/JSON.md lists for it. Console.report() adds the
 #: prompt_id, and the printer for --json the time.
 Report = Dict[str, Any]
 
@@ -39,7 +39,7 @@ class Throttle:
         self._due_at = float("-inf")
 
     def is_due(self, now: float) -> bool:
-        """Whether ``interval`` seconds have passed since the last time that restart() was called."""
+        """Whether ``interval`` seconds have passed since the last restart()."""
         return now >= self._due_at
 
     def restart(self, now: float) -> None:
