@@ -3,16 +3,20 @@
     python -m comfyui_runner.onefile FILE
     python comfyui_runner/onefile.py FILE
 
-The file has everything but the simulator. It starts more slowly than the script, because Python compiles all of
-it each time. It is made to be copied, not to be edited or committed: change the script and the package instead.
+The file holds everything but the simulator. It begins as the script does, with the settings and the
+story; the modules of the package follow, a section each. It starts more slowly than the script,
+because Python compiles all of it each time. It is made to be copied and run: to change more than
+the settings, change the script and the package, and build it again.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import os
 import sys
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+import textwrap
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 PACKAGE = "comfyui_runner"
 PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -21,13 +25,25 @@ SCRIPT = os.path.join(os.path.dirname(PACKAGE_FOLDER), "comfyui_workflow_runner.
 #: Modules that are not part of the program: this one, and the simulator's.
 LEFT_OUT = ("comfyui_runner.onefile", "comfyui_runner.simulator")
 
-#: In the script: what follows the first line is replaced by the modules, up to the second one.
-FIRST_REPLACED_LINE = "# -- the folder beside this script "
-FIRST_KEPT_LINE = "def collect_defaults("
+#: The script's docstring, from these words on, is about the folder: ONE_FILE_NOTE replaces it.
+FOLDER_NOTE = "This is the script that you read, edit and run"
+ONE_FILE_NOTE = """\
+This is the whole program as one file, without the simulator (--demo). The settings come first, then
+the story of a run, step by step; below them, how each step is done, one subject a section. To
+change more than the settings, change the project that it was built from, and build it again:
+
+    python comfyui_runner/onefile.py FILE
+"""
+
+#: In the script, the lines from the first of these up to the second one find the package.
+FIRST_LINE_LEFT_OUT = "# -- the folder beside this script "
+FIRST_LINE_AFTER_IT = "def collect_defaults("
 
 #: The module that reads files of the package, and the files that become part of the one file.
 RESOURCES_MODULE = "comfyui_runner.resources"
 RESOURCES = ("console.html", "openapi.json")
+
+WIDTH = 100
 
 Import = Union[ast.Import, ast.ImportFrom]
 
@@ -36,19 +52,38 @@ class BuildError(Exception):
     """The modules cannot be joined. The message says which names or modules, and what to change."""
 
 
-class Module(NamedTuple):
-    """The source of one module of the package."""
+class Module:
+    """A module of the package by its full name (comfyui_runner.text), its source, and its tree."""
 
-    name: str  # with the package: comfyui_runner.text
-    source: str
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.tree = ast.parse(source, name)
 
     @property
-    def tree(self) -> ast.Module:
-        """The parsed source."""
-        return ast.parse(self.source, self.name)
+    def docstring(self) -> str:
+        """The module's docstring, or an empty text."""
+        return ast.get_docstring(self.tree) or ""
+
+    @property
+    def imports(self) -> List[Import]:
+        """The imports at the top of the module."""
+        body = self.tree.body
+        return [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether the module goes beyond the two modes."""
+        return self.name.startswith(f"{PACKAGE}.extras")
 
 
-# -- reading the package -------------------------------------------------------------------------------
+# -- reading the project ---------------------------------------------------------------------------
+
+
+def read_text(path: str) -> str:
+    """The text of a file of the project, its line ends normalized."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def read_modules(folder: str = PACKAGE_FOLDER) -> List[Module]:
@@ -56,11 +91,10 @@ def read_modules(folder: str = PACKAGE_FOLDER) -> List[Module]:
     modules = []
     for parent, _, files in os.walk(folder):
         for file in files:
-            name = module_name(os.path.relpath(os.path.join(parent, file), os.path.dirname(folder)))
-            if not file.endswith(".py") or name.startswith(LEFT_OUT):
-                continue
-            with open(os.path.join(parent, file), encoding="utf-8") as source:
-                modules.append(Module(name, source.read()))
+            path = os.path.join(parent, file)
+            name = module_name(os.path.relpath(path, os.path.dirname(folder)))
+            if file.endswith(".py") and not name.startswith(LEFT_OUT):
+                modules.append(Module(name, read_text(path)))
     return modules
 
 
@@ -72,55 +106,70 @@ def module_name(path: str) -> str:
     return ".".join(parts)
 
 
-# -- what a module imports and defines -----------------------------------------------------------------
+def make_resources_module(texts: Mapping[str, str]) -> Module:
+    """What replaces the module that reads files: their texts, and a function that returns them."""
+    lines = ['"""The files that the program serves."""', "", "RESOURCE_TEXTS = {"]
+    for name, text in texts.items():
+        if '"""' in text or text.endswith(("\\", '"')):
+            raise BuildError(
+                f'{name} cannot become a raw Python text: it contains """, or ends with \\ or ".'
+            )
+        lines.append(f'    "{name}": r"""{text}""",')
+    lines += [
+        "}",
+        "",
+        "",
+        "def read_resource(name: str) -> str:",
+        '    """The text of one of them."""',
+        "    return RESOURCE_TEXTS[name]",
+    ]
+    return Module(RESOURCES_MODULE, "\n".join(lines) + "\n")
 
 
-def is_ours(statement: ast.stmt) -> bool:
+# -- what a module imports and defines -------------------------------------------------------------
+
+
+def imports_in(module: Module) -> Iterator[Import]:
+    """Every import of ``module``, inside functions too."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+
+
+def is_of_ours(statement: Import) -> bool:
     """Whether ``statement`` imports names from a module that becomes part of the one file."""
-    if not isinstance(statement, ast.ImportFrom):
+    if isinstance(statement, ast.Import):
         return False
     module = statement.module or ""
-    in_package = module == PACKAGE or module.startswith(PACKAGE + ".")
-    return in_package and not module.startswith(LEFT_OUT)
+    is_in_package = module == PACKAGE or module.startswith(f"{PACKAGE}.")
+    return is_in_package and not module.startswith(LEFT_OUT)
 
 
-def modules_needed(module: Module) -> Set[str]:
-    """The modules that must come before ``module``: those that it imports from when it is itself imported."""
-    return {str(statement.module) for statement in module.tree.body if is_ours(statement)}  # type: ignore[attr-defined]
+def external_imports(modules: Iterable[Module]) -> List[Import]:
+    """The imports at the top of ``modules`` of what is not ours."""
+    return [
+        statement
+        for module in modules
+        for statement in module.imports
+        if not is_of_ours(statement) and not is_of_the_future(statement)
+    ]
 
 
-def sort_modules(modules: Sequence[Module]) -> List[Module]:
-    """``modules`` in an order in which each comes after those that it needs. Raises BuildError for a circle."""
-    left = {module.name: module for module in modules}
-    core_first = sorted(left, key=lambda name: (".extras" in name, name))
-    ordered: List[Module] = []
-    while left:
-        ready = [
-            name
-            for name in core_first
-            if name in left and not modules_needed(left[name]) & left.keys()
-        ]
-        if not ready:
-            raise BuildError(
-                f"These modules import each other in a circle: {', '.join(sorted(left))}."
-            )
-        ordered += [left.pop(name) for name in ready]
-    return ordered
+def is_of_the_future(statement: Import) -> bool:
+    """Whether ``statement`` is ``from __future__ import ...``, which the script has as well."""
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
-def defined_names(module: Module) -> Iterator[str]:
-    """The names that a module defines at its top level, private ones too."""
-    for statement in module.tree.body:
-        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield statement.name
-            continue
-        if isinstance(statement, (ast.Import, ast.ImportFrom)):
-            continue
-        yield from assigned_names(statement)
+def names_of_imports(imports: Iterable[Import]) -> Set[str]:
+    """The names that imports bind."""
+    return {alias.name.partition(".")[0] for statement in imports for alias in statement.names}
 
 
-def assigned_names(node: ast.AST) -> Iterator[str]:
-    """The names that ``node`` assigns to in its own scope."""
+def names_bound_by(node: ast.AST) -> Iterator[str]:
+    """The names that ``node`` defines or assigns to in the scope that it is in."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        yield node.name
+        return
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
     has_its_own_scope = isinstance(
@@ -129,14 +178,35 @@ def assigned_names(node: ast.AST) -> Iterator[str]:
     if has_its_own_scope:
         return
     for child in ast.iter_child_nodes(node):
-        yield from assigned_names(child)
+        yield from names_bound_by(child)
+
+
+# -- what cannot be joined -------------------------------------------------------------------------
+
+
+def check_imports(modules: Iterable[Module]) -> None:
+    """Raises BuildError unless our modules are imported by ``from comfyui_runner.x import y``."""
+    for module in modules:
+        for statement in imports_in(module):
+            becomes_global = statement in module.imports or is_of_ours(statement)
+            for alias in statement.names:
+                where = f"{module.name}, line {statement.lineno}"
+                if becomes_global and alias.asname is not None:
+                    raise BuildError(
+                        f"{where}: import ... as {alias.asname}: import names as they are."
+                    )
+                is_our_module = f"{alias.name}.".startswith(f"{PACKAGE}.")
+                if is_our_module and isinstance(statement, ast.Import):
+                    raise BuildError(
+                        f"{where}: import {alias.name}: import names from it instead of the module."
+                    )
 
 
 def check_names(modules: Iterable[Module], imported: Set[str]) -> None:
-    """Raises BuildError for a name that two modules define, or that also names an import."""
+    """Raises BuildError for a name that two modules define, an import binds too, or Python has."""
     owners: Dict[str, str] = {}
     for module in modules:
-        for name in set(defined_names(module)):
+        for name in sorted({*names_bound_by(module.tree)}):
             if name in owners:
                 raise BuildError(
                     f"Both {owners[name]} and {module.name} define {name}: rename one of them."
@@ -145,144 +215,215 @@ def check_names(modules: Iterable[Module], imported: Set[str]) -> None:
                 raise BuildError(
                     f"{module.name} defines {name}, which other modules import: rename it."
                 )
+            if hasattr(builtins, name):
+                raise BuildError(
+                    f"{module.name} defines {name}, which is a built-in of Python: rename it."
+                )
             owners[name] = module.name
 
 
-# -- joining -------------------------------------------------------------------------------------------
+def check_syntax(text: str) -> None:
+    """Raises BuildError if the joined text is not Python, as when an import was all of a block."""
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise BuildError(f"The result is not valid Python: {error.msg}, at {line!r}.") from None
 
 
-def external_imports(modules: Iterable[Module]) -> List[Import]:
-    """The imports at the top of ``modules`` of what is not ours."""
-    imports: List[Import] = []
-    for module in modules:
-        for statement in module.tree.body:
-            if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
-                continue
-            if isinstance(statement, (ast.Import, ast.ImportFrom)) and not is_ours(statement):
-                imports.append(statement)
-    return imports
+# -- joining ---------------------------------------------------------------------------------------
+
+
+def sort_modules(modules: Sequence[Module]) -> List[Module]:
+    """``modules`` so that each comes after those that it imports from, and the extras last.
+
+    Raises BuildError for a circle.
+    """
+    left = {module.name: module for module in modules}
+    ordered: List[Module] = []
+    while left:
+        ready = [module for module in left.values() if not modules_needed(module) & left.keys()]
+        if not ready:
+            raise BuildError(
+                f"These modules import each other in a circle: {', '.join(sorted(left))}."
+            )
+        core = [module for module in ready if not module.is_extra]
+        for module in sorted(core or ready, key=lambda module: module.name):
+            ordered.append(left.pop(module.name))
+    return ordered
+
+
+def modules_needed(module: Module) -> Set[str]:
+    """The modules from which ``module`` imports when it is itself imported."""
+    imports = filter(is_of_ours, module.imports)
+    return {str(statement.module) for statement in imports if isinstance(statement, ast.ImportFrom)}
 
 
 def import_lines(imports: Iterable[Import]) -> List[str]:
-    """One line for each module that is imported, with all names that are imported from it. Raises BuildError."""
+    """The imports, sorted and without doubles, one statement for each module."""
     plain: Set[str] = set()
     names: Dict[str, Set[str]] = {}
     for statement in imports:
         for alias in statement.names:
-            if alias.asname:
-                raise BuildError(
-                    f"import ... as {alias.asname}: modules of the package import names as they are."
-                )
             if isinstance(statement, ast.Import):
                 plain.add(f"import {alias.name}")
             else:
-                names.setdefault(str(statement.module), set()).add(alias.name)
-    return sorted(plain) + [
-        f"from {name} import {', '.join(sorted(names[name]))}" for name in sorted(names)
-    ]
+                names.setdefault(statement.module or "", set()).add(alias.name)
+    lines = sorted(plain)
+    for module in sorted(names):
+        line = f"from {module} import {', '.join(sorted(names[module]))}"
+        if len(line) > WIDTH:
+            wrapped = textwrap.indent(
+                textwrap.fill(line.partition(" import ")[2], WIDTH - 5), "    "
+            )
+            line = f"from {module} import (\n{wrapped},\n)"
+        lines.append(line)
+    return lines
 
 
-def names_of_imports(imports: Iterable[Import]) -> Set[str]:
-    """The names that imports bind."""
-    return {alias.name.partition(".")[0] for statement in imports for alias in statement.names}
+def table_of_contents(modules: Sequence[Module]) -> str:
+    """A line of comment for each module: its name, and the first line of its docstring."""
+    width = max((len(module.name) for module in modules), default=0)
+    lines = []
+    for module in modules:
+        summary = module.docstring.partition("\n")[0]
+        line = f"{module.name:{width}}  {summary}".rstrip()
+        lines += textwrap.wrap(line, WIDTH - 4, subsequent_indent=" " * (width + 2))
+    return "\n".join(f"#   {line}" for line in lines)
 
 
-def module_text(module: Module) -> str:
-    """A module as a section of the one file: its docstring as a comment, then its code without its imports."""
+def heading(title: str) -> str:
+    """A comment that begins a part of the file."""
+    return f"# -- {title} ".ljust(WIDTH, "-")
+
+
+def section_of(module: Module) -> str:
+    """A module as a section of the one file: its docstring as a comment, and its code."""
+    rule = "# " + "=" * (WIDTH - 2)
+    title = [f"# {line}".rstrip() for line in [module.name, "", *module.docstring.splitlines()]]
+    return "\n".join([rule, *title, rule, "", "", code_of(module)])
+
+
+def code_of(module: Module, *left_out: ast.stmt) -> str:
+    """The code of a module without its docstring, its imports and the statements ``left_out``.
+
+    Imports inside functions stay where they are, unless they import from our modules.
+    """
     lines: List[Optional[str]] = list(module.source.splitlines())
-    tree = module.tree
-    docstring = ast.get_docstring(tree)
-    removed: List[ast.stmt] = [
-        node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
-    ]
-    if docstring:
-        removed.append(tree.body[0])
-    removed += [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_ours(node)]
-    for statement in removed:
-        blank_out(lines, statement)
-    rule = "# " + "=" * 98
-    title = [f"# {line}".rstrip() for line in f"{module.name}: {docstring or ''}".splitlines()]
-    return "\n".join([rule, *title, rule, "", *close_gaps(lines)]).rstrip("\n")
+    for statement in left_out:
+        remove_lines(lines, statement)
+    if module.docstring:
+        remove_lines(lines, module.tree.body[0])
+    for statement in imports_in(module):
+        if statement in module.imports or is_of_ours(statement):
+            remove_lines(lines, statement)
+    return "\n".join(close_gaps(lines)).strip("\n")
 
 
-def blank_out(lines: List[Optional[str]], statement: ast.stmt) -> None:
-    """Marks the lines of ``statement`` as removed."""
-    for number in range(statement.lineno - 1, int(statement.end_lineno or statement.lineno)):
+def remove_lines(lines: List[Optional[str]], statement: ast.stmt) -> None:
+    """Set the lines of ``statement`` to None, and around it what belongs to it alone.
+
+    That is a comment above it, and inside a function the blank lines below it.
+    """
+    first = statement.lineno - 1
+    end = statement.end_lineno or statement.lineno
+    while first > 0 and is_comment(lines[first - 1], statement.col_offset):
+        first -= 1
+    while statement.col_offset > 0 and end < len(lines) and lines[end] == "":
+        end += 1
+    for number in range(first, end):
         lines[number] = None
 
 
+def is_comment(line: Optional[str], indent: int) -> bool:
+    """Whether ``line`` is a comment at this indent and nothing else."""
+    return line is not None and line.startswith(" " * indent + "# ")
+
+
 def close_gaps(lines: Iterable[Optional[str]]) -> Iterator[str]:
-    """The lines that are left (None: removed), without the blank ones that follow a removed one for nothing."""
+    """The lines that are left (None: removed); where two groups of blank lines meet, only one."""
     previous = ""
-    after_gap = True
+    is_after_gap = True
     for line in lines:
         if line is None:
-            after_gap = True
+            is_after_gap = True
             continue
-        is_needless = after_gap and not line and not previous
-        if is_needless:
+        if is_after_gap and not line and not previous:
             continue
-        after_gap = False
+        is_after_gap = False
         previous = line
         yield line
 
 
-def resources_module(texts: Dict[str, str]) -> Module:
-    """What stands in the place of the module that reads files: their texts, and a function that returns them."""
-    lines = ['"""The files that the program serves."""', "", "RESOURCE_TEXTS = {"]
-    for name, text in texts.items():
-        quoted = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-        lines.append(f'    "{name}": """{quoted}""",')
-    lines += [
-        "}",
-        "",
-        "",
-        "def read_resource(name: str) -> str:",
-        '    """The text of one of them."""',
-    ]
-    lines.append("    return RESOURCE_TEXTS[name]")
-    return Module(RESOURCES_MODULE, "\n".join(lines) + "\n")
-
-
-def split_script(script: str) -> Tuple[str, str]:
+def split_script(script: str) -> Tuple[Module, Module]:
     """The script before and after the lines that find the package. Raises BuildError."""
-    first, last = script.find("\n" + FIRST_REPLACED_LINE), script.find("\n" + FIRST_KEPT_LINE)
+    first = script.find(f"\n{FIRST_LINE_LEFT_OUT}")
+    last = script.find(f"\n{FIRST_LINE_AFTER_IT}")
     if not 0 < first < last:
         raise BuildError(
-            f"The script has no line {FIRST_REPLACED_LINE!r} before {FIRST_KEPT_LINE!r}."
+            f"The script has no line {FIRST_LINE_LEFT_OUT!r} before {FIRST_LINE_AFTER_IT!r}."
         )
-    return script[: first + 1], script[last + 1 :]
+    return Module("the script", script[: first + 1]), Module("the script", script[last + 1 :])
+
+
+def first_part_of(settings: Module, imports: Iterable[Import]) -> str:
+    """The script up to its settings, with a docstring for the one file and with all imports."""
+    text = settings.source
+    before, _, rest = text.partition(FOLDER_NOTE)
+    if '"""' not in rest:
+        raise BuildError(f"The script's docstring does not say {FOLDER_NOTE!r}.")
+    text = before + ONE_FILE_NOTE + rest[rest.index('"""') :]
+
+    future = "from __future__ import annotations\n"
+    _, _, after = text.partition(future)
+    code = code_of(Module("the script", after))
+    start = text[: len(text) - len(after)].rstrip("\n")
+    return "\n\n".join([start, "\n".join(import_lines(imports)), code])
+
+
+def is_call(statement: ast.stmt) -> bool:
+    """Whether ``statement`` is for a file that is called, not imported: ``if __name__ == ...``."""
+    return isinstance(statement, ast.If) and any(
+        isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test)
+    )
 
 
 def join(script: str, modules: Sequence[Module]) -> str:
     """The one file. Raises BuildError if the modules cannot be joined."""
-    before, after = split_script(script)
-    story = Module("the script", after)
-    imports = external_imports([*modules, story])
-    check_names([*modules, story], names_of_imports(imports))
-    stripped_story = module_text(story).split("\n", 3)[3]  # without the title of a section
-    parts = [
-        before.rstrip("\n"),
-        "# -- the package: one section for each of its modules, those that others stand on first "
-        + "-" * 14,
-        "HERE = os.path.dirname(os.path.abspath(__file__))",
-        "\n".join(f"{line}  # noqa: E402" for line in import_lines(imports)),
-        *("\n" + module_text(module) for module in sort_modules(modules)),
-        "\n" + stripped_story.strip("\n"),
-    ]
-    return "\n\n".join(parts) + "\n"
+    settings, story = split_script(script)
+    parts = [settings, story, *modules]
+    imports = external_imports(parts)
+    check_imports(parts)
+    check_names(parts, names_of_imports(imports))
+
+    # The script's first call answers --help before it imports the rest. Here all of it is read.
+    calls = [statement for statement in story.tree.body if is_call(statement)]
+    ordered = sort_modules(modules)
+    ordered.sort(key=lambda module: module.name == RESOURCES_MODULE)  # long, so it comes last
+    text = "\n\n".join(
+        [
+            first_part_of(settings, imports),
+            "HERE = os.path.dirname(os.path.abspath(__file__))",
+            "\n" + code_of(story, *calls),
+            "\n" + heading("how each step is done: a section for each module of the project"),
+            table_of_contents(ordered),
+            *(f"\n{section_of(module)}" for module in ordered),
+            "\n" + heading("the start"),
+            *(f"\n{ast.get_source_segment(story.source, call)}" for call in calls[-1:]),
+        ]
+    )
+    check_syntax(text)
+    return f"{text}\n"
+
+
+# -- the command -----------------------------------------------------------------------------------
 
 
 def build() -> str:
     """The one file, from the script and the package beside it. Raises BuildError."""
-    with open(SCRIPT, encoding="utf-8") as file:
-        script = file.read()
-    texts = {}
-    for name in RESOURCES:
-        with open(os.path.join(PACKAGE_FOLDER, "extras", name), encoding="utf-8") as file:
-            texts[name] = file.read()
+    texts = {name: read_text(os.path.join(PACKAGE_FOLDER, "extras", name)) for name in RESOURCES}
     modules = [module for module in read_modules() if module.name != RESOURCES_MODULE]
-    return join(script, [*modules, resources_module(texts)])
+    return join(read_text(SCRIPT), [*modules, make_resources_module(texts)])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -290,14 +431,17 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
+    path = arguments[0]
     try:
+        if os.path.exists(path) and os.path.samefile(path, SCRIPT):
+            raise BuildError("FILE is the script itself: choose another name.")
         text = build()
-        with open(arguments[0], "w", encoding="utf-8", newline="\n") as file:
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except (BuildError, OSError) as error:
         print(f"The file was not made: {error}", file=sys.stderr)
         return 1
-    print(f"Written: {arguments[0]} ({len(text.splitlines())} lines)")
+    print(f"Written: {path} ({len(text.splitlines())} lines)")
     return 0
 
 

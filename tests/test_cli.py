@@ -460,6 +460,7 @@ def test_a_pipe_that_is_closed_does_not_end_the_run(simulator: Any, workflow_fil
 # -- the rest --------------------------------------------------------------------------------------
 
 
+@pytest.mark.script_and_folder
 def test_the_demo_runs_from_end_to_end_with_nothing_else(tmp_path: Any) -> None:
     done = process("--demo", "--yes", "--json", "-o", str(tmp_path / "out"), cwd=str(tmp_path))
     assert done.returncode == 0, done.stderr

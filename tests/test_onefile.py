@@ -7,16 +7,35 @@ import os
 import re
 import subprocess
 import sys
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
 
 import pytest
 from support import ROOT, slow_prompt
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.onefile import BuildError, Module, build, join, read_modules, sort_modules
+from comfyui_runner.onefile import (
+    RESOURCES,
+    SCRIPT,
+    BuildError,
+    Module,
+    build,
+    join,
+    make_resources_module,
+    read_modules,
+    read_text,
+    sort_modules,
+)
+from comfyui_runner.resources import read_resource
 
 BUILDER = os.path.join(ROOT, "comfyui_runner", "onefile.py")
-SCRIPT_TEXT = """import os
+SCRIPT_TEXT = '''"""Runs.
+
+This is the script that you read, edit and run.
+"""
+
+from __future__ import annotations
+
+import os
 
 setting = 1
 
@@ -29,7 +48,14 @@ def collect_defaults():
     from comfyui_runner.b import two
 
     return one() + two()
-"""
+
+if __name__ == "__main__" and called:
+    # answers --help at once
+    started = "early"
+
+if __name__ == "__main__":
+    started = "late"
+'''
 
 
 def process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -51,7 +77,7 @@ def one_file(tmp_path_factory: Any) -> str:
 def joined(**modules: str) -> Dict[str, Any]:
     """What running the joined SCRIPT_TEXT and ``modules`` leaves behind."""
     named = [Module("comfyui_runner." + name, source) for name, source in modules.items()]
-    namespace: Dict[str, Any] = {"__file__": "runner.py"}
+    namespace: Dict[str, Any] = {"__file__": "runner.py", "__name__": "__main__"}
     exec(compile(join(SCRIPT_TEXT, named), "runner.py", "exec"), namespace)
     return namespace
 
@@ -72,23 +98,84 @@ def test_a_text_keeps_its_blank_lines() -> None:
     assert made["TEXT"] == "x\n\n\n\n  y  \n"
 
 
+def test_an_import_inside_a_function_goes_with_the_comment_that_explains_it() -> None:
+    lazy = """def two():
+    # Starting takes longer with it.
+    from comfyui_runner.a import one
+
+    return one()
+"""
+    text = join(SCRIPT_TEXT, [Module("comfyui_runner.a", "def one(): return 1\n"), Module("comfyui_runner.b", lazy)])
+    assert "def two():\n    return one()\n" in text
+
+
+def test_imports_of_others_are_gathered_at_the_top() -> None:
+    text = join(
+        SCRIPT_TEXT,
+        [
+            Module("comfyui_runner.a", "import zlib\nfrom typing import List\n"),
+            Module("comfyui_runner.b", "import ast\nfrom typing import Dict\n"),
+        ],
+    )
+    top, _, rest = text.partition("setting = 1")
+    assert "\n\nimport ast\nimport os\nimport zlib\nfrom typing import Dict, List\n\n" in top
+    assert "import" not in rest
+
+
+def test_the_extras_and_the_files_come_last() -> None:
+    text = join(
+        SCRIPT_TEXT,
+        [
+            Module("comfyui_runner.resources", "FILES = 1\n"),
+            Module("comfyui_runner.extras.a", "ONE = 1\n"),
+            Module("comfyui_runner.z", "TWO = 2\n"),
+            Module("comfyui_runner.y", "from comfyui_runner.z import TWO\n\nTHREE = TWO + 1\n"),
+        ],
+    )
+    assert re.findall("(?m)^[A-Z]+ = ", text)[1:] == ["TWO = ", "THREE = ", "ONE = ", "FILES = "]
+
+
+def test_what_runs_when_the_file_is_called_comes_last_and_once() -> None:
+    made = joined(a="def one(): return 1\n", b="def two(): return 1\n")
+    assert made["started"] == "late"
+
+
 @pytest.mark.parametrize(
-    ("a", "b", "said"),
+    ("a", "b", "message"),
     [
         ("def one(): return 1\n", "def one(): return 2\n", "Both comfyui_runner.a and comfyui_runner.b define one"),
+        ("_LIMIT = 1\n", "for _LIMIT in (): pass\n", "Both comfyui_runner.a and comfyui_runner.b define _LIMIT"),
+        ("def collect_defaults(): pass\n", "", "Both the script and comfyui_runner.a define collect_defaults"),
         ("import copy\n", "def copy(): pass\n", "comfyui_runner.b defines copy"),
-        ("import json as j\n", "", "import ... as j"),
+        ("def open(): pass\n", "", "comfyui_runner.a defines open, which is a built-in"),
+        ("import json as j\n", "", "comfyui_runner.a, line 1: import ... as j"),
+        ("def one():\n    from comfyui_runner.b import two as three\n", "", "line 2: import ... as three"),
+        ("def one():\n    import comfyui_runner.b\n", "", "line 2: import comfyui_runner.b: import names from it"),
         ("from comfyui_runner.b import two\n", "from comfyui_runner.a import one\n", "in a circle"),
+        ("def one():\n    from comfyui_runner.b import two\n", "def two(): pass\n", "is not valid Python"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(a: str, b: str, said: str) -> None:
-    with pytest.raises(BuildError, match=re.escape(said)):
+def test_what_cannot_be_joined_is_refused(a: str, b: str, message: str) -> None:
+    with pytest.raises(BuildError, match=re.escape(message)):
         join(SCRIPT_TEXT, [Module("comfyui_runner.a", a), Module("comfyui_runner.b", b)])
 
 
-def test_a_script_without_the_line_that_is_replaced_is_refused() -> None:
-    with pytest.raises(BuildError, match="has no line"):
-        join("def collect_defaults(): pass\n", [])
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("def collect_defaults(): pass\n", "has no line"),
+        (SCRIPT_TEXT.replace("This is the script", "Here is the script"), "docstring does not say"),
+    ],
+)
+def test_a_script_without_the_words_that_are_replaced_is_refused(script: str, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        join(script, [])
+
+
+@pytest.mark.parametrize("text", ['a """ b', "a\\", 'a"'])
+def test_a_file_that_cannot_be_a_raw_text_is_refused(text: str) -> None:
+    with pytest.raises(BuildError, match=r"page.html cannot become a raw Python text"):
+        make_resources_module({"page.html": text})
 
 
 def test_every_module_of_the_program_is_in_it_once_and_no_other() -> None:
@@ -104,34 +191,41 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Any) -> None:
     assert process(BUILDER).returncode == 2
 
 
+def test_the_script_is_not_overwritten_with_the_one_file() -> None:
+    before = read_text(SCRIPT)
+    done = process(BUILDER, SCRIPT)
+    assert (done.returncode, done.stdout) == (1, "") and "FILE is the script itself" in done.stderr
+    assert read_text(SCRIPT) == before
+
+
 # -- the file ----------------------------------------------------------------------------------------
 
 
-def test_it_begins_as_the_script_does() -> None:
-    text = build()
-    with open(os.path.join(ROOT, "comfyui_workflow_runner.py"), encoding="utf-8") as file:
-        script = file.read()
-    settings_end = script.index("# -- the folder beside this script")
-    assert text.startswith(script[:settings_end].rstrip())
-    assert ast.get_docstring(ast.parse(text)) == ast.get_docstring(ast.parse(script))
+def test_it_begins_as_the_script_does_with_the_dependencies_the_settings_and_the_story() -> None:
+    text, script = build(), read_text(SCRIPT)
+    before_the_note = script[: script.index("This is the script that you read")]
+    settings = script[script.index("\n# -- settings") : script.index("\n# -- the folder beside this script")]
+    assert text.startswith(before_the_note)
+    assert settings in text
+    assert text.index("async def single_shot(") < text.index("class Session")
+    assert len((ast.get_docstring(ast.parse(text)) or "").splitlines()) > 10
+
+
+def test_its_files_are_those_that_the_program_serves() -> None:
+    namespace: Dict[str, Any] = {}
+    texts = {name: read_resource(name) for name in RESOURCES}
+    exec(make_resources_module(texts).source, namespace)
+    assert {name: namespace["read_resource"](name) for name in RESOURCES} == texts
 
 
 @pytest.mark.parametrize("flags", [[], ["-I"], ["-P"]])
 def test_it_runs_a_workflow_alone_in_its_folder(
-    flags: list, one_file: str, simulator: Any, workflow_file: Callable[..., str], tmp_path: Any
+    flags: List[str], one_file: str, simulator: Any, workflow_file: Callable[..., str], tmp_path: Any
 ) -> None:
     if flags == ["-P"] and sys.version_info < (3, 11):
         pytest.skip("-P is new in 3.11")
-    command = [
-        *flags,
-        one_file,
-        "--server",
-        simulator.url,
-        "--yes",
-        "-o",
-        str(tmp_path / "out"),
-        workflow_file(slow_prompt()),
-    ]
+    out = str(tmp_path / "out")
+    command = [*flags, one_file, "--server", simulator.url, "--yes", "-o", out, workflow_file(slow_prompt())]
     done = process(*command, cwd=os.path.dirname(one_file))
     assert done.returncode == ExitStatus.OK, done.stderr
     assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
@@ -144,6 +238,4 @@ def test_it_says_that_the_demo_needs_the_project(one_file: str, workflow_file: C
 
 
 def test_it_shows_the_same_help(one_file: str) -> None:
-    assert (
-        process(one_file, "--help").stdout == process(os.path.join(ROOT, "comfyui_workflow_runner.py"), "--help").stdout
-    )
+    assert process(one_file, "--help").stdout == process(SCRIPT, "--help").stdout
