@@ -37,7 +37,6 @@ def make_parser(defaults: Defaults) -> Any:
 
     statuses = "\n".join("  %3d  %s" % (status, EXIT_MEANINGS[status]) for status in ExitStatus)
     parser = Parser(
-        prog="comfyui_workflow_runner.py",
         description="Run a ComfyUI workflow: confirm, follow it live, save what it makes.",
         epilog="exit statuses:\n" + statuses,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),

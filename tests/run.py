@@ -68,18 +68,24 @@ def environment(folder: str, use_lowest: bool) -> str:
 
 def lint(python: str) -> int:
     """Every check that reads the code; the number of those that failed."""
-    commands = [
-        ["-m", "ruff", "format", "--check", "."],
-        ["-m", "ruff", "check", "."],
+    checks = {
+        "format": ["-m", "ruff", "format", "--check", "."],
+        "ruff": ["-m", "ruff", "check", "."],
         # its command lint-imports finds no package that is not installed: python -c looks in this folder
-        ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
-        ["-m", "vulture"],  # pyproject.toml says where, and which names only frameworks use
-        ["-m", "mypy", *SCRIPTS],
+        "layers": ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
+        "vulture": ["-m", "vulture"],  # pyproject.toml says where, and which names only frameworks use
+        "mypy": ["-m", "mypy", *SCRIPTS],
         # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
-        ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
-        [os.path.join("tests", "check_coverage.py")],
-    ]
-    return sum(subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0 for command in commands)
+        "vermin": ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
+        "coverage": [os.path.join("tests", "check_coverage.py")],
+    }
+    failed = []
+    for name, command in checks.items():
+        print(f"-- {name}", flush=True)
+        if subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0:
+            failed.append(name)
+    print(f"Failed: {', '.join(failed)}." if failed else "All of these passed.")
+    return len(failed)
 
 
 def test_one_file(python: str, more: List[str]) -> int:

@@ -1,0 +1,236 @@
+"""The program where it is installed: from a wheel, by uv as one file, and in an embedded Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from typing import Any, Dict, List
+
+import pytest
+from support import ROOT, node, slow_prompt
+
+from comfyui_runner.errors import ExitStatus
+
+pytestmark = [pytest.mark.long, pytest.mark.script_and_folder]
+
+BIN = "Scripts" if os.name == "nt" else "bin"
+
+
+def clean_environment() -> Dict[str, str]:
+    """The environment without what would help Python to find this folder, and without our settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COMFYUI_"))}
+
+
+def call(*command: str, cwd: Any, seconds: int = 60) -> "subprocess.CompletedProcess[str]":
+    """Run a command in the folder ``cwd``, where nobody can be asked."""
+    return subprocess.run(
+        command,
+        cwd=str(cwd),
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=seconds,
+        check=False,
+    )
+
+
+def install(python: str, *packages: str) -> None:
+    """Install packages by pip; the test is skipped where the package index cannot be reached."""
+    done = call(python, "-m", "pip", "install", "--quiet", *packages, cwd=ROOT, seconds=300)
+    if "No matching distribution" in done.stderr or "Could not find a version" in done.stderr:
+        pytest.skip(f"pip cannot get {packages}: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+
+
+def make_environment(folder: Any) -> str:
+    """The Python of a fresh virtual environment."""
+    venv.create(str(folder), with_pip=True)
+    return os.path.join(str(folder), BIN, "python")
+
+
+# -- installed from a wheel --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: Any) -> str:
+    """The wheel, built from a copy of the project as git has it: building leaves nothing behind here."""
+    project = tmp_path_factory.mktemp("project")
+    listed = call("git", "ls-files", "-z", cwd=ROOT).stdout.split("\0")
+    if not any(listed):
+        pytest.skip("This folder is not a clone: which files belong to the project is not known.")
+    for name in filter(None, listed):
+        target = project / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(os.path.join(ROOT, name), str(target))
+
+    python = make_environment(tmp_path_factory.mktemp("builder"))
+    folder = tmp_path_factory.mktemp("wheel")
+    done = call(python, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), ".", cwd=project, seconds=300)
+    if "hatchling" in done.stderr and "No matching distribution" in done.stderr:
+        pytest.skip("pip cannot get hatchling, which builds the wheel.")
+    assert done.returncode == 0, done.stderr
+    (name,) = os.listdir(str(folder))
+    return str(folder / name)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: str, tmp_path_factory: Any) -> str:
+    """The folder of commands of a fresh environment that the wheel was installed in, with what it requires."""
+    python = make_environment(tmp_path_factory.mktemp("installed"))
+    install(python, wheel)
+    return os.path.dirname(python)
+
+
+def test_the_installed_command_runs_the_demo_from_an_empty_folder(installed: str, tmp_path: Any) -> None:
+    command = os.path.join(installed, "comfyui-workflow-runner")
+    done = call(command, "--demo", "--yes", "--json", cwd=tmp_path)
+    assert done.returncode == ExitStatus.OK, done.stderr
+    events = {event["event"]: event for event in map(json.loads, done.stdout.splitlines())}
+    assert events["workflow"]["nodes"] == 7  # the example came along
+    assert os.path.getsize(events["saved"]["path"]) > 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_installed_command_shows_its_help(installed: str, tmp_path: Any) -> None:
+    command = os.path.join(installed, "comfyui-workflow-runner")
+    done = call(command, "--help", cwd=tmp_path)
+    assert done.returncode == ExitStatus.OK
+    assert done.stdout.startswith("usage: comfyui-workflow-runner ")
+    assert done.stderr == ""
+
+
+def test_what_the_service_serves_is_installed_too(installed: str, tmp_path: Any) -> None:
+    code = (
+        "from comfyui_runner.resources import read_resource;"
+        "print(len(read_resource('console.html')), len(read_resource('openapi.json')))"
+    )
+    done = call(os.path.join(installed, "python"), "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(int(size) > 10000 for size in done.stdout.split())
+
+
+def test_the_simulator_is_installed_too(installed: str, tmp_path: Any) -> None:
+    done = call(os.path.join(installed, "python"), "-m", "comfyui_runner.simulator", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--step-seconds" in done.stdout
+
+
+def test_the_wheel_holds_the_program_and_nothing_else(wheel: str) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    tops = {name.partition("/")[0].partition("-")[0] for name in names}
+    assert tops == {"comfyui_runner", "comfyui_workflow_runner.py", "comfyui_workflow_runner"}  # the last: .dist-info
+    endings = {os.path.splitext(name)[1] for name in names if name.startswith("comfyui_runner/")}
+    assert endings <= {".py", ".html", ".json", ".typed"}
+
+
+# -- the one file, run by uv -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uv(tmp_path_factory: Any) -> str:
+    """The command uv: the machine's own, or one that is installed for this test."""
+    found = shutil.which("uv")
+    if found:
+        return found
+    python = make_environment(tmp_path_factory.mktemp("uv"))
+    install(python, "uv")
+    return os.path.join(os.path.dirname(python), "uv")
+
+
+def test_uv_runs_the_one_file_in_an_empty_folder(uv: str, simulator: Any, workflow_file: Any, tmp_path: Any) -> None:
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    build = call(sys.executable, os.path.join("comfyui_runner", "onefile.py"), str(folder / "runner.py"), cwd=ROOT)
+    assert build.returncode == 0, build.stderr
+
+    command = [uv, "run", "--no-project", "runner.py", "--server", simulator.url, "--yes", "-o", "out"]
+    done = call(*command, workflow_file(slow_prompt()), cwd=folder, seconds=300)
+    if "error sending request" in done.stderr or "dns error" in done.stderr:
+        pytest.skip("uv cannot reach the package index.")
+    assert done.returncode == ExitStatus.OK, done.stderr
+    assert os.listdir(folder / "out") == ["slow_00001_.png"]
+
+
+# -- an embedded Python, as ComfyUI portable has it ----------------------------------------------------
+
+#: Modules of ComfyUI that its portable Python finds before anything else.
+COMFYUI_MODULES = ("server", "nodes", "utils", "app", "execution", "middleware", "comfy", "folder_paths")
+
+
+@pytest.fixture
+def embedded_python(tmp_path: Any) -> str:
+    """A Python with a ._pth file, which finds modules of ComfyUI's names first; each raises if it is imported."""
+    if sys.version_info < (3, 11) or os.name == "nt":
+        pytest.skip("Before 3.11 only Python for Windows reads ._pth files; there, copying python.exe is not enough.")
+    decoys = tmp_path / "ComfyUI"
+    decoys.mkdir()
+    for name in COMFYUI_MODULES:
+        (decoys / f"{name}.py").write_text(f"raise SystemExit('ComfyUI has a module {name}, and it was imported')")
+    folder = tmp_path / "python_embeded"  # so ComfyUI spells it
+    folder.mkdir()
+    python = str(folder / "python")
+    shutil.copy(os.path.realpath(sys.executable), python)
+    paths: List[str] = [str(decoys)]
+    paths += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths.append(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))
+    paths.append(
+        os.path.join(sysconfig.get_config_var("prefix"), "lib", "python%d.%d" % sys.version_info[:2], "lib-dynload")
+    )
+    (folder / "python._pth").write_text("\n".join(dict.fromkeys(paths)))
+    probe = call(python, "-c", "import sys, socket, requests; print(sys.path[0], sys.flags.isolated)", cwd=tmp_path)
+    if probe.returncode != 0:
+        pytest.skip(f"A copy of this Python does not start: {probe.stderr[-200:]}")
+    assert probe.stdout.split() == [str(decoys), "1"]
+    return python
+
+
+def test_an_embedded_python_runs_the_script_beside_modules_of_comfyuis_names(
+    embedded_python: str, tmp_path: Any
+) -> None:
+    script = os.path.join(ROOT, "comfyui_workflow_runner.py")
+    done = call(embedded_python, script, "--demo", "--yes", "-o", "out", cwd=tmp_path)
+    assert done.returncode == ExitStatus.OK, done.stderr
+    assert len(os.listdir(tmp_path / "out")) == 1
+
+
+def test_an_embedded_python_checks_and_converts_too(embedded_python: str, tmp_path: Any) -> None:
+    script = os.path.join(ROOT, "comfyui_workflow_runner.py")
+    workflow = os.path.join(ROOT, "workflow.json")
+    done = call(embedded_python, script, "--demo", "--export-api", "api.json", workflow, cwd=tmp_path)
+    assert done.returncode == ExitStatus.OK, done.stderr
+    assert len(json.loads((tmp_path / "api.json").read_text(encoding="utf-8"))) == 7
+
+
+def test_an_embedded_python_keeps_the_service(embedded_python: str, simulator: Any, tmp_path: Any) -> None:
+    """The modules of continuous mode are called server, routes and service."""
+    import requests
+
+    workflow = tmp_path / "flow.json"
+    workflow.write_text(json.dumps({"1": node("EmptyImage", width=8, height=8, batch_size=1, color=0)}))
+    script = os.path.join(ROOT, "comfyui_workflow_runner.py")
+    command = [embedded_python, script, "--server", simulator.url, "--mode", "continuous", "--port", "0", "--json"]
+    service = subprocess.Popen(
+        [*command, str(workflow)], cwd=str(tmp_path), env=clean_environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert service.stdout is not None
+        listening: Dict[str, Any] = {}
+        for line in service.stdout:  # it ends with the process
+            listening = json.loads(line)
+            if listening["event"] == "listening":
+                break
+        assert listening["event"] == "listening", listening
+        assert "<title>" in requests.get(listening["url"] + "/", headers={"Accept": "text/html"}, timeout=10).text
+    finally:
+        service.terminate()
+        service.communicate(timeout=30)
