@@ -56,7 +56,7 @@ def main(folder: str) -> int:
     if not os.path.isdir(folder):
         print("The set of workflows is not at %s: name its folder to measure the conversion." % folder)
         return 0
-    conversion: Any = importlib.import_module("comfyui_workflow_runner")
+    conversion: Any = importlib.import_module("comfyui_runner.extras.conversion")
     sys.path.insert(0, folder)
     compare: Any = importlib.import_module("compare")
     with gzip.open(os.path.join(folder, "object_info.json.gz")) as packed:

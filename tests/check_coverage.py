@@ -17,6 +17,7 @@ from typing import Any, Dict, List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "text", "documents", "extras/pictures", "nodes", "summary", "state", "outputs", "problems", "extras/conversion",
+    "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
     "edits", "extras/checks", "extras/batches", "reports", "meter", "messages", "routes",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from comfyui_runner.documents import Conversion, Document
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import WorkflowError
-from comfyui_runner.extras.conversion import ConversionError, convert_workflow
+from comfyui_runner.extras.conversion import convert_workflow
+from comfyui_runner.extras.graph import ConversionError
 from comfyui_runner.loading import Loaded, edited_workflow, make_prompt
 from comfyui_runner.nodes import InputRef, input_spec
 
@@ -695,7 +696,9 @@ CASES["a combo without a value takes its first choice"] = (
 def test_a_workflow_made_by_hand_becomes_what_the_frontend_makes_of_it(name: str) -> None:
     workflow, prompt = CASES[name]
     assert converted(workflow) == prompt
-    told = ['node 2 "Record Audio" (RecordAudio): the browser makes the value of "audio", the prompt has none.']
+    told = [
+        'node 2 "Record Audio" (RecordAudio): the value of "audio" is made in the browser, so the prompt has none.'
+    ]
     assert list(warnings(workflow)) == (told if name == "widgets of the browser" else [])
 
 
@@ -752,7 +755,7 @@ def test_a_getter_takes_what_goes_into_the_setter_of_its_name(setter: str, gette
     )  # fmt: skip
     linked = {"images": ["1", 0]}
     assert converted(workflow) == {"1": {"image": "a.png"}, "4": linked, "5": linked, "8": {}, "6:21": linked}
-    assert warnings(workflow) == ("node 7 (%s): there is no setter of its name." % getter,)
+    assert warnings(workflow) == (f"node 7 ({getter}): no setter has its name.",)
 
 
 @pytest.mark.parametrize("type_", ["PrimitiveNode", "SetNode"])
@@ -943,7 +946,9 @@ def test_a_scene_is_made_in_the_browser() -> None:
     assert result.prompt["1"]["inputs"] == {
         "model_file": "a.glb", "upload 3d model": "x", "upload extra resources": "y", "clear": "z", "image": "",
     }  # fmt: skip
-    assert result.warnings == ('node 1 (Scene): the browser makes the value of "image", the prompt has none.',)
+    assert result.warnings == (
+        'node 1 (Scene): the value of "image" is made in the browser, so the prompt has none.',
+    )
 
 
 def test_types_are_narrowed_along_a_row_of_switches() -> None:
@@ -1087,6 +1092,35 @@ def test_what_is_no_link_is_passed_over() -> None:
     assert made["2"] == {"images": ["1", 0]} and made["4"]["width"] == 16
 
 
+def test_slots_that_are_no_numbers_are_the_first_ones() -> None:
+    workflow = flow([LOAD, node(2, "PreviewImage", {"images": 1})], (1, 1, "x", 2, -3))
+    assert converted(workflow)["2"] == {"images": ["1", 0]}
+
+
+def test_a_last_id_that_is_no_number_is_passed_over() -> None:
+    workflow = flow([node(1, "s")], subgraphs=[subgraph("s", [node(1, "PreviewAny")])], last_node_id="x")
+    assert list(converted(workflow)) == ["1:2"]
+
+
+def test_a_primitive_without_an_output_gives_its_value_to_nothing() -> None:
+    assert converted(flow([node(1, "PrimitiveNode", values=[5]), {**LOAD, "id": 2}])) == {"2": {"image": "a.png"}}
+
+
+def test_a_host_promotes_nothing_if_one_of_its_entries_is_broken() -> None:
+    inner = subgraph("s", [node(2, "CLIPTextEncode", values=["inside"])])
+    for entries, text in (([["2", "text"]], "outside"), ([["2", "text"], ["2"]], "inside")):
+        host = node(1, "s", values=["outside"], properties={"proxyWidgets": entries})
+        assert converted(flow([host], subgraphs=[inner])) == {"1:2": {"text": text}}
+
+
+def test_a_link_that_no_socket_has_promotes_nothing() -> None:
+    inner = subgraph(
+        "s", [node(2, "CLIPTextEncode", {"text": None}, values=["inside"])], (1, -10, 0, 2, 0),
+        inputs=[("text", "STRING", 1)],
+    )  # fmt: skip
+    assert converted(flow([node(1, "s", values=["outside"])], subgraphs=[inner])) == {"1:2": {"text": "inside"}}
+
+
 def test_a_subgraph_may_hold_several_and_be_defined_inside_of_another() -> None:
     inner = [subgraph(key, [node(key + "1", "PreviewAny")]) for key in ("b", "c")]
     outer = subgraph("a", [node(2, "b"), node(3, "c")])
@@ -1121,18 +1155,22 @@ def test_a_subgraph_may_lead_straight_through() -> None:
 
 def test_an_output_that_nothing_leads_to_gives_nothing() -> None:
     """Not what goes into the subgraph."""
-    inside = subgraph("s", [], inputs=[("in", "IMAGE")], outputs=[("out", "IMAGE")])
+    inside = subgraph(
+        "s", [], (8, 99, 0, -20, 1),  # from a node that does not exist
+        inputs=[("in", "IMAGE")], outputs=[("out", "IMAGE"), ("broken", "IMAGE", 8)],
+    )  # fmt: skip
     workflow = flow(
         [
             LOAD,
             node(2, "s", {"in": 1}, [("IMAGE", 2)]),
             node(3, "PreviewImage", {"images": 2}),
             node(4, "PreviewImage", {"images": 3}),
+            node(5, "PreviewImage", {"images": 4}),
         ],
-        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0), (3, 2, 1, 4, 0),  # it has one output
+        (1, 1, 0, 2, 0), (2, 2, 0, 3, 0), (3, 2, 1, 4, 0), (4, 2, 2, 5, 0),  # it has two outputs
         subgraphs=[inside],
     )  # fmt: skip
-    assert converted(workflow) == {"1": {"image": "a.png"}, "3": {}, "4": {}}
+    assert converted(workflow) == {"1": {"image": "a.png"}, "3": {}, "4": {}, "5": {}}
 
 
 def test_an_input_of_another_name_that_is_promoted_the_older_way_keeps_all_its_links() -> None:
@@ -1157,6 +1195,85 @@ def test_later_nodes_take_other_numbers_where_ids_are_the_same() -> None:
     b = subgraph("b", [node(2, "PreviewAny"), node(7, "PreviewAny"), node("x", "PreviewAny")])
     workflow = flow([node(1, "a"), node(3, "b"), node(6, "PreviewAny")], subgraphs=[a, b], last_node_id=5)
     assert list(converted(workflow)) == ["6", "1:7", "1:2", "1:x", "3:8", "3:9", "3:10"]
+
+
+def test_a_bypassed_node_without_the_slot_passes_on_another_one() -> None:
+    workflow = flow(
+        [
+            LOAD,
+            node(2, "Gone", {"a": 1}, [("IMAGE",), ("MASK", 2)], mode=4),
+            node(3, "PreviewAny", {"source": 2}),  # takes any type: the first input will do
+            node(4, "ImageInvert", {"image": 3}, [("IMAGE",)], mode=4),
+            node(5, "PreviewImage", {"images": 4}),  # the output that its link names does not exist
+        ],
+        (1, 1, 0, 2, 0), (2, 2, 1, 3, 0), (3, 1, 0, 4, 0), (4, 4, 5, 5, 0),
+    )  # fmt: skip
+    assert converted(workflow) == {
+        "1": {"image": "a.png"}, "3": {"source": ["1", 0]}, "5": {"images": ["1", 0]},
+    }  # fmt: skip
+
+
+def test_an_input_of_a_subgraph_narrows_the_types_that_match_it() -> None:
+    """As test_a_bypassed_node_hands_on_what_a_matching_input_allows, with a mask from outside."""
+    inner = subgraph(
+        "s",
+        [
+            node(11, "Source", {}, [("LATENT", 4), ("IMAGE", 5), ("MASK", 6)]),
+            node(12, "Between", {"latent": 4, "image": 5, "mask": 6}, [("*", 9)], mode=4),
+            node(13, "Picture", {"first": 3, "second": 9}),
+        ],
+        (3, -10, 0, 13, 0), (4, 11, 0, 12, 0), (5, 11, 1, 12, 1), (6, 11, 2, 12, 2), (9, 12, 0, 13, 1),
+        inputs=[("mask", "MASK", 3)],
+    )  # fmt: skip
+    workflow = flow([node(1, "s", {"mask": None})], subgraphs=[inner])
+    assert convert_workflow(workflow, MATCHING).prompt["1:13"]["inputs"] == {"second": ["1:11", 2]}
+
+
+def test_a_link_from_nowhere_narrows_no_types() -> None:
+    workflow = flow(
+        [
+            node(1, "Source", {}, [("LATENT", 4), ("IMAGE", 5), ("MASK", 6)]),
+            node(2, "Between", {"latent": 4, "image": 5, "mask": 6}, [("*", 9)], mode=4),
+            node(3, "Picture", {"first": 3, "second": 9}),
+        ],
+        (3, 99, 0, 3, 0), (4, 1, 0, 2, 0), (5, 1, 1, 2, 1), (6, 1, 2, 2, 2), (9, 2, 0, 3, 1),
+    )  # fmt: skip
+    assert convert_workflow(workflow, MATCHING).prompt["3"]["inputs"] == {"second": ["1", 1]}
+
+
+def test_a_primitive_above_the_range_gives_the_highest_value() -> None:
+    workflow = flow(
+        [node(1, "PrimitiveNode", {}, [("FLOAT", 1)], [1e9]), node(2, "KSampler", {"cfg": 1}, values=KSAMPLER)],
+        (1, 1, 0, 2, 0),
+    )
+    assert converted(workflow)["2"]["cfg"] == 100
+
+
+@pytest.mark.parametrize(
+    ("type_", "promoted", "link", "target", "inputs"),
+    [
+        # Its number is not one that the widget takes, so it stays a primitive.
+        ("INT", ["value"], (1, 4, 0, 5, 6), node(5, "KSampler", {"cfg": 1}, values=KSAMPLER), {"cfg": 100}),
+        # It has one value, which cannot be promoted as two.
+        ("*", ["value", "other"], (1, 4, 0, 5, 6), node(5, "KSampler", {"cfg": 1}, values=KSAMPLER), {"cfg": 100}),
+        # There is no widget that could be promoted.
+        ("*", ["value"], (1, 4, 0, 5, 0), node(5, "PreviewAny", {"source": 1}), {}),
+    ],
+)
+def test_a_primitive_that_no_input_can_replace_is_not_promoted(
+    type_: str, promoted: List[str], link: Any, target: Json, inputs: Json
+) -> None:
+    inner = subgraph("s", [node(4, "PrimitiveNode", {}, [(type_, 1)], [640]), target], link)
+    entries = [["4", name] for name in promoted]
+    host = node(1, "s", values=[44, 55], properties={"proxyWidgets": entries})
+    made = converted(flow([host], subgraphs=[inner]))["1:5"]
+    assert {name: made[name] for name in made if name in ("cfg", "source")} == inputs
+
+
+def test_a_link_from_an_input_that_a_subgraph_does_not_have_is_replaced() -> None:
+    inner = subgraph("s", [node(5, "PrimitiveString", {"value": 1}, values=["inside"])], (1, -10, 9, 5, 0))
+    host = node(1, "s", values=["outside"], properties={"proxyWidgets": [["5", "value"]]})
+    assert converted(flow([host], subgraphs=[inner])) == {"1:5": {"value": "outside"}}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1205,17 +1322,16 @@ def test_a_muted_or_bypassed_node_may_be_of_any_class() -> None:
 
 @pytest.mark.parametrize("workflow", [None, [], {}, {"nodes": {}}, {"1": {"class_type": "X", "inputs": {}}}])
 def test_what_is_no_workflow_is_refused(workflow: Any) -> None:
-    assert refusal(workflow).message == "This is no workflow in UI format: it has no list of nodes."
+    assert refusal(workflow).message == "This is not a workflow in UI format: it has no list of nodes."
 
 
 @pytest.mark.parametrize(
     "entry", [None, 5, {}, {"id": 1}, {"type": "X"}, {"id": True, "type": "X"}, {"id": "", "type": "X"}]
 )
 def test_what_is_no_node_is_refused_with_its_place(entry: Any) -> None:
-    assert (
-        refusal(flow([LOAD, entry])).message == "Entry 1 of the nodes of the workflow is no node with an id and a type."
-    )
-    assert "of the subgraph Sub s is no node" in refusal(flow([], subgraphs=[subgraph("s", [entry])])).message
+    message = "Entry 1 of the nodes of the workflow is not a node with an id and a type."
+    assert refusal(flow([LOAD, entry])).message == message
+    assert "of the subgraph Sub s is not a node" in refusal(flow([], subgraphs=[subgraph("s", [entry])])).message
 
 
 def test_two_nodes_with_one_id_are_refused() -> None:
@@ -1230,16 +1346,16 @@ def test_links_in_a_circle_are_refused() -> None:
         [*ring, node(4, "PreviewImage", {"images": 4})],
         (1, 3, 0, 1, 0), (2, 1, 0, 2, 0), (3, 2, 0, 3, 0), (4, 1, 0, 4, 0),
     )  # fmt: skip
-    assert refusal(workflow).message == "The links around node 1 (Reroute) run in a circle."
+    assert refusal(workflow).message == "The links around node 1 (Reroute) form a loop."
     for one in ring:
         one.update(type="ImageInvert", mode=4)
         one["inputs"][0]["name"] = "image"
-    assert "run in a circle" in refusal(workflow).message
+    assert "form a loop" in refusal(workflow).message
 
 
 def test_a_subgraph_that_holds_itself_is_refused() -> None:
     workflow = flow([node(1, "a")], subgraphs=[subgraph("a", [node(2, "b")]), subgraph("b", [node(3, "a")])])
-    assert refusal(workflow).message == "The subgraph Sub a holds itself."
+    assert refusal(workflow).message == "The subgraph Sub a contains itself."
 
 
 def nest(depth: int, width: int) -> Json:
@@ -1252,7 +1368,7 @@ def nest(depth: int, width: int) -> Json:
 
 def test_subgraphs_may_lie_in_each_other_a_hundred_times() -> None:
     assert len(converted(nest(100, 1))) == 1
-    assert refusal(nest(101, 1)).message == "The subgraph Sub s0 holds more than 100 levels of subgraphs."
+    assert refusal(nest(101, 1)).message == "The subgraph Sub s0 contains more than 100 levels of subgraphs."
     assert "levels of subgraphs" in refusal(nest(5000, 1)).message
 
 
@@ -1276,7 +1392,7 @@ def test_links_from_nowhere_are_told_and_left_out() -> None:
     )
     assert converted(workflow) == {"1": {}, "2": {}, "9": {"image": "a.png"}, "3:20": {}}
     assert [warning.split(": ", 1)[1] for warning in warnings(workflow)] == [
-        'the link of its input "images" comes from nowhere.'
+        'the link to its input "images" comes from nowhere.'
     ] * 2
 
 
