@@ -109,7 +109,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
 
 def test_every_event_for_people_is_documented() -> None:
     source = program_text()
-    used = set(re.findall(r'"event": "(\w+)"', source)) | set(re.findall(r'node\(\s*"(\w+)"', source))
+    used = set(re.findall(r'"event": "(\w+)"', source)) | set(re.findall(r'node_report\(\s*"(\w+)"', source))
     assert used == set(documented_events())
 
 
