@@ -10,6 +10,7 @@ from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.outputs import Output, collect_outputs
 from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report
+from comfyui_runner.runs import Run
 from comfyui_runner.saving import (
     Destination,
     Saved,
@@ -18,7 +19,7 @@ from comfyui_runner.saving import (
     save_jobs,
     websocket_notice,
 )
-from comfyui_runner.session import GONE, Run, Session
+from comfyui_runner.session import GONE, Session
 from comfyui_runner.state import Phase, PromptState, lost
 from comfyui_runner.threads import end_tasks, in_thread
 

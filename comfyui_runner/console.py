@@ -9,8 +9,8 @@ from typing import Any, Awaitable, Callable, Iterator, List, Optional, TextIO
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
 from comfyui_runner.interrupts import Interrupts, Stop
 from comfyui_runner.reports import Line, Report
+from comfyui_runner.runs import Run
 from comfyui_runner.server import new_uuid
-from comfyui_runner.session import Run
 from comfyui_runner.terminal import Printer, is_yes, report_error
 from comfyui_runner.threads import Result, end_tasks
 

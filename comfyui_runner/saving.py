@@ -34,8 +34,9 @@ from comfyui_runner.errors import (
 from comfyui_runner.nodes import node_title
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.reports import Report
+from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.runs import Run
 from comfyui_runner.server import Server, import_third_party
-from comfyui_runner.session import Run, is_lost
 from comfyui_runner.text import cut_to_bytes, flat, numbered_name, one_line, plural, safe_path_parts
 
 #: Bytes that are read of a download at a time.
@@ -276,14 +277,14 @@ def download(
         try:
             return download_once(server, output, parts, destination)
         except (ServerError, requests.RequestException) as error:
-            if isinstance(error, ServerAnswer) and not is_lost(server, error):
+            if isinstance(error, ServerAnswer) and not may_be_retried(error):
                 raise no_file(error, name, url) from None
             gives_up = destination.is_stopped or server.gone or time.monotonic() > deadline
             if gives_up:
                 raise SaveError(
                     f"{name} could not be fetched ({error})", f"It is at {url}"
                 ) from None
-            time.sleep(min(0.1 * 2**attempt, 5.0))
+            time.sleep(backoff(attempt))
         except OSError as error:
             reason = (
                 f"{name} could not be saved in {destination.folder}: {error.strerror or error}."

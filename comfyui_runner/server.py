@@ -37,9 +37,9 @@ from comfyui_runner.errors import (
     ServerUnreachable,
     UsageError,
 )
+from comfyui_runner.events import parse_message
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
-from comfyui_runner.state import parse_message
 from comfyui_runner.text import as_dict, one_line
 from comfyui_runner.threads import bounded
 from comfyui_runner.versions import refuse_old_version

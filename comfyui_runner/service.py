@@ -52,6 +52,7 @@ from comfyui_runner.errors import (
     ServerTooOld,
     ServerUnreachable,
 )
+from comfyui_runner.events import Preview
 from comfyui_runner.guard import COOKIE, Guard
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded, make_prompt
@@ -70,10 +71,11 @@ from comfyui_runner.outputs import collect_outputs, view_path
 from comfyui_runner.reports import Report, Throttle, exit_status_of, failure_report, nodes_done
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
+from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, uploaded_value
-from comfyui_runner.session import Run, Session
-from comfyui_runner.state import Phase, Preview, lost, run_seconds, wholly_cached
+from comfyui_runner.session import Session
+from comfyui_runner.state import Phase, lost, run_seconds, wholly_cached
 from comfyui_runner.text import as_dict, as_list, as_number, one_line, plural
 from comfyui_runner.threads import bounded, in_thread
 from comfyui_runner.versions import version_warning

@@ -6,19 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    FrozenSet,
-    Iterable,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
@@ -28,132 +16,118 @@ from comfyui_runner.errors import (
     ServerGone,
     ServerUnreachable,
 )
-from comfyui_runner.nodes import class_of, node_title, planned_nodes
+from comfyui_runner.events import Event, parse_message
+from comfyui_runner.nodes import node_title, planned_nodes
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
-from comfyui_runner.reports import (
-    PROGRESS_INTERVAL,
-    Report,
-    Throttle,
-    changes,
-    problem_report,
-)
+from comfyui_runner.reports import Report, changes, problem_report
+from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.runs import Run
 from comfyui_runner.server import Server, connect_websocket, import_third_party, new_uuid
 from comfyui_runner.state import (
+    NOT_IN_QUEUE,
     REDUCERS,
-    Event,
     NextCheck,
     Phase,
-    Preview,
     PromptState,
     QueuePlace,
+    Reading,
     lost,
-    parse_message,
     place_in_queue,
+    prompt_on_server,
     reconcile,
     reduce,
     seconds_to_check,
 )
-from comfyui_runner.text import as_dict, as_list, duration, one_line
+from comfyui_runner.text import duration, one_line
 from comfyui_runner.threads import bounded, end_tasks
-
-
-class Run:
-    """One prompt that a Session submits and follows. Made by Session.new_run()."""
-
-    def __init__(self, prompt: Prompt, prompt_id: str, now: float, over: "asyncio.Event") -> None:
-        self.prompt = prompt
-        self.state = PromptState(prompt_id, planned=planned_nodes(prompt))
-        self.over = over  #: set when state.phase.over
-        self.began = now
-        self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
-        self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
-        self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
-        self.problems: List[Problem] = []  #: what the server refused of it, in words
-        self.preview: Optional[Preview] = None  #: the newest one
-        self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
-        self.posting = False  #: a POST was begun and is not answered yet
-        self.repeated = False  #: it was posted twice
-        self.cancelling = False
-        self.attached = False  #: somebody else submitted it: its messages go elsewhere
-        self.heard = self.checked = now
-        self.checks = 0
-        self.silence_told = 0.0
-        self.progress_throttle = Throttle(PROGRESS_INTERVAL)
-
-    @property
-    def prompt_id(self) -> str:
-        """The id under which it is submitted."""
-        return self.state.prompt_id
-
 
 #: Why a run is lost whose affinity cookie changed.
 GONE = "its server is gone: the load balancer sends us to another"
+
+#: Tries to open the first WebSocket before a run is followed without one.
+OPENING_TRIES = 3
+
+#: Tries in a row to read the definition of a class; when they are used up, an error is explained with less.
+LOOK_UP_TRIES = 6
+
+#: Seconds for each of the requests that take a copy of a prompt off the queue when its run is over.
+COPY_SECONDS = 5.0
+
+#: Seconds after which a cancelled prompt that is in neither queue nor history counts as gone.
+CANCEL_SETTLE = 1.0
+
+#: Seconds between two requests to cancel the same prompt.
+CANCEL_INTERVAL = 1.0
+
+#: The longest wait, in seconds, before a socket that stays silent is opened anew once more.
+LONGEST_DEAF_PATIENCE = 600.0
+
+
+def is_lost(server: Server, error: ServerError) -> bool:
+    """Whether a run that failed with ``error`` is lost with its server: a load balancer has others."""
+    if isinstance(error, ServerGone):
+        return True
+    return bool(server.affinity) and may_be_retried(error)
 
 
 class Session:
     """One WebSocket to one server, by which any number of prompts are followed.
 
-    ``tell(run, report)`` is called for all that happens (``run`` is None for what concerns all).
+    ``report(run, report)`` is called for all that happens (``run`` is None for what concerns all).
     The socket only hints; _watch() reads queue and history whenever it may have missed something.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        tell: Callable[[Optional[Run], Report], None],
-    ) -> None:
+    def __init__(self, server: Server, report: Callable[[Optional[Run], Report], None]) -> None:
         self.server = server
         self.limits = server.limits
         self.client_id = new_uuid()
         self.note = ""  #: what is wrong with the connection at the moment, for the meter
-        self.report = self._tell = tell
-        self._runs: Dict[str, Run] = {}
-        self._socket: Any = None
-        self._tasks: List["asyncio.Task[None]"] = []
-        self._wake = asyncio.Event()
-        self._connected_once = False
-        self._deaf_since: Optional[float] = None  # the socket was opened anew and was silent since
-        self._deaf_patience = self.limits.silence
-        self._queue_moved = False
-        self._answered = time.monotonic()  # when the server last answered
-        self._failing = False  # the last read of queue and history failed
-        self._lost = False  # that the connection is lost was told
 
-    # -- beginning and end ---------------------------------------------------------------------
+        self.report = report
+        self._runs: Dict[str, Run] = {}
+        self._tasks: List["asyncio.Task[None]"] = []
+        self._wake = asyncio.Event()  # something happened that _watch() must look at
+
+        self._socket: Any = None
+        self._was_connected = False
+        self._queue_moved = False  # a status message came since the last reading
+        self._answered = time.monotonic()  # when the server last answered
+        self._readings_fail = False  # the last reading of queue and history failed
+        self._is_trouble_reported = False
+
+        # ComfyUI can leave a socket that was opened anew without messages (issue 16010).
+        self._deaf_since: Optional[float] = None  # opened anew then, and silent since
+        self._deaf_patience = self.limits.silence
+
+    # -- beginning and end -----------------------------------------------------------------------
 
     async def open(self, patience: float = 0.0) -> None:
-        """Opens the WebSocket and reads its first status; tries for ``patience`` seconds, and three times at least.
+        """Opens the WebSocket and reads its first status.
 
-        Raises ServerUnreachable if refused. Where a WebSocket cannot be had (a proxy without them), runs are
+        Tries for ``patience`` seconds, and OPENING_TRIES times at least. Raises ServerUnreachable if
+        the connection is refused. Where a WebSocket cannot be had (a proxy without them), runs are
         followed without it.
         """
-
-        problem: RunnerError = ServerUnreachable("no try")
-        began = time.monotonic()
+        started = time.monotonic()
         for attempt in itertools.count():
             try:
-                self._connected(await connect_websocket(self.server, self.client_id))
+                self._use_socket(await connect_websocket(self.server, self.client_id))
                 break
             except ServerError as error:
-                problem = error
-                late = time.monotonic() - began >= patience
-                if error.refused and late:
-                    message = "%s does not answer any more." % self.server.address.url
+                patience_ended = time.monotonic() - started >= patience
+                if error.refused and patience_ended:
+                    message = f"{self.server.address.url} does not answer any more."
                     raise ServerUnreachable(message, refused=True) from None
-                busy = error.status in (None, 502, 503, 504)
-                if not busy or (late and attempt > 1):
+
+                tried_enough = patience_ended and attempt + 1 >= OPENING_TRIES
+                if tried_enough or not may_be_retried(error):
+                    self._report_trouble("unavailable", error.message)
                     break
-                await asyncio.sleep(min(0.2 * 2**attempt, 5.0))
-        if self._socket is None:
-            self._lost = True
-            self._tell(
-                None, {"event": "connection", "state": "unavailable", "reason": problem.message}
-            )
+            await asyncio.sleep(backoff(attempt))
         self.begin()
 
     def begin(self) -> None:
         """Starts to follow; where open() was not called, the WebSocket is opened when it can be had."""
-
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._watch())]
 
     @property
@@ -173,64 +147,35 @@ class Session:
         if self._socket is not None:
             await self._socket.close()
 
-    # -- submitting ------------------------------------------------------------------------------
+    # -- runs ------------------------------------------------------------------------------------
 
     def new_run(self, prompt: Prompt, prompt_id: str, extra: Mapping[str, Any] = {}) -> Run:
         """A run of ``prompt`` under ``prompt_id``, a new UUID; ``extra`` are more fields of POST /prompt."""
-
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
-        if self._socket is None:
-            run.state = run.state._replace(gaps=1)
+        if not self.connected:
+            run.note_gap()
         run.extra = extra
-        self._runs[run.prompt_id] = run
+        self._runs[prompt_id] = run
         return run
 
     async def attach(self, prompt_id: str) -> Run:
-        """The run of a prompt that is in the queue or the history, submitted by whomever. Raises PromptUnknown."""
-        wait = self.limits.read + self.limits.connect
-        queue = await self._queue()
-        entry = await bounded(self.server.history_entry, prompt_id, seconds=wait)
-        items = [as_list(as_dict(entry).get("prompt")), *as_list(queue.get("queue_running"))]
-        items += as_list(queue.get("queue_pending"))
-        prompt = next(
-            (item[2] for item in items if len(as_list(item)) > 2 and item[1] == prompt_id), None
-        )
-        if not isinstance(prompt, dict):
+        """The run of a prompt in the queue or the history, whoever submitted it. Raises PromptUnknown."""
+        queue = await self._read_queue()
+        entry = await self._read_entry(prompt_id)
+        prompt = prompt_on_server(queue, entry, prompt_id)
+        if prompt is None:
             raise PromptUnknown(
-                "ComfyUI knows no prompt %s." % one_line(prompt_id, 60),
+                f"ComfyUI does not know a prompt {one_line(prompt_id, 60)}.",
                 "It is neither in its queue nor in its history, which a restart empties.",
             )
-        run = self.new_run(
-            {i: node for i, node in prompt.items() if isinstance(node, dict)}, prompt_id
-        )
+
+        run = self.new_run(prompt, prompt_id)
         run.attached = True
-        run.state = run.state._replace(gaps=1)
-        place = place_in_queue(queue, prompt_id)
+        run.note_gap()  # its messages go to the client that submitted it
         self._change(run, run.state._replace(phase=Phase.QUEUED))
-        self._change(
-            run,
-            reconcile(run.state, place, entry, run.prompt, time.monotonic(), self.limits.settle),
-        )
+        self._apply(run, Reading(place_in_queue(queue, prompt_id), entry))
         self._wake.set()
         return run
-
-    def forget(self, run: Run) -> None:
-        """Follows ``run``, which is over, no more."""
-        self._runs.pop(run.prompt_id, None)
-
-    async def submit(self, run: Run) -> Dict[str, Any]:
-        """Submits ``run`` and reports what the server refused of it. The server's answer; {} if it was lost.
-
-        Raises PromptRejected, ServerError if it could not be submitted.
-        """
-        try:
-            answer = await self._submit(run) or {}
-        except RunnerError:
-            self._change(run, run.state._replace(phase=Phase.REJECTED))
-            raise
-        if run.dropped or answer.get("node_errors"):
-            await self._report_refused_parts(run, answer)
-        return answer
 
     async def follow(self, run: Run) -> None:
         """Follows ``run``, which is submitted, to its end, which is ``run.state``."""
@@ -240,376 +185,447 @@ class Session:
         finally:
             over.cancel()
         for task in self._tasks:
-            if task.done():
-                task.result()  # it never ends but by a fault of ours, which must not pass in silence
+            if task.done():  # only by a fault of ours, which must not pass in silence
+                task.result()
         if run.repeated:
             await self._delete_copies(run)
 
-    async def _submit(self, run: Run) -> Optional[Dict[str, Any]]:
-        """POSTs the prompt until it is there, and once only; None when the answer was lost.
+    def forget(self, run: Run) -> None:
+        """Stops following ``run``, which is over."""
+        self._runs.pop(run.prompt_id, None)
 
-        A POST that was cut may have been taken: it is posted again (under the same prompt_id) only
-        after it was absent from queue and history for ``limits.absent`` seconds.
+    # -- submitting ------------------------------------------------------------------------------
+
+    async def submit(self, run: Run) -> Dict[str, Any]:
+        """Submits ``run`` and reports what the server refused of it.
+
+        Returns the server's answer, {} if it was lost. Raises PromptRejected or ServerError if the
+        prompt could not be submitted.
         """
+        try:
+            answer = await self._submit_once(run)
+        except RunnerError:
+            self._change(run, run.state._replace(phase=Phase.REJECTED))
+            raise
+        if run.dropped or answer.get("node_errors"):
+            await self._report_refused_parts(run, answer)
+        return answer
 
+    async def _submit_once(self, run: Run) -> Dict[str, Any]:
+        """POSTs the prompt until the server has it, and once only; {} when the answer was lost.
+
+        POST /prompt is not idempotent: the same prompt_id twice is two items in the queue. A POST
+        that was cut may have been taken, so it is sent again only after the prompt was absent from
+        queue and history for ``limits.absent`` seconds.
+        """
+        patience = self.limits.give_up if run.patience is None else run.patience
+        deadline = time.monotonic() + patience
+        may_be_taken = False
+
+        for attempt in itertools.count():
+            if run.cancelling:
+                break
+            try:
+                answer = await self._post(run)
+                self._accept(run, answer)
+                return answer
+            except ServerGone:
+                self._lose_all_runs()
+                return {}
+            except ServerError as error:
+                # ComfyUI's own 500 can come after it has put the prompt into its queue.
+                comfyui_raised = error.status == 500
+                if not comfyui_raised and not may_be_retried(error):
+                    raise
+
+                may_be_taken = may_be_taken or not error.refused
+                if not may_be_taken and run.patience is not None:
+                    raise
+                if await self._find_on_server(run, deadline):
+                    self._accept(run, {})
+                    return {}
+                if comfyui_raised:
+                    raise
+
+                if time.monotonic() > deadline:
+                    if not may_be_taken:
+                        raise
+                    reason = (
+                        f"whether the server took it is not known ({error.message.rstrip('.')})"
+                    )
+                    self._change(run, lost(run.state, reason, time.monotonic()))
+                    return {}
+
+                if attempt == 0:
+                    message = f"ComfyUI did not take the prompt: trying again. ({error.message})"
+                    self.report(run, {"event": "notice", "message": message})
+            run.repeated = may_be_taken
+            await asyncio.sleep(backoff(attempt))
+        raise ServerUnreachable("Nothing was submitted.")
+
+    async def _post(self, run: Run) -> Dict[str, Any]:
+        """One POST /prompt. Raises PromptRejected, ServerError."""
         body = {
             **run.extra,
             "prompt": run.prompt,
             "client_id": self.client_id,
             "prompt_id": run.prompt_id,
         }
-        began, ambiguous = time.monotonic(), False
-        patience = self.limits.give_up if run.patience is None else run.patience
-        for attempt in itertools.count():
-            if run.cancelling:
-                break
-            run.posting = True
-            try:
-                answer = await bounded(
-                    self.server.submit, body, seconds=self.limits.post + self.limits.connect
-                )
-                self._answered = time.monotonic()
-                self._accepted(run, answer)
-                return answer
-            except ServerError as error:
-                run.posting = False
-                if isinstance(error, ServerGone):
-                    self._server_gone()
-                    return None
-                if error.status not in (None, 500, 502, 503, 504):
-                    raise
-                ambiguous = ambiguous or not error.refused
-                if not ambiguous and run.patience is not None:
-                    raise
-                if await self._is_there(run, began + patience):
-                    self._accepted(run, {})
-                    return None
-                if error.status == 500:  # ComfyUI itself raised
-                    raise
-                if time.monotonic() - began > patience:
-                    if not ambiguous:
-                        raise
-                    reason = "whether the server took it is not known (%s)" % error.message.rstrip(
-                        "."
-                    )
-                    self._change(run, lost(run.state, reason, time.monotonic()))
-                    return None
-                if not attempt:
-                    message = "ComfyUI did not take the prompt: trying again. (%s)" % error.message
-                    self._tell(run, {"event": "notice", "message": message})
-                run.repeated = ambiguous
-                await asyncio.sleep(min(0.1 * 2 ** min(attempt, 6), 5.0))
-            finally:
-                run.posting = False
-        raise ServerUnreachable("Nothing was submitted.")
+        wait = self.limits.post + self.limits.connect
+        run.posting = True
+        try:
+            answer = await bounded(self.server.submit, body, seconds=wait)
+        finally:
+            run.posting = False
+        self._answered = time.monotonic()
+        return answer
 
-    def _accepted(self, run: Run, answer: Mapping[str, Any]) -> None:
+    def _accept(self, run: Run, answer: Mapping[str, Any]) -> None:
+        """The server has the prompt. ``answer`` is what it said to the POST, {} if that was lost."""
         state = run.state
         run.dropped = dropped_outputs(answer)
         if run.dropped:
             state = state._replace(planned=planned_nodes(run.prompt, run.dropped))
         if state.phase is Phase.SUBMITTING:
             state = state._replace(phase=Phase.QUEUED)
-        run.checked = run.heard = time.monotonic()
+        run.heard = run.checked = time.monotonic()
         self._change(run, state)
         self._wake.set()
 
-    async def _is_there(self, run: Run, deadline: float) -> bool:
+    async def _find_on_server(self, run: Run, deadline: float) -> bool:
         """Whether the server has the prompt; False only after it was absent for long enough."""
-
         absent_since: Optional[float] = None
-        while time.monotonic() < deadline:
+        for attempt in itertools.count():
             if run.state.phase is not Phase.SUBMITTING:
-                return True  # its messages came
+                return True  # messages about it came
+            if time.monotonic() >= deadline:
+                return False
+
             try:
-                place, entry = await self._look(run, await self._queue())
+                reading = await self._look(run)
+            except ServerGone:
+                self._lose_all_runs()
             except ServerError:
-                pass  # two looks that find nothing prove as much, whatever failed between them
+                pass  # two readings that do not find it prove as much, whatever failed between them
             else:
-                now = time.monotonic()
-                if place.found or entry is not None:
-                    self._change(
-                        run, reconcile(run.state, place, entry, run.prompt, now, self.limits.settle)
-                    )
+                if reading.found:
                     return True
-                absent_since = now if absent_since is None else absent_since
+                now = time.monotonic()
+                if absent_since is None:
+                    absent_since = now
                 if now - absent_since >= self.limits.absent:
                     return False
-            await asyncio.sleep(self.limits.absent / 8)
-        return False
-
-    async def _queue(self) -> Dict[str, Any]:
-        return await bounded(self.server.queue, seconds=self.limits.read + self.limits.connect)
-
-    async def _look(
-        self, run: Run, queue: Mapping[str, Any]
-    ) -> Tuple[QueuePlace, Optional[Dict[str, Any]]]:
-        """Where the prompt is, by ``queue`` and by the history, which is read after it (the other way
-        a prompt could move between the two unseen)."""
-        wait = self.limits.read + self.limits.connect
-        entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
-        self._answered = time.monotonic()
-        return place_in_queue(queue, run.prompt_id), entry
-
-    async def look(self, run: Run) -> None:
-        """Looks once where a prompt that waits stands, if that can be had."""
-        if run.state.phase is Phase.QUEUED:
-            try:
-                place, entry = await self._look(run, await self._queue())
-            except ServerError:
-                return
-            self._change(
-                run,
-                reconcile(
-                    run.state, place, entry, run.prompt, time.monotonic(), self.limits.settle
-                ),
-            )
+            await asyncio.sleep(backoff(attempt, longest=self.limits.absent / 8))
+        raise AssertionError("unreachable")
 
     async def _report_refused_parts(self, run: Run, answer: Mapping[str, Any]) -> None:
         """Reports what the server refused of a prompt that it took."""
-        titles = ", ".join(
-            '"%s"' % node_title(run.prompt, node_id) for node_id in sorted(run.dropped)
-        )
-        message = "ComfyUI refused a part of the workflow and runs the rest; without: %s." % (
-            titles or "(not told)"
-        )
-        self._tell(run, {"event": "notice", "message": message})
+        titles = [f'"{node_title(run.prompt, node_id)}"' for node_id in sorted(run.dropped)]
+        missing = ", ".join(titles) or "(it does not say which)"
+        message = f"ComfyUI refused a part of the workflow and runs the rest; without: {missing}."
+        self.report(run, {"event": "notice", "message": message})
+
         run.problems = await self.explain(answer, run.prompt)
         for problem in run.problems:
-            self._tell(run, problem_report(problem))
+            self.report(run, problem_report(problem))
 
     async def explain(self, answer: Mapping[str, Any], prompt: Prompt) -> List[Problem]:
         """explain_answer() with what it needs of object_info, as far as the server gives it."""
-        return explain_answer(
-            answer, prompt, await self._definitions(classes_to_look_up(answer, prompt))
-        )
+        definitions = await self._look_up(classes_to_look_up(answer, prompt))
+        return explain_answer(answer, prompt, definitions)
 
-    async def _definitions(self, classes: Iterable[str]) -> Dict[str, Any]:
+    async def _look_up(self, classes: Iterable[str]) -> Dict[str, Any]:
+        """The definitions of ``classes``, without those that could not be read."""
         definitions: Dict[str, Any] = {}
-        tries = 6  # in a row
+        failures = 0  # in a row
         for class_type in classes:
-            while class_type not in definitions and tries:
+            while class_type not in definitions and failures < LOOK_UP_TRIES:
                 try:
-                    info = await bounded(
+                    definitions[class_type] = await bounded(
                         self.server.object_info, class_type, seconds=self.limits.read
                     )
-                    definitions[class_type], tries = info, 6
+                    failures = 0
                 except RunnerError:
-                    tries -= 1  # when they are used up, less is told
+                    failures += 1
         return definitions
 
-    async def _delete_copies(self, run: Run) -> None:
-        """Takes copies of a prompt that is over off the queue (it was posted twice)."""
-        try:
-            if place_in_queue(await bounded(self.server.queue, seconds=5.0), run.prompt_id).pending:
-                await bounded(self.server.delete, run.prompt_id, seconds=5.0)
-        except RunnerError:
-            pass  # a copy that runs finds all in the cache
-
-    # -- following -------------------------------------------------------------------------------
+    # -- what is known of a run ------------------------------------------------------------------
 
     def _change(self, run: Run, after: PromptState) -> None:
+        """Gives ``run`` another state, and reports what that changes."""
         before = run.state
         if after is before:
             return
         run.state = after
-        for report in changes(before, after, run.prompt, run.progress_throttle, time.monotonic()):
-            self._tell(run, report)
+
+        now = time.monotonic()
+        for report in changes(before, after, run.prompt, run.progress_throttle, now):
+            self.report(run, report)
         if after.phase.over:
             run.over.set()
         if after.ending is not before.ending or after.over_seen is not before.over_seen:
             self._wake.set()
 
+    def _lose_all_runs(self) -> None:
+        """A load balancer took the server from us, and all that is on it."""
+        for run in list(self._runs.values()):
+            self._change(run, lost(run.state, GONE, time.monotonic()))
+
+    def _report_trouble(self, state: str, reason: str, note: str = "") -> None:
+        """Reports that the connection is "lost" or "unavailable", once until it is restored."""
+        self.note = note
+        if not self._is_trouble_reported:
+            self._is_trouble_reported = True
+            self.report(None, {"event": "connection", "state": state, "reason": reason})
+
+    def _report_restored(self) -> None:
+        """Reports that all is well again, when both the socket is open and readings succeed."""
+        if self._is_trouble_reported and self.connected and not self._readings_fail:
+            self._is_trouble_reported = False
+            self.note = ""
+            self.report(None, {"event": "connection", "state": "restored"})
+
+    # -- the socket ------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Reads the socket, and opens it again whenever it ends."""
+        attempt = 0
+        while True:
+            if self._socket is not None:
+                await self._read_socket()
+                attempt = 0
+
+            # Many clients of one server that restarts must not come back at the same moment.
+            await asyncio.sleep(backoff(attempt, longest=10.0, jitter=random.random()))
+            attempt += 1
+            try:
+                self._use_socket(await connect_websocket(self.server, self.client_id))
+            except ServerGone:
+                self._lose_all_runs()
+            except ServerError:
+                pass  # whatever it is, it may pass; queue and history tell the rest meanwhile
+
+    def _use_socket(self, socket: Any) -> None:
+        self._socket = socket
+        self._answered = time.monotonic()
+        if self._was_connected or self._runs:  # messages to these runs may have been sent before
+            self._deaf_since = self._answered
+        self._was_connected = True
+        self._report_restored()
+        self._wake.set()
+
+    async def _read_socket(self) -> None:
+        """Takes messages until the socket ends."""
+        exceptions = import_third_party("websockets.exceptions")
+        reason = "closed by the server"
+        try:
+            async for frame in self._socket:
+                self._receive(frame)
+        except exceptions.ConnectionClosed:
+            reason = "broken off"
+
+        # Fully closed before the next one is opened: ComfyUI drops the new one's messages when the
+        # old one ends after it (issue 16010).
+        await self._socket.close()
+        self._socket = None
+        for run in self._runs.values():
+            run.note_gap()
+        self._report_trouble("lost", reason, note="connection lost, trying again")
+        self._wake.set()
+
     def _receive(self, frame: Union[str, bytes]) -> None:
-        now = time.monotonic()
-        event = parse_message(frame, now)
+        event = parse_message(frame, time.monotonic())
         if event.prompt_id is not None:
             run = self._runs.get(event.prompt_id)
             if run is not None:
                 self._hear(run, event)
-        elif event.type == "status":
+            return
+
+        if event.type == "status":
             self._queue_moved = True
             self._wake.set()
-        elif event.type in REDUCERS or event.type in ("preview", "progress_text"):
-            # it does not say whose it is: one prompt runs at a time (what custom nodes tell everybody is no news of it)
-            for run in self._runs.values():
-                if run.state.phase is Phase.RUNNING:
-                    self._hear(run, event)
-                elif event.type == "executing":
-                    self._wake.set()
+            return
+
+        # Messages of custom nodes to everybody (monitors send one a second) say nothing of our runs:
+        # they must not put off the look at queue and history.
+        is_about_a_run = event.type in REDUCERS or event.type in ("preview", "progress_text")
+        if not is_about_a_run:
+            return
+
+        # It does not say which prompt it is about, and one runs at a time.
+        for run in self._runs.values():
+            if run.state.phase is Phase.RUNNING:
+                self._hear(run, event)
+            elif event.type == "executing":
+                self._wake.set()
 
     def _hear(self, run: Run, event: Event) -> None:
-        run.heard, run.checks, run.silence_told = event.at, 0, 0.0
+        """Takes a message about ``run``."""
+        run.note_message(event.at)
         self._deaf_since = None
         if event.type == "preview":
-            self._keep_preview(run, event.data["preview"])
+            run.keep_preview(event.data["preview"])
         else:
             self._change(run, reduce(run.state, event))
 
-    def _keep_preview(self, run: Run, preview: Preview) -> None:
-        node_id = preview.node_id or next(iter(run.state.running), None)
-        run.preview = preview._replace(node_id=node_id)
-        if node_id is not None and class_of(run.prompt, node_id) == "SaveImageWebsocket":
-            run.received.append(run.preview)
-
-    def _connected(self, socket: Any) -> None:
-        self._socket = socket
-        self._answered = time.monotonic()
-        if self._connected_once or self._runs:  # messages to these runs may have been sent before
-            self._deaf_since = self._answered
-        self._connected_once = True
-        self._regain()
-        self._wake.set()
-
-    def _server_gone(self) -> None:
-        """All that is on a server that a load balancer took from us is lost."""
-        for run in list(self._runs.values()):
-            self._change(run, lost(run.state, GONE, time.monotonic()))
-
-    def _lose(self, note: str, reason: str) -> None:
-        self.note = note
-        if not self._lost:
-            self._lost = True
-            self._tell(None, {"event": "connection", "state": "lost", "reason": reason})
-
-    def _regain(self) -> None:
-        if self._lost and self._socket is not None and not self._failing:
-            self._lost, self.note = False, ""
-            self._tell(None, {"event": "connection", "state": "restored"})
-
-    async def _listen(self) -> None:
-        """Reads the socket, and opens it again (after closing it: ComfyUI issue 16010) for ever."""
-
-        exceptions = import_third_party("websockets.exceptions")
-        attempt = 0
-        while True:
-            if self._socket is not None:
-                reason = "closed by the server"
-                try:
-                    async for frame in self._socket:
-                        self._receive(frame)
-                except exceptions.ConnectionClosed:
-                    reason = "broken off"
-                await self._socket.close()
-                self._socket = None
-                attempt = 0
-                for run in self._runs.values():
-                    run.state = run.state._replace(gaps=run.state.gaps + 1)
-                self._lose("connection lost, trying again", reason)
-                self._wake.set()
-            await asyncio.sleep(min(0.1 * 2 ** min(attempt, 7), 10.0) * random.uniform(0.5, 1.5))
-            attempt += 1
-            try:
-                self._connected(await connect_websocket(self.server, self.client_id))
-            except ServerError as error:
-                if isinstance(error, ServerGone):
-                    self._server_gone()
-                continue
-
-    def _seconds_to_check(self, run: Run, now: float) -> float:
-        connected, deaf = self._socket is not None, self._deaf_since is not None or run.attached
-        again = run.repeated or run.attached
-        view = NextCheck(
-            now, run.heard, run.checked, run.checks, connected, deaf, self._queue_moved, again
-        )
-        return seconds_to_check(run.state, view, self.limits)
+    # -- queue and history -----------------------------------------------------------------------
 
     async def _watch(self) -> None:
         """Reads queue and history whenever seconds_to_check() says so."""
-
         while True:
             self._wake.clear()
             now = time.monotonic()
-            open_runs = [
-                run
+            waits = [
+                (self._seconds_to_check(run, now), run)
                 for run in self._runs.values()
-                if run.state.phase in (Phase.QUEUED, Phase.RUNNING)
+                if run.is_open
             ]
-            waits = [(self._seconds_to_check(run, now), run) for run in open_runs]
             due = [run for wait, run in waits if wait <= 0]
             if due:
                 await self._check(due)
                 continue
+
+            next_check = min((wait for wait, _ in waits), default=3600.0)
             try:
-                await asyncio.wait_for(
-                    self._wake.wait(), min((wait for wait, _ in waits), default=3600.0)
-                )
+                await asyncio.wait_for(self._wake.wait(), next_check)
             except asyncio.TimeoutError:
                 pass
 
+    def _seconds_to_check(self, run: Run, now: float) -> float:
+        view = NextCheck(
+            now=now,
+            heard=run.heard,
+            checked=run.checked,
+            checks=run.checks,
+            connected=self.connected,
+            deaf=self._deaf_since is not None or run.attached,
+            queue_moved=self._queue_moved,
+            repeated=run.repeated or run.attached,
+        )
+        return seconds_to_check(run.state, view, self.limits)
+
     async def _check(self, runs: Sequence[Run]) -> None:
+        """Reads queue and history for ``runs``, whose time has come."""
         self._queue_moved = False
-        wait = self.limits.read + self.limits.connect
         queue: Optional[Dict[str, Any]] = None  # one answer serves all
         for run in runs:
-            place: Optional[QueuePlace] = None
             try:
-                if (
-                    run.state.over_seen and not run.checks
-                ):  # history is written by now: one read will do
-                    entry = await bounded(self.server.history_entry, run.prompt_id, seconds=wait)
-                    self._answered = time.monotonic()
+                if run.state.over_seen and not run.checks:
+                    # "executing" with null comes after the history is written: one reading will do.
+                    entry = await self._read_entry(run.prompt_id)
+                    if entry is not None:
+                        self._apply(run, Reading(NOT_IN_QUEUE, entry))
                 else:
-                    queue = await self._queue() if queue is None else queue
-                    place, entry = await self._look(run, queue)
+                    if queue is None:
+                        queue = await self._read_queue()
+                    reading = await self._look(run, queue)
+                    await self._act_on_place(run, reading.place)
             except ServerError as error:
-                self._unanswered(run, error)
-            else:
-                self._failing = False
-                self._regain()
-                now = time.monotonic()
-                self._change(
-                    run, reconcile(run.state, place, entry, run.prompt, now, self.limits.settle)
-                )
-                if place is not None:
-                    await self._after_look(run, place, now)
+                self._note_failed_reading(run, error)
             run.checked = time.monotonic()
             run.checks += 1
 
-    def _unanswered(self, run: Run, error: RunnerError) -> None:
-        now = time.monotonic()
-        if isinstance(error, ServerGone):
-            self._server_gone()
+    async def look(self, run: Run) -> None:
+        """Looks once for the place of a prompt that waits, if the server answers."""
+        if run.state.phase is not Phase.QUEUED:
             return
-        self._failing = True
-        self._lose("the server does not answer, trying again", error.message.rstrip("."))
-        if now - self._answered > self.limits.give_up:
-            silent = duration(now - self._answered)
-            self._change(
-                run,
-                lost(
-                    run.state, "%s did not answer for %s" % (self.server.address.url, silent), now
-                ),
-            )
+        try:
+            await self._look(run)
+        except ServerError:
+            pass
 
-    async def _after_look(self, run: Run, place: QueuePlace, now: float) -> None:
-        """What follows from a look at the queue, besides the state."""
-        if (
-            run.repeated
-            and place.pending
-            and (place.running or place.pending > 1 or run.state.phase.over)
-        ):
-            try:
-                await bounded(self.server.delete, run.prompt_id, seconds=self.limits.read)
-            except RunnerError:
-                pass  # the next look finds it again
-        quiet = now - run.heard
-        if (
-            place.running
-            and not run.attached
-            and quiet >= max(self.limits.silence, 2 * run.silence_told)
-        ):
-            run.silence_told = quiet
-            says = "the server's queue says that it is running."
-            self._tell(run, {"event": "silence", "seconds": round(quiet, 1), "server_says": says})
-        if (
-            place.running
-            and self._deaf_since is not None
-            and now - self._deaf_since > self._deaf_patience
-        ):
-            self._deaf_patience = min(self._deaf_patience * 2, 600.0)
-            if self._socket is not None:
-                await self._socket.close()  # _listen() opens it anew
+    async def _look(
+        self,
+        run: Run,
+        queue: Optional[Mapping[str, Any]] = None,
+        settle: Optional[float] = None,
+    ) -> Reading:
+        """Reads the queue and then the history, and changes ``run`` by what they say.
+
+        Raises ServerError. In this order: the other way, a prompt could move between the two unseen.
+        ``queue`` is an answer of GET /queue that has just come, if there is one; ``settle`` replaces
+        ``limits.settle``.
+        """
+        if queue is None:
+            queue = await self._read_queue()
+        entry = await self._read_entry(run.prompt_id)
+        reading = Reading(place_in_queue(queue, run.prompt_id), entry)
+        self._apply(run, reading, settle)
+        return reading
+
+    def _apply(self, run: Run, reading: Reading, settle: Optional[float] = None) -> None:
+        if settle is None:
+            settle = self.limits.settle
+        self._change(run, reconcile(run.state, reading, run.prompt, time.monotonic(), settle))
+
+    async def _read_queue(self) -> Dict[str, Any]:
+        return await bounded(self.server.queue, seconds=self.limits.read + self.limits.connect)
+
+    async def _read_entry(self, prompt_id: str) -> Optional[Dict[str, Any]]:
+        wait = self.limits.read + self.limits.connect
+        entry = await bounded(self.server.history_entry, prompt_id, seconds=wait)
+        self._answered = time.monotonic()
+        self._readings_fail = False
+        self._report_restored()
+        return entry
+
+    def _note_failed_reading(self, run: Run, error: ServerError) -> None:
+        if isinstance(error, ServerGone):
+            self._lose_all_runs()
+            return
+
+        self._readings_fail = True
+        note = "the server does not answer, trying again"
+        self._report_trouble("lost", error.message.rstrip("."), note=note)
+
+        now = time.monotonic()
+        silent = now - self._answered
+        if silent > self.limits.give_up:
+            reason = f"{self.server.address.url} did not answer for {duration(silent)}"
+            self._change(run, lost(run.state, reason, now))
+
+    async def _act_on_place(self, run: Run, place: QueuePlace) -> None:
+        """What follows from a place in the queue, besides the state of the run."""
+        has_copy = place.pending and (place.running or place.pending > 1 or run.state.phase.over)
+        if run.repeated and has_copy:
+            await self._delete(run, self.limits.read)  # the next look finds what this one leaves
+        if place.running:
+            self._report_silence(run)
+            await self._replace_deaf_socket()
+
+    def _report_silence(self, run: Run) -> None:
+        """Reports that a running prompt sends nothing, each time the silence has doubled."""
+        silence = time.monotonic() - run.heard
+        if run.attached or silence < max(self.limits.silence, 2 * run.silence_reported):
+            return
+        run.silence_reported = silence
+        says = "the server's queue says that it is running."
+        self.report(run, {"event": "silence", "seconds": round(silence, 1), "server_says": says})
+
+    async def _replace_deaf_socket(self) -> None:
+        """Closes a socket that says nothing although our prompt runs: _listen() opens another."""
+        if self._deaf_since is None:
+            return
+        if time.monotonic() - self._deaf_since <= self._deaf_patience:
+            return
+        self._deaf_patience = min(self._deaf_patience * 2, LONGEST_DEAF_PATIENCE)
+        if self._socket is not None:
+            await self._socket.close()
+
+    async def _delete_copies(self, run: Run) -> None:
+        """Takes copies of a prompt that is over off the queue (it was posted twice)."""
+        try:
+            queue = await bounded(self.server.queue, seconds=COPY_SECONDS)
+        except RunnerError:
+            return  # a copy that runs finds everything in the cache
+        if place_in_queue(queue, run.prompt_id).pending:
+            await self._delete(run, COPY_SECONDS)
+
+    async def _delete(self, run: Run, seconds: float) -> None:
+        try:
+            await bounded(self.server.delete, run.prompt_id, seconds=seconds)
+        except RunnerError:
+            pass
 
     # -- cancelling ------------------------------------------------------------------------------
 
@@ -620,60 +636,72 @@ class Session:
         ``limits.cancel`` seconds. Races are settled by looking again: a prompt that begins while it
         is deleted is found running at the next look.
         """
-
         run.cancelling = True
+        cancelling = Cancelling()
         deadline = time.monotonic() + self.limits.cancel
-        asked: Dict[bool, float] = {}  # running or not -> when we asked
-        absent_since: Optional[float] = None
         while not run.state.phase.over and time.monotonic() < deadline:
-            now = time.monotonic()
+            seconds_left = max(deadline - time.monotonic(), 0.1)
             try:
-                queue = await asyncio.wait_for(self._queue(), max(deadline - now, 0.1))
-                place, entry = await asyncio.wait_for(
-                    self._look(run, queue), max(deadline - now, 0.1)
-                )
-                now = time.monotonic()
-                self._change(run, reconcile(run.state, place, entry, run.prompt, now, 1.0))
-                running = bool(place.running)
-                if place.found:
-                    absent_since = None
-                    if now - asked.get(running, 0.0) >= 1.0:
-                        asked[running] = now
-                        await bounded(
-                            self._ask_to_cancel,
-                            run.prompt_id,
-                            running,
-                            seconds=max(deadline - now, 0.1),
-                        )
-                elif entry is None and not run.posting:
-                    absent_since = now if absent_since is None else absent_since
-                    if False in asked and run.state.phase is Phase.QUEUED:
-                        self._change(run, run.state._replace(phase=Phase.DELETED, ended_at=now))
-                    elif (
-                        run.state.phase is Phase.SUBMITTING
-                        and now - absent_since >= self.limits.absent
-                    ):
-                        self._change(run, run.state._replace(phase=Phase.REJECTED, ended_at=now))
+                await asyncio.wait_for(self._cancel_once(run, cancelling), seconds_left)
             except ServerGone:
-                self._server_gone()
+                self._lose_all_runs()
             except (ServerError, asyncio.TimeoutError):
-                pass
+                pass  # the next look shows what came of it
             try:
                 await asyncio.wait_for(run.over.wait(), 0.15)
             except asyncio.TimeoutError:
                 pass
 
-    def _ask_to_cancel(self, prompt_id: str, running: bool) -> None:
+    async def _cancel_once(self, run: Run, cancelling: "Cancelling") -> None:
+        """Looks for the prompt, and asks the server to cancel it where it is."""
+        reading = await self._look(run, settle=CANCEL_SETTLE)
+        now = time.monotonic()
+
+        if reading.place.found:
+            cancelling.absent_since = None
+            is_running = bool(reading.place.running)
+            if cancelling.may_ask(is_running, now):
+                cancelling.asked_at[is_running] = now
+                await bounded(
+                    self._ask_to_cancel, run.prompt_id, is_running, seconds=self.limits.cancel
+                )
+            return
+
+        is_absent = reading.entry is None and not run.posting
+        if not is_absent:
+            return
+        if cancelling.absent_since is None:
+            cancelling.absent_since = now
+        absent_for = now - cancelling.absent_since
+
+        was_deleted = False in cancelling.asked_at and run.state.phase is Phase.QUEUED
+        never_arrived = (
+            run.state.phase is Phase.SUBMITTING
+            and absent_for >= self.limits.absent  # a POST that was cut may still arrive
+        )
+        if was_deleted:
+            self._change(run, run.state._replace(phase=Phase.DELETED, ended_at=now))
+        elif never_arrived:
+            self._change(run, run.state._replace(phase=Phase.REJECTED, ended_at=now))
+
+    def _ask_to_cancel(self, prompt_id: str, is_running: bool) -> None:
+        """Blocks. Since ComfyUI 0.26.0 one route does both, without a gap in which the prompt can begin."""
         if self.server.cancel_job(prompt_id):
             return
-        if running:
+        if is_running:
             self.server.interrupt(prompt_id)
         else:
             self.server.delete(prompt_id)
 
 
-def is_lost(server: Server, error: ServerError) -> bool:
-    """Whether a run that failed with ``error`` is lost with its server, behind a load balancer that has others."""
-    if isinstance(error, ServerGone):
-        return True
-    return bool(server.affinity) and error.status in (None, 502, 503, 504)  # the balancer's own
+class Cancelling:
+    """What was asked of the server so far to cancel one run."""
+
+    def __init__(self) -> None:
+        self.asked_at: Dict[bool, float] = {}  #: when we asked, by whether the prompt was running
+        self.absent_since: Optional[float] = None  #: in neither queue nor history since
+
+    def may_ask(self, is_running: bool, now: float) -> bool:
+        """Whether to ask (again): at once when it has begun to run, else after a while."""
+        asked_at = self.asked_at.get(is_running)
+        return asked_at is None or now - asked_at >= CANCEL_INTERVAL

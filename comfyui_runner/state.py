@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import enum
-import json
-import struct
-from typing import Any, Callable, Dict, FrozenSet, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
 
+from comfyui_runner.events import Event
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import upstream
+from comfyui_runner.retries import backoff
 from comfyui_runner.text import as_dict, as_list, as_number, one_line
 
 
 class Phase(enum.Enum):
     """Where a prompt is. The last six are ends; nothing follows them."""
 
-    SUBMITTING = "submitting"  # not (known to be) on the server yet
+    SUBMITTING = "submitting"  # not on the server yet, or not known to be
     QUEUED = "queued"
     RUNNING = "running"
     SUCCESS = "success"
@@ -29,17 +29,8 @@ class Phase(enum.Enum):
         self.over = value not in ("submitting", "queued", "running")  #: whether this is an end
 
 
-class Event(NamedTuple):
-    """One WebSocket message. ``at`` is when it came, in seconds of any one clock."""
-
-    type: str
-    prompt_id: Optional[str]
-    data: Mapping[str, Any]
-    at: float
-
-
 class NodeProgress(NamedTuple):
-    """A node that runs: when it began, its last ``value`` of ``max``, and its first one, for the rate."""
+    """A node that runs: when it started, its last ``value`` of ``max``, and its first one, for the rate."""
 
     started: float
     value: float = 0.0
@@ -49,14 +40,6 @@ class NodeProgress(NamedTuple):
     first_at: float = 0.0
 
 
-class Preview(NamedTuple):
-    """A picture that came over the WebSocket: the node (None: not told), a MIME type, the bytes."""
-
-    node_id: Optional[str]
-    mime: str
-    image: bytes
-
-
 class PromptState(NamedTuple):
     """All that is known of one prompt. Times are on the clock of the events."""
 
@@ -64,7 +47,7 @@ class PromptState(NamedTuple):
     phase: Phase = Phase.SUBMITTING
     ahead: Optional[int] = None  # prompts before ours in the queue
     planned: FrozenSet[str] = frozenset()  # nodes that will run or are cached
-    targets: FrozenSet[str] = frozenset()  # the outputs that the server accepted, when it told
+    targets: FrozenSet[str] = frozenset()  # the outputs that the server accepted, once it said so
     cached: FrozenSet[str] = frozenset()
     running: Mapping[str, NodeProgress] = {}
     finished: Mapping[str, float] = {}  # seconds that each finished node took
@@ -72,9 +55,8 @@ class PromptState(NamedTuple):
     blocked: Mapping[str, str] = {}  # nodes that gave no result on purpose (ExecutionBlocked)
     failure: Mapping[str, Any] = {}  # data of execution_error or execution_interrupted
     reason: str = ""  # why a run is lost
-    ending: Optional[Phase] = None  # the end as the socket told it, until history confirms
-    over_seen: bool = False  # executing(null): over, and nothing about how
-    per_node_state: bool = False  # the server sends progress_state, so it says when a node ends
+    ending: Optional[Phase] = None  # the end by the socket's word, until history confirms it
+    over_seen: bool = False  # executing(null) came: over, and nothing about how
     gaps: int = 0  # times that the socket was down: messages may be missing
     missing_since: Optional[float] = None  # absent from queue and history since
     started_at: Optional[float] = None
@@ -82,192 +64,148 @@ class PromptState(NamedTuple):
     seconds: Optional[float] = None  # the run's time by the server's clock
 
 
-_decode_json = json.JSONDecoder().decode
-
-
-def parse_message(frame: Union[str, bytes], at: float) -> Event:
-    """One WebSocket frame as an Event; never raises.
-
-    Binary frames (big-endian uint32 first, ComfyUI's protocol.py): 1 picture, 3 text of a node,
-    4 picture with metadata. What is broken or unknown comes back as type "unknown".
-    """
-    try:
-        if isinstance(frame, str):
-            message = _decode_json(frame)
-            data = message.get("data") or {}
-            prompt_id = data.get("prompt_id")
-            return Event(
-                str(message["type"]), prompt_id if isinstance(prompt_id, str) else None, data, at
-            )
-        (kind,) = struct.unpack_from(">I", frame)
-        if kind == 1:
-            (image_format,) = struct.unpack_from(">I", frame, 4)
-            mime = {1: "image/jpeg", 2: "image/png"}.get(image_format, "application/octet-stream")
-            return Event("preview", None, {"preview": Preview(None, mime, frame[8:])}, at)
-        if kind in (3, 4):
-            (length,) = struct.unpack_from(">I", frame, 4)
-            if len(frame) < 8 + length:
-                raise ValueError("cut off")
-            head = frame[8 : 8 + length].decode()
-            if kind == 3:
-                return Event(
-                    "progress_text", None, {"node": head, "text": frame[8 + length :].decode()}, at
-                )
-            data = json.loads(head)
-            picture = Preview(
-                str(data["display_node_id"]), str(data["image_type"]), frame[8 + length :]
-            )
-            prompt_id = data.get("prompt_id")
-            return Event(
-                "preview",
-                prompt_id if isinstance(prompt_id, str) else None,
-                {"preview": picture},
-                at,
-            )
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
-        pass
-    return Event("unknown", None, {}, at)
+# -- the WebSocket's messages --------------------------------------------------------------------
 
 
 def reduce(state: PromptState, event: Event) -> PromptState:
-    """``state`` after ``event``, which is about this prompt (its prompt_id, or none).
+    """``state`` after ``event``, which is about this prompt (by its prompt_id, or has none).
 
     The same object comes back when nothing changed. An end is only noted (``ending``): history is
-    written after ``execution_success`` is sent, so reconcile() makes it final.
+    written after ``execution_success`` is sent (main.py), so reconcile() makes it final.
     """
-    handler = REDUCERS.get(event.type)
-    if handler is None or state.phase.over:
+    reducer = REDUCERS.get(event.type)
+    if reducer is None or state.phase.over:
         return state
-    after = handler(state, event.data, event.at)
+    after = reducer(state, event.data, event.at)
     return state if after == state else after
 
 
-def _began(state: PromptState, at: float) -> PromptState:
+def _mark_running(state: PromptState, at: float) -> PromptState:
     if state.phase is Phase.RUNNING:
         return state
     return state._replace(phase=Phase.RUNNING, ahead=0, missing_since=None, started_at=at)
 
 
 def _on_start(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    return _began(state, at)
+    return _mark_running(state, at)
 
 
 def _on_cached(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    return _began(state, at)._replace(
-        cached=state.cached | (frozenset(map(str, as_list(data.get("nodes")))) & state.planned)
-    )
+    cached = frozenset(map(str, as_list(data.get("nodes"))))
+    return _mark_running(state, at)._replace(cached=state.cached | (cached & state.planned))
 
 
-def _display_id(data: Mapping[str, Any]) -> Optional[str]:
-    node = data.get("display_node") or data.get("node")
-    return None if node is None else str(node)
+def _node_on_screen(data: Mapping[str, Any]) -> Optional[str]:
+    """The node that a person knows: for one that was made at run time, the one that made it."""
+    node_id = data.get("display_node") or data.get("node")
+    return None if node_id is None else str(node_id)
 
 
 def _on_executing(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    node_id = _display_id(data)
-    if (
-        node_id is None
-    ):  # also follows errors and interrupts, and a 2023 server's end has no other word
-        return state._replace(over_seen=True) if "node" in data and data.get("prompt_id") else state
-    state = _began(state, at)
-    if not state.per_node_state:  # only one node runs at a time, so the others are done
-        for other in list(state.running):
-            if other != node_id:
-                state = _node_done(state, other, at)
+    node_id = _node_on_screen(data)
+    if node_id is None:
+        # "executing" with null follows every end, errors and interrupts too. The one that a
+        # reconnect sends has no prompt_id and is about whatever ran last.
+        says_over = "node" in data and bool(data.get("prompt_id"))
+        return state._replace(over_seen=True) if says_over else state
+
+    state = _mark_running(state, at)
     if node_id in state.running:
         return state
     return state._replace(running={**state.running, node_id: NodeProgress(at)})
 
 
-def _node_done(state: PromptState, node_id: str, at: float) -> PromptState:
-    progress = state.running[node_id]
-    finished = dict(state.finished)
-    finished[node_id] = finished.get(node_id, 0.0) + max(at - progress.started, 0.0)
-    return state._replace(
-        running={k: v for k, v in state.running.items() if k != node_id}, finished=finished
-    )
-
-
-def _ticked(progress: NodeProgress, value: float, maximum: float, at: float) -> NodeProgress:
-    if value < progress.value or maximum != progress.max:  # a node may begin anew (several passes)
-        return NodeProgress(progress.started, value, maximum, at, value, at)
-    return NodeProgress(
-        progress.started, value, maximum, at, progress.first_value, progress.first_at
-    )
-
-
 def _on_progress(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    node_id = _display_id(data)
-    if node_id is None:  # 2023: no node is named, and one runs
-        node_id = next(iter(state.running), None)
-        if node_id is None:
-            return state
-    known = state.running.get(node_id)
-    if known is None:
-        if node_id in state.finished or state.per_node_state:
-            return state
-        known = NodeProgress(at)
-    value, maximum = as_number(data.get("value")), as_number(data.get("max"))
-    if value == known.value and maximum == known.max:
-        return state
-    running = dict(state.running)
-    running[node_id] = _ticked(known, value, maximum, at)
-    return _began(state, at)._replace(running=running)
+    state = _mark_running(state, at)
+    node_id = _node_on_screen(data)
+    if node_id is None or node_id not in state.running:
+        return state  # progress_state comes first, so the node is done already
+    progress = _advance(state.running[node_id], data, at)
+    return state._replace(running={**state.running, node_id: progress})
 
 
 def _on_progress_state(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    if not state.per_node_state or state.phase is not Phase.RUNNING:
-        state = _began(state, at)._replace(per_node_state=True)
-    running: Optional[Dict[str, NodeProgress]] = None
-    done: Dict[str, bool] = {}
+    """Every node that runs or is finished. One that was expanded is finished when all its parts are."""
+    state = _mark_running(state, at)
+    running = dict(state.running)
+    finished: List[str] = []
+    unfinished: Set[str] = set()
+
     for key, node in as_dict(data.get("nodes")).items():
         if not isinstance(node, dict):
             continue
         node_id = str(node.get("display_node_id") or key)
         if node.get("state") == "finished":
-            done.setdefault(node_id, True)
+            finished.append(node_id)
             continue
-        done[node_id] = False  # a node that was expanded is done when all its parts are
-        known = state.running.get(node_id) if running is None else running.get(node_id)
-        value, maximum = as_number(node.get("value")), as_number(node.get("max"))
-        if known is not None and (
-            maximum <= 1.0 or (value == known.value and maximum == known.max)
-        ):
-            continue
-        running = dict(state.running) if running is None else running
-        running[node_id] = NodeProgress(at) if known is None else _ticked(known, value, maximum, at)
-    if running is not None:
+
+        unfinished.add(node_id)
+        if node_id not in running:
+            running[node_id] = NodeProgress(at)
+        elif as_number(node.get("max")) > 1.0:  # a node without progress of its own has a max of 1
+            running[node_id] = _advance(running[node_id], node, at)
+
+    if running != state.running:
         state = state._replace(running=running)
-    for node_id, is_done in done.items():
-        if is_done and node_id in state.running:
-            state = _node_done(state, node_id, at)
+    for node_id in finished:
+        if node_id not in unfinished:
+            state = _finish_node(state, node_id, at)
     return state
 
 
+def _advance(progress: NodeProgress, data: Mapping[str, Any], at: float) -> NodeProgress:
+    value = as_number(data.get("value"))
+    maximum = as_number(data.get("max"))
+    if value == progress.value and maximum == progress.max:
+        return progress
+
+    starts_over = (
+        value < progress.value or maximum != progress.max
+    )  # a node may have several passes
+    if starts_over:
+        return NodeProgress(progress.started, value, maximum, at=at, first_value=value, first_at=at)
+    return progress._replace(value=value, at=at)
+
+
+def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
+    if node_id not in state.running:
+        return state  # it was finished before, or before we saw it run
+    running = dict(state.running)
+    seconds = max(at - running.pop(node_id).started, 0.0)
+    seconds += state.finished.get(node_id, 0.0)
+    return state._replace(running=running, finished={**state.finished, node_id: seconds})
+
+
 def _on_executed(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    node_id, output = _display_id(data), data.get("output")
+    node_id = _node_on_screen(data)
+    output = data.get("output")
     if node_id is None or not isinstance(output, dict):
         return state
-    return _began(state, at)._replace(outputs={**state.outputs, node_id: output})
+    return _mark_running(state, at)._replace(outputs={**state.outputs, node_id: output})
 
 
 def _on_success(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    return _began(state, at)._replace(ending=Phase.SUCCESS)
+    return _mark_running(state, at)._replace(ending=Phase.SUCCESS)
 
 
 def _on_error(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    if data.get("exception_type") == "ExecutionBlocked":  # that branch stops, the run goes on
+    if _is_blocked_branch(data):
         node_id = str(data.get("node_id"))
-        return state._replace(
-            blocked={**state.blocked, node_id: one_line(data.get("exception_message"), 200)}
-        )
-    return _began(state, at)._replace(ending=Phase.ERROR, failure=data)
+        message = one_line(data.get("exception_message"), 200)
+        return state._replace(blocked={**state.blocked, node_id: message})
+    return _mark_running(state, at)._replace(ending=Phase.ERROR, failure=data)
+
+
+def _is_blocked_branch(data: Mapping[str, Any]) -> bool:
+    """Whether an execution_error only ends a branch: the run goes on (execution.py, ExecutionBlocker)."""
+    return data.get("exception_type") == "ExecutionBlocked"
 
 
 def _on_interrupted(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    return _began(state, at)._replace(ending=Phase.INTERRUPTED, failure=data)
+    return _mark_running(state, at)._replace(ending=Phase.INTERRUPTED, failure=data)
 
 
+#: What each message does to the state; all others do nothing.
 REDUCERS: Mapping[str, Callable[[PromptState, Mapping[str, Any], float], PromptState]] = {
     "execution_start": _on_start,
     "execution_cached": _on_cached,
@@ -281,8 +219,11 @@ REDUCERS: Mapping[str, Callable[[PromptState, Mapping[str, Any], float], PromptS
 }
 
 
+# -- the queue and the history -------------------------------------------------------------------
+
+
 class QueuePlace(NamedTuple):
-    """Where a prompt stands in an answer of GET /queue."""
+    """Where a prompt is in an answer of GET /queue."""
 
     running: int  # times that it runs (0 or 1, as ComfyUI has one worker)
     pending: int  # times that it waits: 2 when a POST was taken twice
@@ -291,71 +232,123 @@ class QueuePlace(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether it is there at all."""
+        """Whether it is in the queue at all."""
         return bool(self.running or self.pending)
 
 
+NOT_IN_QUEUE = QueuePlace(running=0, pending=0, ahead=0, targets=frozenset())
+
+
 def place_in_queue(queue: Mapping[str, Any], prompt_id: str) -> QueuePlace:
-    """Where ``prompt_id`` stands in ``queue`` (the body of GET /queue; its pending list is unsorted)."""
-    items = [
-        item
-        for item in as_list(queue.get("queue_running"))
-        if isinstance(item, list) and len(item) > 1
-    ]
-    pending = [
-        item
-        for item in as_list(queue.get("queue_pending"))
-        if isinstance(item, list) and len(item) > 1
-    ]
-    pending.sort(key=lambda item: as_number(item[0]))
-    ours_running = [item for item in items if item[1] == prompt_id]
-    ours_pending = [index for index, item in enumerate(pending) if item[1] == prompt_id]
-    ahead = 0 if ours_running or not ours_pending else len(items) + ours_pending[0]
-    ours = ours_running or [pending[index] for index in ours_pending]
-    targets = frozenset(map(str, as_list(ours[0][4]))) if ours and len(ours[0]) > 4 else frozenset()
-    return QueuePlace(len(ours_running), len(ours_pending), ahead, targets)
+    """Where ``prompt_id`` is in ``queue``, the body of GET /queue."""
+    running = _queue_items(queue, "queue_running")
+    pending = _queue_items(queue, "queue_pending")
+    pending.sort(key=lambda item: as_number(item[0]))  # ComfyUI sends its heap as it is
+
+    ours_running = [item for item in running if item[1] == prompt_id]
+    turns = [turn for turn, item in enumerate(pending) if item[1] == prompt_id]
+    ours = ours_running + [pending[turn] for turn in turns]
+    if not ours:
+        return NOT_IN_QUEUE
+
+    ahead = 0
+    if not ours_running:
+        ahead = len(running) + turns[0]
+    return QueuePlace(len(ours_running), len(turns), ahead, _target_outputs(ours[0]))
+
+
+def _queue_items(queue: Mapping[str, Any], key: str) -> List[List[Any]]:
+    """The items under ``key``: [number, prompt_id, prompt, extra_data, ids of the outputs to make]."""
+    items = as_list(queue.get(key))
+    return [item for item in items if isinstance(item, list) and len(item) > 1]
+
+
+def _target_outputs(item: List[Any]) -> FrozenSet[str]:
+    """The outputs that a queue item makes, as far as it says so (newer servers change the length)."""
+    if len(item) < 5:
+        return frozenset()
+    return frozenset(map(str, as_list(item[4])))
+
+
+def prompt_on_server(
+    queue: Mapping[str, Any], entry: Optional[Mapping[str, Any]], prompt_id: str
+) -> Optional[Dict[str, Any]]:
+    """The prompt (API format) that was submitted as ``prompt_id``, None if the server has none.
+
+    ``queue`` is the body of GET /queue, ``entry`` the prompt's history entry.
+    """
+    items = [as_list(as_dict(entry).get("prompt"))]
+    items += _queue_items(queue, "queue_running")
+    items += _queue_items(queue, "queue_pending")
+    for item in items:
+        if len(item) > 2 and item[1] == prompt_id and isinstance(item[2], dict):
+            return {i: node for i, node in item[2].items() if isinstance(node, dict)}
+    return None
+
+
+class Reading(NamedTuple):
+    """What one reading of the queue and then, in this order, of the history showed of a prompt."""
+
+    place: QueuePlace
+    entry: Optional[Mapping[str, Any]]  # its history entry, None while there is none
+
+    @property
+    def found(self) -> bool:
+        """Whether the server has the prompt."""
+        return self.place.found or self.entry is not None
 
 
 def reconcile(
     state: PromptState,
-    place: Optional[QueuePlace],
-    entry: Optional[Mapping[str, Any]],
+    reading: Reading,
     prompt: Mapping[str, Any],
     at: float,
     settle: float = DEFAULT_LIMITS.settle,
 ) -> PromptState:
-    """``state`` after reading the queue and then, in this order, the history.
+    """``state`` after ``reading``, which was made at ``at``.
 
-    ``place`` is None when the queue was not read; ``entry`` is the prompt's history entry or None.
-    A prompt only moves from waiting to running to history, so one that is in neither is gone: for
-    ``settle`` seconds it may still be a history entry that is written late.
+    A prompt only moves from waiting to running to history, each step at once (execution.py holds a
+    mutex). Read in that order, a prompt that is in neither is gone: for ``settle`` seconds it may
+    still be a history entry that is written late.
     """
     if state.phase.over:
         return state
-    if entry is not None:
-        return _conclude(state, entry, prompt, at)
-    if place is None:
-        return state
-    if place.found:
-        if place.targets and place.targets != state.targets:
-            state = state._replace(targets=place.targets, planned=upstream(prompt, place.targets))
-        if place.running:
-            return _began(state, at)._replace(missing_since=None)
-        if state.phase is Phase.RUNNING:  # the answer is older than the message that it began
-            return state._replace(missing_since=None)
-        return state._replace(phase=Phase.QUEUED, ahead=place.ahead, missing_since=None)
+    if reading.entry is not None:
+        return _conclude(state, reading.entry, prompt, at)
+    if reading.place.found:
+        return _apply_place(state, reading.place, prompt, at)
     if state.phase is Phase.SUBMITTING:
-        return state
+        return state  # it may be on its way
+    return _apply_absence(state, at, settle)
+
+
+def _apply_place(
+    state: PromptState, place: QueuePlace, prompt: Mapping[str, Any], at: float
+) -> PromptState:
+    state = state._replace(missing_since=None)
+    if place.targets and place.targets != state.targets:
+        state = state._replace(targets=place.targets, planned=upstream(prompt, place.targets))
+    if place.running:
+        return _mark_running(state, at)
+    if state.phase is Phase.RUNNING:
+        return state  # the answer is older than the message that it began
+    return state._replace(phase=Phase.QUEUED, ahead=place.ahead)
+
+
+def _apply_absence(state: PromptState, at: float, settle: float) -> PromptState:
     if state.missing_since is None:
         return state._replace(missing_since=at)
     if at - state.missing_since < settle:
         return state
-    if (
-        state.ending is not None
-    ):  # the history entry was evicted or cleared: the socket's word counts
-        return _ended(state, state.ending, at)
+
+    # The history entry was evicted or cleared: the socket's word counts.
+    if state.ending is not None:
+        return _end(state, state.ending, at)
+
+    # Nothing was missed, so it never began: somebody took it off the queue.
     if state.phase is Phase.QUEUED and not state.gaps and not state.over_seen:
-        return _ended(state, Phase.DELETED, at)
+        return _end(state, Phase.DELETED, at)
+
     return lost(
         state,
         "it is neither in the server's queue nor in its history any more (a restart loses both)",
@@ -364,56 +357,95 @@ def reconcile(
 
 
 def lost(state: PromptState, reason: str, at: float) -> PromptState:
-    """``state`` as lost, for ``reason`` (a clause); an end that is already there stays."""
-    return state if state.phase.over else _ended(state, Phase.LOST, at)._replace(reason=reason)
+    """``state`` as lost, for ``reason`` (a clause); an end that is already known stays."""
+    if state.phase.over:
+        return state
+    return _end(state, Phase.LOST, at)._replace(reason=reason)
 
 
-def _ended(state: PromptState, phase: Phase, at: float) -> PromptState:
+def _end(state: PromptState, phase: Phase, at: float) -> PromptState:
     if phase is Phase.SUCCESS:
         for node_id in list(state.running):
-            state = _node_done(state, node_id, at)
+            state = _finish_node(state, node_id, at)
     return state._replace(phase=phase, running={}, ended_at=at, missing_since=None)
 
 
 def _conclude(
     state: PromptState, entry: Mapping[str, Any], prompt: Mapping[str, Any], at: float
 ) -> PromptState:
-    """The end as a history entry tells it. Its messages are trusted over ``status_str``, which can
-    say success after an error while the run was set up; ``status`` may be null (2023)."""
-    status = as_dict(entry.get("status"))
-    messages = [
+    """The end by a history entry."""
+    targets = _target_outputs(as_list(entry.get("prompt")))
+    if targets:
+        state = state._replace(targets=targets, planned=upstream(prompt, targets) or state.planned)
+
+    status = as_dict(entry.get("status"))  # may be null
+    messages = _history_messages(status)
+    for name, data in messages:
+        if name == "execution_cached":
+            state = _on_cached(state, data, at)
+
+    phase, failure = _end_in_history(status, messages, state)
+    seconds = _seconds_in_history(messages)
+    started_at = at if state.started_at is None else state.started_at
+    outputs = as_dict(entry.get("outputs"))
+    state = state._replace(
+        failure=failure,
+        outputs={
+            **state.outputs,
+            **{str(i): ui for i, ui in outputs.items() if isinstance(ui, dict)},
+        },
+        seconds=state.seconds if seconds is None else seconds,
+        started_at=started_at,
+    )
+    return _end(state, phase, at)
+
+
+def _history_messages(status: Mapping[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
+    """The messages of the run that a history entry keeps: their names and data."""
+    return [
         (str(message[0]), as_dict(message[1]))
         for message in as_list(status.get("messages"))
         if isinstance(message, list) and len(message) == 2
     ]
-    item = as_list(entry.get("prompt"))
-    targets = frozenset(map(str, as_list(item[4]))) if len(item) > 4 else frozenset()
-    if targets:
-        state = state._replace(targets=targets, planned=upstream(prompt, targets) or state.planned)
-    phase = Phase.ERROR if status.get("status_str") == "error" else Phase.SUCCESS
-    times = {}
-    for name, data in messages:
-        times[name] = as_number(data.get("timestamp"))
-        if name == "execution_cached":
-            state = _on_cached(state, data, at)
-        elif name == "execution_interrupted":
-            phase, state = Phase.INTERRUPTED, state._replace(failure=data)
-        elif name == "execution_error" and data.get("exception_type") != "ExecutionBlocked":
-            phase, state = Phase.ERROR, state._replace(failure=data)
-    if not status and state.ending in (Phase.ERROR, Phase.INTERRUPTED):
-        phase = state.ending
-    begin, end = times.get("execution_start", 0.0), max(times.values(), default=0.0)
-    outputs = {
-        str(node_id): output
-        for node_id, output in as_dict(entry.get("outputs")).items()
-        if isinstance(output, dict)
-    }
-    state = state._replace(
-        outputs={**state.outputs, **outputs},
-        seconds=(end - begin) / 1000 if begin and end >= begin else state.seconds,
-        started_at=at if state.started_at is None else state.started_at,
-    )
-    return _ended(state, phase, at)
+
+
+#: The messages of a history entry that say that the run did not succeed.
+_FAILURES = {"execution_error": Phase.ERROR, "execution_interrupted": Phase.INTERRUPTED}
+
+
+def _end_in_history(
+    status: Mapping[str, Any], messages: List[Tuple[str, Dict[str, Any]]], state: PromptState
+) -> Tuple[Phase, Mapping[str, Any]]:
+    """The end and the data of the failure.
+
+    The messages are trusted over ``status_str``, which says success after an error while the run
+    was set up (execution.py sets it before it knows).
+    """
+    failures = [
+        (_FAILURES[name], data)
+        for name, data in messages
+        if name in _FAILURES and not _is_blocked_branch(data)
+    ]
+    if failures:
+        return failures[-1]
+    if status.get("status_str") == "error":
+        return Phase.ERROR, state.failure
+    if not status and state.ending is not None:
+        return state.ending, state.failure
+    return Phase.SUCCESS, state.failure
+
+
+def _seconds_in_history(messages: List[Tuple[str, Dict[str, Any]]]) -> Optional[float]:
+    """How long the run took by the server's clock, None where its messages do not say so."""
+    times = {name: as_number(data.get("timestamp")) for name, data in messages}  # milliseconds
+    start = times.get("execution_start", 0.0)
+    end = max(times.values(), default=0.0)
+    if not start or end < start:
+        return None
+    return (end - start) / 1000
+
+
+# -- of a state ----------------------------------------------------------------------------------
 
 
 def wholly_cached(state: PromptState) -> bool:
@@ -428,11 +460,13 @@ def wholly_cached(state: PromptState) -> bool:
 
 
 def run_seconds(state: PromptState, now: float) -> float:
-    """How long the prompt has run (or ran), in seconds; by the server's clock where it told."""
+    """How long the prompt has run (or ran), in seconds; by the server's clock where it is known."""
     if state.seconds is not None:
         return state.seconds
+    if state.started_at is None:
+        return 0.0
     end = now if state.ended_at is None else state.ended_at
-    return end - state.started_at if state.started_at is not None else 0.0
+    return end - state.started_at
 
 
 class NextCheck(NamedTuple):
@@ -441,11 +475,11 @@ class NextCheck(NamedTuple):
     now: float
     heard: float  # when the last message about this prompt came
     checked: float  # when queue and history were last read
-    checks: int  # reads since the last message
+    checks: int  # readings since the last message
     connected: bool
     deaf: bool  # the socket was opened anew and has said nothing about this prompt since
-    queue_moved: bool  # a status message came since the last read
-    repeated: bool  # the prompt was posted twice, so it may stand in the queue twice
+    queue_moved: bool  # a status message came since the last reading
+    repeated: bool  # the prompt was posted twice, so it may be in the queue twice
 
 
 def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> float:
@@ -454,18 +488,34 @@ def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> flo
     The socket is a hint. The truth is read at an end, while the socket is down or may be deaf
     (ComfyUI issue 16010), when the queue moved while we wait, and after silence.
     """
-    since = view.now - view.checked
-    if state.over_seen or state.ending is not None or state.missing_since is not None:
-        # execution_success comes before the history entry, executing(null) after it
-        patience = 0.0 if state.over_seen else 0.25
-        if view.checks:
-            patience = (0.1, 0.2, 0.4, 0.8, 1.0)[min(view.checks, 5) - 1]
-        return patience - min(since, view.now - view.heard)
+    since_check = view.now - view.checked
+    since_news = min(since_check, view.now - view.heard)
+
+    may_be_over = (
+        state.over_seen
+        or state.ending is not None  # the socket has said how it ended
+        or state.missing_since is not None  # the server did not have it
+    )
+    if may_be_over:
+        return _pause_before_end(state, view.checks) - since_news
+
     if not view.connected or view.deaf:
-        return min((0.5, 1.0, 2.0, 4.0)[min(view.checks, 3)], limits.poll) - since
-    if view.queue_moved and (state.phase is not Phase.RUNNING or view.repeated):
-        return 0.3 - since
-    if state.phase in (Phase.SUBMITTING, Phase.QUEUED) and state.ahead is None:
-        return 0.5 - since
-    wait = min(limits.poll * (1, 2, 3)[min(view.checks, 2)], 15.0)
-    return wait - min(since, view.now - view.heard)
+        pause = backoff(view.checks, first=0.5, longest=4.0)
+        return min(pause, limits.poll) - since_check
+
+    may_have_moved = view.queue_moved and (state.phase is not Phase.RUNNING or view.repeated)
+    if may_have_moved:
+        return 0.3 - since_check
+
+    place_is_unknown = state.phase in (Phase.SUBMITTING, Phase.QUEUED) and state.ahead is None
+    if place_is_unknown:
+        return 0.5 - since_check
+
+    return min(limits.poll * min(view.checks + 1, 3), 15.0) - since_news
+
+
+def _pause_before_end(state: PromptState, checks: int) -> float:
+    """The history entry is written after execution_success and before executing(null)."""
+    if checks:
+        return backoff(checks - 1, longest=1.0)
+    return 0.0 if state.over_seen else 0.25

@@ -35,6 +35,8 @@ from comfyui_runner.loading import (
 from comfyui_runner.meter import meter
 from comfyui_runner.nodes import InputRef, describe_nodes
 from comfyui_runner.reports import Report, problem_report
+from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination, fill_pattern
 from comfyui_runner.server import (
     Address,
@@ -43,7 +45,7 @@ from comfyui_runner.server import (
     new_uuid,
     parse_address,
 )
-from comfyui_runner.session import Run, Session, is_lost
+from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
 from comfyui_runner.threads import bounded, bounded_here, end_tasks, in_thread
@@ -115,13 +117,14 @@ class ComfyUI:
         raise errors[0]
 
     async def _ask_for_stats(self, server: Server) -> Dict[str, Any]:
-        for tries_left in reversed(range(FIRST_TRIES)):
+        for attempt in range(FIRST_TRIES):
             try:
                 return await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
-            except ServerUnreachable as error:
-                if error.refused or not tries_left:
+            except ServerError as error:
+                is_last = attempt + 1 == FIRST_TRIES
+                if error.refused or is_last or not may_be_retried(error):
                     raise
-                await asyncio.sleep(0.3 * 2 ** (FIRST_TRIES - 1 - tries_left))
+            await asyncio.sleep(backoff(attempt, first=0.3))
         raise AssertionError("unreachable")
 
     def addresses(self) -> Tuple[Address, ...]:

@@ -13,8 +13,9 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import pytest
 from support import FIXTURES, ROOT, program_modules
 
-from comfyui_runner.session import Run
-from comfyui_runner.state import REDUCERS, parse_message
+from comfyui_runner.events import parse_message
+from comfyui_runner.runs import Run
+from comfyui_runner.state import REDUCERS
 from comfyui_runner.versions import OLDEST_COMFYUI
 
 _spec = importlib.util.spec_from_file_location("build_api", os.path.join(ROOT, "docs", "build_api.py"))
@@ -273,7 +274,7 @@ def test_the_binary_frames_are_documented() -> None:
         meta = json.dumps({"display_node_id": "1", "image_type": "image/png"}).encode()
         rest = len(meta).to_bytes(4, "big") + meta if kind == "4" else bytes([0, 0, 0, 1])
         event = parse_message(int(kind).to_bytes(4, "big") + rest, 0.0)
-        assert (event.type == "preview") == ("`Session._keep_preview`" in documented[kind][3]), kind
+        assert (event.type == "preview") == ("`Run.keep_preview`" in documented[kind][3]), kind
 
 
 def test_the_order_that_is_told_is_the_recorded_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import io
 import json
 import os
 import threading
@@ -14,7 +15,7 @@ from fault_proxy import Message, read_message
 from served import LOADER, TWO_LOADERS, Middleware
 from support import FAST, node, run, slow_prompt, wait_until
 
-from comfyui_runner.errors import ServerGone
+from comfyui_runner.errors import ExitStatus, ServerGone
 from comfyui_runner.server import Server, parse_address
 
 Make = Callable[..., Any]
@@ -312,6 +313,39 @@ def test_cookies_of_http_reach_the_next_handshake(
         assert given in rule.given and given != "t0"
     later = [int(seen.cookies["LOGIN"][1:]) for seen in balancer.seen[handshakes[0] + 1 :]]
     assert later == sorted(later) and later[-1] > later[0]  # the newest each time
+
+
+def test_a_connection_is_restored_when_both_the_socket_is_open_and_the_queue_can_be_read(
+    make_simulator: Make, make_balancer: Make, workflow_file: Make
+) -> None:
+    """A proxy answers for a server that restarts: its socket comes back before its routes do."""
+    simulator = make_simulator()
+    simulator.faults.drop_events = frozenset(["progress", "progress_state"])  # so that the queue is read
+    balancer = make_balancer([simulator], lambda cookies: (0, []))
+    out, done = io.StringIO(), []
+    path = workflow_file(slow_prompt(steps=100, seconds=60.0))
+    thread = threading.Thread(
+        target=lambda: done.append(run("--server", balancer.url, "--yes", "--json", path, out=out))
+    )
+    thread.start()
+
+    def seen(path: str) -> int:
+        return sum(request.path == path for request in balancer.seen)
+
+    wait_until(lambda: simulator.executions, what="the run")
+    simulator.faults.http_status = {"/queue": 503}
+    wait_until(lambda: '"lost"' in out.getvalue(), what="a reading that failed")
+    balancer.cut_websockets()
+    wait_until(lambda: seen("/ws") == 2, what="the second socket")
+    readings = seen("/queue")
+    wait_until(lambda: seen("/queue") > readings + 1, what="a reading after it")
+    simulator.faults.http_status = {}
+    wait_until(lambda: '"restored"' in out.getvalue(), what="the end of the trouble")
+    simulator._server.life.interrupt(next(iter(simulator.executions)))
+    thread.join(15.0)
+    states = [event["state"] for event in done[0].events if event["event"] == "connection"]
+    assert states == ["lost", "restored"]
+    assert done[0].status == ExitStatus.INTERRUPTED
 
 
 def lose(

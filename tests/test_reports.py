@@ -13,6 +13,7 @@ from support import node, program_text
 
 import comfyui_runner.errors
 import comfyui_runner.state
+from comfyui_runner.events import Event
 from comfyui_runner.extras.batches import Tally, batch_meter
 from comfyui_runner.meter import bar, cells, meter, rate_in_words
 from comfyui_runner.reports import (
@@ -25,7 +26,7 @@ from comfyui_runner.reports import (
     exit_status_of,
     nodes_done,
 )
-from comfyui_runner.state import Event, NodeProgress, PromptState, QueuePlace, reconcile, reduce
+from comfyui_runner.state import NOT_IN_QUEUE, NodeProgress, PromptState, Reading, reconcile, reduce
 
 Phase = comfyui_runner.state.Phase
 ExitStatus = comfyui_runner.errors.ExitStatus
@@ -82,10 +83,11 @@ def test_the_story_of_a_run() -> None:
     message("executing", 10.0, node="2")
     message("progress", 11.0, node="2", value=1, max=4)
     message("progress", 12.0, node="2", value=4, max=4)
+    message("progress_state", 12.5, nodes={"2": {"state": "finished"}})
     message("executing", 12.5, node="3")
     message("executed", 13.0, node="3", output=PICTURE)
     message("execution_success", 13.0)
-    then(reconcile(state, None, {"outputs": {"3": PICTURE}}, PROMPT, 13.5))
+    then(reconcile(state, Reading(NOT_IN_QUEUE, {"outputs": {"3": PICTURE}}), PROMPT, 13.5))
     sampler = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
     save = {"node_id": "3", "title": "Save", "class_type": "SaveImage"}
     assert story == [
@@ -729,7 +731,7 @@ def test_every_run_can_be_reported(
         before, state = state, reduce(state, Event(kind, "p", data, float(number)))
         reports += reported(before, state)
         meter(state, PROMPT, 9.0, 0.0, 80, False)
-    before, state = state, reconcile(state, QueuePlace(0, 0, 0, frozenset()), entry, PROMPT, 9.0)
+    before, state = state, reconcile(state, Reading(NOT_IN_QUEUE, entry), PROMPT, 9.0)
     reports += [*reported(before, state), end_report(state, exit_status, 9.0, PROMPT, cancelled=cancelled)]
     for report in reports:
         for style, text in describe({"prompt_id": "p", **report}):

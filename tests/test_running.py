@@ -16,13 +16,15 @@ from slow_proxy import HurriedLoop
 from support import FAST, Outcome, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus, SaveError
+from comfyui_runner.events import Preview
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import combo_options
 from comfyui_runner.reports import PROGRESS_INTERVAL
+from comfyui_runner.runs import Run
 from comfyui_runner.saving import received_outputs, write_file
 from comfyui_runner.server import Server, new_uuid, parse_address
-from comfyui_runner.session import Run, Session
-from comfyui_runner.state import Phase, Preview
+from comfyui_runner.session import Session
+from comfyui_runner.state import Phase
 from comfyui_runner.text import safe_path_parts
 from comfyui_runner.threads import run_loop
 

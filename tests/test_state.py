@@ -12,28 +12,28 @@ from hypothesis import strategies as st
 from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, node_ids, numbers, recorded
 from support import node, slow_prompt
 
-import comfyui_runner.state
+from comfyui_runner.events import Event, Preview, parse_message
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import planned_nodes
 from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import dropped_outputs
 from comfyui_runner.state import (
-    Event,
+    NOT_IN_QUEUE,
     NextCheck,
     NodeProgress,
-    Preview,
+    Phase,
     PromptState,
     QueuePlace,
+    Reading,
     lost,
-    parse_message,
     place_in_queue,
+    prompt_on_server,
     reconcile,
     reduce,
     run_seconds,
     seconds_to_check,
+    wholly_cached,
 )
-
-Phase = comfyui_runner.state.Phase
 
 #: A chain of three nodes; the last one saves.
 CHAIN = {
@@ -43,7 +43,7 @@ CHAIN = {
 }
 
 
-def new(phase: comfyui_runner.state.Phase = Phase.QUEUED, **known: Any) -> PromptState:
+def new(phase: Phase = Phase.QUEUED, **known: Any) -> PromptState:
     """The state of CHAIN under the prompt_id "p"."""
     return PromptState("p", phase, planned=frozenset(CHAIN), **known)
 
@@ -176,7 +176,7 @@ class Seen(NamedTuple):
     """What a recorded prompt came to."""
 
     phases: str  # each phase once, in its order
-    ending: Optional[comfyui_runner.state.Phase] = None  # as the socket told it
+    ending: Optional[Phase] = None  # as the socket told it
     finished: str = ""  # nodes in the order in which they ended
     cached: str = ""
     outputs: str = ""  # nodes that gave something
@@ -200,11 +200,10 @@ def follow(version: str, scenario: str, number: int) -> Followed:
     prompt, prompt_id = post.request["prompt"], post.body["prompt_id"]
     state = PromptState(prompt_id, planned=planned_nodes(prompt, dropped_outputs(post.body)))
     history = [state]
-    socket_ending: Optional[comfyui_runner.state.Phase] = None
+    socket_ending: Optional[Phase] = None
 
     def look(state: PromptState, queue: Any, entries: Any, at: float) -> PromptState:
-        place = None if queue is None else place_in_queue(queue, prompt_id)
-        return reconcile(state, place, entries.get(prompt_id), prompt, at)
+        return reconcile(state, Reading(place_in_queue(queue, prompt_id), entries.get(prompt_id)), prompt, at)
 
     for step in steps:
         if step is post and state.phase is Phase.SUBMITTING:
@@ -229,7 +228,7 @@ def follow(version: str, scenario: str, number: int) -> Followed:
             phases.append(known.phase.value)
     seen = Seen(
         " ".join(phases), socket_ending, " ".join(state.finished), " ".join(sorted(state.cached)),
-        " ".join(state.outputs), str(state.failure.get("node_id", "")), comfyui_runner.state.wholly_cached(state),
+        " ".join(state.outputs), str(state.failure.get("node_id", "")), wholly_cached(state),
     )  # fmt: skip
     return Followed(seen, state, history)
 
@@ -316,8 +315,8 @@ def test_a_recorded_run_of_half_a_prompt(version: str) -> None:
     state = PromptState(prompt_id, Phase.QUEUED, planned=planned_nodes(prompt, dropped))
     assert state.planned == {"1", "2", "3"}
     (history,) = answers(version, "queries", "GET /history?max_items=1")
-    state = reconcile(state, None, history.body[prompt_id], prompt, 1.0)
-    assert (state.phase, state.targets, set(state.outputs)) == (Phase.SUCCESS, {"3"}, {"3"})
+    state = reconcile(state, Reading(NOT_IN_QUEUE, history.body[prompt_id]), prompt, 1.0)
+    assert (state.phase, state.targets, list(state.outputs)) == (Phase.SUCCESS, frozenset({"3"}), ["3"])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -365,20 +364,20 @@ def test_a_second_word_on_the_cache_takes_nothing_back() -> None:
     assert state.cached == {"1", "2"}
 
 
-def test_without_progress_state_a_node_is_done_when_the_next_one_begins() -> None:
-    state = after(new(), START, executing("1"), executing("2"))
-    assert list(state.running) == ["2"] and state.finished == {"1": 1.0}
-    state = after(state, executing("3"), at=15.0)
-    assert list(state.running) == ["3"] and state.finished == {"1": 1.0, "2": 3.0}
+def test_a_node_that_runs_twice_has_the_sum_of_its_times() -> None:
+    """A loop, or parts that are made one after the other."""
+    runs, ends = progress_state(n2=(0, 1, "running")), progress_state(n2=(1, 1, "finished"))
+    state = after(new(), START, runs, ends, runs, ends)
+    assert not state.running and state.finished == {"2": 2.0}
 
 
-def test_a_lazy_node_runs_twice_and_its_times_add_up() -> None:
-    state = after(new(), START, executing("2"), executing("1"), executing("2"), executing("3"))
-    assert list(state.running) == ["3"] and state.finished == {"2": 2.0, "1": 1.0}
+def test_a_lazy_node_is_executed_twice_and_runs_all_the_time() -> None:
+    state = after(new(), START, executing("2"), executing("1"), executing("2"))
+    assert state.running == {"2": NodeProgress(11.0), "1": NodeProgress(12.0)}
 
 
 def test_a_clock_that_went_back_gives_no_negative_time() -> None:
-    state = after(after(new(), executing("1"), at=10.0), executing("2"), at=5.0)
+    state = after(after(new(), executing("1"), at=10.0), progress_state(n1=(1, 1, "finished")), at=5.0)
     assert state.finished == {"1": 0.0}
 
 
@@ -391,7 +390,7 @@ def test_a_node_that_was_made_at_run_time_shows_as_the_one_that_the_person_knows
 def test_node_ids_of_subgraphs_and_of_run_time_are_kept_as_they_are() -> None:
     state = after(new(), executing("12:34"), ("executed", {"node": "12:34", "output": {"text": ["a"]}}))
     state = after(state, executing("5.0.0.1"))
-    assert list(state.finished) == ["12:34"] and list(state.running) == ["5.0.0.1"] and list(state.outputs) == ["12:34"]
+    assert list(state.running) == ["12:34", "5.0.0.1"] and list(state.outputs) == ["12:34"]
 
 
 def test_the_executing_that_a_reconnect_sends_names_no_prompt_and_is_believed() -> None:
@@ -430,25 +429,11 @@ def test_progress_that_is_told_twice_is_told_once() -> None:
     assert after(state, tick) is state
 
 
-def test_a_server_of_2023_names_no_node_in_its_progress() -> None:
-    tick = ("progress", {"value": 5, "max": 20})
-    state = after(new(), executing("2"), tick)
-    assert state.running["2"].value == 5
-    idle = after(new(), START)
-    assert after(idle, tick) is idle
-
-
-def test_progress_of_a_node_whose_beginning_was_missed() -> None:
-    state = after(new(), START, ("progress", {"node": "2", "value": 5, "max": 20}))
-    assert state.running == {"2": NodeProgress(11.0, 5, 20, 11.0, 5, 11.0)}
-
-
-def test_late_progress_of_a_node_that_is_done_changes_nothing() -> None:
-    late = ("progress", {"node": "1", "value": 5, "max": 20})
-    state = after(new(), START, executing("1"), executing("2"))
-    assert after(state, late) is state
-    modern = after(new(), progress_state(n2=(0, 1, "running")))
-    assert after(modern, late) is modern
+@pytest.mark.parametrize("node_id", ["1", "9", None])
+def test_progress_of_a_node_that_does_not_run_changes_nothing(node_id: Any) -> None:
+    """It came late, or says not whose it is: progress_state comes first."""
+    state = after(new(), START, executing("1"), progress_state(n1=(1, 1, "finished"), n2=(0, 1, "running")))
+    assert after(state, ("progress", {"node": node_id, "value": 5, "max": 20})) is state
 
 
 def test_progress_without_numbers_is_progress_of_zero() -> None:
@@ -456,9 +441,8 @@ def test_progress_without_numbers_is_progress_of_zero() -> None:
     assert state.running == {"2": NodeProgress(10.0)}
 
 
-def test_with_progress_state_the_server_says_when_a_node_is_done() -> None:
+def test_the_server_says_when_a_node_is_done() -> None:
     state = after(new(), START, progress_state(n1=(0, 1, "running")), executing("1"), executing("2"))
-    assert state.per_node_state
     assert list(state.running) == ["1", "2"] and not state.finished  # nodes that wait for something else interleave
     state = after(state, progress_state(n1=(1, 1, "finished"), n2=(0, 1, "running")), at=20.0)
     assert list(state.running) == ["2"] and state.finished == {"1": 9.0}
@@ -496,7 +480,7 @@ def test_a_node_that_finished_before_we_saw_it_run_is_not_timed() -> None:
 @pytest.mark.parametrize("nodes", [None, [], "x", {"2": None}, {"2": "running"}, {"2": ["running"]}])
 def test_a_malformed_progress_state_only_shows_that_it_runs(nodes: Any) -> None:
     state = after(new(), ("progress_state", {"nodes": nodes}))
-    assert state == new(Phase.RUNNING, ahead=0, started_at=10.0, per_node_state=True)
+    assert state == new(Phase.RUNNING, ahead=0, started_at=10.0)
 
 
 def test_a_broken_part_of_a_progress_state_hides_no_other() -> None:
@@ -558,7 +542,7 @@ LATE = [
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase.over])
 @pytest.mark.parametrize("event", LATE, ids=[kind for kind, _ in LATE])
-def test_nothing_follows_an_end(phase: comfyui_runner.state.Phase, event: Tuple[str, Dict[str, Any]]) -> None:
+def test_nothing_follows_an_end(phase: Phase, event: Tuple[str, Dict[str, Any]]) -> None:
     state = new(phase)
     assert after(state, event) is state
 
@@ -586,9 +570,7 @@ def test_there_are_six_ends() -> None:
 
 @many
 @given(st.lists(messages, max_size=12), st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]))
-def test_no_sequence_of_messages_breaks_the_state(
-    events: List[Tuple[str, Any]], phase: comfyui_runner.state.Phase
-) -> None:
+def test_no_sequence_of_messages_breaks_the_state(events: List[Tuple[str, Any]], phase: Phase) -> None:
     state = new(phase)
     order = list(Phase)
     for number, (kind, data) in enumerate(events):
@@ -606,26 +588,22 @@ def test_no_sequence_of_messages_breaks_the_state(
 
 
 @pytest.mark.parametrize(
-    "end",
+    ("end", "phase"),
     [
-        ("execution_success", {}),
-        ("execution_error", {"node_id": "3"}),
-        ("execution_interrupted", {"node_id": "3"}),
-        None,
+        ([], Phase.SUCCESS),
+        ([("execution_success", {})], Phase.SUCCESS),
+        ([("execution_error", {"node_id": "3"})], Phase.ERROR),
+        ([("execution_interrupted", {"node_id": "3"})], Phase.INTERRUPTED),
     ],
 )
-def test_a_server_of_2023_ends_with_executing_null_and_the_history_tells_how(end: Any) -> None:
-    """No progress_state, no success event; its history had no status either."""
-    state = after(new(), executing("1"), executing("2"), ("progress", {"value": 1, "max": 2}), executing("3"))
-    state = after(state, ("executed", {"node": "3", "output": {"images": [{"filename": "a.png"}]}}), at=14.0)
-    assert not state.per_node_state
-    state = after(state, *([end] if end else []), OVER, at=15.0)
-    entry = {"prompt": [1, "p", CHAIN, {}, ["3"]], "outputs": {"3": {"images": [{"filename": "a.png"}]}}}
-    state = reconcile(state, None, entry, CHAIN, 20.0)
-    phases = {"execution_error": Phase.ERROR, "execution_interrupted": Phase.INTERRUPTED}
-    assert state.phase is (phases.get(end[0], Phase.SUCCESS) if end else Phase.SUCCESS)
-    assert list(state.outputs) == ["3"] and not state.running
-    assert set(state.finished) == ({"1", "2", "3"} if state.phase is Phase.SUCCESS else {"1", "2"})
+def test_where_the_history_has_no_status_the_socket_tells_how_it_ended(end: Any, phase: Phase) -> None:
+    state = after(new(), executing("1"), executing("2"), progress_state(n1=(1, 1, "finished")), *end, OVER)
+    images = {"images": [{"filename": "a.png"}]}
+    entry = {"prompt": [1, "p", CHAIN, {}, ["3"]], "outputs": {"3": images}, "status": None}
+    state = reconcile(state, Reading(NOT_IN_QUEUE, entry), CHAIN, 20.0)
+    assert state.phase is phase
+    assert state.outputs == {"3": images} and not state.running
+    assert set(state.finished) == ({"1", "2"} if phase is Phase.SUCCESS else {"1"})
     assert state.seconds is None and run_seconds(state, 99.0) == 10.0
 
 
@@ -671,6 +649,33 @@ def test_a_prompt_that_is_not_there(queue: Dict[str, Any]) -> None:
     assert place == QueuePlace(0, 0, 0, frozenset()) and not place.found
 
 
+@pytest.mark.parametrize(
+    ("queue", "found", "prompt"),
+    [
+        ({}, {"prompt": [1, "p", CHAIN, {}, []]}, CHAIN),
+        ({"queue_running": [[1, "p", CHAIN]]}, None, CHAIN),
+        ({"queue_pending": [item(1, "q"), [2, "p", {"1": CHAIN["1"], "2": None}]]}, {}, {"1": CHAIN["1"]}),
+        ({"queue_running": [[1, "p"]], "queue_pending": [[1, "p", None]]}, None, None),
+        ({"queue_running": [[1, "q", CHAIN]]}, {"prompt": [1, "q", CHAIN]}, None),
+        ({}, None, None),
+    ],
+)
+def test_the_prompt_of_somebody_else_is_in_the_history_or_the_queue(queue: Any, found: Any, prompt: Any) -> None:
+    assert prompt_on_server(queue, found, "p") == prompt
+
+
+@pytest.mark.parametrize(
+    ("place", "found", "answer"),
+    [
+        (QueuePlace(1, 0, 0, frozenset()), None, True),
+        (NOT_IN_QUEUE, {}, True),
+        (NOT_IN_QUEUE, None, False),
+    ],
+)
+def test_the_server_has_a_prompt_that_is_in_queue_or_history(place: QueuePlace, found: Any, answer: bool) -> None:
+    assert Reading(place, found).found is answer
+
+
 def test_malformed_items_do_not_count() -> None:
     queue = {"queue_running": [None, item(0, "a")], "queue_pending": [[None, "p"], ["x"], [float("nan"), "b"], 7]}
     assert place_in_queue(queue, "p") == QueuePlace(0, 1, 1, frozenset())
@@ -696,12 +701,12 @@ def test_any_queue_can_be_read(queue: Dict[str, Any]) -> None:
 
 RUNNING = QueuePlace(1, 0, 0, frozenset())
 PENDING = QueuePlace(0, 1, 2, frozenset())
-ABSENT = QueuePlace(0, 0, 0, frozenset())
+ABSENT = NOT_IN_QUEUE
 SETTLE = 5.0
 
 
-def reconciled(state: PromptState, place: Optional[QueuePlace], entry: Any = None, at: float = 20.0) -> PromptState:
-    return reconcile(state, place, entry, CHAIN, at, SETTLE)
+def reconciled(state: PromptState, place: QueuePlace, entry: Any = None, at: float = 20.0) -> PromptState:
+    return reconcile(state, Reading(place, entry), CHAIN, at, SETTLE)
 
 
 @pytest.mark.parametrize(
@@ -710,20 +715,15 @@ def reconciled(state: PromptState, place: Optional[QueuePlace], entry: Any = Non
         (Phase.SUBMITTING, RUNNING, Phase.RUNNING),
         (Phase.SUBMITTING, PENDING, Phase.QUEUED),
         (Phase.SUBMITTING, ABSENT, Phase.SUBMITTING),
-        (Phase.SUBMITTING, None, Phase.SUBMITTING),
         (Phase.QUEUED, RUNNING, Phase.RUNNING),
         (Phase.QUEUED, PENDING, Phase.QUEUED),
         (Phase.QUEUED, ABSENT, Phase.QUEUED),
-        (Phase.QUEUED, None, Phase.QUEUED),
         (Phase.RUNNING, RUNNING, Phase.RUNNING),
         (Phase.RUNNING, PENDING, Phase.RUNNING),  # the answer is older than the message that it began
         (Phase.RUNNING, ABSENT, Phase.RUNNING),
-        (Phase.RUNNING, None, Phase.RUNNING),
     ],
 )
-def test_what_a_look_at_the_queue_says(
-    phase: comfyui_runner.state.Phase, place: Any, found: comfyui_runner.state.Phase
-) -> None:
+def test_what_a_look_at_the_queue_says(phase: Phase, place: Any, found: Phase) -> None:
     assert reconciled(new(phase), place).phase is found
 
 
@@ -746,25 +746,19 @@ def test_a_look_that_finds_it_running_says_since_when_at_the_latest() -> None:
 def test_the_queue_tells_which_outputs_were_accepted() -> None:
     prompt = {**CHAIN, "4": node("SaveImage", images=["9", 0])}
     state = PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
-    state = reconcile(state, PENDING._replace(targets=frozenset({"3"})), None, prompt, 20.0)
+    state = reconcile(state, Reading(PENDING._replace(targets=frozenset({"3"})), None), prompt, 20.0)
     assert state.targets == {"3"} and state.planned == {"1", "2", "3"}
-
-
-def test_a_prompt_that_nothing_was_read_about_stays_as_it_is() -> None:
-    for phase in Phase:
-        state = new(phase, missing_since=1.0)
-        assert reconciled(state, None) is state
 
 
 def test_what_is_over_stays_over_whatever_the_queue_says() -> None:
     for phase in Phase:
         if phase.over:
             state = new(phase)
-            assert all(reconciled(state, place, {}) is state for place in (RUNNING, PENDING, ABSENT, None))
+            assert all(reconciled(state, place, {}) is state for place in (RUNNING, PENDING, ABSENT))
 
 
 @pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.RUNNING])
-def test_an_absent_prompt_has_time_to_settle(phase: comfyui_runner.state.Phase) -> None:
+def test_an_absent_prompt_has_time_to_settle(phase: Phase) -> None:
     state = reconciled(new(phase), ABSENT, at=20.0)
     assert (state.phase, state.missing_since) == (phase, 20.0)
     assert reconciled(state, ABSENT, at=24.9) is state
@@ -787,23 +781,21 @@ NEITHER = "it is neither in the server's queue nor in its history any more (a re
         ({"phase": Phase.RUNNING, "ending": Phase.INTERRUPTED}, Phase.INTERRUPTED, ""),
     ],
 )
-def test_a_prompt_that_stays_absent_is_over(
-    known: Dict[str, Any], phase: comfyui_runner.state.Phase, reason: str
-) -> None:
+def test_a_prompt_that_stays_absent_is_over(known: Dict[str, Any], phase: Phase, reason: str) -> None:
     state = reconciled(new(missing_since=10.0, **known), ABSENT)
     assert (state.phase, state.reason, state.ended_at, state.missing_since) == (phase, reason, 20.0, None)
 
 
 def test_when_the_sockets_success_counts_the_last_node_is_done() -> None:
-    state = after(new(), executing("1"), executing("2"), ("execution_success", {}))
+    state = after(new(), executing("2"), ("execution_success", {}))
     state = reconciled(state._replace(missing_since=10.0), ABSENT, at=20.0)
-    assert (state.phase, state.finished, state.running) == (Phase.SUCCESS, {"1": 1.0, "2": 9.0}, {})
+    assert (state.phase, state.finished, state.running) == (Phase.SUCCESS, {"2": 10.0}, {})
 
 
 def test_a_node_that_was_stopped_is_not_done() -> None:
-    state = after(new(), executing("1"), executing("2"), ("execution_error", {"node_id": "2"}))
+    state = after(new(), executing("2"), ("execution_error", {"node_id": "2"}))
     state = reconciled(state._replace(missing_since=10.0), ABSENT, at=20.0)
-    assert (state.phase, state.finished, state.running) == (Phase.ERROR, {"1": 1.0}, {})
+    assert (state.phase, state.finished, state.running) == (Phase.ERROR, {}, {})
 
 
 def test_a_run_is_lost_once() -> None:
@@ -846,18 +838,16 @@ ENDED = ["execution_success", {"timestamp": 102500}]
         ({"status": {"messages": {}}, "outputs": [], "prompt": [1, 2]}, Phase.SUCCESS),
     ],
 )
-def test_the_history_has_the_last_word(
-    phase: comfyui_runner.state.Phase, told: Dict[str, Any], end: comfyui_runner.state.Phase
-) -> None:
+def test_the_history_has_the_last_word(phase: Phase, told: Dict[str, Any], end: Phase) -> None:
     state = reconciled(new(phase), ABSENT, told)
     assert (state.phase, state.ended_at) == (end, 20.0)
 
 
 def test_the_history_overrules_the_socket() -> None:
     seen = new(Phase.RUNNING, ending=Phase.SUCCESS)
-    assert reconciled(seen, None, entry("error", ["execution_interrupted", {}])).phase is Phase.INTERRUPTED
+    assert reconciled(seen, ABSENT, entry("error", ["execution_interrupted", {}])).phase is Phase.INTERRUPTED
     seen = new(Phase.RUNNING, ending=Phase.ERROR, failure={"node_id": "2"})
-    assert reconciled(seen, None, entry("error")).failure == {"node_id": "2"}
+    assert reconciled(seen, ABSENT, entry("error")).failure == {"node_id": "2"}
 
 
 def test_the_history_of_a_failure_says_what_failed() -> None:
@@ -893,8 +883,8 @@ def test_the_history_completes_what_the_socket_missed() -> None:
 def test_the_history_tells_which_outputs_ran() -> None:
     prompt = {**CHAIN, "4": node("SaveImage", images=["1", 0])}
     state = PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
-    assert reconcile(state, None, entry(targets=("4",)), prompt, 1.0).planned == {"1", "4"}
-    foreign = reconcile(state, None, entry(targets=("99",)), prompt, 1.0)
+    assert reconcile(state, Reading(ABSENT, entry(targets=("4",))), prompt, 1.0).planned == {"1", "4"}
+    foreign = reconcile(state, Reading(ABSENT, entry(targets=("99",))), prompt, 1.0)
     assert foreign.targets == {"99"} and foreign.planned == frozenset(prompt)
 
 
@@ -904,9 +894,7 @@ def test_the_history_tells_which_outputs_ran() -> None:
     st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]),
     st.lists(messages, max_size=3),
 )
-def test_any_history_entry_is_an_end(
-    told: Dict[str, Any], phase: comfyui_runner.state.Phase, events: List[Tuple[str, Any]]
-) -> None:
+def test_any_history_entry_is_an_end(told: Dict[str, Any], phase: Phase, events: List[Tuple[str, Any]]) -> None:
     state = new(phase)
     for kind, data in events:
         state = reduce(state, Event(kind, "p", data, 1.0))
@@ -917,7 +905,7 @@ def test_any_history_entry_is_an_end(
 
 
 @few
-@given(st.lists(st.sampled_from([RUNNING, PENDING, ABSENT, None, "message", "entry"]), max_size=10), st.data())
+@given(st.lists(st.sampled_from([RUNNING, PENDING, ABSENT, "message", "entry"]), max_size=10), st.data())
 def test_a_prompt_only_moves_forward_whatever_is_seen_of_it(sights: List[Any], data: Any) -> None:
     order, state = list(Phase), new(Phase.SUBMITTING)
     for number, sight in enumerate(sights):
@@ -926,7 +914,7 @@ def test_a_prompt_only_moves_forward_whatever_is_seen_of_it(sights: List[Any], d
             kind, content = data.draw(messages)
             state = reduce(state, Event(kind, "p", content, 2.0 * number))
         elif sight == "entry":
-            state = reconciled(state, None, data.draw(history_entries), 2.0 * number)
+            state = reconciled(state, ABSENT, data.draw(history_entries), 2.0 * number)
         else:
             state = reconciled(state, sight, None, 2.0 * number)
         assert order.index(before.phase) <= order.index(state.phase)
@@ -951,11 +939,11 @@ def test_a_prompt_only_moves_forward_whatever_is_seen_of_it(sights: List[Any], d
     ],
 )
 def test_a_run_is_wholly_cached_when_every_output_was_and_nothing_ran(known: Dict[str, Any], answer: bool) -> None:
-    assert comfyui_runner.state.wholly_cached(new(**known)) is answer
+    assert wholly_cached(new(**known)) is answer
 
 
 def test_a_run_of_nothing_is_not_wholly_cached() -> None:
-    assert not comfyui_runner.state.wholly_cached(PromptState("p", Phase.SUCCESS))
+    assert not wholly_cached(PromptState("p", Phase.SUCCESS))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import List, Tuple
 
 from comfyui_runner.console import Console
 from comfyui_runner.errors import ExitStatus, PromptUnknown
+from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
-from comfyui_runner.session import Run, Session
+from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import ComfyUI, Watch, conclude_run, keep_record
 

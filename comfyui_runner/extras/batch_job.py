@@ -55,9 +55,10 @@ from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.reports import Line, Report, exit_status_of, problem_report
+from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
-from comfyui_runner.session import Run, Session, is_lost
+from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.state import Phase
 from comfyui_runner.steps import (

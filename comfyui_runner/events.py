@@ -1,0 +1,89 @@
+"""One WebSocket frame of ComfyUI as an event. No clock, no socket."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
+
+
+class Event(NamedTuple):
+    """One WebSocket message. ``at`` is when it came, in seconds of any one clock."""
+
+    type: str
+    prompt_id: Optional[str]  # None: the message does not say which prompt it is about
+    data: Mapping[str, Any]
+    at: float
+
+
+class Preview(NamedTuple):
+    """A picture that came over the WebSocket. ``node_id`` is None where the frame names no node."""
+
+    node_id: Optional[str]
+    mime: str
+    image: bytes
+
+
+#: The types of binary frames: their first four bytes, big-endian (ComfyUI's protocol.py).
+PICTURE_FRAME = 1
+TEXT_FRAME = 3
+PICTURE_FRAME_WITH_METADATA = 4
+
+#: The format of a PICTURE_FRAME: its next four bytes.
+PICTURE_FORMATS = {1: "image/jpeg", 2: "image/png"}
+
+
+def parse_message(frame: Union[str, bytes], at: float) -> Event:
+    """One WebSocket frame as an Event; never raises.
+
+    A binary frame becomes an event of type "preview" (``data["preview"]`` is a Preview) or
+    "progress_text" (``node`` and ``text``); what is broken or not known becomes "unknown".
+    """
+    try:
+        if isinstance(frame, str):
+            return _parse_json_frame(frame, at)
+        return _parse_binary_frame(frame, at)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+        return Event("unknown", None, {}, at)
+
+
+def _parse_json_frame(frame: str, at: float) -> Event:
+    message = json.loads(frame)
+    data = message.get("data") or {}
+    return Event(str(message["type"]), _prompt_id_in(data), data, at)
+
+
+def _parse_binary_frame(frame: bytes, at: float) -> Event:
+    (frame_type,) = struct.unpack_from(">I", frame)
+
+    if frame_type == PICTURE_FRAME:
+        (picture_format,) = struct.unpack_from(">I", frame, 4)
+        mime = PICTURE_FORMATS.get(picture_format, "application/octet-stream")
+        return Event("preview", None, {"preview": Preview(None, mime, frame[8:])}, at)
+
+    if frame_type == TEXT_FRAME:
+        node_id, text = _split_by_length(frame)
+        data = {"node": node_id.decode(), "text": text.decode()}
+        return Event("progress_text", None, data, at)
+
+    if frame_type == PICTURE_FRAME_WITH_METADATA:
+        metadata, image = _split_by_length(frame)
+        about = json.loads(metadata)
+        preview = Preview(str(about["display_node_id"]), str(about["image_type"]), image)
+        return Event("preview", _prompt_id_in(about), {"preview": preview}, at)
+
+    raise ValueError("a type that is not known")
+
+
+def _split_by_length(frame: bytes) -> Tuple[bytes, bytes]:
+    """What follows the type: a part whose length is in the next four bytes, and the rest."""
+    (length,) = struct.unpack_from(">I", frame, 4)
+    end = 8 + length
+    if len(frame) < end:
+        raise ValueError("the frame is cut off")
+    return frame[8:end], frame[end:]
+
+
+def _prompt_id_in(data: Mapping[str, Any]) -> Optional[str]:
+    prompt_id = data.get("prompt_id")
+    return prompt_id if isinstance(prompt_id, str) else None
