@@ -1,4 +1,5 @@
-"""Who may use the service."""
+"""Who may use the service. Its address is open to every program of this machine, and to every web page
+that a browser on it shows: a page needs no permission to make the browser send a request."""
 
 from __future__ import annotations
 
@@ -10,114 +11,164 @@ import socket
 from typing import FrozenSet, NamedTuple, Optional, Sequence
 
 from comfyui_runner.errors import UsageError
-from comfyui_runner.messages import HttpError, Request
+from comfyui_runner.messages import Headers, HttpError, Request
 from comfyui_runner.text import one_line
 
+#: The name of the cookie that POST /login gives to the page.
 COOKIE = "comfyui_workflow_runner"
+
+#: What may be had without a token: the page that asks for it, and what a watchdog asks for.
+PATHS_WITHOUT_TOKEN = ("/login", "/health")
 
 
 class Guard(NamedTuple):
-    """Who may speak to the service: its own names, other origins that are allowed, the token."""
+    """Who may use the service: the names that it answers to, the origins that are allowed, the token."""
 
     hosts: FrozenSet[str] = frozenset(("localhost", "127.0.0.1"))
     origins: FrozenSet[str] = frozenset()
     token: Optional[str] = None
 
     def refusal(self, request: Request) -> Optional[HttpError]:
-        """Why a request is not let in, or None.
-
-        A foreign name in Host is DNS rebinding (an address cannot be rebound); a foreign Origin,
-        Referer or Sec-Fetch-Site is another web page, which may not even start a run by an <img>.
-        """
-        host = request.headers.get("host", "")
-        name = _host_name(host)
-        if name and name not in self.hosts:
-            return HttpError(
-                403,
-                "foreign_host",
-                "This service is not called %s: --allow-host names it so." % one_line(host, 80),
-            )
-        ours = ("http://" + host, "https://" + host, *self.origins)
-        origin = request.headers.get("origin")
-        referer = request.headers.get("referer", "")
-        page = request.method in ("GET", "HEAD") and request.path == "/"
-        if origin is not None and origin not in ours:
-            return HttpError(
-                403,
-                "foreign_origin",
-                "Pages of other origins may not use this service (--allow-origin).",
-            )
-        site = request.headers.get("sec-fetch-site", "none")
-        if not page and origin is None and site not in ("none", "same-origin"):
-            return HttpError(
-                403, "foreign_origin", "Pages of other origins may not use this service."
-            )
-        if not page and referer and "/".join(referer.lower().split("/")[:3]) not in ours:
-            return HttpError(
-                403, "foreign_origin", "Pages of other origins may not use this service."
-            )
-        if "prefetch" in request.headers.get("sec-purpose", "") + request.headers.get(
-            "purpose", ""
-        ):
-            return HttpError(403, "prefetch", "A prefetch is not answered.")
-        if (
-            self.token
-            and not page
-            and request.path not in ("/login", "/health")
-            and not self.knows(request)
-        ):
-            return HttpError(401, "unauthorized", "A token is needed.", WWW_Authenticate="Bearer")
-        return None
-
-    def knows(self, request: Request) -> bool:
-        """Whether the request bears the token, or the cookie that the login gave."""
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        cookie = re.search(r"(?:^|;\s*)%s=([0-9a-f]+)" % COOKIE, request.headers.get("cookie", ""))
-        return (scheme.lower() == "bearer" and self.is_token(given.strip())) or bool(
-            cookie and _same(cookie.group(1), self.cookie())
+        """Why a request is refused, or None."""
+        return (
+            self._refuse_foreign_host(request)
+            or self._refuse_foreign_page(request)
+            or self._refuse_prefetch(request)
+            or self._refuse_without_token(request)
         )
 
-    def is_token(self, given: str) -> bool:
-        """Whether ``given`` is the token, in a time that does not tell how much of it is right."""
-        return self.token is not None and _same(given, self.token)
+    def _refuse_foreign_host(self, request: Request) -> Optional[HttpError]:
+        """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then is of the
+        same origin as the service. The browser still sends Host: evil.example. An address in Host
+        cannot be made to point elsewhere, so it is taken."""
+        host = request.headers.get("host", "")
+        name = _host_name(host)
+        if name == "" or name in self.hosts:
+            return None
+        message = (
+            f"This service does not answer to the name {one_line(host, 80)}. "
+            "Start it with --allow-host NAME if it should."
+        )
+        return HttpError(403, "foreign_host", message)
 
-    def cookie(self) -> str:
-        """What the cookie holds: not the token itself."""
+    def _refuse_foreign_page(self, request: Request) -> Optional[HttpError]:
+        """Other web pages: an <img> with the URL of GET /queue would be enough to start a run.
 
+        A browser names the page in Origin (not with every GET), Referer and Sec-Fetch-Site; other
+        clients send none of them.
+        """
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in self._origins_of(request):
+            message = "Pages of other origins may not use this service (--allow-origin)."
+            return HttpError(403, "foreign_origin", message)
+
+        if _asks_for_page(request):
+            return (
+                None  # a link from anywhere may lead to the page, which then asks on its own behalf
+            )
+
+        site = request.headers.get("sec-fetch-site", "none")
+        is_foreign_site = origin is None and site not in ("none", "same-origin")
+        referer = request.headers.get("referer", "")
+        origin_of_referer = "/".join(referer.lower().split("/")[:3])
+        is_foreign_referer = referer != "" and origin_of_referer not in self._origins_of(request)
+        if is_foreign_site or is_foreign_referer:
+            message = "Pages of other origins may not use this service."
+            return HttpError(403, "foreign_origin", message)
+        return None
+
+    def _refuse_prefetch(self, request: Request) -> Optional[HttpError]:
+        """A browser may ask for what somebody might click on; GET /queue would start a run."""
+        purposes = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
+        if "prefetch" not in purposes:
+            return None
+        return HttpError(403, "prefetch", "This service does not answer prefetch requests.")
+
+    def _refuse_without_token(self, request: Request) -> Optional[HttpError]:
+        if (
+            self.token is None
+            or _asks_for_page(request)
+            or request.path in PATHS_WITHOUT_TOKEN
+            or self.has_token(request)
+        ):
+            return None
+        headers = (("WWW-Authenticate", "Bearer"),)
+        message = "This service needs a token: Authorization: Bearer TOKEN."
+        return HttpError(401, "unauthorized", message, headers=headers)
+
+    def _origins_of(self, request: Request) -> FrozenSet[str]:
+        """The origins whose pages may send ``request``: the service's own, and those that are allowed."""
+        host = request.headers.get("host", "")
+        return self.origins | {f"http://{host}", f"https://{host}"}
+
+    def cors_headers(self, request: Request) -> Headers:
+        """What lets a page of an allowed origin read the answer."""
+        origin = request.headers.get("origin", "")
+        if not origin or origin not in self.origins:
+            return ()
+        return ("Access-Control-Allow-Origin", origin), ("Vary", "Origin")
+
+    def has_token(self, request: Request) -> bool:
+        """Whether the request has the token, or the cookie of the login."""
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
+            return True
+        cookie = re.search(rf"(?:^|;\s*){COOKIE}=([0-9a-f]+)", request.headers.get("cookie", ""))
+        return cookie is not None and _equal_in_constant_time(cookie[1], self.cookie_value())
+
+    def is_token(self, text: str) -> bool:
+        """Whether ``text`` is the token."""
+        return self.token is not None and _equal_in_constant_time(text, self.token)
+
+    def cookie_value(self) -> str:
+        """What the cookie of the login holds. The token cannot be read from it."""
         return hmac.new(str(self.token).encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
+
+
+def _asks_for_page(request: Request) -> bool:
+    return request.method in ("GET", "HEAD") and request.path == "/"
+
+
+def _equal_in_constant_time(first: str, second: str) -> bool:
+    """The time that it takes says nothing of how much of a guess was right."""
+    return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
 
 
 @functools.lru_cache(64)
 def _host_name(host: str) -> str:
-    """The name in a Host header, in lower case; "" for an address ("?" for nothing at all)."""
+    """The name in a Host header, in lower case; "" for an address, "?" where there is none."""
     name = re.sub(r":\d+$", "", host).strip("[]").lower()
-    return "" if re.match(r"^[\d.]+$|^[\da-f:.]*:[\da-f:.]*$", name) else name or "?"
-
-
-def _same(first: str, second: str) -> bool:
-    return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
+    is_ipv4 = re.match(r"^[\d.]+$", name)
+    is_ipv6 = re.match(r"^[\da-f:.]*:[\da-f:.]*$", name)
+    if is_ipv4 or is_ipv6:
+        return ""
+    return name or "?"
 
 
 def make_guard(
     host: str, token: Optional[str], no_token: bool, hosts: Sequence[str], origins: Sequence[str]
 ) -> Guard:
-    """Who may speak to the service on ``host``. Raises UsageError for an open door without a token."""
+    """The guard of a service that listens on ``host``: ``hosts`` are more names that it answers to,
+    ``origins`` those whose pages are allowed.
 
-    local = host in ("localhost", "::1") or host.startswith("127.")
-    if not local and not token and not no_token:
+    Raises UsageError where other machines could use the service without a token, unless ``no_token``.
+    """
+    is_local = host in ("localhost", "::1") or host.startswith("127.")
+    if not is_local and not token and not no_token:
         raise UsageError(
-            "--host %s lets other machines in, so it needs a token." % host,
-            "Add --token SECRET (or COMFYUI_RUNNER_TOKEN), or --no-token if everybody there may use your GPU.",
+            f"--host {host} lets other machines in, so it needs a token.",
+            "Add --token SECRET (or set COMFYUI_RUNNER_TOKEN), "
+            "or --no-token if everybody there may use your GPU.",
         )
     names = {"localhost", host.lower(), *(name.lower() for name in hosts)}
-    if not local:
-        machine = socket.gethostname().lower()
-        names |= {
-            machine,
-            machine + ".local",
-            machine.partition(".")[0],
-            machine.partition(".")[0] + ".local",
-        }
-    return Guard(
-        frozenset(names), frozenset(origin.rstrip("/").lower() for origin in origins), token or None
-    )
+    if not is_local:
+        names |= _names_of_this_machine()
+    allowed_origins = frozenset(origin.rstrip("/").lower() for origin in origins)
+    return Guard(frozenset(names), allowed_origins, token or None)
+
+
+def _names_of_this_machine() -> FrozenSet[str]:
+    """What other machines may call this one: with and without its domain, and by mDNS (.local)."""
+    name = socket.gethostname().lower()
+    short_name = name.partition(".")[0]
+    return frozenset((name, f"{name}.local", short_name, f"{short_name}.local"))

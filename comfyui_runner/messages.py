@@ -1,59 +1,33 @@
-"""Requests and answers of continuous mode, before any socket."""
+"""Requests and answers of continuous mode. No socket is touched here."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import http
 import json
 import re
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import RunnerError, ServerAnswer
 from comfyui_runner.text import one_line, plain_json
 
-#: Content types that a browser may open in place; all else is downloaded (HTML and SVG run scripts).
+Headers = Tuple[Tuple[str, str], ...]
+
+#: Bytes of a JSON body.
+JSON_LIMIT = 16 << 20
+
+#: Content types that a browser may open in place. Anything else is downloaded: HTML and SVG run scripts.
 INLINE_TYPES = re.compile(
     r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b"
 )
 
-
-def security_headers(page: bytes) -> Tuple[Tuple[str, str], ...]:
-    """Sent with everything: nothing is guessed, framed, or fetched from elsewhere, and no script runs
-    but those of ``page``, which are known by their hashes."""
-
-    scripts = re.findall(rb"<script>(.*?)</script>", page, re.S)
-    hashes = [
-        "'sha256-%s'" % base64.b64encode(hashlib.sha256(script).digest()).decode()
-        for script in scripts
-    ]
-    return (
-        ("X-Content-Type-Options", "nosniff"),
-        ("Referrer-Policy", "same-origin"),
-        ("Cache-Control", "no-store"),
-        ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src %s; "
-         "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
-         "frame-ancestors 'none'" % (" ".join(hashes) or "'none'")),
-    )  # fmt: skip
-
-
-JSON_LIMIT = 16 << 20  #: bytes of a JSON body
-
-
-class HttpError(RunnerError):
-    """An answer that is no success. ``type`` names it for programs."""
-
-    def __init__(
-        self, status: int, type: str, message: str, details: Any = None, **headers: str
-    ) -> None:
-        super().__init__(message)
-        self.http_status = status
-        self.type = type
-        self.details = details
-        self.headers = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+#: Seconds after which a client may try again when the service or ComfyUI is not available.
+RETRY_AFTER = "5"
 
 
 class Request(NamedTuple):
-    """The head of a request; names of headers in lower case. ``path`` is without ``/api``."""
+    """The head of a request. ``path`` is without ``/api``; names of headers are in lower case."""
 
     method: str
     path: str
@@ -62,68 +36,153 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """An answer: a body, or ``stream``, which writes itself to the connection."""
+    """An answer: ``body``, or ``stream``, which is called with a function that sends bytes."""
 
     status: int
     body: bytes = b""
     type: str = "application/json"
-    headers: Tuple[Tuple[str, str], ...] = ()
-    stream: Optional[Callable[[Any], None]] = None
+    headers: Headers = ()
+    stream: Optional[Callable[[Callable[[bytes], None]], None]] = None
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection says where the answer ends: an event stream does so."""
+        if self.stream is None:
+            return False
+        return all(name != "Content-Length" for name, _ in self.headers)
 
 
-def json_response(status: int, body: Any, *headers: Tuple[str, str]) -> Response:
-    """``body`` as JSON."""
-    return Response(status, strict_json(body).encode(), headers=headers)
+class HttpError(RunnerError):
+    """An answer that is not a success. ``type`` is its name for programs; ``headers`` are sent with it."""
+
+    def __init__(
+        self, status: int, type: str, message: str, details: Any = None, headers: Headers = ()
+    ) -> None:
+        super().__init__(message)
+        self.http_status = status
+        self.type = type
+        self.details = details
+        self.headers = headers
 
 
-_STRICT = json.JSONEncoder(allow_nan=False)
+# -- JSON ----------------------------------------------------------------------------------------------
+
+#: Browsers refuse the NaN and Infinity that Python writes unless it is forbidden to.
+_STRICT_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 def strict_json(value: Any) -> str:
-    """``value`` as strict JSON; what that cannot hold is made plain first."""
+    """``value`` as JSON that every reader takes; what JSON cannot hold is made plain first."""
     try:
-        return _STRICT.encode(value)
+        return _STRICT_ENCODER.encode(value)
     except (ValueError, TypeError, RecursionError):
-        return _STRICT.encode(plain_json(value))
+        return _STRICT_ENCODER.encode(plain_json(value))
 
 
-def error_response(error: BaseException) -> Response:
-    """What a client is told of an error."""
-    if isinstance(error, ServerAnswer):
-        refused = {400: 400, 403: 400, 404: 400, 413: 413}.get(error.status, 503)
-        error = HttpError(
-            refused, "comfyui_refused" if refused < 500 else "comfyui_failed", error.message
-        )
-    elif not isinstance(error, RunnerError):
-        error = HttpError(500, "internal_error", "%s: %s" % (type(error).__name__, error))
-    kind = (
-        getattr(error, "type", None)
-        or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
-    )
-    message = (error.message + " " + error.remedy).strip()
-    body = {"error": {"type": kind, "message": message, "details": getattr(error, "details", None)}}
-    headers = getattr(error, "headers", ())
-    if error.http_status == 503 and not any(name == "Retry-After" for name, _ in headers):
-        headers = (*headers, ("Retry-After", "5"))
-    return json_response(error.http_status, body, *headers)
+def json_response(status: int, body: Any, headers: Headers = ()) -> Response:
+    """An answer with ``body`` as JSON."""
+    return Response(status, strict_json(body).encode(), headers=headers)
 
 
 def parse_fields(
     body: bytes, required: Mapping[str, type], optional: Mapping[str, type]
 ) -> Dict[str, Any]:
-    """The fields of a JSON object. Raises HttpError 400 for what is no such object."""
+    """The fields of a JSON object, those that are not asked for included. An empty body is ``{}``.
+
+    Raises HttpError 400 if the body is not an object, or lacks a required field, or a field that is
+    asked for has another type (``str`` and ``dict`` are known).
+    """
     try:
-        document = json.loads(body) if body.strip() else {}
+        fields = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise HttpError(
-            400, "not_json", "The body is not JSON: %s." % one_line(error, 200)
-        ) from None
-    if not isinstance(document, dict):
+        reason = one_line(error, 200)
+        raise HttpError(400, "not_json", f"The body is not JSON: {reason}.") from None
+    if not isinstance(fields, dict):
         raise HttpError(400, "not_an_object", "The body must be a JSON object.")
-    for name, kind in {**required, **optional}.items():
-        if name not in document and name in required:
-            raise HttpError(400, "missing_field", "The field %s is missing." % name)
-        if name in document and not isinstance(document[name], kind):
-            words = "a text" if kind is str else "an object"
-            raise HttpError(400, "wrong_type", "The field %s must be %s." % (name, words))
-    return document
+
+    for name in required:
+        if name not in fields:
+            raise HttpError(400, "missing_field", f"The field {name} is missing.")
+    for name, wanted in {**required, **optional}.items():
+        if name in fields and not isinstance(fields[name], wanted):
+            type_in_words = "a text" if wanted is str else "an object"
+            raise HttpError(400, "wrong_type", f"The field {name} must be {type_in_words}.")
+    return fields
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+#: What ComfyUI refuses because of the request is passed on as the client's fault; any other status of
+#: ComfyUI's is a failure behind the service (503).
+_STATUS_IF_COMFYUI_REFUSES = {400: 400, 403: 400, 404: 400, 413: 413}
+
+
+def error_response(error: BaseException) -> Response:
+    """The answer to a request that ended with ``error``."""
+    error = _as_http_error(error)
+    headers = error.headers
+    if error.http_status == 503 and all(name != "Retry-After" for name, _ in headers):
+        headers = (*headers, ("Retry-After", RETRY_AFTER))
+    body = {"type": error.type, "message": error.message, "details": error.details}
+    return json_response(error.http_status, {"error": body}, headers)
+
+
+def _as_http_error(error: BaseException) -> HttpError:
+    """Any error as one that has a status and a type."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, ServerAnswer):
+        status = _STATUS_IF_COMFYUI_REFUSES.get(error.status, 503)
+        type_ = "comfyui_failed" if status == 503 else "comfyui_refused"
+        return HttpError(status, type_, error.message)
+    if isinstance(error, RunnerError):
+        message = f"{error.message} {error.remedy}".strip()
+        type_ = getattr(error, "type", None) or _words_of_class(type(error))
+        return HttpError(error.http_status, type_, message, getattr(error, "details", None))
+    return HttpError(500, "internal_error", f"{type(error).__name__}: {error}")
+
+
+def _words_of_class(class_: type) -> str:
+    """The name of a class in lower case: ServerUnreachable is server_unreachable."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_.__name__).lower()
+
+
+# -- heads of answers ----------------------------------------------------------------------------------
+
+
+def security_headers(page: bytes) -> Headers:
+    """Sent with every answer: a browser guesses no type, shows nothing in a frame, fetches nothing from
+    elsewhere, and runs no script but those of ``page``, which it knows by their hashes."""
+    scripts = re.findall(rb"<script>(.*?)</script>", page, re.S)
+    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
+    allowed_scripts = " ".join(f"'sha256-{hash_}'" for hash_ in hashes)
+    policy = (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src " + (allowed_scripts or "'none'"),
+        "img-src 'self' blob: data:",
+        "media-src 'self' blob:",
+        "connect-src 'self'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+    return (
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "same-origin"),
+        ("Cache-Control", "no-store"),
+        ("Content-Security-Policy", "; ".join(policy)),
+    )
+
+
+def encode_head(response: Response, more_headers: Headers) -> bytes:
+    """The head of an answer: its status, its own headers, and ``more_headers``."""
+    lines = [f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}"]
+    headers: List[Tuple[str, str]] = [*response.headers]
+    has_no_body = response.status in (204, 304)
+    if not has_no_body:
+        headers.append(("Content-Type", response.type))
+    if not has_no_body and response.stream is None:
+        headers.append(("Content-Length", str(len(response.body))))
+    lines += [f"{name}: {value}" for name, value in (*headers, *more_headers)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")

@@ -1,4 +1,8 @@
-"""The table of routes of continuous mode."""
+"""The routes of continuous mode: what there is, and which route a request means.
+
+extras/openapi.json describes requests and answers; the tests compare it with this table and with what
+the service answers.
+"""
 
 from __future__ import annotations
 
@@ -7,105 +11,243 @@ import re
 import urllib.parse
 from typing import Dict, List, NamedTuple, Tuple
 
-from comfyui_runner.messages import HttpError
+from comfyui_runner.messages import HttpError, Response
 from comfyui_runner.text import one_line
 
 
 class Route(NamedTuple):
-    """One row of the table of routes, which the help, the documents and OpenAPI are made from."""
+    """One row of the table. The console, ``curl http://.../`` and docs/MIDDLEWARE.md show it."""
 
     method: str
-    path: str  # {name} takes one part
-    handler: str  # a method of Service
+    path: str  # {prompt_id} stands for one part
+    handler: str  # a method of ServiceRoutes
     summary: str
-    statuses: Tuple[int, ...]
-    body: str = ""  # a schema of the request's body
-    query: Tuple[str, ...] = ()
-    curl: str = ""
-    answer: str = ""  # a schema of a success's body, or its content types
+    statuses: Tuple[
+        int, ...
+    ]  # of its own: any route may answer 400, 401, 403, 408, 411, 413, 431 and 503
+    curl: str = ""  # arguments of an example; {url} is the service's address
 
 
 ROUTES: Tuple[Route, ...] = (
-    Route("GET", "/", "get_page", "The page; for curl this list.", (200,), answer="text/html text/plain"),
-    Route("GET", "/health", "get_health", "200 while the service runs.", (200,), curl="{}/health", answer="Health"),
-    Route("GET", "/status", "get_status", "ComfyUI, the workflow, the queue.", (200,), curl="{}/status",
-          answer="Status"),
-    Route("GET", "/workflow", "get_workflow", "The held workflow and what can be set in it.", (200,),
-          curl="{}/workflow", answer="Workflow"),
-    Route("PUT", "/workflow", "put_workflow", "Replaces the held workflow after checking it.", (200, 400, 503),
-          "Document", curl="-T workflow_api.json {}/workflow", answer="Held"),
-    Route("POST", "/workflow/reset", "reset_workflow", "Takes the workflow from its file again.", (200, 400),
-          curl="-X POST {}/workflow/reset", answer="Held"),
-    Route("POST", "/update/prompt", "update_prompt", "Sets a text, by node, title, or positive and negative.",
-          (200, 400, 409), "UpdatePrompt", curl="-d '{{\"type\": \"positive\", \"text\": \"a fox\"}}' {}/update/prompt",
-          answer="Edited"),
-    Route("POST", "/update/inputs", "update_inputs", "Sets inputs of a node; a \"random\" seed is drawn at each run.",
-          (200, 400, 409), "UpdateInputs",
-          curl="-d '{{\"node_id\": \"5\", \"inputs\": {{\"seed\": \"random\"}}}}' {}/update/inputs", answer="Edited"),
-    Route("POST", "/upload/image", "upload_image", "Uploads a file to ComfyUI and sets it in a loader.",
-          (200, 202, 400, 409, 413, 429, 503), "Upload", ("node_id",), "-F image=@cat.png {}/upload/image", "Uploaded"),
-    Route("GET", "/queue", "start_run", "Runs the held workflow as it is now.", (202, 400, 429, 503), curl="{}/queue",
-          answer="Started"),
-    Route("POST", "/queue", "start_run", "The same.", (202, 400, 429, 503), "Empty", curl="-X POST {}/queue",
-          answer="Started"),
-    Route("POST", "/prompt", "post_prompt", "ComfyUI's own call: runs the prompt in the body.", (200, 400, 429, 503),
-          "PostPrompt", curl="-d @request.json {}/prompt", answer="Prompted"),
-    Route("POST", "/interrupt", "interrupt", "Stops our run, and nobody else's.", (200, 202, 400, 409), "Interrupt",
-          curl="-X POST {}/interrupt", answer="Interrupted"),
-    Route("GET", "/runs", "get_runs", "The last 200 runs, the newest first.", (200,), curl="{}/runs", answer="Runs"),
-    Route("GET", "/runs/{prompt_id}", "get_run", "One run; ?wait=30 answers when it ends.", (200, 400, 404), "",
-          ("wait",), "'{}/runs/PROMPT_ID?wait=30'", "Run"),
-    Route("GET", "/events", "get_events", "Server-Sent Events of all runs, or of one.", (200,), "", ("prompt_id",),
-          "-N {}/events", "text/event-stream"),
-    Route("GET", "/preview", "get_preview", "The newest preview picture.", (200, 404), "", ("prompt_id",),
-          "-o preview.jpg {}/preview", "image/*"),
-    Route("GET", "/view", "get_view", "A file that ComfyUI made.", (200, 206, 304, 400, 404, 416, 503), "",
-          ("filename", "subfolder", "type", "download", "prompt_id"),
-          "-OJ '{}/view?filename=ComfyUI_00001_.png'", "*/*"),
-    Route("POST", "/login", "login", "Takes the token once, for the page.", (204, 400, 403), "Login"),
-    Route("GET", "/openapi.json", "get_openapi", "This table as OpenAPI 3.1.", (200,), curl="{}/openapi.json",
-          answer="OpenAPI"),
-)  # fmt: skip
+    Route(
+        method="GET",
+        path="/",
+        handler="get_page",
+        summary="Shows the page in a browser, and this list to curl.",
+        statuses=(200,),
+    ),
+    Route(
+        method="GET",
+        path="/health",
+        handler="get_health",
+        summary="Answers 200 while the service runs.",
+        statuses=(200,),
+        curl="{url}/health",
+    ),
+    Route(
+        method="GET",
+        path="/status",
+        handler="get_status",
+        summary="Shows the state of ComfyUI, the workflow and the queue.",
+        statuses=(200,),
+        curl="{url}/status",
+    ),
+    Route(
+        method="GET",
+        path="/workflow",
+        handler="get_workflow",
+        summary="Shows the held workflow and what can be set in it.",
+        statuses=(200,),
+        curl="{url}/workflow",
+    ),
+    Route(
+        method="PUT",
+        path="/workflow",
+        handler="put_workflow",
+        summary="Checks a workflow and holds it instead of the present one.",
+        statuses=(200, 400, 503),
+        curl="-T workflow_api.json {url}/workflow",
+    ),
+    Route(
+        method="POST",
+        path="/workflow/reset",
+        handler="reset_workflow",
+        summary="Reads the workflow from its file again.",
+        statuses=(200, 400),
+        curl="-X POST {url}/workflow/reset",
+    ),
+    Route(
+        method="POST",
+        path="/update/prompt",
+        handler="update_prompt",
+        summary='Sets a text: of a node, or the "positive" or "negative" one.',
+        statuses=(200, 400, 409),
+        curl="""-d '{{"type": "positive", "text": "a fox"}}' {url}/update/prompt""",
+    ),
+    Route(
+        method="POST",
+        path="/update/inputs",
+        handler="update_inputs",
+        summary='Sets inputs of a node; a "random" seed is drawn for each run.',
+        statuses=(200, 400, 409),
+        curl="""-d '{{"node_id": "5", "inputs": {{"seed": "random"}}}}' {url}/update/inputs""",
+    ),
+    Route(
+        method="POST",
+        path="/upload/image",
+        handler="upload_image",
+        summary="Uploads a file to ComfyUI and sets it in the node that loads one.",
+        statuses=(200, 202, 400, 409, 413, 429, 503),
+        curl="-F image=@cat.png {url}/upload/image",
+    ),
+    Route(
+        method="GET",
+        path="/queue",
+        handler="start_run",
+        summary="Runs the held workflow as it is now.",
+        statuses=(202, 400, 429, 503),
+        curl="{url}/queue",
+    ),
+    Route(
+        method="POST",
+        path="/queue",
+        handler="start_run",
+        summary="Does the same.",
+        statuses=(202, 400, 429, 503),
+        curl="-X POST {url}/queue",
+    ),
+    Route(
+        method="POST",
+        path="/prompt",
+        handler="post_prompt",
+        summary="Runs the prompt in the body, as ComfyUI's own route does.",
+        statuses=(200, 400, 429, 503),
+        curl="-d @request.json {url}/prompt",
+    ),
+    Route(
+        method="POST",
+        path="/interrupt",
+        handler="interrupt_run",
+        summary="Stops a run of this service, and nobody else's.",
+        statuses=(200, 202, 400, 409),
+        curl="-X POST {url}/interrupt",
+    ),
+    Route(
+        method="GET",
+        path="/runs",
+        handler="get_runs",
+        summary="Lists the last 200 runs, newest first.",
+        statuses=(200,),
+        curl="{url}/runs",
+    ),
+    Route(
+        method="GET",
+        path="/runs/{prompt_id}",
+        handler="get_run",
+        summary="Shows one run; ?wait=30 waits for its end.",
+        statuses=(200, 400, 404),
+        curl="'{url}/runs/PROMPT_ID?wait=30'",
+    ),
+    Route(
+        method="GET",
+        path="/events",
+        handler="get_events",
+        summary="Streams Server-Sent Events of all runs, or of one.",
+        statuses=(200,),
+        curl="-N {url}/events",
+    ),
+    Route(
+        method="GET",
+        path="/preview",
+        handler="get_preview",
+        summary="Shows the newest preview picture.",
+        statuses=(200, 404),
+        curl="-o preview.jpg {url}/preview",
+    ),
+    Route(
+        method="GET",
+        path="/view",
+        handler="get_view",
+        summary="Fetches a file that ComfyUI made.",
+        statuses=(200, 206, 304, 400, 404, 416, 503),
+        curl="-OJ '{url}/view?filename=ComfyUI_00001_.png'",
+    ),
+    Route(
+        method="POST",
+        path="/login",
+        handler="log_in",
+        summary="Takes the token once and gives the page a cookie for it.",
+        statuses=(204, 400, 403),
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler="get_openapi",
+        summary="Describes these routes as OpenAPI 3.1.",
+        statuses=(200,),
+        curl="{url}/openapi.json",
+    ),
+)
 
-
-@functools.lru_cache(None)
-def _fixed_routes() -> Dict[Tuple[str, str], Route]:
-    return {(row.method, row.path): row for row in ROUTES if "{" not in row.path}
+#: The routes whose path has no part to fill in, for a quick look-up.
+_FIXED_ROUTES = {(route.method, route.path): route for route in ROUTES if "{" not in route.path}
 
 
 def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
-    """The route for a request and the parts of its path. Raises HttpError 404, or 405 with Allow."""
-    row = _fixed_routes().get((method, path))
-    if row is not None:
-        return row, {}
-    allowed = []
-    for row in ROUTES:
-        found = re.match(
-            "^%s$" % re.sub(r"\\?\{(\w+)\\?\}", r"(?P<\1>[^/]+)", re.escape(row.path)), path
-        )
-        if found:
-            if row.method == method or (method == "HEAD" and row.method == "GET"):
-                return row, {
-                    name: urllib.parse.unquote(value) for name, value in found.groupdict().items()
-                }
-            allowed.append(row.method)
-    if not allowed:
-        raise HttpError(
-            404,
-            "not_found",
-            "There is no %s here; GET / lists what there is." % one_line(path, 100),
-        )
-    names = ", ".join(dict.fromkeys(allowed + (["HEAD"] if "GET" in allowed else []) + ["OPTIONS"]))
-    raise HttpError(
-        405, "method_not_allowed", "%s takes %s." % (one_line(path, 100), names), Allow=names
+    """The route that a request means, and the parts of its path ({"prompt_id": ...}).
+
+    HEAD is taken wherever GET is. Raises HttpError 404, or 405 with the methods that the path takes.
+    """
+    fixed_route = _FIXED_ROUTES.get((method, path))
+    if fixed_route is not None:
+        return fixed_route, {}
+
+    wanted_method = "GET" if method == "HEAD" else method
+    for route in ROUTES:
+        match = _path_pattern(route.path).fullmatch(path)
+        if match and route.method == wanted_method:
+            parts = match.groupdict()
+            return route, {name: urllib.parse.unquote(part) for name, part in parts.items()}
+
+    allowed = ", ".join(methods_of(path))
+    message = f"{one_line(path, 100)} takes {allowed}."
+    raise HttpError(405, "method_not_allowed", message, headers=(("Allow", allowed),))
+
+
+def methods_of(path: str) -> List[str]:
+    """The methods that a path takes, HEAD and OPTIONS included. Raises HttpError 404."""
+    methods = [route.method for route in ROUTES if _path_pattern(route.path).fullmatch(path)]
+    if not methods:
+        message = f"There is no route {one_line(path, 100)}. GET / lists the routes."
+        raise HttpError(404, "not_found", message)
+    if "GET" in methods:
+        methods.append("HEAD")
+    return [*methods, "OPTIONS"]
+
+
+def options_response(path: str) -> Response:
+    """The answer to OPTIONS, which a browser also asks before a page of another origin may send something
+    (CORS preflight). Raises HttpError 404."""
+    allowed = ", ".join(methods_of(path))
+    headers = (
+        ("Allow", allowed),
+        ("Access-Control-Allow-Methods", allowed),
+        ("Access-Control-Allow-Headers", "authorization, content-type"),
     )
+    return Response(204, headers=headers)
+
+
+@functools.lru_cache(None)
+def _path_pattern(path: str) -> "re.Pattern[str]":
+    """Matches the paths that ``path`` stands for; {name} is a group of that name."""
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
 def curl_lines(url: str) -> List[str]:
-    """One line of curl for each route, for the console and for ``curl http://.../``."""
+    """Each route with a line of curl that calls it at ``url``."""
     lines = []
-    for row in ROUTES:
-        if row.curl:
-            lines.append("%-5s %-18s %s" % (row.method, row.path, row.summary))
-            lines.append("      curl " + row.curl.format(url))
+    for route in ROUTES:
+        if route.curl:
+            lines.append(f"{route.method:<5} {route.path:<18} {route.summary}")
+            lines.append(f"      curl {route.curl.format(url=url)}")
     return lines

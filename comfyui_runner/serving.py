@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import urllib.parse
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
-from comfyui_runner.http_server import make_http_server
+from comfyui_runner.http_server import HttpListener
 from comfyui_runner.loading import Loaded, load_document, prepare
 from comfyui_runner.reports import Report
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
 from comfyui_runner.server import Server
 from comfyui_runner.service import Service, ServiceOptions
+from comfyui_runner.service_routes import ServiceRoutes
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import ComfyUI, load_workflow, upload_files
 from comfyui_runner.threads import end_tasks, in_thread
 
-#: Seconds between two tries to load a workflow that needs a ComfyUI which is not there yet.
+#: Seconds between two tries to load a workflow that needs a ComfyUI which does not answer yet.
 LOAD_INTERVAL = 5.0
 
 #: Seconds for answers that have begun when the service ends.
 FINISH_ANSWERS = 2.0
 
+#: Windows' error for a port that is in use (WSAEADDRINUSE).
+WINDOWS_PORT_IN_USE = 10048
+
 
 async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Console) -> Loaded:
-    """load_workflow(); where that needs a ComfyUI that does not answer yet, it waits for it."""
+    """load_workflow(); where it needs ComfyUI, it waits until one answers. Files are uploaded."""
 
     async def load() -> Loaded:
         while True:
@@ -37,7 +42,9 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
             except (ServerUnreachable, ServerTooOld) as error:
                 if settings.demo:
                     raise
-                console.notice(f"{error.message} The workflow needs it to be read: waiting for it.")
+                console.notice(
+                    f"{error.message} Waiting for it: it is needed to read the workflow."
+                )
                 await asyncio.sleep(LOAD_INTERVAL)
 
     loaded = await console.unless_stopped(load())
@@ -50,13 +57,13 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
 async def find_or_expect_servers(
     settings: Settings, comfyui: ComfyUI, console: Console
 ) -> Sequence[Server]:
-    """The server that answers, or all where one may come up later."""
+    """The server that answers, or every server that may answer later."""
     try:
         return [await comfyui.find()]
     except ServerError as error:
         if settings.demo:
             raise
-        console.notice(f"{error.message} Listening all the same; runs are taken when it is there.")
+        console.notice(f"{error.message} Listening anyway: runs can start when ComfyUI answers.")
         return [Server(address, settings.limits) for address in settings.servers]
 
 
@@ -73,9 +80,9 @@ def make_service(
     }
 
     def reload() -> Loaded:
-        if settings.workflow == "-":
+        if settings.workflow == "-":  # standard input can be read once only
             return loaded
-        comfyui.server = service.server  # the one that answers, which may have come later
+        comfyui.server = service.backend.server  # the one that answers, which may have come later
         document, path = load_document(settings, console.stdin)
         again = prepare(document, path, settings, comfyui.definitions())
         return again._replace(prompt=with_values(again.prompt, uploaded))
@@ -94,37 +101,53 @@ def make_service(
         timeout=settings.timeout,
     )
     service = Service(servers, loaded, options, report)
-    service.page = read_resource("console.html").encode()
     return service
 
 
 def listen(
     service: Service, servers: Sequence[Server], settings: Settings, console: Console
-) -> Any:
-    """The listening http.server of ``service``. Raises UsageError if the port is taken, or is ComfyUI's own."""
+) -> HttpListener:
+    """Listen for requests, and show where. Raises UsageError if the port cannot be used, or is ComfyUI's."""
+    routes = ServiceRoutes(service, page=read_resource("console.html").encode())
     try:
-        listener = make_http_server(service, settings.host, settings.port)
+        listener = HttpListener(routes, settings.host, settings.port)
     except OSError as error:
-        raise UsageError(
-            f"Port {settings.port} on {settings.host} cannot be listened on: {error.strerror or error}.",
-            "Something else may be there (comfy-api-proxy uses 8189 too): choose another with --port.",
-        ) from None
-    port = listener.server_address[1]
-    addresses = [server.address for server in servers]
-    if any(
-        address.local and urllib.parse.urlsplit(address.url).port == port for address in addresses
-    ):
+        raise cannot_listen(error, settings.host, settings.port) from None
+
+    port = listener.server_port
+    if any(is_own_address(server, port) for server in servers):
         listener.server_close()
         raise UsageError(
-            f"--server is this service itself (port {port}).",
-            "Name ComfyUI's own address, or another --port.",
+            f"--server is the address of this service itself (port {port}).",
+            "Give the address of ComfyUI, or choose another --port.",
         )
     url = url_of_service(settings.host, port)
-    console.report(
-        None, {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)}
-    )
+    report = {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)}
+    console.report(None, report)
     listener.start()
     return listener
+
+
+def cannot_listen(error: OSError, host: str, port: int) -> UsageError:
+    """What a person is told when ``error`` came of listening at ``host`` and ``port``."""
+    is_in_use = (
+        error.errno == errno.EADDRINUSE or getattr(error, "winerror", None) == WINDOWS_PORT_IN_USE
+    )
+    if is_in_use:
+        return UsageError(
+            f"Port {port} is already in use.", f"Choose another one: --port {port + 1}"
+        )
+    reason = error.strerror or error
+    return UsageError(
+        f"The service cannot listen on {host}, port {port}: {reason}.",
+        "Check --host and --port.",
+    )
+
+
+def is_own_address(server: Server, port: int) -> bool:
+    """Whether ``server`` is what listens at ``port`` of this machine."""
+    address = server.address
+    return address.local and urllib.parse.urlsplit(address.url).port == port
 
 
 def url_of_service(host: str, port: int) -> str:
@@ -137,22 +160,22 @@ def url_of_service(host: str, port: int) -> str:
 
 
 async def serve(service: Service, console: Console) -> None:
-    """Serves until Ctrl+C or SIGTERM."""
+    """Serve until Ctrl+C or SIGTERM."""
     console.interrupts.farewell = "Left at once: runs of ours may still run on the server."
     following = asyncio.ensure_future(service.follow())
     try:
         await console.first_of(following)
         if following.done():
-            following.result()  # it never ends but by a fault of ours
+            following.result()  # it ends only by a fault of ours, which is raised here
         message = f"{console.interrupts.name}: stopping."
         console.report(None, {"event": "notice", "prompt_id": None, "message": message})
     finally:
         await end_tasks([following])
 
 
-async def stop_serving(service: Service, listener: Any) -> None:
-    """Takes no more requests, cancels our runs and no others, and lets answers that have begun end."""
+async def stop_serving(service: Service, listener: HttpListener) -> None:
+    """Take no more requests, cancel our runs and no others, and let answers that have begun end."""
     await in_thread(listener.shutdown)
     listener.server_close()
     await service.stop()
-    await in_thread(listener.finish, FINISH_ANSWERS)
+    await in_thread(listener.wait_for_answers, FINISH_ANSWERS)

@@ -18,11 +18,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "text", "documents", "extras/pictures", "nodes", "summary", "state", "outputs", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
-    "edits", "extras/checks", "extras/batches", "reports", "meter", "messages", "routes",
+    "edits", "extras/checks", "extras/batches", "reports", "meter",
+    "guard", "messages", "routes", "http_head", "http_body",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
     "text", "workflow_documents", "state", "problems", "conversion", "edits", "values", "batches", "reports", "settings",
+    "guard", "messages", "routes", "http_head", "http_body",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

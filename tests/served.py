@@ -14,10 +14,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 import pytest
 from support import FAST, ROOT, call, node, slow_prompt, wait_until
 
-from comfyui_runner.http_server import make_http_server
+from comfyui_runner.http_server import HttpListener
 from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.limits import Limits
-from comfyui_runner.service import sse
 from comfyui_runner.simulator import Faults, Simulator, draw
 
 Json = Dict[str, Any]
@@ -135,7 +134,7 @@ class Middleware:
 
         self.thread = threading.Thread(target=work)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("comfyui_runner.serving.make_http_server", self._listen(make_http_server))
+            patch.setattr(HttpListener, "start", self._note_listener(HttpListener.start))
             patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
             ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
@@ -143,17 +142,15 @@ class Middleware:
         found = ready.search(self.out.getvalue())
         assert found, self.out.getvalue() + self.err.getvalue()
         self.port = int(found.group(1))
-        self.listener, self.service = self.inside["listener"], self.inside["service"]
+        self.listener = self.inside["listener"]
+        self.service = self.listener.routes.service
 
-    def _listen(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def made(service: Any, *address: Any) -> Any:
-            listener = make(service, *address)
-            quick = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-            listener.start = quick.start  # the end of a test does not wait for the pace of the real one
-            self.inside.update(listener=listener, service=service)
-            return listener
+    def _note_listener(self, start: Callable[[Any], None]) -> Callable[[Any], None]:
+        def start_and_note(listener: Any) -> None:
+            self.inside["listener"] = listener
+            start(listener)
 
-        return made
+        return start_and_note
 
     def stop(self) -> Optional[int]:
         """Ctrl+C; the exit status."""
@@ -235,8 +232,8 @@ class Middleware:
         self.readers.clear()
 
         def gone() -> bool:
-            self.service._publish(None, sse("x", {}))
-            return not self.service._streams
+            self.service.streams.publish("x", {})
+            return not len(self.service.streams)
 
         wait_until(gone, what="the end of the streams")
 
@@ -336,10 +333,9 @@ def service(shared: Tuple[Any, Middleware]) -> Iterator[Middleware]:
     yield program
     simulator.faults = Faults()
     program.end_streams()
-    for record in list(program.service._records.values()):
-        if not record.over.is_set():
-            program.post("/interrupt", {"prompt_id": record.run.prompt_id})
-            record.over.wait(10.0)
+    for record in program.service.records.not_over():
+        program.post("/interrupt", {"prompt_id": record.prompt_id})
+        record.over.wait(10.0)
     for job in [job for jobs in simulator._server.life.snapshot() for job in jobs]:
         simulator._server.life.interrupt(job.item()[1]) or simulator._server.life.delete(job.item()[1])
 

@@ -528,7 +528,7 @@ def test_the_service_outlives_a_server(studio: Studio, service: Middleware) -> N
     """Whichever is killed: its run is told as lost, the others end, and the next runs are done elsewhere."""
     ids = [start(service, seed) for seed in range(3)]
     wait_until(lambda: sum(len(studio.ran(name)) for name in studio.names) == 3, what="three runs")
-    service_is_at = service.service.server.affinity["COMFYUI_SERVER"]
+    service_is_at = service.service.backend.server.affinity["COMFYUI_SERVER"]
     studio.servers[service_is_at].crash()  # the one that the service itself talks to
     for prompt_id in ids:
         record = ended(service, prompt_id)
@@ -536,7 +536,7 @@ def test_the_service_outlives_a_server(studio: Studio, service: Middleware) -> N
         assert record["phase"] == ("lost" if gone else "success"), record
         assert ("its server is gone" in record["message"]) == gone
     wait_until(lambda: service.get("/status").json["comfyui"]["connected"], 30.0, "another server")
-    wait_until(lambda: service.service.server.affinity.get("COMFYUI_SERVER") not in (None, service_is_at), 30.0)
+    wait_until(lambda: service.service.backend.server.affinity.get("COMFYUI_SERVER") not in (None, service_is_at), 30.0)
     for prompt_id in [start(service, seed) for seed in range(10, 14)]:
         record = ended(service, prompt_id)
         assert record["phase"] == "success", record

@@ -124,9 +124,9 @@ def test_with_a_token_all_but_the_page_the_login_and_health_need_it() -> None:
 )
 def test_the_token_is_taken_as_bearer_or_as_the_cookie_of_the_login(headers: Dict[str, str], known: bool) -> None:
     guard = make_guard("0.0.0.0", "s3cret", False, [], [])
-    headers = {name: value.replace("COOKIE", guard.cookie()) for name, value in headers.items()}
+    headers = {name: value.replace("COOKIE", guard.cookie_value()) for name, value in headers.items()}
     assert (guard.refusal(request(**headers)) is None) is known
-    assert "s3cret" not in guard.cookie()
+    assert "s3cret" not in guard.cookie_value()
 
 
 def test_nobody_knows_a_token_where_there_is_none() -> None:
@@ -146,3 +146,13 @@ def test_another_address_needs_a_token_or_a_spoken_no(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
 def test_an_address_of_this_machine_alone_needs_none(host: str) -> None:
     assert make_guard(host, None, False, [], []).token is None
+
+
+def test_pages_of_allowed_origins_may_read_the_answers() -> None:
+    assert OPEN.cors_headers(request(origin="https://app.example")) == (
+        ("Access-Control-Allow-Origin", "https://app.example"),
+        ("Vary", "Origin"),
+    )
+    for headers in ({}, {"origin": ""}, {"origin": "http://127.0.0.1:8189"}, {"origin": "http://evil.example"}):
+        assert OPEN.cors_headers(request(**headers)) == ()
+    assert make_guard("127.0.0.1", None, False, [], [""]).cors_headers(request()) == ()

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from typing import Any, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few
 
-from comfyui_runner.errors import ServerUnreachable
-from comfyui_runner.messages import HttpError, error_response, parse_fields
+from comfyui_runner.edits import EditError
+from comfyui_runner.errors import ServerAnswer, ServerUnreachable, WorkflowError
+from comfyui_runner.messages import (
+    HttpError,
+    Response,
+    encode_head,
+    error_response,
+    json_response,
+    parse_fields,
+    security_headers,
+    strict_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +68,128 @@ def test_nothing_but_an_http_error_comes_of_an_odd_body(body: bytes) -> None:
         assert error.http_status == 400
 
 
-def test_an_error_of_ours_is_json_too() -> None:
-    answer = error_response(KeyError("oops"))
-    assert answer.status == 500
-    assert json.loads(answer.body)["error"]["type"] == "internal_error"
-    gone = error_response(ServerUnreachable("No answer.", "Start it."))
-    assert (gone.status, dict(gone.headers)["Retry-After"]) == (503, "5")
-    assert json.loads(gone.body)["error"]["message"] == "No answer. Start it."
+def test_fields_are_named_in_the_message() -> None:
+    for body, message in [
+        (b"{}", "The field text is missing."),
+        (b'{"text": 1}', "The field text must be a text."),
+        (b'{"text": "", "inputs": 1}', "The field inputs must be an object."),
+    ]:
+        with pytest.raises(HttpError, match=message):
+            parse_fields(body, {"text": str}, {"inputs": dict})
+
+
+# -- JSON ----------------------------------------------------------------------------------------------
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": [1.5, None, "狐"]}, '{"a": [1.5, null, "\\u72d0"]}'),
+        (float("nan"), "null"),
+        ({"value": float("inf"), "more": [float("-inf")]}, '{"value": null, "more": [null]}'),
+        ({"a": {1}}, '{"a": [1]}'),
+        ({(1, 2): b"abc"}, '{"(1, 2)": "<3 bytes>"}'),
+    ],
+)
+def test_json_is_strict_whatever_it_is_made_of(value: Any, text: str) -> None:
+    assert strict_json(value) == text
+
+
+def test_json_that_is_too_deep_is_cut() -> None:
+    assert "\\u2026" in strict_json(deep(100000))
+
+
+def test_an_answer_has_json_with_its_length() -> None:
+    assert json_response(201, {"a": 1}, (("X", "y"),)) == Response(201, b'{"a": 1}', headers=(("X", "y"),))
+
+
+# -- errors --------------------------------------------------------------------------------------------
+
+
+def error_of(error: BaseException) -> Tuple[int, str, str]:
+    """Status, type and message that a client gets."""
+    answer = error_response(error)
+    body = json.loads(answer.body)["error"]
+    return answer.status, body["type"], body["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (KeyError("oops"), (500, "internal_error", "KeyError: 'oops'")),
+        (WorkflowError("Not a workflow.", "Take another."), (400, "workflow_error", "Not a workflow. Take another.")),
+        (EditError("no_such_node", "No."), (400, "no_such_node", "No.")),
+        (EditError("no_loader", "No."), (409, "no_loader", "No.")),
+        (HttpError(418, "teapot", "No."), (418, "teapot", "No.")),
+        (ServerAnswer("No.", status=400), (400, "comfyui_refused", "No.")),
+        (ServerAnswer("No.", status=403), (400, "comfyui_refused", "No.")),
+        (ServerAnswer("No.", status=404), (400, "comfyui_refused", "No.")),
+        (ServerAnswer("No.", status=413), (413, "comfyui_refused", "No.")),
+        (ServerAnswer("No.", status=500), (503, "comfyui_failed", "No.")),
+        (ServerAnswer("No.", status=401), (503, "comfyui_failed", "No.")),
+        (ServerUnreachable("No answer.", "Start it."), (503, "server_unreachable", "No answer. Start it.")),
+    ],
+)
+def test_every_error_is_an_answer_in_json(error: BaseException, answer: Tuple[int, str, str]) -> None:
+    assert error_of(error) == answer
+
+
+def test_the_details_of_an_error_come_along() -> None:
+    for error in (HttpError(400, "x", "y", {"a": 1}), EditError("x", "y", {"a": 1})):
+        assert json.loads(error_response(error).body)["error"]["details"] == {"a": 1}
+    assert json.loads(error_response(KeyError()).body)["error"]["details"] is None
+
+
+def test_503_says_when_to_try_again() -> None:
+    assert error_response(ServerUnreachable("No answer.")).headers == (("Retry-After", "5"),)
+    own = (("Retry-After", "1"),)
+    assert error_response(HttpError(503, "x", "y", headers=own)).headers == own
+    assert error_response(HttpError(400, "x", "y")).headers == ()
+
+
+# -- heads of answers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("response", "head"),
+    [
+        (
+            Response(200, b"{}", headers=(("A", "b"),)),
+            b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Type: application/json\r\nContent-Length: 2\r\nX: y\r\n\r\n",
+        ),
+        (Response(204), b"HTTP/1.1 204 No Content\r\nX: y\r\n\r\n"),
+        (Response(304, stream=print), b"HTTP/1.1 304 Not Modified\r\nX: y\r\n\r\n"),
+        (
+            Response(200, type="text/event-stream", stream=print),
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX: y\r\n\r\n",
+        ),
+        (
+            Response(404, headers=(("A", "狐"),)),
+            b"HTTP/1.1 404 Not Found\r\nA: ?\r\nContent-Type: application/json\r\nContent-Length: 0\r\nX: y\r\n\r\n",
+        ),
+    ],
+)
+def test_the_head_of_an_answer(response: Response, head: bytes) -> None:
+    assert encode_head(response, (("X", "y"),)) == head
+
+
+def test_a_stream_without_a_length_ends_with_its_connection() -> None:
+    assert Response(200, stream=print).ends_with_connection
+    assert Response(200, stream=print, headers=(("ETag", "x"),)).ends_with_connection
+    assert not Response(200, stream=print, headers=(("Content-Length", "7"),)).ends_with_connection
+    assert not Response(200).ends_with_connection
+
+
+def test_only_the_scripts_of_the_page_may_run() -> None:
+    page = b"<script>one()</script><p><script>two()\n</script>"
+    policy = dict(security_headers(page))["Content-Security-Policy"]
+    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in (b"one()", b"two()\n")]
+    assert "script-src 'sha256-%s' 'sha256-%s';" % tuple(hashes) in policy
+    assert "script-src 'none';" in dict(security_headers(b""))["Content-Security-Policy"]

@@ -10,8 +10,8 @@ import pytest
 from comfyui_runner import __version__
 from comfyui_runner.messages import HttpError
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import ROUTES, curl_lines, find_route
-from comfyui_runner.service import Service
+from comfyui_runner.routes import ROUTES, curl_lines, find_route, options_response
+from comfyui_runner.service_routes import ServiceRoutes
 
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
@@ -19,7 +19,7 @@ def test_every_route_is_found_by_its_method_and_path() -> None:
         found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
         assert found is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
-        assert callable(getattr(Service, row.handler))
+        assert callable(getattr(ServiceRoutes, row.handler))
 
 
 def test_head_is_taken_wherever_get_is() -> None:
@@ -59,6 +59,10 @@ def test_the_document_of_routes_is_json_and_has_every_route() -> None:
     assert document["openapi"] == "3.1.0" and document["info"]["version"] == __version__
     there = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert there == {(row.method, row.path) for row in ROUTES}
+    for row in ROUTES:
+        operation = document["paths"][row.path][row.method.lower()]
+        assert operation["summary"] == row.summary
+        assert set(map(str, row.statuses)) <= set(operation["responses"])
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
     assert len(set(names)) == len(names)
     for methods in document["paths"].values():
@@ -74,3 +78,14 @@ def test_every_line_of_curl_names_the_address() -> None:
     assert len(commands) == len([row for row in ROUTES if row.curl])
     for command in commands:
         assert "http://127.0.0.1:8189/" in command and "{}" not in command.replace("'{}'", "")
+
+
+def test_options_lists_the_methods_of_a_path() -> None:
+    response = options_response("/runs/x")
+    assert (response.status, response.body) == (204, b"")
+    headers = dict(response.headers)
+    assert headers["Allow"] == headers["Access-Control-Allow-Methods"] == "GET, HEAD, OPTIONS"
+    assert headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+    with pytest.raises(HttpError) as caught:
+        options_response("/nowhere")
+    assert caught.value.http_status == 404

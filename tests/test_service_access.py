@@ -132,7 +132,7 @@ def test_a_comfyui_that_refuses_us_is_as_good_as_absent(make_middleware: Make, m
 
 def test_no_script_runs_but_the_pages_own(service: Middleware) -> None:
     policy = service.get("/status").headers["content-security-policy"]
-    [script] = re.findall(rb"<script>(.*?)</script>", service.service.page, re.S)
+    [script] = re.findall(rb"<script>(.*?)</script>", service.listener.routes.page, re.S)
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     assert "script-src 'sha256-%s';" % digest in policy
     assert "script-src 'none';" in dict(security_headers(b""))["Content-Security-Policy"]

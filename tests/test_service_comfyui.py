@@ -28,7 +28,7 @@ def test_a_run_does_not_wait_for_a_comfyui_that_has_just_gone(make_middleware: M
 def test_comfyui_may_come_later(make_middleware: Make, simulator: Any) -> None:
     simulator.crash()
     service = make_middleware(simulator, prompt=TEXTS)
-    assert "Listening all the same" in service.out.getvalue()
+    assert "Listening anyway" in service.out.getvalue()
     assert service.get("/health").json == {"status": "ok", "comfyui": False}
     for answer in (service.get("/queue"), service.post("/prompt", {"prompt": slow_prompt()}), service.upload(),
                    service.get("/view?filename=a.png")):  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_slow_comfyui_does_not_hold_the_events_up(make_middleware: Make, simul
     wait_until(lambda: any(path.startswith("/object_info") for _, path in simulator.requests), what="the question")
     began = time.monotonic()
     ticked = threading.Event()
-    service.inside["loop"].call_soon_threadsafe(service.service.tell, None, {"event": "notice", "message": "x"})
+    service.inside["loop"].call_soon_threadsafe(service.service.report, None, {"event": "notice", "message": "x"})
     service.inside["loop"].call_soon_threadsafe(ticked.set)
     ticked.wait(5.0)
     waited = time.monotonic() - began
@@ -116,10 +116,10 @@ def test_a_slow_comfyui_does_not_hold_the_events_up(make_middleware: Make, simul
 def test_a_single_failure_of_comfyui_is_an_accident(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator)
     simulator.faults.http_status["/system_stats"] = 503
-    asked = asyncio.run_coroutine_threadsafe(service.service._touch(), service.inside["loop"])
+    asked = asyncio.run_coroutine_threadsafe(service.service.check_comfyui(), service.inside["loop"])
     asked.result(10)
     assert service.get("/status").json["comfyui"]["connected"]
-    asyncio.run_coroutine_threadsafe(service.service._touch(), service.inside["loop"]).result(10)
+    asyncio.run_coroutine_threadsafe(service.service.check_comfyui(), service.inside["loop"]).result(10)
     assert not service.get("/status").json["comfyui"]["connected"]
 
 

@@ -115,11 +115,11 @@ def test_a_seed_is_drawn_within_its_bounds(service: Middleware, monkeypatch: pyt
     entry = NODES["EmptyImage"]
     marked = ("INT", {**entry.specs["color"][1], "control_after_generate": True})
     monkeypatch.setitem(entry.specs, "color", marked)
-    service.service._object_info.pop("EmptyImage", None)
+    service.service.backend.object_info.pop("EmptyImage", None)
     service.hold({
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("SaveImage", filename_prefix="drawn", images=["1", 0]),
     })  # fmt: skip
     assert service.post("/update/inputs", {"node_id": "1", "inputs": {"color": "random"}}).status == 200
     assert service.end(service.start())["phase"] == "success"
-    service.service._object_info.pop("EmptyImage", None)
+    service.service.backend.object_info.pop("EmptyImage", None)

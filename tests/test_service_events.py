@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import queue
-from typing import Any, List, Optional
 
 import pytest
 from served import Middleware
 from support import slow_prompt, wait_until
-
-from comfyui_runner.service import STREAM_QUEUE, Stream, sse
 
 
 def test_the_stream_begins_with_the_state_and_tells_a_run(service: Middleware) -> None:
@@ -45,36 +41,24 @@ def test_a_stream_of_one_run_tells_of_no_other(service: Middleware) -> None:
 
 
 def test_a_quiet_stream_is_kept_alive_by_comments(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: List[float] = []
-
-    class Patient(queue.Queue):  # type: ignore[type-arg]
-        def get(self, block: bool = True, timeout: Optional[float] = None) -> Any:
-            waits.append(timeout or 0.0)
-            return super().get(block, 0.05)
-
-    class Quick(Stream):
-        def __init__(self, prompt_id: Optional[str]) -> None:
-            super().__init__(prompt_id)
-            self.waiting = Patient(STREAM_QUEUE)
-
-    monkeypatch.setattr("comfyui_runner.service.Stream", Quick)
+    assert service.service.streams.keep_alive_seconds == 15.0
+    monkeypatch.setattr(service.service.streams, "keep_alive_seconds", 0.05)
     events = service.events()
     assert (events.block() or "").startswith("event: state")
     while not (events.block() or ":").startswith(":"):
-        pass  # what was still to be told of runs before
+        pass  # what was still to be published of runs before
     events.close()
-    assert waits[0] == 15.0
 
 
 def test_a_reader_that_is_too_slow_is_dropped(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_runner.service.STREAM_QUEUE", 4)
+    monkeypatch.setattr(service.service.streams, "queue_size", 4)
     slow, quick = service.events(buffer=4096), service.events()
     assert slow.next() and quick.next()
-    wait_until(lambda: len(service.service._streams) == 2)
+    wait_until(lambda: len(service.service.streams) == 2)
     for number in range(60):
-        service.service._publish(None, sse("x", {"number": number, "text": "x" * 200000}))
+        service.service.streams.publish("x", {"number": number, "text": "x" * 200000})
         quick.until(lambda name, data, number=number: name == "x" and data["number"] == number)
-    assert len(service.service._streams) == 1
+    assert len(service.service.streams) == 1
     quick.close()
     slow.close()
 
@@ -82,12 +66,12 @@ def test_a_reader_that_is_too_slow_is_dropped(service: Middleware, monkeypatch: 
 def test_a_reader_that_goes_away_is_forgotten(service: Middleware) -> None:
     events = service.events()
     assert events.next()
-    wait_until(lambda: len(service.service._streams) == 1)
+    wait_until(lambda: len(service.service.streams) == 1)
     service.end_streams()
 
 
 def test_the_newest_preview_is_shown(service: Middleware) -> None:
-    service.service._records.clear()
+    service.service.records.clear()
     assert service.get("/preview").status == 404
     service.hold(slow_prompt(steps=4, seconds=0.2, seed=51, preview=True))
     events = service.events()
@@ -104,7 +88,8 @@ def test_the_newest_preview_is_shown(service: Middleware) -> None:
 
 
 def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_runner.service.EVENT_BYTES_PER_SECOND", 1.0)
+    slower = service.service.options._replace(event_bytes_per_second=1.0)
+    monkeypatch.setattr(service.service, "options", slower)
     service.hold(slow_prompt(steps=10, seconds=1.0, seed=101))  # nobody else's: it is not in the cache
     events = service.events()
     prompt_id = service.start()

@@ -30,7 +30,7 @@ def test_asking_with_head_starts_nothing(service: Middleware, comfyui: Any) -> N
     for path in ("/queue", "/api/queue", "/events", "/status", "/"):
         assert service.raw(b"HEAD %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode()).status == 200
     assert ("POST", "/prompt") not in comfyui.requests
-    assert not service.service._streams
+    assert not len(service.service.streams)
 
 
 def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> None:
@@ -52,11 +52,11 @@ def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> N
 
 
 def test_a_browser_gets_the_page_and_curl_the_routes(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.service, "page", b"<!doctype html><title>x</title>")
+    monkeypatch.setattr(service.listener.routes, "page", b"<!doctype html><title>x</title>")
     page = service.get("/", Accept="text/html,*/*")
     assert (page.body, page.headers["content-type"]) == (b"<!doctype html><title>x</title>", "text/html; charset=utf-8")
     assert service.get("/", Accept="*/*").headers["content-type"].startswith("text/plain")
-    monkeypatch.setattr(service.service, "page", b"")
+    monkeypatch.setattr(service.listener.routes, "page", b"")
     assert service.get("/", Accept="text/html").headers["content-type"].startswith("text/plain")
 
 
@@ -198,7 +198,7 @@ def test_a_body_that_breaks_off_changes_nothing(service: Middleware) -> None:
 
 
 def test_a_body_that_does_not_come_is_told_so(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.listener.RequestHandlerClass, "timeout", 0.2)
+    monkeypatch.setattr(service.listener, "client_seconds", 0.2)
     for size in (100, 1000000):
         answer = service.raw(b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n{" % size)
         assert answer.status == 408, answer

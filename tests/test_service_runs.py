@@ -102,7 +102,7 @@ def test_many_at_once_do_not_pass_max_queue_either(make_middleware: Make, simula
 
 
 def test_a_workflow_that_comfyui_refuses_is_told_in_words(service: Middleware) -> None:
-    service.service._hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])}, set())
+    service.service.held.hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])})
     answer = service.get("/queue")
     assert (answer.status, answer.error) == (400, "prompt_rejected")
     assert answer.json["error"]["details"]["problems"]
@@ -139,7 +139,7 @@ def test_a_wait_ends_with_the_run_or_in_time(service: Middleware, monkeypatch: p
     assert service.get("/runs/%s?wait=0.2" % prompt_id).json["over"] is False
     assert 0.2 <= time.monotonic() - began < 5.0
     waits: List[float] = []
-    over = service.service._records[prompt_id].over
+    over = service.service.records.get(prompt_id).over
     monkeypatch.setattr(over, "wait", lambda seconds: waits.append(seconds))
     service.get("/runs/%s?wait=100000" % prompt_id)
     assert waits == [60.0]
@@ -153,7 +153,7 @@ def test_a_wait_ends_with_the_run_or_in_time(service: Middleware, monkeypatch: p
 
 
 def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
+    monkeypatch.setattr(service.service.records, "kept", 6)
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
     started = []
     for _ in range(8):
@@ -165,17 +165,17 @@ def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.Mon
 
 
 def test_refused_runs_do_not_pile_up(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 6)
-    service.service._hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])}, set())
+    monkeypatch.setattr(service.service.records, "kept", 6)
+    service.service.held.hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])})
     for _ in range(12):
         assert service.get("/queue").status == 400
-    assert len(service.service._records) <= 7
+    assert len(service.service.records.newest_first()) <= 7
 
 
 def test_half_of_the_kept_runs_stay_too(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_runner.service.RUNS_KEPT", 20)
+    monkeypatch.setattr(service.service.records, "kept", 20)
     assert "(the last 20 are kept)" in service.get("/runs/nowhere").json["error"]["message"]
-    service.service._records.clear()
+    service.service.records.clear()
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=3))
     started = []
     for _ in range(13):

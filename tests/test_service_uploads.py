@@ -98,10 +98,10 @@ def test_without_a_loader_nothing_is_forwarded(service: Middleware, comfyui: Any
 
 def test_masks_videos_and_audio_are_loaders_by_their_marks(service: Middleware) -> None:
     for class_type, name, file_name in [("LoadVideo", "file", "a.mp4"), ("LoadAudio", "audio", "a.flac")]:
-        service.service._hold({"1": node(class_type, **{name: "old"})}, set())
+        service.service.held.hold({"1": node(class_type, **{name: "old"})})
         assert service.upload(name=file_name, data=b"media").status == 200
         assert service.held()["1"]["inputs"][name] == file_name
-    service.service._hold({"1": node("LoadImageMask", image="example.png", channel="red")}, set())
+    service.service.held.hold({"1": node("LoadImageMask", image="example.png", channel="red")})
     assert service.upload(name="mask.png").json["nodes"] == ["1"]
 
 

@@ -89,7 +89,7 @@ def test_the_workflow_with_an_uploaded_picture_can_be_put_back(service: Middlewa
 def test_a_deep_chain_of_nodes_is_read_all_the_same(service: Middleware) -> None:
     chain = {str(i): node("ConditioningAverage", conditioning_to=[str(i + 1), 0]) for i in range(1000, 4000)}
     sampler = {**TEXTS["5"]["inputs"], "positive": ["1000", 0]}
-    service.service._hold({**TEXTS, **chain, "4000": TEXTS["2"], "5": node("KSampler", **sampler)}, set())
+    service.service.held.hold({**TEXTS, **chain, "4000": TEXTS["2"], "5": node("KSampler", **sampler)})
     assert service.get("/workflow").status == 200
     assert service.post("/update/prompt", {"type": "positive", "text": "a"}).json["node_id"] == "4000"
 

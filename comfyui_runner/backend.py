@@ -1,0 +1,141 @@
+"""The ComfyUI behind the service: where it is, whether it answers, what is known of its nodes."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
+from comfyui_runner.messages import RETRY_AFTER, HttpError
+from comfyui_runner.nodes import class_of
+from comfyui_runner.server import Server
+from comfyui_runner.text import as_dict, as_list, as_number
+from comfyui_runner.threads import bounded
+from comfyui_runner.versions import version_warning
+
+#: Bytes of an upload where ComfyUI does not say what it takes (its own default).
+DEFAULT_UPLOAD_LIMIT = 100 << 20
+
+
+class Check(NamedTuple):
+    """Whether ComfyUI came or went, and what to tell people."""
+
+    has_changed: bool
+    notices: Tuple[str, ...]
+
+
+class Backend:
+    """The first of ``servers`` that answers.
+
+    check() runs in the loop, the other methods in any thread: each attribute is set in one step.
+    """
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self.server = servers[0]
+        self.connected = False
+        #: every class that was asked for so far, as GET /object_info has it
+        self.object_info: Dict[str, Any] = {}
+        self._candidates = servers
+        self._stats: Mapping[str, Any] = {}
+        self._features: Mapping[str, Any] = {}
+        self._failures = 0  # of GET /system_stats, in a row
+        self._too_old = ""  # what was said of a ComfyUI that is too old
+
+    @property
+    def upload_limit(self) -> int:
+        """Bytes of an upload that ComfyUI takes."""
+        return int(as_number(self._features.get("max_upload_size"), DEFAULT_UPLOAD_LIMIT))
+
+    def to_json(self) -> Dict[str, Any]:
+        """ComfyUI's part of GET /status."""
+        devices = as_list(self._stats.get("devices"))
+        first_device = as_dict(devices[0]) if devices else {}
+        return {
+            "url": self.server.address.url,
+            "connected": self.connected,
+            "version": as_dict(self._stats.get("system")).get("comfyui_version"),
+            "device": first_device.get("name"),
+        }
+
+    def require_connection(self) -> None:
+        """Raises HttpError 503 while ComfyUI does not answer, or is too old."""
+        if self.connected:
+            return
+        reason = self._too_old or f"ComfyUI at {self.server.address.url} does not answer."
+        headers = (("Retry-After", RETRY_AFTER),)
+        raise HttpError(503, "comfyui_unreachable", reason, headers=headers)
+
+    # -- in the loop -----------------------------------------------------------------------------
+
+    async def check(self) -> Check:
+        """Ask every candidate until one answers; from then on that one alone is asked."""
+        was_connected = self.connected
+        notices: List[str] = []
+        for server in self._candidates:
+            try:
+                await self._ask(server)
+            except ServerGone:  # the load balancer has other servers
+                self.server = server.fresh()
+                self._candidates = (self.server,)
+            except ServerError as error:
+                notices += self._note_failure(error)
+            else:
+                break
+        if self.connected and not was_connected:
+            self.object_info = {}  # it may have other nodes and files now
+            url = self.server.address.url
+            notices += [f"Connected to ComfyUI at {url}.", version_warning(self._stats, url)]
+        has_changed = self.connected != was_connected
+        return Check(has_changed, tuple(notice for notice in notices if notice))
+
+    async def _ask(self, server: Server) -> None:
+        """Keep ``server`` as the one that answers. Raises ServerError if it does not."""
+        stats = await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
+        if not self.connected:
+            features = await bounded(server.features, seconds=server.limits.read)
+            self._features = as_dict(features)
+        self._stats = stats
+        self.server, self._candidates = server, (server,)
+        self.connected, self._failures, self._too_old = True, 0, ""
+
+    def _note_failure(self, error: ServerError) -> List[str]:
+        """Count a failure, and see whether the connection is lost by it; what to tell people."""
+        self._failures += 1
+        if isinstance(error, ServerTooOld):
+            self.connected = False
+            is_known = error.message == self._too_old
+            self._too_old = error.message
+            return [] if is_known else [error.message]
+
+        is_lost = error.refused or self._failures > 1  # one failure may be an accident
+        if not self.connected or not is_lost:
+            return []
+        self.connected = False
+        return [f"ComfyUI does not answer; trying again. ({error.message})"]
+
+    # -- in the threads: what is known of the nodes ----------------------------------------------
+
+    def look_up(
+        self, prompt: Mapping[str, Any], again: Iterable[str] = ()
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """The definitions of the classes in ``prompt``, as far as they are known or can be had now.
+
+        Those of the nodes in ``again`` are read anew: their lists of files may have grown.
+        """
+        classes_again = {class_of(prompt, node_id) for node_id in again}
+        for class_type in sorted({class_of(prompt, node_id) for node_id in prompt}):
+            is_known = class_type in self.object_info and class_type not in classes_again
+            if is_known or not self.connected:
+                continue
+            try:
+                definition = self.server.object_info(class_type)
+            except ServerError:
+                break  # the next ones would fail as slowly
+            if definition is not None:
+                self.object_info[class_type] = definition
+        return self.object_info
+
+    def look_up_all(self, classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+        """The definitions of every class, whichever are asked for. Raises HttpError or ServerError."""
+        self.require_connection()
+        self.object_info = self.server.all_object_info()
+        return self.object_info

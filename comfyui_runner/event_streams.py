@@ -1,0 +1,108 @@
+"""Server-Sent Events: everything that happens, sent to every client that listens."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any, Callable, List, Optional
+
+from comfyui_runner.messages import strict_json
+
+#: Events that are sent in one piece at most.
+EVENTS_PER_PIECE = 500
+
+#: Sent when nothing else is, so that the client and every proxy know that the stream lives.
+KEEP_ALIVE = b": nothing new\n\n"
+
+
+def encode_event(name: str, data: Any) -> bytes:
+    """A Server-Sent Event with ``data`` as JSON."""
+    return f"event: {name}\ndata: {strict_json(data)}\n\n".encode()
+
+
+class EventStream:
+    """One client that listens: a queue of what it has not been sent yet.
+
+    put() may be called from any thread; send_until_end() runs in the thread of the client's connection.
+    """
+
+    def __init__(self, prompt_id: Optional[str], queue_size: int) -> None:
+        self.prompt_id = prompt_id  #: the run that it is about; None: all
+        self.was_dropped = False
+        self._waiting: "queue.Queue[Optional[bytes]]" = queue.Queue(queue_size)
+
+    def wants(self, prompt_id: Optional[str]) -> bool:
+        """Whether it gets an event about ``prompt_id`` (None: about no run in particular)."""
+        return prompt_id is None or self.prompt_id in (None, prompt_id)
+
+    def put(self, event: Optional[bytes]) -> None:
+        """Hand it an event, or None for the end. A client that reads too slowly is dropped: it connects
+        again and gets the state as it is then."""
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            self.was_dropped = True
+
+    def send_until_end(self, send: Callable[[bytes], None], keep_alive_seconds: float) -> None:
+        """Send the events as they come. Raises OSError when the client is gone."""
+        while not self.was_dropped:
+            events = self._next_events(keep_alive_seconds)
+            send(b"".join(event for event in events if event is not None))
+            if None in events:
+                return
+
+    def _next_events(self, keep_alive_seconds: float) -> List[Optional[bytes]]:
+        """What waits, or KEEP_ALIVE when nothing came for so long."""
+        try:
+            events = [self._waiting.get(timeout=keep_alive_seconds)]
+        except queue.Empty:
+            return [KEEP_ALIVE]
+        while len(events) < EVENTS_PER_PIECE and not self._waiting.empty():
+            events.append(self._waiting.get_nowait())
+        return events
+
+
+class EventStreams:
+    """All clients that listen. ``lock`` is the service's."""
+
+    def __init__(
+        self, lock: "threading.RLock", queue_size: int = 2000, keep_alive_seconds: float = 15.0
+    ) -> None:
+        self.queue_size = queue_size  #: events that wait for a client before it is dropped
+        self.keep_alive_seconds = keep_alive_seconds
+        self._lock = lock
+        self._streams: List[EventStream] = []
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, prompt_id: Optional[str]) -> EventStream:
+        """A stream of all events, or of those about one run. To be given back to close()."""
+        stream = EventStream(prompt_id, self.queue_size)
+        with self._lock:
+            self._streams.append(stream)
+        return stream
+
+    def close(self, stream: EventStream) -> None:
+        """Send nothing to ``stream`` any more."""
+        with self._lock:
+            if stream in self._streams:
+                self._streams.remove(stream)
+
+    def publish(self, name: str, data: Any, prompt_id: Optional[str] = None) -> int:
+        """Send an event to everybody who wants it; its size in bytes."""
+        event = encode_event(name, data)
+        with self._lock:
+            for stream in list(self._streams):
+                if stream.wants(prompt_id):
+                    stream.put(event)
+                if stream.was_dropped:
+                    self._streams.remove(stream)
+        return len(event)
+
+    def end(self) -> None:
+        """Tell every client that the service ends."""
+        with self._lock:
+            for stream in self._streams:
+                stream.put(encode_event("end", {}))
+                stream.put(None)

@@ -1,0 +1,172 @@
+"""The runs of the service, those that have ended included, as clients see them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.parse
+from typing import Any, Dict, List, Optional, Set
+
+from comfyui_runner.events import Preview
+from comfyui_runner.nodes import describe_nodes
+from comfyui_runner.outputs import Output, collect_outputs, view_path
+from comfyui_runner.problems import Problem
+from comfyui_runner.reports import Report, Throttle, nodes_done
+from comfyui_runner.runs import Run
+from comfyui_runner.session import Session
+from comfyui_runner.state import Phase, run_seconds, wholly_cached
+
+
+class RunRecord:
+    """One run, and the session that follows it."""
+
+    def __init__(self, run: Run, session: Session) -> None:
+        self.run = run
+        self.session = session
+        self.created = time.time()
+        self.message = ""  #: how it ended
+        self.failure: Optional[Report] = None
+        #: set when it has ended and was concluded; threads wait for it
+        self.over = threading.Event()
+        self.published_preview: Optional[Preview] = None
+        self.throttle = Throttle(0.0)  #: of the `run` events about it
+
+    @property
+    def prompt_id(self) -> str:
+        """ComfyUI's name for the run."""
+        return self.run.prompt_id
+
+    @property
+    def is_running(self) -> bool:
+        """Whether ComfyUI is working on it."""
+        return self.run.state.phase is Phase.RUNNING and not self.over.is_set()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is on its way to ComfyUI or in its queue."""
+        return self.run.state.phase is not Phase.RUNNING and not self.over.is_set()
+
+    def to_json(self) -> Dict[str, Any]:
+        """The run as GET /runs/{prompt_id} shows it."""
+        state = self.run.state
+        return {
+            "prompt_id": self.prompt_id,
+            "phase": state.phase.value,
+            "over": self.over.is_set(),
+            "ahead": state.ahead,
+            **nodes_done(state),
+            "message": self.message,
+            "wholly_cached": wholly_cached(state),
+            "created": round(self.created, 3),
+            "seconds": round(run_seconds(state, time.monotonic()), 3),
+            "running": self._running_nodes(),
+            "nodes": self._finished_nodes(),
+            "outputs": self._outputs(),
+            "problems": [problem_as_json(problem) for problem in self.run.problems],
+            "failure": self.failure,
+        }
+
+    def _running_nodes(self) -> List[Dict[str, Any]]:
+        progress_of = self.run.state.running
+        nodes = describe_nodes(self.run.prompt, progress_of)
+        return [
+            {**node, "value": progress.value, "max": progress.max}
+            for node, progress in zip(nodes, progress_of.values())
+        ]
+
+    def _finished_nodes(self) -> List[Dict[str, Any]]:
+        seconds_of = self.run.state.finished
+        nodes = describe_nodes(self.run.prompt, seconds_of)
+        return [
+            {**node, "seconds": round(seconds, 3)}
+            for node, seconds in zip(nodes, seconds_of.values())
+        ]
+
+    def _outputs(self) -> List[Dict[str, Any]]:
+        outputs = collect_outputs(self.run.state.outputs, self.run.prompt)
+        return [{**output._asdict(), "url": self._url_of(output)} for output in outputs]
+
+    def _url_of(self, output: Output) -> Optional[str]:
+        """Where the service shows a file, relative to its own address; None for a text."""
+        if output.text is not None:
+            return None
+        url = view_path(output).lstrip("/")
+        if self.session.server.affinity:  # the file is on the server that this run was on
+            url += "&prompt_id=" + urllib.parse.quote(self.prompt_id)
+        return url
+
+
+def problem_as_json(problem: Problem) -> Dict[str, Any]:
+    """A problem with its fields by name."""
+    return {**problem._asdict(), "hints": list(problem.hints)}
+
+
+class RunRecords:
+    """The newest runs, and which of them have changed. ``lock`` is the service's."""
+
+    def __init__(self, lock: "threading.RLock", kept: int = 200) -> None:
+        self.kept = kept  #: runs that are remembered; those that have not ended come on top
+        self._lock = lock
+        self._records: Dict[str, RunRecord] = {}
+        self._changed: Set[str] = set()
+
+    def add(self, record: RunRecord, max_waiting: int) -> bool:
+        """Remember a new run, and forget old ones for it; False if ``max_waiting`` wait already."""
+        with self._lock:
+            if self.count_waiting() >= max_waiting:
+                return False
+            self._records[record.prompt_id] = record
+            ended = [key for key, other in self._records.items() if other.over.is_set()]
+            too_many = max(len(self._records) - self.kept, 0)
+            for key in ended[:too_many]:
+                del self._records[key]
+            return True
+
+    def get(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
+        """The run of that prompt_id, or None."""
+        return self._records.get(prompt_id or "")
+
+    def newest_first(self, prompt_id: Optional[str] = None) -> List[RunRecord]:
+        """All runs that are remembered, or the one of that prompt_id."""
+        records = reversed(list(self._records.values()))
+        return [record for record in records if prompt_id in (None, record.prompt_id)]
+
+    def not_over(self) -> List[RunRecord]:
+        """The runs that have not ended, oldest first."""
+        return [record for record in list(self._records.values()) if not record.over.is_set()]
+
+    def count_waiting(self) -> int:
+        """How many runs are on their way to ComfyUI or in its queue."""
+        return sum(record.is_waiting for record in self.not_over())
+
+    def running(self) -> Optional[RunRecord]:
+        """The run that ComfyUI is working on, or None."""
+        return next((record for record in self.not_over() if record.is_running), None)
+
+    def to_interrupt(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
+        """The run of that prompt_id; for None the one that is running, else the first that waits.
+
+        None if there is no such run, or it has ended.
+        """
+        records = self.not_over()
+        if prompt_id is not None:
+            records = [record for record in records if record.prompt_id == prompt_id]
+        records.sort(key=lambda record: not record.is_running)
+        return next(iter(records), None)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._records.clear()
+
+    # -- changes, for the event streams ----------------------------------------------------------
+
+    def mark_changed(self, prompt_id: str) -> None:
+        """Have take_changed() return the run of that prompt_id."""
+        with self._lock:
+            self._changed.add(prompt_id)
+
+    def take_changed(self) -> List[RunRecord]:
+        """The runs that were marked since the last call."""
+        with self._lock:
+            changed, self._changed = self._changed, set()
+            return [self._records[key] for key in changed if key in self._records]

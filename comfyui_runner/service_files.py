@@ -1,0 +1,154 @@
+"""Files of ComfyUI's that pass through the service: uploads, and GET /view."""
+
+from __future__ import annotations
+
+import tempfile
+import urllib.parse
+import weakref
+from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional
+
+from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.http_body import RequestBody
+from comfyui_runner.messages import INLINE_TYPES, Headers, HttpError, Request, Response
+from comfyui_runner.server import Server, uploaded_value
+
+#: Bytes of a file that are passed on at once.
+FILE_PIECE_SIZE = 1 << 16
+
+#: What of GET /view is ComfyUI's.
+VIEW_PARAMETERS = ("filename", "subfolder", "type", "preview", "channel")
+
+#: Headers that pass through GET /view, so that a browser can wind a video and keep what it has.
+VIEW_REQUEST_HEADERS = ("Range", "If-Range", "If-None-Match")
+VIEW_ANSWER_HEADERS = ("Content-Length", "Content-Range", "Accept-Ranges", "ETag", "Last-Modified")
+
+#: ComfyUI's statuses that are about an upload itself. With 500 it answers a form that it cannot read.
+UPLOAD_REFUSALS = (400, 403, 413, 500)
+
+#: ComfyUI's statuses that are about the file of GET /view, and what the service answers: its 403 is
+#: a name that leads out of its folders.
+VIEW_REFUSALS = {400: 400, 403: 400, 404: 404, 416: 416}
+
+
+# -- uploads -------------------------------------------------------------------------------------------
+
+
+class UploadedFile:
+    """A multipart form with a file, spooled before ComfyUI gets it: a client that leaves in the middle
+    leaves nothing behind. Raises HttpError if the form does not come whole."""
+
+    def __init__(self, body: RequestBody, limit: int, content_type: str) -> None:
+        self._content_type = content_type
+        self._form: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
+        weakref.finalize(self, self._form.close)
+        body.save(limit, self._form)
+
+    def upload(self, server: Server) -> Dict[str, Any]:
+        """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""
+        self._form.seek(0)
+        return server.upload(self._form, self._content_type)
+
+    def upload_again(self, server: Server) -> str:
+        """Upload it to one more server: the value by which a node names it there."""
+        return uploaded_value(self.upload(server))
+
+    def close(self) -> None:
+        """Remove it from the disk."""
+        self._form.close()
+
+
+def require_form(request: Request) -> str:
+    """The content type of a multipart form. Raises HttpError 400 for anything else."""
+    content_type = request.headers.get("content-type", "")
+    if not content_type.startswith("multipart/form-data"):
+        message = "Send the file as multipart/form-data: curl -F image=@cat.png"
+        raise HttpError(400, "not_multipart", message)
+    return content_type
+
+
+def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
+    """What the client is told when ComfyUI does not take its file; None if it is not the file's fault."""
+    if error.status not in UPLOAD_REFUSALS:
+        return None
+    status = 413 if error.status == 413 else 400
+    message = f"ComfyUI does not take this upload (HTTP {error.status})."
+    return HttpError(status, "not_uploaded", message)
+
+
+# -- GET /view -----------------------------------------------------------------------------------------
+
+
+def open_view(request: Request, server: Server) -> Response:
+    """The answer of ``server`` to GET /view, as the service passes it on. Raises HttpError."""
+    query = view_query(request)
+    path = "/view?" + urllib.parse.urlencode(query, errors="replace")
+    try:
+        answer = server.open(
+            "GET", path, accept=(200, 206, 304), headers=view_request_headers(request)
+        )
+    except ServerAnswer as error:
+        raise view_refusal(error) from None
+    if request.method == "HEAD":
+        answer.close()
+
+    def send_file(send: Callable[[bytes], None]) -> None:
+        try:
+            for piece in answer.iter_content(FILE_PIECE_SIZE):
+                send(piece)
+        finally:
+            answer.close()
+
+    content_type = answer.headers.get("Content-Type", "")
+    is_harmless = INLINE_TYPES.match(content_type) is not None
+    opens_in_place = is_harmless and "download" not in request.query
+    return Response(
+        answer.status_code,
+        type=content_type if is_harmless else "application/octet-stream",
+        headers=view_answer_headers(answer.headers, query["filename"], opens_in_place),
+        stream=send_file,
+    )
+
+
+def view_query(request: Request) -> Dict[str, str]:
+    """ComfyUI's part of the query. Raises HttpError 400 for a file name that leads elsewhere."""
+    query = {name: request.query[name] for name in VIEW_PARAMETERS if name in request.query}
+    filename = query.get("filename", "")
+    is_wrong = (
+        filename == ""
+        or filename.startswith("/")
+        or ".." in filename
+        or "\0" in filename + query.get("subfolder", "")
+    )
+    if is_wrong:
+        raise HttpError(400, "wrong_filename", "filename must name a file.")
+    return query
+
+
+def view_request_headers(request: Request) -> Dict[str, str]:
+    """What is sent to ComfyUI with the query."""
+    headers = {
+        name: request.headers[name.lower()]
+        for name in VIEW_REQUEST_HEADERS
+        if name.lower() in request.headers
+    }
+    headers["Accept-Encoding"] = "identity"  # else the lengths would not fit
+    return headers
+
+
+def view_answer_headers(headers: Mapping[str, str], filename: str, opens_in_place: bool) -> Headers:
+    """What is sent to the client: ``headers`` are those of ComfyUI's answer."""
+    passed_on = [(name, headers[name]) for name in VIEW_ANSWER_HEADERS if name in headers]
+    disposition = "inline" if opens_in_place else "attachment"
+    base_name = filename.replace("\\", "/").rpartition("/")[2]
+    quoted_name = urllib.parse.quote(base_name, errors="replace")
+    passed_on.append(("Content-Disposition", f"{disposition}; filename*=UTF-8''{quoted_name}"))
+    return tuple(passed_on)
+
+
+def view_refusal(error: ServerAnswer) -> HttpError:
+    """What the client is told when ComfyUI does not give a file."""
+    status = VIEW_REFUSALS.get(error.status)
+    if status is None:
+        return HttpError(503, "comfyui_unreachable", error.message)
+    message = f"ComfyUI does not give this file (HTTP {error.status})."
+    return HttpError(status, "not_viewable", message)

@@ -1,0 +1,409 @@
+"""What the routes of continuous mode do: one method each. They run in the threads of the connections."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from comfyui_runner.documents import Prompt, parse_document
+from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
+from comfyui_runner.errors import PromptRejected, ServerAnswer
+from comfyui_runner.event_streams import encode_event
+from comfyui_runner.guard import COOKIE
+from comfyui_runner.held_workflow import edit_inputs
+from comfyui_runner.http_body import RequestBody
+from comfyui_runner.loading import Loaded, make_prompt
+from comfyui_runner.messages import (
+    INLINE_TYPES,
+    JSON_LIMIT,
+    HttpError,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    parse_fields,
+)
+from comfyui_runner.nodes import InputRef, class_of
+from comfyui_runner.problems import Problem
+from comfyui_runner.resources import read_resource
+from comfyui_runner.routes import curl_lines, find_route, options_response
+from comfyui_runner.run_records import problem_as_json
+from comfyui_runner.server import uploaded_value
+from comfyui_runner.service import Service
+from comfyui_runner.service_files import UploadedFile, open_view, require_form, upload_refusal
+
+#: Seconds that GET /runs/{prompt_id}?wait= waits at most.
+MAX_WAIT = 60.0
+
+#: Seconds for the conclusion of a run that POST /interrupt has stopped.
+INTERRUPT_WAIT = 5.0
+
+#: What is not done for HEAD: asking must not start anything.
+NOT_FOR_HEAD = ("start_run", "get_events")
+
+#: Seconds that the cookie of the login is kept: a year.
+COOKIE_SECONDS = 365 * 24 * 60 * 60
+
+_is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_is_seconds = re.compile(r"\d{1,9}(\.\d{1,9})?").fullmatch
+
+
+class ServiceRoutes:
+    """The answers to requests. ``page`` is shown to browsers."""
+
+    def __init__(self, service: Service, page: bytes) -> None:
+        self.service = service
+        self.page = page
+        self.guard = service.options.guard
+
+    def respond(self, request: Request, body: RequestBody, is_crowded: bool) -> Response:
+        """The answer to a request, whatever happens. ``is_crowded``: only /health is answered."""
+        try:
+            if is_crowded and request.path != "/health":
+                return self._refuse_crowd()
+            if request.method == "OPTIONS":
+                return options_response(request.path)
+            refusal = self.guard.refusal(request)
+            if refusal is not None:
+                return error_response(refusal)
+
+            route, parts = find_route(request.method, request.path)
+            if request.method == "HEAD" and route.handler in NOT_FOR_HEAD:
+                return Response(200)
+            handler: Callable[..., Response] = getattr(self, route.handler)
+            return handler(request, body, **parts)
+        except Exception as error:  # a fault of ours is an answer too, and the next request another
+            return error_response(error)
+
+    def _refuse_crowd(self) -> Response:
+        headers = (("Retry-After", "1"),)
+        message = "Too many connections are open."
+        return error_response(HttpError(503, "too_many_connections", message, headers=headers))
+
+    # -- the service itself ----------------------------------------------------------------------
+
+    def get_page(self, request: Request, body: RequestBody) -> Response:
+        """The page for browsers; the list of routes for all others."""
+        if self.page and "text/html" in request.headers.get("accept", ""):
+            return Response(200, self.page, "text/html; charset=utf-8")
+        lines = curl_lines("http://" + request.headers.get("host", "127.0.0.1"))
+        return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
+
+    def get_openapi(self, request: Request, body: RequestBody) -> Response:
+        """The OpenAPI document."""
+        return Response(200, read_resource("openapi.json").encode())
+
+    def get_health(self, request: Request, body: RequestBody) -> Response:
+        """200 as long as this program runs."""
+        return json_response(200, {"status": "ok", "comfyui": self.service.backend.connected})
+
+    def get_status(self, request: Request, body: RequestBody) -> Response:
+        """The state of everything."""
+        return json_response(200, self.service.status())
+
+    def log_in(self, request: Request, body: RequestBody) -> Response:
+        """A cookie for the token."""
+        fields = parse_fields(body.read(JSON_LIMIT), {"token": str}, {})
+        if not self.guard.is_token(fields["token"]):
+            raise HttpError(403, "wrong_token", "This is not the token.")
+        cookie = (
+            f"{COOKIE}={self.guard.cookie_value()}; "
+            f"HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_SECONDS}"
+        )
+        return Response(204, headers=(("Set-Cookie", cookie),))
+
+    # -- the held workflow -----------------------------------------------------------------------
+
+    def get_workflow(self, request: Request, body: RequestBody) -> Response:
+        """The held workflow, with what can be set in it."""
+        from comfyui_runner.extras.checks import form_fields  # only this route needs it
+
+        held = self.service.held
+        object_info = self.service.backend.look_up(held.prompt)
+        with self.service.lock:  # prompt, seeds and revision belong together
+            prompt, random_seeds, revision = held.prompt, held.random_seeds, held.revision
+        fields = form_fields(prompt, object_info, random_seeds)
+        answer = {"file": held.path, "revision": revision, "prompt": prompt, "fields": fields}
+        return json_response(200, answer)
+
+    def put_workflow(self, request: Request, body: RequestBody) -> Response:
+        """Another workflow takes the place of the held one, if it could run."""
+        document = parse_document(body.read(JSON_LIMIT), "The body")
+        conversion = make_prompt(document, self.service.backend.look_up_all)
+        prompt = conversion.prompt
+        object_info, problems = self._check(prompt)
+        if problems:
+            details = {"problems": [problem_as_json(problem) for problem in problems]}
+            raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", details)
+
+        held = self.service.held
+        revision = held.hold_loaded(Loaded(prompt, held.path, document.workflow, conversion))
+        answer = {
+            "nodes": len(prompt),
+            "revision": revision,
+            "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
+            "warnings": list(conversion.warnings),
+        }
+        return json_response(200, answer)
+
+    def _check(self, prompt: Prompt) -> Tuple[Mapping[str, Any], List[Problem]]:
+        """What is known of the nodes of ``prompt``, and what is wrong with it."""
+        from comfyui_runner.extras.checks import check_prompt  # only PUT /workflow needs it
+
+        backend = self.service.backend
+        object_info = backend.look_up(prompt)
+        problems = check_prompt(prompt, object_info)
+        if problems:  # what was wrong when it was last looked up may have come meanwhile
+            object_info = backend.look_up(prompt, {problem.node_id for problem in problems})
+            problems = check_prompt(prompt, object_info)
+        return object_info, problems
+
+    def reset_workflow(self, request: Request, body: RequestBody) -> Response:
+        """The workflow from its file, as it is there now."""
+        loaded = self.service.options.reload()
+        revision = self.service.held.hold_file(loaded)
+        return json_response(200, {"nodes": len(loaded.prompt), "revision": revision})
+
+    def update_prompt(self, request: Request, body: RequestBody) -> Response:
+        """Set a text."""
+        known = {"node_id": str, "title": str, "type": str}
+        fields = parse_fields(body.read(JSON_LIMIT), {"text": str}, known)
+        node_name, role = name_of_node(fields), fields.get("type")
+        is_role_fine = role in ("positive", "negative") or (
+            role is None and node_name is not None  # the node is enough
+        )
+        if not is_role_fine:
+            message = 'Name the text: "node_id", "title", or "type": "positive" or "negative".'
+            raise HttpError(400, "missing_field", message)
+        ref = find_text(self.service.held.prompt, node_name, role)
+        return self._edit(ref.node_id, {ref.input: fields["text"]})
+
+    def update_inputs(self, request: Request, body: RequestBody) -> Response:
+        """Set inputs of one node."""
+        known = {"node_id": str, "title": str}
+        fields = parse_fields(body.read(JSON_LIMIT), {"inputs": dict}, known)
+        node_name = name_of_node(fields)
+        if node_name is None:
+            raise HttpError(400, "missing_field", 'Name the node: "node_id" or "title".')
+        node_id = find_node(self.service.held.prompt, node_name)
+        return self._edit(node_id, fields["inputs"])
+
+    def _edit(self, node_id: str, inputs: Mapping[str, Any]) -> Response:
+        """Set inputs of the held workflow.
+
+        What is known of the nodes is looked up without the lock, as ComfyUI may be slow. If another edit
+        comes first, this one is made again, on what is held then.
+        """
+        held, backend = self.service.held, self.service.backend
+        look_up_again: Tuple[str, ...] = ()
+        revision = None
+        while revision is None:
+            with self.service.lock:  # they belong together
+                before, random_seeds = held.prompt, held.random_seeds
+            object_info = backend.look_up(before, look_up_again)
+            try:
+                edited = edit_inputs(before, random_seeds, node_id, inputs, object_info)
+            except EditError as error:
+                may_be_new = error.type == "value_not_in_list" and not look_up_again
+                if not may_be_new:
+                    raise
+                look_up_again = (node_id,)  # lists of files grow
+                continue
+            revision = held.hold_edit(before, edited)
+        answer = {
+            "node_id": node_id,
+            "changed": inputs,
+            "checked": edited.checked,
+            "revision": revision,
+        }
+        return json_response(200, answer)
+
+    # -- uploads ---------------------------------------------------------------------------------
+
+    def upload_image(self, request: Request, body: RequestBody) -> Response:
+        """Upload a file to ComfyUI, and set it in the nodes that load one."""
+        self.service.require_comfyui()
+        content_type = require_form(request)
+        refs = self._find_loaders(request.query.get("node_id"))
+        file = UploadedFile(body, self.service.backend.upload_limit, content_type)
+        uploaded = self._upload(file, refs)
+
+        names = {key: str(uploaded.get(key) or "") for key in ("name", "subfolder", "type")}
+        node_ids = [ref.node_id for ref in refs]
+        held, backend = self.service.held, self.service.backend
+        backend.look_up(held.prompt, node_ids)  # their lists of files have grown
+        revision = held.hold_values(dict.fromkeys(refs, uploaded_value(uploaded)))
+        answer = {**names, "nodes": node_ids, "revision": revision}
+        if not self.service.options.auto_execute:
+            return json_response(200, answer)
+        return json_response(202, {**answer, **self._run_held()})
+
+    def _find_loaders(self, name: Optional[str]) -> List[InputRef]:
+        """The inputs that a file is to be set in. Raises EditError if it is not clear which."""
+        prompt = self.service.held.prompt
+        loaders = upload_inputs(prompt, self.service.backend.look_up(prompt))
+        return find_loaders(prompt, loaders, name)
+
+    def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> Dict[str, Any]:
+        """ComfyUI's answer to an upload. Behind a load balancer the file is kept for ``refs``: the servers
+        of the runs to come need it too."""
+        server = self.service.backend.server
+        try:
+            uploaded = file.upload(server)
+        except ServerAnswer as error:
+            file.close()
+            raise upload_refusal(error) or error from None
+        if server.affinity:
+            self.service.held.remember_upload(refs, uploaded_value(uploaded), file.upload_again)
+        else:
+            file.close()
+        return uploaded
+
+    # -- runs ------------------------------------------------------------------------------------
+
+    def start_run(self, request: Request, body: RequestBody) -> Response:
+        """Run the held workflow."""
+        if request.method == "POST":
+            fields = parse_fields(body.read(JSON_LIMIT), {}, {})
+            if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
+                message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
+                raise HttpError(400, "not_supported", message)
+        return json_response(202, self._run_held())
+
+    def _run_held(self) -> Dict[str, Any]:
+        """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
+        prompt, extra = self.service.held.take_for_run(self.service.backend.object_info)
+        try:
+            record, _ = self.service.start(prompt, extra)
+        except PromptRejected as error:
+            problems = [problem_as_json(problem) for problem in error.problems]
+            details = {"problems": problems, "answer": error.answer}
+            raise HttpError(400, "prompt_rejected", error.message, details) from None
+        return {
+            "message": "execution started",
+            "prompt_id": record.prompt_id,
+            "ahead": record.run.state.ahead,
+        }
+
+    def post_prompt(self, request: Request, body: RequestBody) -> Response:
+        """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
+        known = {"prompt": dict, "prompt_id": str, "extra_data": dict}
+        fields = parse_fields(body.read(JSON_LIMIT), {}, known)
+        extra = {key: fields[key] for key in fields if key not in ("prompt", "client_id")}
+        prompt = fields.get("prompt")
+        if prompt is None:
+            prompt, held_extra = self.service.held.take_for_run(self.service.backend.object_info)
+            extra = merge_extra(held_extra, extra)
+        check_prompt_request(prompt, extra)
+        if self.service.records.get(extra.get("prompt_id")) is not None:
+            raise HttpError(400, "invalid_prompt_id", "This prompt_id is taken.")
+        try:
+            _, answer = self.service.start(prompt, extra)
+        except PromptRejected as error:
+            return json_response(400, error.answer)
+        return json_response(200, answer)
+
+    def interrupt_run(self, request: Request, body: RequestBody) -> Response:
+        """Stop the run that is named, else the one that is running, else the first that waits."""
+        fields = parse_fields(body.read(JSON_LIMIT), {}, {"prompt_id": str})
+        prompt_id = fields.get("prompt_id")
+        record = self.service.records.to_interrupt(prompt_id)
+        if record is None:
+            message = "No run of this service is running or waiting."
+            if prompt_id is not None:
+                message = "No run of this service with that prompt_id is running or waiting."
+            raise HttpError(409, "nothing_to_interrupt", message)
+
+        self.service.cancel(record)
+        state = record.run.state
+        answer = {"prompt_id": record.prompt_id, "phase": state.phase.value, "message": "requested"}
+        if not state.phase.over:
+            return json_response(202, answer)
+        record.over.wait(INTERRUPT_WAIT)
+        return json_response(200, {**answer, "message": record.message})
+
+    def get_runs(self, request: Request, body: RequestBody) -> Response:
+        """The runs, newest first."""
+        runs = [record.to_json() for record in self.service.records.newest_first()]
+        return json_response(200, {"runs": runs})
+
+    def get_run(self, request: Request, body: RequestBody, prompt_id: str) -> Response:
+        """One run, at once or when it has ended."""
+        records = self.service.records
+        record = records.get(prompt_id)
+        if record is None:
+            kept = f"the last {records.kept} are kept"
+            message = f"No run of this service has this prompt_id ({kept})."
+            raise HttpError(404, "no_such_run", message)
+        seconds = request.query.get("wait", "0")
+        if not _is_seconds(seconds):
+            raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
+        record.over.wait(min(float(seconds), MAX_WAIT))
+        return json_response(200, record.to_json())
+
+    # -- what happens ----------------------------------------------------------------------------
+
+    def get_events(self, request: Request, body: RequestBody) -> Response:
+        """Everything that happens, as it happens."""
+        prompt_id = request.query.get("prompt_id")
+        streams, records = self.service.streams, self.service.records
+
+        def send_events(send: Callable[[bytes], None]) -> None:
+            with self.service.lock:  # nothing is published between the state and what follows it
+                stream = streams.open(prompt_id)
+                runs = [record.to_json() for record in records.newest_first(prompt_id)]
+                state = {"status": self.service.status(), "runs": runs}
+                stream.put(encode_event("state", state))
+            try:
+                stream.send_until_end(send, streams.keep_alive_seconds)
+            finally:
+                streams.close(stream)
+
+        return Response(200, type="text/event-stream", stream=send_events)
+
+    def get_preview(self, request: Request, body: RequestBody) -> Response:
+        """The newest preview picture, of one run or of any."""
+        for record in self.service.records.newest_first(request.query.get("prompt_id")):
+            preview = record.run.preview
+            if preview is not None and INLINE_TYPES.match(preview.mime):
+                return Response(200, preview.image, preview.mime)
+        message = "There is no preview. (ComfyUI sends them with --preview-method auto.)"
+        raise HttpError(404, "no_preview", message)
+
+    def get_view(self, request: Request, body: RequestBody) -> Response:
+        """A file of ComfyUI's, passed on as it comes."""
+        record = self.service.records.get(request.query.get("prompt_id"))
+        server = self.service.backend.server
+        if record is not None:
+            server = record.session.server  # behind a load balancer each run has its own
+        return open_view(request, server)
+
+
+def name_of_node(fields: Mapping[str, Any]) -> Optional[str]:
+    """What a request calls a node: its id, else its title; None if it names none."""
+    name: Optional[str] = fields.get("node_id", fields.get("title"))
+    return name
+
+
+def merge_extra(held: Mapping[str, Any], requested: Mapping[str, Any]) -> Dict[str, Any]:
+    """More fields of POST /prompt for the held workflow: its own, and those of a request before them."""
+    merged = {**held, **requested}
+    if "extra_data" in held and "extra_data" in requested:
+        merged["extra_data"] = {**held["extra_data"], **requested["extra_data"]}
+    return merged
+
+
+def check_prompt_request(prompt: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Raises HttpError 400 for what ComfyUI would answer with 500, and for a prompt_id that is not one."""
+    is_number_fine = isinstance(extra.get("number", 0), (int, float))
+    are_targets_fine = isinstance(extra.get("partial_execution_targets", []), list)
+    if not is_number_fine or not are_targets_fine:
+        message = "number must be a number, partial_execution_targets a list."
+        raise HttpError(400, "wrong_type", message)
+    if "prompt_id" in extra and not _is_uuid(extra["prompt_id"]):
+        message = "The prompt_id must be a UUID in lower case."
+        raise HttpError(400, "invalid_prompt_id", message)
+    for node in prompt.values():
+        if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict):
+            message = "Every node needs a class_type and inputs."
+            raise HttpError(400, "invalid_prompt", message)
