@@ -54,7 +54,7 @@ def timed(convert: Callable[[Any, Any], Any], workflow: Any, object_info: Any) -
 def main(folder: str) -> int:
     """Measures and prints; 1 if a bar is missed."""
     if not os.path.isdir(folder):
-        print("The set of workflows is not at %s: name its folder to measure the conversion." % folder)
+        print(f"The set of workflows is not at {folder}: name its folder to measure the conversion.")
         return 0
     conversion: Any = importlib.import_module("comfyui_runner.extras.conversion")
     sys.path.insert(0, folder)
@@ -94,17 +94,17 @@ def main(folder: str) -> int:
     ours_best, theirs_best = (min(took) for took in zip(*rounds))
 
     rows = [
-        ("server-equivalent", "%d of %d" % (equivalent, comparable), equivalent == comparable),
-        ("equal to the letter", "%d of %d" % (exact, comparable), exact >= 0.97 * comparable),
-        ("all %d conversions" % len(workflows), "%.2f s" % ours_best, True),
+        ("server-equivalent", f"{equivalent} of {comparable}", equivalent == comparable),
+        ("equal to the letter", f"{exact} of {comparable}", exact >= 0.97 * comparable),
+        (f"all {len(workflows)} conversions", f"{ours_best:.2f} s", True),
     ]
     if theirs:
-        figures = "%.2f x  (%.2f s against %.2f s)" % (ours_best / theirs_best, ours_best, theirs_best)
+        figures = f"{ours_best / theirs_best:.2f} x  ({ours_best:.2f} s against {theirs_best:.2f} s)"
         rows.append(("time against comfy-cli's", figures, ours_best < theirs_best))
     for name, figures, met in rows:
-        print("%-28s %-34s %s" % (name, figures, "ok" if met else "MISSED"))
+        print(f"{name:28} {figures:34} {'ok' if met else 'MISSED'}")
     if not theirs:
-        print("comfy-cli is not installed for %s; the docstring of this file says how to compare." % sys.executable)
+        print(f"comfy-cli is not installed for {sys.executable}; the docstring of this file says how to compare.")
     return 0 if all(met for _, _, met in rows) else 1
 
 

@@ -733,17 +733,18 @@ TEXT_INSIDE = subgraph(
 
 
 @pytest.mark.parametrize(("setter", "getter"), [("SetNode", "GetNode"), ("easy setNode", "easy getNode")])
-def test_a_getter_takes_what_goes_into_the_setter_of_its_name(setter: str, getter: str) -> None:
+@pytest.mark.parametrize("name", ["picture", ["a", "list"]])
+def test_a_getter_takes_what_goes_into_the_setter_of_its_name(setter: str, getter: str, name: Any) -> None:
     inside = subgraph(
         "s",
-        [node(20, getter, {}, [("IMAGE", 1)], ["picture"]), node(21, "PreviewImage", {"images": 1})],
+        [node(20, getter, {}, [("IMAGE", 1)], [name]), node(21, "PreviewImage", {"images": 1})],
         (1, 20, 0, 21, 0),
     )
     workflow = flow(
         [
             LOAD,
-            node(2, setter, {"IMAGE": 1}, [("*", 3)], ["picture"]),
-            node(3, getter, {}, [("IMAGE", 2)], ["picture"]),
+            node(2, setter, {"IMAGE": 1}, [("*", 3)], [name]),
+            node(3, getter, {}, [("IMAGE", 2)], [name]),
             node(4, "PreviewImage", {"images": 2}),
             node(5, "PreviewImage", {"images": 3}),
             node(6, "s"),
@@ -1104,6 +1105,21 @@ def test_a_last_id_that_is_no_number_is_passed_over() -> None:
 
 def test_a_primitive_without_an_output_gives_its_value_to_nothing() -> None:
     assert converted(flow([node(1, "PrimitiveNode", values=[5]), {**LOAD, "id": 2}])) == {"2": {"image": "a.png"}}
+
+
+def test_a_primitive_gives_nothing_to_a_slot_that_does_not_exist() -> None:
+    workflow = flow(
+        [node(1, "PrimitiveNode", {}, [("INT", 1)], [5]), node(2, "EmptyLatentImage", values=[64, 128, 2])],
+        (1, 1, 0, 2, 99),
+    )
+    assert converted(workflow) == {"2": {"width": 64, "height": 128, "batch_size": 2}}
+
+
+def test_an_inner_input_without_a_widget_is_not_promoted() -> None:
+    inner = subgraph("inner", [node(4, "ImageInvert", {"image": 1})], (1, -10, 0, 4, 0), inputs=[("image", "IMAGE", 1)])
+    outer = subgraph("outer", [node(3, "inner", {"image": None})])
+    host = node(1, "outer", values=["outside"], properties={"proxyWidgets": [["3", "image"]]})
+    assert converted(flow([host], subgraphs=[outer, inner])) == {"1:3:4": {}}
 
 
 def test_a_host_promotes_nothing_if_one_of_its_entries_is_broken() -> None:

@@ -176,7 +176,7 @@ def missing_classes_error(nodes: Sequence[LGraphNode]) -> ConversionError:
 
 
 def package_in_words(node: LGraphNode) -> str:
-    """ ", from the package ..." with its version, as far as the file has them."""
+    """Where the class of a node comes from, as far as the file says: ``, from the package ...``."""
     package = node.properties.get("cnr_id") or node.properties.get("aux_id")
     version = node.properties.get("ver")
     if not isinstance(package, str):
@@ -196,7 +196,7 @@ def traverse_nodes(graph: LGraph, seen: Set[str]) -> Iterator[LGraphNode]:
 
 
 # ------------------------------------------------------------------------------------------------
-# Bypassed nodes (ExecutableNodeDTO.ts, getBypassSlotIndex)
+# Bypassed nodes (ExecutableNodeDTO.ts, _getBypassSlotIndex)
 # ------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +232,7 @@ def find_bypass_slot(node: LGraphNode, output_slot: int, type_: Any) -> Optional
         return output_slot
     if type_ in input_types:
         return input_types.index(type_)
-    return fitting[0] if fitting else None
+    return next(iter(fitting), None)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -333,9 +333,8 @@ class Export:
         if widget.type == "index":  # of a CustomCombo (customWidgets.ts)
             return index_of_choice(node)
         if widget.type in MADE_IN_BROWSER:
-            self.warn(
-                node, f'the value of "{widget.name}" is made in the browser, so the prompt has none'
-            )
+            what = f'the value of "{widget.name}" is made in the browser, so the prompt has none'
+            self.warn(node, what)
         if isinstance(value, str):
             if widget.has_dynamic_prompt:
                 return choose_from_dynamic_prompt(value, self.rng)
@@ -347,13 +346,18 @@ class Export:
         """What replaces %date:...% or %Node.widget% in the name of a file (searchAndReplace.ts)."""
         parts = match.group(1).split(".")
         if len(parts) == 2:
-            node = self.find_named_node(parts[0])
-            value = node.values.get(parts[1], UNDEFINED) if node else UNDEFINED
+            value = self.find_named_value(*parts)
             if value is not UNDEFINED:
                 return text_in_file_name(value)
         elif parts[0].startswith("date:"):  # as in the frontend, a dot ends the pattern
             return format_date(parts[0][len("date:") :], self.now)
         return match.group()
+
+    def find_named_value(self, node_name: str, widget_name: str) -> Any:
+        node = self.find_named_node(node_name)
+        if node is None:
+            return UNDEFINED
+        return node.values.get(widget_name, UNDEFINED)
 
     def find_named_node(self, name: str) -> Optional[LGraphNode]:
         """The first node with this "Node name for S&R" or, if none has it, with this title."""
@@ -427,7 +431,9 @@ class Export:
             return None
         if node.mode == MODE_BYPASSED:
             input_slot = find_bypass_slot(node, slot, type_)
-            return None if input_slot is None else InputQuestion(scope, node, input_slot)
+            if input_slot is None:
+                return None
+            return InputQuestion(scope, node, input_slot)
         if node.subgraph:
             return self.answer_host_output(question, node.subgraph)
         if node.is_known:
@@ -468,4 +474,6 @@ def index_of_choice(node: LGraphNode) -> int:
     """Where the choice of a CustomCombo is among its options; -1 if it is not."""
     options = [node.values[widget.name] for widget in node.widgets[2:]]
     choice = node.values["choice"]
-    return options.index(choice) if choice in options else -1
+    if choice in options:
+        return options.index(choice)
+    return -1

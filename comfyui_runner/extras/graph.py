@@ -83,7 +83,9 @@ BROWSER_NODES = {
 
 def parse_link_id(value: Any) -> Any:
     """The id of a link, or None for what cannot be one."""
-    return value if isinstance(value, (int, float, str)) else None
+    if isinstance(value, (int, float, str)):
+        return value
+    return None
 
 
 def parse_node_id(value: Any) -> str:
@@ -170,9 +172,9 @@ class LGraph:
         """The sockets that links lead to."""
         for link_id in link_ids:
             link = self.links.get(link_id)
-            node = self.nodes.get(link.target_id) if link else None
-            if node is None:
+            if link is None or link.target_id not in self.nodes:
                 continue
+            node = self.nodes[link.target_id]
             for socket in node.inputs:
                 if socket.link == link_id:
                     yield NodeSocket(node, socket)
@@ -277,7 +279,9 @@ class LGraphNode:
 
     def value_name(self, socket: Socket, widget: Widget) -> str:
         """The name that the value of the widget behind a socket has among ``values``."""
-        return socket.name if self.subgraph else widget.name
+        if self.subgraph:
+            return socket.name
+        return widget.name
 
     def value_behind(self, socket: Socket, widget: Widget) -> Any:
         return self.values.get(self.value_name(socket, widget), UNDEFINED)
@@ -288,7 +292,9 @@ class LGraphNode:
         if not values:
             return UNDEFINED
         value = values[0]
-        return str(value) if isinstance(value, (dict, list)) else value
+        if isinstance(value, (dict, list)):
+            return str(value)
+        return value
 
     # --- Creating inputs and widgets from specs (services/litegraphService.ts) --------------------
 
@@ -397,8 +403,10 @@ class LGraphNode:
         """Lets the autogrow group of the socket at ``slot`` offer the place after it."""
         group_name, _, own_name = self.inputs[slot].name.rpartition(".")
         group = self.autogrow_groups.get(group_name)
-        place = group.place_of(own_name) if group else None
-        if group and place is not None:
+        if group is None:
+            return
+        place = group.place_of(own_name)
+        if place is not None:
             self.grow(group, place + 1)
 
     def grow(self, group: AutogrowGroup, place: int) -> None:

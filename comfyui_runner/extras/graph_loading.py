@@ -375,12 +375,19 @@ def configure_host(host: LGraphNode, subgraph: LGraph) -> None:
         host.promote_first_widget(socket, subgraph.sockets_of(subgraph_input.link_ids))
 
     names = [socket.name for socket in host.inputs if socket.promoted]
-    stored = host.raw.get("widgets_values")
-    values = dict(stored) if isinstance(stored, dict) else dict(zip(names, as_list(stored)))
+    values = stored_promoted_values(host, names)
     values.update(quarantined_values(host))
     for name in names:
         if name in values:
             host.values[name] = values[name]
+
+
+def stored_promoted_values(host: LGraphNode, names: Sequence[str]) -> Dict[str, Any]:
+    """The values that the file has for the promoted widgets ``names``."""
+    stored = host.raw.get("widgets_values")
+    if isinstance(stored, dict):
+        return dict(stored)
+    return dict(zip(names, as_list(stored)))
 
 
 def quarantined_values(host: LGraphNode) -> Dict[str, Any]:
@@ -431,12 +438,16 @@ def remove_stale_sockets(node: LGraphNode) -> None:
 def choose_missing_values(node: LGraphNode) -> None:
     """Gives combos without a value their first choice."""
     for widget in list(node.widgets):
-        if widget.choices and node.values.get(widget.name, UNDEFINED) is None:
+        value = node.values.get(widget.name, UNDEFINED)
+        if value is None and widget.choices:
             node.set_value(widget, widget.choices[0])
     for socket in node.inputs:
-        promoted = socket.promoted
-        if promoted and promoted.choices and node.values.get(socket.name, UNDEFINED) is None:
-            node.values[socket.name] = promoted.choices[0]
+        if socket.promoted is None:
+            continue
+        value = node.values.get(socket.name, UNDEFINED)
+        choices = socket.promoted.choices
+        if value is None and choices:
+            node.values[socket.name] = choices[0]
 
 
 def apply_primitive(graph: LGraph, primitive: LGraphNode) -> None:
@@ -544,7 +555,9 @@ def type_of_origin(graph: LGraph, link_id: Any) -> Any:
         types = origin.output_types
     elif link.origin_id == SUBGRAPH_INPUT_NODE:
         types = [slot.type for slot in graph.inputs]
-    return types[link.origin_slot] if link.origin_slot < len(types) else "*"
+    if link.origin_slot < len(types):
+        return types[link.origin_slot]
+    return "*"
 
 
 def common_type(types: Iterable[Any]) -> Optional[str]:

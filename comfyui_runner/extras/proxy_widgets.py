@@ -129,7 +129,9 @@ def find_promotable(node: LGraphNode, proxy: ProxyWidget) -> Optional[Socket]:
         else:
             is_meant = source == (proxy.inner_node_id, proxy.widget_name)
         if is_meant:
-            return socket if socket.promoted else None
+            if socket.promoted:
+                return socket
+            break
     return None
 
 
@@ -145,8 +147,10 @@ def primitive_targets(graph: LGraph, primitive: LGraphNode) -> Iterator[NodeSock
         return
     for raw_id in as_list(as_dict(raw_outputs[0]).get("links")):
         link = graph.links.get(parse_link_id(raw_id))
-        node = graph.nodes.get(link.target_id) if link else None
-        if link and node and link.target_slot < len(node.inputs):
+        if link is None or link.target_id not in graph.nodes:
+            continue
+        node = graph.nodes[link.target_id]
+        if link.target_slot < len(node.inputs):
             yield NodeSocket(node, node.inputs[link.target_slot])
 
 

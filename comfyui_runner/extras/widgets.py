@@ -126,8 +126,10 @@ def parse_input_spec(value: Any) -> InputSpec:
 
 def parse_input_specs(inputs: Any) -> Iterator[Tuple[str, InputSpec]]:
     """The inputs of ``{"required": {name: spec}, "optional": {name: spec}}``, by name."""
-    for group in ("required", "optional"):
-        for name, spec in as_dict(as_dict(inputs).get(group)).items():
+    groups = as_dict(inputs)
+    for group_name in ("required", "optional"):
+        specs = as_dict(groups.get(group_name))
+        for name, spec in specs.items():
             yield name, parse_input_spec(spec)
 
 
@@ -166,14 +168,16 @@ def _add_browser_inputs(class_type: str, required: Dict[str, InputSpec]) -> None
     if class_type in _ADDED_INPUTS:
         name, type_ = _ADDED_INPUTS[class_type]
         required[name] = InputSpec(type_, {})
-    if "audio" in required and required["audio"].options.get("audio_upload") is True:
+    audio = required.get("audio")
+    if audio and audio.options.get("audio_upload") is True:
         required["upload"] = InputSpec("AUDIOUPLOAD", {})
     if any(_takes_picture_upload(spec) for spec in required.values()):
         required["upload"] = InputSpec("IMAGEUPLOAD", {})
 
 
 def _takes_picture_upload(spec: InputSpec) -> bool:
-    return spec.type == "COMBO" and any(spec.options.get(key) is True for key in _UPLOAD_OPTIONS)
+    uploads = [key for key in _UPLOAD_OPTIONS if spec.options.get(key) is True]
+    return spec.type == "COMBO" and bool(uploads)
 
 
 def forced_positions(inputs: ClassInputs, widget_names: Container[str]) -> List[bool]:
@@ -330,10 +334,12 @@ class AutogrowGroup:
     def __init__(self, name: str, template: JsonObject) -> None:
         self.name = name
         self.specs = list(parse_input_specs(template.get("input")))
-        self.names = template.get("names")
+        self.names: Optional[Sequence[str]] = template.get("names")
         self.prefix = template.get("prefix", "")
         self.least = template.get("min", 1)
-        self.most = len(self.names) if self.names else template.get("max", 100)
+        self.most = template.get("max", 100)
+        if self.names:
+            self.most = len(self.names)
 
     @property
     def has_rows(self) -> bool:
@@ -350,7 +356,9 @@ class AutogrowGroup:
 
     def place_of(self, own_name: str) -> Optional[int]:
         """The place of an input, by its name after that of the group; None if it has no place."""
-        if self.names:
-            return self.names.index(own_name) if own_name in self.names else None
+        if self.names and own_name in self.names:
+            return self.names.index(own_name)
         digits = re.search("[0-9]{1,9}$", own_name)
-        return int(digits.group()) if digits else None
+        if digits and not self.names:
+            return int(digits.group())
+        return None
