@@ -119,7 +119,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                 run = session.new_run(prompt, console.prompt_id, workflow.extra(prompt))
 
                 watch = Watch(session, run, settings, console)  # Ctrl+C and --timeout cancel this run, and no other
-                with console.live(watch.rows):
+                with console.live(watch.meter):
                     await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses the prompt
                     await watch.until_stopped(session.follow)  # live progress, to the end
 

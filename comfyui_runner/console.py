@@ -8,7 +8,8 @@ from typing import Any, Awaitable, Callable, Iterator, List, Optional, TextIO
 
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
 from comfyui_runner.interrupts import Interrupts, Stop
-from comfyui_runner.reports import Line, Report
+from comfyui_runner.meter import Meter
+from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.server import new_uuid
 from comfyui_runner.terminal import Printer, is_yes, report_error
@@ -42,21 +43,18 @@ class Console:
 
     # -- reporting -----------------------------------------------------------------------------------
 
-    def report(self, run: Optional[Run], report: Report) -> None:
-        """Reports what happened to ``run``, or (None) to the call as a whole."""
+    def report(self, run: Optional[Run], report: Report, prefix: str = "") -> None:
+        """Reports what happened to ``run``, or (None) to the call as a whole.
+
+        ``report`` may have a prompt_id of its own. ``prefix`` comes before each line for people.
+        """
         if run is not None:
             self.prompt_id = run.prompt_id
-        self.printer.report({"prompt_id": self.prompt_id, **report})
+        self.printer.report({"prompt_id": self.prompt_id, **report}, prefix)
 
     def notice(self, message: str, run: Optional[Run] = None) -> None:
         """Reports something that a person should know."""
         self.report(run, {"event": "notice", "message": message})
-
-    def report_as(self, prefix: str, report: Report) -> None:
-        """Reports with ``prefix`` in front of each line for people. ``report`` has its own prompt_id."""
-        self.printer.prefix = prefix
-        self.printer.report(report)
-        self.printer.prefix = ""
 
     def report_error(self, error: RunnerError) -> ExitStatus:
         """Reports the error that ends the call; the exit status that it leads to."""
@@ -65,9 +63,9 @@ class Console:
         return report_error(self.printer, error, self.prompt_id)
 
     @contextmanager
-    def live(self, rows: Callable[[int, bool], List[List[Line]]]) -> Iterator[None]:
-        """Draws what ``rows(width, ascii_only)`` returns until the block ends, where the printer draws."""
-        self.printer.begin(rows)
+    def live(self, read_meter: Callable[[], Meter]) -> Iterator[None]:
+        """Draws what ``read_meter()`` returns until the block ends, if the printer draws."""
+        self.printer.start_meter(read_meter)
         ticker = asyncio.ensure_future(self._draw())
         try:
             yield
@@ -76,7 +74,7 @@ class Console:
 
     async def _draw(self) -> None:
         while True:
-            self.printer.draw()
+            self.printer.draw_meter()
             await asyncio.sleep(DRAW_INTERVAL)
 
     # -- asking --------------------------------------------------------------------------------------

@@ -1,101 +1,105 @@
-"""The moving part of the screen, as lines of styled text."""
+"""What the moving part of the screen shows. How it looks is up to the printer that draws it."""
 
 from __future__ import annotations
 
-import functools
-import unicodedata
-from typing import Any, List, Mapping, Tuple
+from typing import Any, Iterator, List, Mapping, NamedTuple, Tuple
 
 from comfyui_runner.nodes import node_title
-from comfyui_runner.reports import Line, nodes_done
+from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import NodeProgress, Phase, PromptState, run_seconds
-from comfyui_runner.text import duration, one_line, plural
+from comfyui_runner.text import duration, plural
+
+#: Nodes that run at the same time and are shown; of a prompt there is seldom more than one.
+NODES_SHOWN = 3
 
 
-def bar(fraction: float, width: int, ascii_only: bool) -> Tuple[str, str]:
-    """A bar of ``width`` characters as its full and its empty part."""
-    full = int(max(0.0, min(fraction, 1.0)) * width)
-    marks = ("#", "-") if ascii_only else ("━", "─")
-    return marks[0] * full, marks[1] * (width - full)
+class Bar(NamedTuple):
+    """A row of the meter: ``fraction`` (from 0 to 1) as a bar, between a label and a text.
+
+    ``style`` is one of a report's Line.
+    """
+
+    label: str
+    fraction: float
+    text: str
+    style: str = "ok"
 
 
-def rate_in_words(progress: NodeProgress) -> str:
-    """The pace of a node and the time that it has left: "3.2 it/s, 0:05 left" (or "s/it")."""
-    steps, seconds = progress.value - progress.first_value, progress.at - progress.first_at
+class Meter(NamedTuple):
+    """The moving part of the screen, from top to bottom; what is empty takes no line."""
+
+    headline: str = ""
+    bars: Tuple[Bar, ...] = ()
+    note: str = ""  # what is wrong at the moment
+
+
+def make_meter(
+    state: PromptState, prompt: Mapping[str, Any], now: float, began: float, note: str = ""
+) -> Meter:
+    """The meter of one run. ``began`` is when it was submitted, by the same clock as ``now``."""
+    if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
+        headline = f"{describe_wait(state)}  {duration(now - began)}"
+        return Meter(headline=headline, note=note)
+    return Meter(bars=(overall_bar(state, now), *node_bars(state, prompt, now)), note=note)
+
+
+def describe_wait(state: PromptState) -> str:
+    """Why a prompt does not run yet."""
+    if state.ahead is None:
+        return "Submitting"
+    if state.ahead == 0:
+        return "Waiting, next in the queue"
+    return f"Waiting, {plural(state.ahead, 'prompt')} ahead"
+
+
+def overall_bar(state: PromptState, now: float) -> Bar:
+    """How far the run is: the nodes that are done, and of one more the steps that are done."""
+    done, total = nodes_done(state).values()
+    text = f"{done}/{total} nodes  {duration(run_seconds(state, now))}"
+    steps = sum(fractions_done(state))
+    return Bar("Overall", divide(done + min(steps, 1.0), total), text, "bold")
+
+
+def fractions_done(state: PromptState) -> Iterator[float]:
+    """Of each node that runs the fraction that is done, where it makes sense."""
+    for progress in state.running.values():
+        if progress.max > 0 and 0 <= progress.value <= progress.max:
+            yield progress.value / progress.max
+
+
+def node_bars(state: PromptState, prompt: Mapping[str, Any], now: float) -> List[Bar]:
+    """The nodes that run, the first ones of them."""
+    bars = []
+    for node_id, progress in list(state.running.items())[:NODES_SHOWN]:
+        title = node_title(prompt, node_id)
+        if progress.max > 1:
+            text = f"{progress.value:g}/{progress.max:g}  {describe_pace(progress)}"
+            bars.append(Bar(title, divide(progress.value, progress.max), text))
+        else:  # it has no steps: how long it runs is all that is known
+            bars.append(Bar(title, 0.0, duration(now - progress.started)))
+    return bars
+
+
+def describe_pace(progress: NodeProgress) -> str:
+    """The pace of a node and the time that it has left: ``3.2 it/s, 5.0 s left``.
+
+    Steps that take longer than a second are counted the other way round (``2.5 s/it``), as tqdm
+    and so ComfyUI's own console do. Nothing before there are two steps to compare.
+    """
+    steps = progress.value - progress.first_value
+    seconds = progress.at - progress.first_at
     if steps <= 0 or seconds <= 0:
         return ""
-    pace = "%.1f it/s" % (steps / seconds) if steps >= seconds else "%.1f s/it" % (seconds / steps)
-    return "%s, %s left" % (pace, duration(max(progress.max - progress.value, 0) * seconds / steps))
-
-
-def meter_row(
-    width: int, ascii_only: bool, label: str, fraction: float, style: str, text: str
-) -> List[Line]:
-    name = min(max(width // 4, 8), 26)
-    label = fit_line([("", one_line(label, name))], name)[0][1]
-    full, empty = bar(
-        fraction, max(min(width - name - max(34, cells(text) + 3), 40), 6), ascii_only
-    )
-    padding = " " * (name - cells(label) + 1)
-    return [("", label + padding), (style, full), ("dim", empty), ("", " " + text)]
-
-
-def meter(
-    state: PromptState,
-    prompt: Mapping[str, Any],
-    now: float,
-    began: float,
-    width: int,
-    ascii_only: bool,
-    note: str = "",
-) -> List[List[Line]]:
-    """The moving part of the screen: lines of (style, text) pieces, none wider than ``width``.
-
-    ``began`` is when we submitted; ``note`` is what is wrong at the moment, if anything.
-    """
-    row = functools.partial(meter_row, width, ascii_only)
-    lines: List[List[Line]] = []
-    if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
-        waiting = "Submitting" if state.ahead is None else "Waiting, next in the queue"
-        if state.ahead:
-            waiting = "Waiting, %s ahead" % plural(state.ahead, "prompt")
-        lines.append([("", "%s  %s" % (waiting, duration(now - began)))])
+    seconds_left = max(progress.max - progress.value, 0) * seconds / steps
+    if steps >= seconds:
+        pace = f"{steps / seconds:.1f} it/s"
     else:
-        done, total = nodes_done(state).values()
-        part = sum(
-            p.value / p.max for p in state.running.values() if p.max > 0 and 0 <= p.value <= p.max
-        )
-        text = "%d/%d nodes  %s" % (done, total, duration(run_seconds(state, now)))
-        lines.append(
-            row("Overall", (done + min(part, 1.0)) / total if total else 0.0, "bold", text)
-        )
-        for node_id, progress in list(state.running.items())[:3]:
-            fraction = progress.value / progress.max if progress.max > 0 else 0.0
-            if progress.max > 1:
-                text = "%g/%g  %s" % (progress.value, progress.max, rate_in_words(progress))
-            else:
-                fraction, text = 0.0, duration(now - progress.started)
-            lines.append(row(node_title(prompt, node_id), fraction, "ok", text))
-    if note:
-        lines.append([("warn", note)])
-    return [fit_line(line, width) for line in lines]
+        pace = f"{seconds / steps:.1f} s/it"
+    return f"{pace}, {duration(seconds_left)} left"
 
 
-def cells(text: str) -> int:
-    """How many columns a terminal gives ``text``: wide characters (Chinese, emoji) take two."""
-
-    return (
-        len(text)
-        if text.isascii()
-        else sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-    )
-
-
-def fit_line(line: List[Line], width: int) -> List[Line]:
-    fitted = []
-    for style, text in line:
-        while cells(text) > max(width, 0):
-            text = text[:-1]
-        fitted.append((style, text))
-        width -= cells(text)
-    return fitted
+def divide(part: float, whole: float) -> float:
+    """``part`` of ``whole`` as a fraction from 0 to 1; 0 of nothing."""
+    if whole <= 0:
+        return 0.0
+    return max(0.0, min(part / whole, 1.0))

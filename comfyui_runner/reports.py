@@ -281,6 +281,31 @@ def describe(report: Report) -> List[Line]:
     return describe_event(report) if describe_event else []
 
 
+def result_of(report: Report) -> Optional[str]:
+    """The path, URL or text that a report gives as a result; None for other reports."""
+    event = report["event"]
+    if event == "saved":
+        result = report["path"]
+    elif event == "listening":
+        result = report["url"]
+    elif event == "output" and not report["will_be_saved"]:
+        result = report["url"] if report["text"] is None else report["text"]
+    else:
+        return None
+    return str(result)
+
+
+def is_about_trouble(report: Report) -> bool:
+    """Whether a report says that something went wrong, so that --quiet shows it too."""
+    event = report["event"]
+    if event in ("error", "problem", "failure", "not_saved", "notice"):
+        return True
+    if event == "end" and report.get("row"):
+        return False  # a row's own report says the same
+    ends_something = event in ("end", "row", "batch", "checked")
+    return ends_something and bool(report["exit_status"])
+
+
 def indent(lines: List[str]) -> List[Line]:
     """Lines that belong to the line above them."""
     return [("", f"    {line}") for line in lines]

@@ -89,7 +89,7 @@ def make_service(
 
     def report(prompt_id: Optional[str], report: Report) -> None:
         prefix = f"[{prompt_id[:8]}] " if prompt_id else ""
-        console.report_as(prefix, {"prompt_id": prompt_id, **report})
+        console.report(None, {"prompt_id": prompt_id, **report}, prefix)
 
     options = ServiceOptions(
         reload,

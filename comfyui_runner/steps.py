@@ -32,7 +32,7 @@ from comfyui_runner.loading import (
     prepare,
     read_object_info,
 )
-from comfyui_runner.meter import meter
+from comfyui_runner.meter import Meter, make_meter
 from comfyui_runner.nodes import InputRef, describe_nodes
 from comfyui_runner.reports import Report, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
@@ -306,12 +306,10 @@ class Watch:
         if self.run.state.phase.over:
             await asyncio.wait([task], timeout=self.session.limits.read)
 
-    def rows(self, width: int, ascii_only: bool) -> Any:
+    def meter(self) -> Meter:
         """The moving part of the screen."""
         run = self.run
-        return meter(
-            run.state, run.prompt, time.monotonic(), run.began, width, ascii_only, self.session.note
-        )
+        return make_meter(run.state, run.prompt, time.monotonic(), run.began, self.session.note)
 
 
 async def conclude_run(

@@ -6,38 +6,50 @@ import json
 import os
 import time
 import traceback
+from contextlib import suppress
 from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO, Tuple
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, RunnerError
-from comfyui_runner.reports import Line, Report, Throttle, describe
+from comfyui_runner.meter import Bar, Meter
+from comfyui_runner.reports import (
+    Line,
+    Report,
+    Throttle,
+    describe,
+    is_about_trouble,
+    result_of,
+)
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import clean, hide_secrets, plain_json
 
 #: Seconds between two lines of progress, where there are no bars.
 LINE_INTERVAL = 2.0
 
+#: What a stream raises that nobody reads any more (OSError), or that is closed (ValueError).
+STREAM_ERRORS = (OSError, ValueError)
+
 
 class Printer:
     """Plain lines, for pipes, logs and terminals without rich; the base of the other printers."""
 
     def __init__(self, out: TextIO, err: TextIO) -> None:
-        self.out, self.err = out, err
+        self.out = out
+        self.err = err
         self.secrets: Tuple[str, ...] = ()
-        self.prefix = ""  #: what each line begins with
         self._progress_throttle = Throttle(LINE_INTERVAL)
 
-    def report(self, report: Report) -> None:
-        """Prints what a person should read of ``report``."""
+    def report(self, report: Report, prefix: str = "") -> None:
+        """Prints what a person should read of ``report``, with ``prefix`` before each line."""
         is_progress = report["event"] == "progress"
         if is_progress and not self._progress_throttle.lets_through(time.monotonic()):
             return
-        self.lines(describe(report), error=report["event"] == "error")
+        self.lines(describe(report), error=report["event"] == "error", prefix=prefix)
 
-    def lines(self, lines: Sequence[Line], error: bool = False) -> None:
+    def lines(self, lines: Sequence[Line], error: bool = False, prefix: str = "") -> None:
         """Prints lines to the output, or to the error stream."""
         stream = self.err if error else self.out
-        self.write(stream, "".join(self.prefix + self.safe(text) + "\n" for _, text in lines))
+        self.write(stream, "".join(f"{prefix}{self.safe(text)}\n" for _, text in lines))
 
     def safe(self, text: str) -> str:
         """``text`` without control characters and secrets."""
@@ -45,75 +57,66 @@ class Printer:
 
     def write(self, stream: TextIO, text: str) -> None:
         """Writes and flushes; a stream that nobody reads any more does not end the run."""
-        try:
-            stream.write(text)
+        with suppress(*STREAM_ERRORS):
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                stream.write(text.encode(encoding, "replace").decode(encoding))
             stream.flush()
-        except UnicodeEncodeError:
-            encoding = getattr(stream, "encoding", None) or "ascii"
-            self.write(stream, text.encode(encoding, "replace").decode(encoding))
-        except (OSError, ValueError):
-            pass
 
     def question(self, text: str) -> None:
         """Prints a question; the cursor stays behind it."""
         self.write(self.out, text)
 
-    def begin(self, rows: Callable[[int, bool], List[List[Line]]]) -> None:
-        """Something begins that ``rows(width, ascii_only)`` draws, for printers that draw."""
+    def start_meter(self, read_meter: Callable[[], Meter]) -> None:
+        """From now on draw_meter() shows what ``read_meter()`` returns, in printers that draw."""
 
-    def draw(self) -> None:
-        """Draws the moving part anew, where there is one."""
+    def draw_meter(self) -> None:
+        """Draws the meter as it is now."""
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Takes the meter off the screen, and leaves the terminal as it was."""
 
 
 class QuietPrinter(Printer):
-    """Only what was made, one path or URL (or text) a line; errors go to the error stream."""
+    """Only the results, one path, URL or text a line; what went wrong goes to the error stream."""
 
-    def report(self, report: Report) -> None:
-        event = report["event"]
-        if event == "saved":
-            self.lines([("", report["path"])])
-        elif event == "listening":
-            self.lines([("", report["url"])])
-        elif event == "output" and not report["will_be_saved"]:
-            self.lines([("", report["url"] if report["text"] is None else report["text"])])
-        elif event == "end" and report.get("row"):
-            pass  # "row" tells the same
-        elif event in ("error", "problem", "failure", "not_saved", "notice") or (
-            event in ("end", "row", "batch", "checked") and report["exit_status"]
-        ):
-            self.lines(describe(report), error=True)
+    def report(self, report: Report, prefix: str = "") -> None:
+        result = result_of(report)
+        if result is not None:
+            self.lines([("", result)], prefix=prefix)
+        elif is_about_trouble(report):
+            self.lines(describe(report), error=True, prefix=prefix)
 
     def question(self, text: str) -> None:
         self.write(self.err, text)
 
 
 class JsonPrinter(Printer):
-    """One JSON object a line on the output, nothing else there; errors in words on the error stream."""
+    """One JSON object a line on the output; errors in words as well, on the error stream."""
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, prefix: str = "") -> None:
         line = {"event": report["event"], "time": round(time.time(), 3), **report}
-        self.write(self.out, json.dumps(self._safe(plain_json(line)), allow_nan=False) + "\n")
+        self.write(self.out, json.dumps(self._safe_json(plain_json(line)), allow_nan=False) + "\n")
         if report["event"] == "error":
-            self.lines(describe(report), error=True)
+            self.lines(describe(report), error=True, prefix=prefix)
 
-    def _safe(self, value: Any) -> Any:
+    def _safe_json(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {
-                hide_secrets(key, self.secrets): self._safe(item) for key, item in value.items()
-            }
+            return {self._safe_json(key): self._safe_json(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._safe(item) for item in value]
-        return hide_secrets(value, self.secrets) if isinstance(value, str) else value
+            return [self._safe_json(item) for item in value]
+        if isinstance(value, str):
+            return hide_secrets(value, self.secrets)
+        return value
 
     def question(self, text: str) -> None:
         self.write(self.err, text)
 
 
 class LivePrinter(Printer):
-    """A terminal: lines scroll above bars that move. Needs rich."""
+    """A terminal: lines scroll above bars that move. Raises ImportError without rich."""
 
     _STYLES: Mapping[str, str] = {
         "ok": "green",
@@ -124,64 +127,103 @@ class LivePrinter(Printer):
         "": "",
     }
 
+    #: Columns of a bar, at most; of a label, at most; and of the text beside a bar, at least, so
+    #: that the bars do not move when a number gets another digit.
+    _BAR_WIDTH, _LABEL_WIDTH, _TEXT_WIDTH = 40, 26, 33
+
     def __init__(self, out: TextIO, err: TextIO) -> None:
         super().__init__(out, err)
+        # rich is optional, and nothing but this class uses it.
         from rich.console import Console
         from rich.live import Live
-        from rich.text import Text
 
-        self._text = Text
         self._console = Console(file=out, highlight=False, markup=False, emoji=False)
-        self._ascii = not str(self._console.encoding).lower().replace("-", "").startswith("utf")
-        self._live: Any = Live(
+        self._live = Live(
             console=self._console,
             auto_refresh=False,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._rows: Optional[Callable[[int, bool], List[List[Line]]]] = None
+        self._read_meter: Optional[Callable[[], Meter]] = None
 
-    def lines(self, lines: Sequence[Line], error: bool = False) -> None:
-        for style, text in lines:
-            line = self._text(self.prefix + self.safe(text), style=self._STYLES[style])
-            try:
-                self._console.print(
-                    line, soft_wrap="://" in text or os.sep in text
-                )  # to be copied in one piece
-            except (OSError, ValueError):
-                pass
-
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, prefix: str = "") -> None:
         if report["event"] == "end":
             self.close()
-        if report["event"] != "progress" or self._rows is None:
-            super().report(report)
+        is_shown_by_meter = report["event"] == "progress" and self._read_meter is not None
+        if not is_shown_by_meter:
+            super().report(report, prefix)
 
-    def begin(self, rows: Callable[[int, bool], List[List[Line]]]) -> None:
-        self._rows = rows
+    def lines(self, lines: Sequence[Line], error: bool = False, prefix: str = "") -> None:
+        for style, text in lines:
+            is_copied = (
+                "://" in text or os.sep in text
+            )  # a URL or a path, to be copied in one piece
+            with suppress(*STREAM_ERRORS):
+                self._console.print(self._styled(prefix + text, style), soft_wrap=is_copied)
+
+    def start_meter(self, read_meter: Callable[[], Meter]) -> None:
+        self._read_meter = read_meter
         self._live.start()
 
-    def draw(self) -> None:
-        if self._rows is None or not self._live.is_started:
+    def draw_meter(self) -> None:
+        if self._read_meter is None or not self._live.is_started:
             return
-        rows = self._rows(self._console.width - 1, self._ascii)
-        text = self._text(no_wrap=True, overflow="crop", end="")
-        for number, row in enumerate(rows):
-            text.append("\n" if number else "")
-            for style, piece in row:
-                text.append(self.safe(piece), style=self._STYLES[style])
-        try:
-            self._live.update(text, refresh=True)
-        except (OSError, ValueError):
-            pass
+        with suppress(*STREAM_ERRORS):
+            self._live.update(self._render(self._read_meter()), refresh=True)
 
     def close(self) -> None:
-        self._rows = None
-        try:
+        self._read_meter = None
+        with suppress(*STREAM_ERRORS):
             self._live.stop()
-        except (OSError, ValueError):
-            pass
+
+    def _styled(self, text: str, style: str) -> Any:
+        """A rich.text.Text that is safe to print."""
+        from rich.text import Text
+
+        return Text(self.safe(text), style=self._STYLES[style])
+
+    def _styled_line(self, text: str, style: str) -> Any:
+        """A rich.text.Text for the meter, which is cut to the width that there is."""
+        line = self._styled(text.replace("\n", " "), style)
+        line.no_wrap = True
+        line.overflow = "ellipsis"
+        return line
+
+    def _render(self, meter: Meter) -> Any:
+        """A rich renderable, whose lines leave room for the ``^C`` that a terminal writes.
+
+        A line that is full would be wrapped by it, and rich would erase one line too few.
+        """
+        from rich.console import Group
+        from rich.constrain import Constrain
+
+        width = max(self._console.width - len("^C"), 1)
+        parts = []
+        if meter.headline:
+            parts.append(self._styled_line(meter.headline, ""))
+        if meter.bars:
+            parts.append(self._render_bars(meter.bars, width))
+        if meter.note:
+            parts.append(self._styled_line(meter.note, "warn"))
+        return Constrain(Group(*parts), width)
+
+    def _render_bars(self, bars: Sequence[Bar], width: int) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_column(width=max(8, min(width // 4, self._LABEL_WIDTH)), no_wrap=True)
+        table.add_column(max_width=self._BAR_WIDTH)
+        table.add_column(min_width=min(width // 2, self._TEXT_WIDTH), no_wrap=True)
+        for bar in bars:
+            style = self._STYLES[bar.style]
+            table.add_row(
+                self._styled_line(bar.label, ""),
+                ProgressBar(1.0, bar.fraction, complete_style=style, finished_style=style),
+                self._styled_line(bar.text, ""),
+            )
+        return table
 
 
 def make_early_printer(environment: Environment) -> Printer:
@@ -193,26 +235,26 @@ def make_early_printer(environment: Environment) -> Printer:
 
 def make_printer(settings: Settings, environment: Environment) -> Printer:
     """The printer that the settings ask for: live in a terminal where rich is installed."""
-    printer = choose_printer(settings.printer, environment.stdout, environment.stderr)
-    printer.secrets = tuple(
-        dict.fromkeys(secret for address in settings.servers for secret in address.secrets)
-    )
+    printer = choose_printer(settings.printer, environment)
+    secrets = (secret for address in settings.servers for secret in address.secrets)
+    printer.secrets = tuple(dict.fromkeys(secrets))
     if settings.export_api == "-":
         printer.out = environment.stderr  # the prompt alone goes to the output
     return printer
 
 
-def choose_printer(kind: str, out: TextIO, err: TextIO) -> Printer:
+def choose_printer(kind: str, environment: Environment) -> Printer:
     """The printer for ``kind``: "human", "quiet" or "json"."""
+    out, err = environment.stdout, environment.stderr
     if kind == "json":
         return JsonPrinter(out, err)
     if kind == "quiet":
         return QuietPrinter(out, err)
-    if out.isatty() and os.environ.get("TERM") != "dumb":
-        try:
+
+    can_draw = out.isatty() and environment.variables.get("TERM") != "dumb"
+    if can_draw:
+        with suppress(ImportError):  # without rich, plain lines do
             return LivePrinter(out, err)
-        except ImportError:
-            pass  # without rich, plain lines do
     return Printer(out, err)
 
 
@@ -220,28 +262,30 @@ def report_error(
     printer: Printer, error: RunnerError, prompt_id: Optional[str] = None
 ) -> ExitStatus:
     """Reports the error that ends the call; the exit status that it leads to."""
-    printer.report(
-        {
-            "event": "error",
-            "prompt_id": prompt_id,
-            "type": type(error).__name__,
-            "message": error.message,
-            "remedy": error.remedy,
-            "exit_status": int(error.exit_status),
-        }
-    )
+    report: Report = {
+        "event": "error",
+        "prompt_id": prompt_id,
+        "type": type(error).__name__,
+        "message": error.message,
+        "remedy": error.remedy,
+        "exit_status": int(error.exit_status),
+    }
+    printer.report(report)
     return error.exit_status
 
 
 def report_fault(printer: Printer, error: Exception, arguments: Sequence[str]) -> ExitStatus:
-    """Reports an error that the runner should not have: a fault of its own."""
+    """Reports an error that is a bug of the program; the exit status that it leads to."""
     if "--verbose" in arguments or "-v" in arguments:
         frames = traceback.format_exception(type(error), error, error.__traceback__)
-        printer.lines([("dim", line) for line in "".join(frames).splitlines()], error=True)
-    remedy = "This is a fault of the runner: please report it, with what --verbose shows."
-    return report_error(printer, RunnerError(f"{type(error).__name__}: {error}", remedy))
+        lines: List[Line] = [("dim", line) for line in "".join(frames).splitlines()]
+        printer.lines(lines, error=True)
+    message = f"{type(error).__name__}: {error}"
+    remedy = "This is a bug in this program. Please report it with the output of --verbose."
+    return report_error(printer, RunnerError(message, remedy))
 
 
 def is_yes(answer: str) -> Optional[bool]:
-    """What an answer to the question means; None: ask again. An empty one means no."""
-    return {"y": True, "yes": True, "n": False, "no": False, "": False}.get(answer.strip().lower())
+    """Whether an answer means yes or no; None if it means neither. An empty one means no."""
+    answers = {"y": True, "yes": True, "n": False, "no": False, "": False}
+    return answers.get(answer.strip().lower())

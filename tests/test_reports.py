@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import Any, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -14,8 +14,8 @@ from support import node, program_text
 import comfyui_runner.errors
 import comfyui_runner.state
 from comfyui_runner.events import Event
-from comfyui_runner.extras.batches import Tally, batch_meter
-from comfyui_runner.meter import bar, cells, meter, rate_in_words
+from comfyui_runner.extras.batches import Tally, make_batch_meter
+from comfyui_runner.meter import Bar, Meter, describe_pace, make_meter
 from comfyui_runner.reports import (
     PROGRESS_INTERVAL,
     Report,
@@ -24,7 +24,9 @@ from comfyui_runner.reports import (
     describe,
     end_report,
     exit_status_of,
+    is_about_trouble,
     nodes_done,
+    result_of,
 )
 from comfyui_runner.state import NOT_IN_QUEUE, NodeProgress, PromptState, Reading, reconcile, reduce
 
@@ -358,21 +360,6 @@ def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
     assert [styles("checked", problems=count, message="m") for count in (0, 2)] == [["ok"], ["bad"]]
 
 
-def test_the_meter_of_a_batch_shows_the_rows_that_are_on_their_way() -> None:
-    waiting, running = new(), new(Phase.RUNNING, finished={"1": 1.0}, started_at=1.0)
-    tally = Tally(4, done=1, seconds=2.0)
-    shown = ["".join(text for _, text in line) for line in batch_meter(
-        tally, [(2, waiting), (3, running)], 3.0, 100, True, "Connection lost")]  # fmt: skip
-    assert shown[0].startswith("Overall") and "1/4 rows" in shown[0]
-    assert shown[1].startswith("Row 2") and shown[1].endswith("waiting")
-    assert shown[2].startswith("Row 3") and "1/3 nodes" in shown[2]
-    assert shown[3] == "Connection lost"
-    (only,) = batch_meter(Tally(None), [], 0.0, 40, True)
-    assert sum(cells(text) for _, text in only) <= 40
-    (_, odd) = batch_meter(tally, [(1, PromptState("p", Phase.RUNNING))], 0.0, 80, True)
-    assert "0/0 nodes" in odd[-1][1]
-
-
 def test_what_is_bad_looks_bad() -> None:
     assert styles("problem", **PROBLEM, message="m") == ["bad"]
     assert styles("failure", **{**PROBLEM, "hints": ["h"]}, message="m\nn", traceback=["t"]) == ["bad", "", "dim", ""]
@@ -380,6 +367,36 @@ def test_what_is_bad_looks_bad() -> None:
     assert styles("not_saved", message="m", remedy="r") == ["bad", ""]
     assert styles("connection", state="lost", reason="r") == styles("notice", message="m") == ["warn"]
     assert styles("connection", state="restored") == styles("node_finished", **NODE, seconds=1) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("report", "result"),
+    [
+        ({"event": "saved", "path": "out/a.png"}, "out/a.png"),
+        ({"event": "listening", "url": "http://127.0.0.1:8189"}, "http://127.0.0.1:8189"),
+        ({"event": "output", **OUTPUT}, OUTPUT["url"]),
+        ({"event": "output", **OUTPUT, "text": "a fox", "url": None}, "a fox"),
+        ({"event": "output", **OUTPUT, "will_be_saved": True}, None),
+        ({"event": "started"}, None),
+    ],
+)
+def test_what_a_report_gives_as_a_result(report: Report, result: Optional[str]) -> None:
+    assert result_of(report) == result
+
+
+@pytest.mark.parametrize(
+    ("report", "is_trouble"),
+    [
+        *(({"event": event}, True) for event in ("error", "problem", "failure", "not_saved", "notice")),
+        *(({"event": event}, False) for event in ("started", "progress", "saved", "output")),
+        *(({"event": event, "exit_status": 7}, True) for event in ("end", "row", "batch", "checked")),
+        *(({"event": event, "exit_status": 0}, False) for event in ("end", "row", "batch", "checked")),
+        ({"event": "end", "exit_status": 7, "row": 2}, False),  # its "row" says the same
+        ({"event": "end", "exit_status": 7, "row": None}, True),
+    ],
+)
+def test_which_reports_are_about_trouble(report: Report, is_trouble: bool) -> None:
+    assert is_about_trouble(report) is is_trouble
 
 
 #: Reports that only the meter or a program needs.
@@ -564,26 +581,6 @@ def test_the_exit_status_of_a_run(
 
 
 @pytest.mark.parametrize(
-    ("fraction", "width", "full", "empty"),
-    [
-        (0.0, 4, "", "────"),
-        (0.5, 4, "━━", "──"),
-        (0.99, 4, "━━━", "─"),
-        (1.0, 4, "━━━━", ""),
-        (7.0, 4, "━━━━", ""),
-        (-1.0, 4, "", "────"),
-        (0.5, 0, "", ""),
-    ],
-)
-def test_a_bar(fraction: float, width: int, full: str, empty: str) -> None:
-    assert bar(fraction, width, ascii_only=False) == (full, empty)
-
-
-def test_a_bar_in_ascii() -> None:
-    assert bar(0.5, 4, ascii_only=True) == ("##", "--")
-
-
-@pytest.mark.parametrize(
     ("progress", "words"),
     [
         (NodeProgress(0.0, 17, 33, 6.0, 1, 1.0), "3.2 it/s, 5.0 s left"),
@@ -596,19 +593,16 @@ def test_a_bar_in_ascii() -> None:
     ],
 )
 def test_the_pace_of_a_node(progress: NodeProgress, words: str) -> None:
-    assert rate_in_words(progress) == words
+    assert describe_pace(progress) == words
 
 
-def drawn(
-    state: PromptState, width: int = 80, note: str = "", ascii_only: bool = False, now: float = 20.0
-) -> List[str]:
-    """The meter as text, 12.3 seconds after the prompt was submitted."""
-    rows = meter(state, PROMPT, now, 7.7, width, ascii_only, note)
-    return ["".join(text for _, text in row) for row in rows]
+def shown(state: PromptState, note: str = "", now: float = 20.0) -> Meter:
+    """The meter 12.3 seconds after the prompt was submitted."""
+    return make_meter(state, PROMPT, now, 7.7, note)
 
 
 @pytest.mark.parametrize(
-    ("state", "line"),
+    ("state", "headline"),
     [
         (new(Phase.SUBMITTING), "Submitting  12.3 s"),
         (new(), "Submitting  12.3 s"),
@@ -617,8 +611,8 @@ def drawn(
         (new(ahead=5), "Waiting, 5 prompts ahead  12.3 s"),
     ],
 )
-def test_the_meter_before_it_runs(state: PromptState, line: str) -> None:
-    assert drawn(state) == [line]
+def test_the_meter_before_a_prompt_runs(state: PromptState, headline: str) -> None:
+    assert shown(state) == Meter(headline)
 
 
 def test_the_meter_of_a_run() -> None:
@@ -626,61 +620,70 @@ def test_the_meter_of_a_run() -> None:
         Phase.RUNNING, started_at=10.0, cached=frozenset({"1"}),
         running={"2": NodeProgress(12.0, 10, 20, 20.0, 1, 11.0), "3": NodeProgress(15.0)},
     )  # fmt: skip
-    assert drawn(state) == [
-        "Overall              ━━━━━━━━━━━━━───────────── 1/3 nodes  10.0 s",
-        "Sampler              ━━━━━━━━━━━━━───────────── 10/20  1.0 it/s, 10.0 s left",
-        "Save                 ────────────────────────── 5.0 s",
-    ]
-    assert drawn(state, ascii_only=True)[0] == "Overall              #############------------- 1/3 nodes  10.0 s"
+    assert shown(state).bars == (
+        Bar("Overall", 0.5, "1/3 nodes  10.0 s", "bold"),
+        Bar("Sampler", 0.5, "10/20  1.0 it/s, 10.0 s left"),
+        Bar("Save", 0.0, "5.0 s"),
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "maximum", "full"), [(0.5, 1, 4), (20, 20, 8), (0, 20, 0), (30, 20, 0), (-5, 20, 0), (5, 0, 0)]
+    ("value", "maximum", "fraction"),
+    [(0.5, 1, 1 / 6), (20, 20, 1 / 3), (0, 20, 0), (30, 20, 0), (-5, 20, 0), (5, 0, 0)],
 )
-def test_a_node_moves_the_whole_by_its_own_part_and_no_further(value: float, maximum: float, full: int) -> None:
+def test_a_node_moves_the_whole_by_its_own_part_and_no_further(value: float, maximum: float, fraction: float) -> None:
     state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, value, maximum)})
-    assert drawn(state)[0] == "Overall              " + "━" * full + "─" * (26 - full) + " 0/3 nodes  10.0 s"
+    assert shown(state).bars[0] == Bar("Overall", fraction, "0/3 nodes  10.0 s", "bold")
+
+
+def test_two_nodes_at_once_move_the_whole_by_one_node_at_most() -> None:
+    running = {"2": NodeProgress(12.0, 3, 4), "3": NodeProgress(12.0, 3, 4)}
+    assert shown(new(Phase.RUNNING, running=running)).bars[0].fraction == 1 / 3
 
 
 def test_a_node_of_one_step_shows_how_long_it_runs() -> None:
     state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, 1, 1, 12.0)})
-    assert drawn(state)[1] == "Sampler              " + "─" * 26 + " 8.0 s"
-
-
-def test_the_bars_of_a_wide_terminal_stay_of_moderate_length() -> None:
-    assert drawn(PromptState("p", Phase.RUNNING), 300) == ["Overall" + " " * 20 + "─" * 40 + " 0/0 nodes  0.0 s"]
+    assert shown(state).bars[1] == Bar("Sampler", 0.0, "8.0 s")
 
 
 def test_the_meter_shows_three_nodes_at_most() -> None:
     running = {str(number): NodeProgress(15.0) for number in range(9)}
-    assert len(drawn(new(Phase.RUNNING, running=running))) == 4
+    assert len(shown(new(Phase.RUNNING, running=running)).bars) == 4
 
 
 def test_the_meter_of_a_run_of_which_nothing_is_known() -> None:
-    assert drawn(PromptState("p", Phase.RUNNING)) == [
-        "Overall              ────────────────────────── 0/0 nodes  0.0 s"
-    ]
+    assert shown(PromptState("p", Phase.RUNNING)).bars == (Bar("Overall", 0.0, "0/0 nodes  0.0 s", "bold"),)
 
 
 def test_what_is_wrong_at_the_moment_stands_below() -> None:
-    rows = meter(new(ahead=0), PROMPT, 20.0, 7.7, 80, False, "connection lost, trying again")
-    assert rows[1:] == [[("warn", "connection lost, trying again")]]
+    for state in (new(ahead=0), new(Phase.RUNNING)):
+        assert shown(state, "connection lost, trying again").note == "connection lost, trying again"
 
 
-def test_the_meter_fits_a_narrow_terminal() -> None:
-    state = new(Phase.RUNNING, started_at=10.0, running={"2": NodeProgress(12.0, 10, 20, 20.0, 1, 11.0)})
-    assert drawn(state, 30, "connection lost, trying again to connect") == [
-        "Overall  ━───── 0/3 nodes  10.",
-        "Sampler  ━━━─── 10/20  1.0 it/",
-        "connection lost, trying again ",
-    ]
-    assert drawn(state, 1) == ["O", "S"]
+def test_the_meter_of_a_batch_shows_the_rows_that_have_begun() -> None:
+    waiting, running = new(), new(Phase.RUNNING, finished={"1": 1.0}, started_at=1.0)
+    tally = Tally(4, done=1, seconds=2.0)
+    assert make_batch_meter(tally, [(2, waiting), (3, running)], 3.0, "Connection lost") == Meter(
+        bars=(
+            Bar("Overall", 0.25, "1/4 rows, 30.0/min, 6.0 s left", "bold"),
+            Bar("Row 2", 0.0, "waiting"),
+            Bar("Row 3", 1 / 3, "1/3 nodes  2.0 s"),
+        ),
+        note="Connection lost",
+    )
+
+
+def test_the_meter_of_a_batch_of_which_little_is_known() -> None:
+    unknown = PromptState("p", Phase.RUNNING)
+    assert make_batch_meter(Tally(None), [(1, unknown)], 0.0) == Meter(
+        bars=(Bar("Overall", 0.0, "0 rows", "bold"), Bar("Row 1", 0.0, "0/0 nodes  0.0 s"))
+    )
 
 
 def test_a_meter_that_never_ends_still_has_words_for_the_time() -> None:
     """A custom node may count in tiny steps: no number of seconds may break the screen."""
     progress = NodeProgress(12.0, 5e-324, 20, 20.0, 0.0, 11.0)
-    assert len(drawn(new(Phase.RUNNING, started_at=10.0, running={"2": progress}))) == 2
+    assert len(shown(new(Phase.RUNNING, started_at=10.0, running={"2": progress})).bars) == 2
 
 
 FINITE = st.one_of(
@@ -700,15 +703,12 @@ FINITE = st.one_of(
         ),
         started_at=st.none() | st.floats(0, 1e6),
         seconds=st.none() | st.floats(0, 1e6),
-    ),
-    st.integers(0, 300),
-    st.booleans(),
-    st.text(max_size=300),
+    )
 )
-def test_the_meter_is_never_wider_than_the_terminal(
-    state: PromptState, width: int, ascii_only: bool, note: str
-) -> None:
-    assert all(len(line) <= width for line in drawn(state, width, note, ascii_only, now=1e6))
+def test_a_bar_is_never_longer_than_whole(state: PromptState) -> None:
+    meter = shown(state, now=1e6)
+    assert meter.headline or meter.bars
+    assert all(0.0 <= bar.fraction <= 1.0 and bar.text for bar in meter.bars)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -730,7 +730,7 @@ def test_every_run_can_be_reported(
     for number, (kind, data) in enumerate(events):
         before, state = state, reduce(state, Event(kind, "p", data, float(number)))
         reports += reported(before, state)
-        meter(state, PROMPT, 9.0, 0.0, 80, False)
+        make_meter(state, PROMPT, 9.0, 0.0)
     before, state = state, reconcile(state, Reading(NOT_IN_QUEUE, entry), PROMPT, 9.0)
     reports += [*reported(before, state), end_report(state, exit_status, 9.0, PROMPT, cancelled=cancelled)]
     for report in reports:

@@ -28,7 +28,7 @@ async def attach(settings: Settings, console: Console) -> ExitStatus:
         session, run = await find_prompt(settings.attach, server, comfyui, console)
         async with session:
             watch = Watch(session, run, settings, console)
-            with console.live(watch.rows):
+            with console.live(watch.meter):
                 await watch.until_stopped(session.follow)
             ending = await conclude_run(session, run, watch.stop, settings, console)
             keep_record(session, run, ending, settings, comfyui, console)

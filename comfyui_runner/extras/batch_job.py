@@ -14,7 +14,6 @@ from typing import (
     Dict,
     Generator,
     Iterator,
-    List,
     Mapping,
     Optional,
     Sequence,
@@ -44,8 +43,8 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.batches import (
     Row,
     Tally,
-    batch_meter,
     check_columns,
+    make_batch_meter,
     read_rows,
     row_edits,
     row_key,
@@ -53,8 +52,9 @@ from comfyui_runner.extras.batches import (
 )
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded, resolve_edits
+from comfyui_runner.meter import Meter
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.reports import Line, Report, exit_status_of, problem_report
+from comfyui_runner.reports import Report, exit_status_of, problem_report
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
@@ -273,12 +273,12 @@ class BatchJob:
         """The tally as it is now."""
         return self.tally._replace(seconds=time.monotonic() - self.began)
 
-    def meter(self, width: int, ascii_only: bool) -> List[List[Line]]:
+    def meter(self) -> Meter:
         """What a live terminal shows."""
         flying = sorted(self.runs.items(), key=lambda item: item[0])
         note = next((session.note for _, (session, _) in flying if session.note), "")
         states = [(number, run.state) for number, (_, run) in flying[:8]]
-        return batch_meter(self.counted(), states, time.monotonic(), width, ascii_only, note)
+        return make_batch_meter(self.counted(), states, time.monotonic(), note)
 
     def report(self, run: Optional[Run], report: Report) -> None:
         """Reports what happened to a row's run; a person reads only how the rows end."""
@@ -289,7 +289,8 @@ class BatchJob:
         names_its_row = event in ("row", "saved", "output")
         prefix = "" if number is None or names_its_row else f"[row {number}] "
         prompt_id = run.prompt_id if run else None
-        self.console.report_as(prefix, {"prompt_id": prompt_id, "row": number, **report})
+        fields = {"prompt_id": prompt_id, "row": number}
+        self.console.report(None, {**fields, **report}, prefix)
 
     def report_end(self, manifest_path: str) -> ExitStatus:
         """Reports how the batch ended."""

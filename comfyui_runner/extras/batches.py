@@ -11,9 +11,9 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 from comfyui_runner.documents import Prompt, describe_json_type
 from comfyui_runner.edits import InputEdit, find_input, input_edit, set_inputs
 from comfyui_runner.errors import UsageError
-from comfyui_runner.meter import fit_line, meter_row
+from comfyui_runner.meter import Bar, Meter, divide
 from comfyui_runner.nodes import class_of, input_spec
-from comfyui_runner.reports import Line, nodes_done
+from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import Phase, PromptState, run_seconds
 from comfyui_runner.text import as_dict, duration, one_line, plural
 
@@ -161,25 +161,15 @@ class Tally(NamedTuple):
         return words
 
 
-def batch_meter(
-    tally: Tally,
-    runs: Iterable[Tuple[int, PromptState]],
-    now: float,
-    width: int,
-    ascii_only: bool,
-    note: str = "",
-) -> List[List[Line]]:
-    """meter() for a batch: all of it, and the rows that are on their way."""
-    fraction = tally.ended / tally.total if tally.total else 0.0
-    lines = [meter_row(width, ascii_only, "Overall", fraction, "bold", tally.in_words())]
+def make_batch_meter(
+    tally: Tally, runs: Iterable[Tuple[int, PromptState]], now: float, note: str = ""
+) -> Meter:
+    """The meter of a batch: all of it, and the rows that have begun, by number."""
+    bars = [Bar("Overall", divide(tally.ended, tally.total or 0), tally.in_words(), "bold")]
     for number, state in runs:
         done, total = nodes_done(state).values()
-        text = "%d/%d nodes  %s" % (done, total, duration(run_seconds(state, now)))
+        text = f"{done}/{total} nodes  {duration(run_seconds(state, now))}"
         if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
             text = "waiting"
-        lines.append(
-            meter_row(
-                width, ascii_only, "Row %d" % number, done / total if total else 0.0, "ok", text
-            )
-        )
-    return [fit_line(line, width) for line in lines + ([[("warn", note)]] if note else [])]
+        bars.append(Bar(f"Row {number}", divide(done, total), text))
+    return Meter(bars=tuple(bars), note=note)
