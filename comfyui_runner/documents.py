@@ -6,7 +6,7 @@ import json
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import WorkflowError
-from comfyui_runner.text import as_dict, as_list, one_line
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
 Prompt = Dict[str, Dict[str, Any]]
 
@@ -36,9 +36,9 @@ class Conversion(NamedTuple):
 
     prompt: Dict[str, Any]
     warnings: Tuple[str, ...] = ()
-    places: Mapping[str, Tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    places: Mapping[str, Tuple[JsonObject, JsonObject]] = {}
     #: The PrimitiveNode that feeds an input, and nothing else.
-    primitives: Mapping[str, Mapping[str, Mapping[str, Any]]] = {}
+    primitives: Mapping[str, Mapping[str, JsonObject]] = {}
 
 
 def parse_document(data: bytes, name: str) -> Document:

@@ -1,7 +1,13 @@
-"""A node of a prompt and its definition in object_info: ids, classes, titles, links, inputs."""
+"""A node of a prompt and its definition in object_info: ids, classes, titles, links, inputs.
+
+A prompt is ComfyUI's API format: ``{node_id: {"class_type": ..., "inputs": {...}}}``. object_info
+is the body of GET /object_info: ``{class_type: definition}``.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from typing import (
     Any,
@@ -17,10 +23,19 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.text import as_dict, as_list, one_line
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
+
+# -- nodes and links -------------------------------------------------------------------------------
 
 
-def node_in_prompt(prompt: Mapping[str, Any], node_id: str) -> Optional[str]:
+class InputRef(NamedTuple):
+    """One input of one node."""
+
+    node_id: str
+    input: str
+
+
+def node_in_prompt(prompt: JsonObject, node_id: str) -> Optional[str]:
     """The id of the node of ``prompt`` that ``node_id`` stands for, or None.
 
     ComfyUI makes nodes while it runs (``5.0.0.1`` comes from node ``5``); subgraphs have ``12:34``.
@@ -32,25 +47,21 @@ def node_in_prompt(prompt: Mapping[str, Any], node_id: str) -> Optional[str]:
     return node_id
 
 
-def class_of(prompt: Mapping[str, Any], node_id: str) -> str:
+def class_of(prompt: JsonObject, node_id: str) -> str:
     """The class_type of a node, or "" for one that is not in the prompt."""
-    known = node_in_prompt(prompt, node_id)
-    return str(prompt[known].get("class_type", "")) if known else ""
+    known_id = node_in_prompt(prompt, node_id)
+    if known_id is None:
+        return ""
+    return str(prompt[known_id].get("class_type", ""))
 
 
-def node_title(prompt: Mapping[str, Any], node_id: str) -> str:
-    """What a person calls the node: its title, else its class, else its id."""
-    known = node_in_prompt(prompt, node_id)
-    title = as_dict(prompt[known].get("_meta")).get("title") if known else None
-    return (
-        one_line(title, 60)
-        if isinstance(title, str) and title.strip()
-        else one_line(class_of(prompt, node_id) or node_id, 60)
-    )
+def inputs_of(prompt: JsonObject, node_id: str) -> Dict[str, Any]:
+    """The inputs of a node, {} for one that is not in the prompt."""
+    return as_dict(as_dict(prompt.get(node_id)).get("inputs"))
 
 
 def is_link(value: object) -> bool:
-    """Whether an input's value is a link, ``[node_id, slot]`` (ComfyUI's execution takes any list so)."""
+    """Whether an input's value is a link, ``[node_id, slot]``."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -59,32 +70,103 @@ def is_link(value: object) -> bool:
     )
 
 
-def upstream(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> FrozenSet[str]:
+def upstream(prompt: JsonObject, node_ids: Iterable[str]) -> FrozenSet[str]:
     """``node_ids`` and every node of ``prompt`` that they need, over any number of links."""
-    found: Set[str] = set()
+    needed: Set[str] = set()
     waiting = [node_id for node_id in node_ids if node_id in prompt]
     while waiting:
         node_id = waiting.pop()
-        if node_id in found:
+        if node_id in needed:
             continue
-        found.add(node_id)
-        for value in as_dict(prompt[node_id].get("inputs")).values():
-            if is_link(value) and str(value[0]) in prompt:
-                waiting.append(str(value[0]))
-    return frozenset(found)
+        needed.add(node_id)
+        sources = (str(value[0]) for value in inputs_of(prompt, node_id).values() if is_link(value))
+        waiting.extend(source for source in sources if source in prompt)
+    return frozenset(needed)
 
 
-def planned_nodes(prompt: Mapping[str, Any], dropped: Iterable[str] = ()) -> FrozenSet[str]:
-    """The nodes that will run when the outputs ``dropped`` do not: what the other ends need."""
+def planned_nodes(prompt: JsonObject, dropped: Iterable[str] = ()) -> FrozenSet[str]:
+    """The nodes that will run, when ComfyUI has refused the output nodes ``dropped``."""
     used = {
         str(value[0])
-        for node in prompt.values()
-        for value in as_dict(node.get("inputs")).values()
+        for node_id in prompt
+        for value in inputs_of(prompt, node_id).values()
         if is_link(value)
     }
-    ends = (set(prompt) - used or set(prompt)) - set(dropped)
-    return upstream(prompt, ends)
+    ends = set(prompt) - used
+    if not ends:  # the links go in circles
+        ends = set(prompt)
+    return upstream(prompt, ends - set(dropped))
 
+
+# -- names for messages ----------------------------------------------------------------------------
+
+
+def node_title(prompt: JsonObject, node_id: str) -> str:
+    """What a person calls the node: its title, else its class, else its id."""
+    known_id = node_in_prompt(prompt, node_id)
+    if known_id is None:
+        return one_line(node_id, 60)
+    title = as_dict(prompt[known_id].get("_meta")).get("title")
+    if isinstance(title, str) and title.strip():
+        return one_line(title, 60)
+    return one_line(class_of(prompt, known_id) or node_id, 60)
+
+
+def node_in_words(prompt: JsonObject, node_id: str) -> str:
+    """``"Positive" (CLIPTextEncode, node 2)``; the class is left out where it is the title."""
+    title = node_title(prompt, node_id)
+    class_type = class_of(prompt, node_id)
+    shown_id = one_line(node_id, 40)
+    if class_type in ("", title):
+        return f'"{title}" (node {shown_id})'
+    return f'"{title}" ({class_type}, node {shown_id})'
+
+
+def describe_node(prompt: JsonObject, node_id: str) -> Dict[str, str]:
+    """A node as answers and reports name it: node_id, title, class_type."""
+    return {
+        "node_id": node_id,
+        "title": node_title(prompt, node_id),
+        "class_type": class_of(prompt, node_id),
+    }
+
+
+def describe_nodes(prompt: JsonObject, node_ids: Iterable[str]) -> List[Dict[str, str]]:
+    """``describe_node()`` of each, once, in order."""
+    return [describe_node(prompt, node_id) for node_id in dict.fromkeys(node_ids)]
+
+
+def quote_name(name: object) -> str:
+    """A name that came from outside, for a message: in quotes, on one line, not too long."""
+    return json.dumps(one_line(name, 80), ensure_ascii=False)
+
+
+def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
+    """Options as a list for people: those most like ``value``, then how many more there are."""
+    import difflib  # only messages about errors need it
+
+    wanted = str(value).lower()
+    matcher = difflib.SequenceMatcher(b=wanted)
+
+    def likeness(name: str) -> Tuple[float, int]:
+        matcher.set_seq1(name.lower())
+        beginning = os.path.commonprefix([wanted, name.lower()])  # noqa: RUF071 - not a path
+        return matcher.ratio(), len(beginning)
+
+    def rough_likeness(name: str) -> float:
+        matcher.set_seq1(name.lower())
+        return matcher.quick_ratio()
+
+    # ratio() would take seconds for thousands of options; the rough measure is never below it.
+    names = sorted(map(str, options), key=rough_likeness, reverse=True)
+    nearest = sorted(names[:50], key=likeness, reverse=True)[:shown]
+    listed = [one_line(name, 100) for name in nearest]
+    if len(names) > shown:
+        listed.append(f"{len(names) - shown} more")
+    return ", ".join(listed)
+
+
+# -- the inputs of a class -------------------------------------------------------------------------
 
 MODEL_ENDINGS = (
     ".safetensors",
@@ -100,85 +182,67 @@ MODEL_ENDINGS = (
 )
 
 SAMPLING_INPUTS = (
-    "seed", "noise_seed", "steps", "cfg", "guidance", "sampler_name", "scheduler", "denoise",
-)  # fmt: skip
+    "seed",
+    "noise_seed",
+    "steps",
+    "cfg",
+    "guidance",
+    "sampler_name",
+    "scheduler",
+    "denoise",
+)
 
 TEXT_INPUT_NAMES = re.compile(
     r"(?i)(^|_)(text|prompt|wildcard|lyrics|tags|caption|t5xxl|clip_[lg])"
 )
 
 
-def input_spec(object_info: Mapping[str, Any], class_type: str, name: str) -> List[Any]:
-    """An input's ``[type, options]`` in ``object_info`` (a body of GET /object_info), or []."""
+class DeclaredInput(NamedTuple):
+    """How a class declares one of its inputs."""
+
+    type: str = ""  #: "INT", "MODEL", "COMBO"; "" where nothing is declared
+    options: Mapping[str, Any] = {}  #: min, max, multiline, image_upload ...
+    choices: Optional[List[Any]] = None  #: what a COMBO offers, where the definition lists it
+
+    @property
+    def upload_mark(self) -> str:
+        """``image_upload`` or the like where the input takes an uploaded file, else ""."""
+        marks = (name for name, is_on in self.options.items() if name.endswith("_upload") and is_on)
+        return next(marks, "")
+
+
+def parse_spec(declared: object) -> DeclaredInput:
+    """The input that a definition declares as ``[type, options]``.
+
+    A combo is ``[[choices], options]`` or, in nodes of ComfyUI's newer interface,
+    ``["COMBO", {"options": [choices]}]``. A remote one gets its choices from another route.
+    """
+    parts = as_list(declared)
+    if not parts:
+        return DeclaredInput()
+    options = as_dict(parts[1]) if len(parts) > 1 else {}
+    if isinstance(parts[0], list):
+        return DeclaredInput("COMBO", options, parts[0])
+    if parts[0] == "COMBO" and "remote" not in options and isinstance(options.get("options"), list):
+        return DeclaredInput("COMBO", options, options["options"])
+    return DeclaredInput(str(parts[0]), options)
+
+
+def input_specs(object_info: JsonObject, class_type: str, group: str) -> Dict[str, DeclaredInput]:
+    """The inputs of a class in a ``group``, "required" or "optional", by name."""
+    declared = as_dict(as_dict(object_info.get(class_type)).get("input"))
+    return {name: parse_spec(spec) for name, spec in as_dict(declared.get(group)).items()}
+
+
+def input_spec(object_info: JsonObject, class_type: str, name: str) -> DeclaredInput:
+    """An input of a class; its type is "" where it is not known."""
     declared = as_dict(as_dict(object_info.get(class_type)).get("input"))
     for group in ("required", "optional"):
         if name in as_dict(declared.get(group)):
-            return as_list(declared[group][name])
-    return []
+            return parse_spec(declared[group][name])
+    return DeclaredInput()
 
 
-def combo_options(spec: Sequence[Any]) -> Optional[List[Any]]:
-    """The options of a combo input, in both of ComfyUI's forms, or None for any other input."""
-    if spec and isinstance(spec[0], list):
-        return spec[0]
-    if spec and spec[0] == "COMBO" and len(spec) > 1:
-        return as_list(as_dict(spec[1]).get("options"))
-    return None
-
-
-def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
-    """Options as a list for people: those most like ``value`` first, then how many more there are."""
-    import difflib
-
-    wanted = str(value).lower()
-    matcher = difflib.SequenceMatcher()
-    matcher.set_seq2(wanted)
-
-    def unlike(text: str) -> Tuple[float, int]:
-        matcher.set_seq1(text.lower())
-        same = next(
-            (i for i, (a, b) in enumerate(zip(wanted, text.lower())) if a != b), len(wanted)
-        )
-        return -matcher.ratio(), -same
-
-    def roughly_unlike(text: str) -> float:  # the exact measure is slow for thousands
-        matcher.set_seq1(text.lower())
-        return -matcher.quick_ratio()
-
-    ranked = sorted(map(str, options), key=roughly_unlike)
-    ranked[:50] = sorted(ranked[:50], key=unlike)
-    more = len(ranked) - shown
-    return ", ".join(one_line(text, 100) for text in ranked[:shown]) + (
-        ", %d more" % more if more > 0 else ""
-    )
-
-
-def node_in_words(prompt: Mapping[str, Any], node_id: str) -> str:
-    title, class_type = node_title(prompt, node_id), class_of(prompt, node_id)
-    inside = ", ".join(
-        part
-        for part in (class_type if class_type != title else "", "node " + one_line(node_id, 40))
-        if part
-    )
-    return '"%s" (%s)' % (title, inside)
-
-
-class InputRef(NamedTuple):
-    """One input of one node."""
-
-    node_id: str
-    input: str
-
-
-def describe_nodes(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> List[Dict[str, str]]:
-    """Nodes as an answer lists them, each once: node_id, title, class_type."""
-    return [
-        {"node_id": i, "title": node_title(prompt, i), "class_type": class_of(prompt, i)}
-        for i in dict.fromkeys(node_ids)
-    ]
-
-
-def is_seed(name: str, spec: Sequence[Any]) -> bool:
+def is_seed(name: str, spec: DeclaredInput) -> bool:
     """Whether an input is a seed: an INT that ComfyUI's frontend would draw anew."""
-    options = as_dict(spec[1]) if len(spec) > 1 else {}
-    return bool(options.get("control_after_generate")) or name in ("seed", "noise_seed")
+    return name in ("seed", "noise_seed") or bool(spec.options.get("control_after_generate"))

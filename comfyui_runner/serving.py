@@ -11,7 +11,7 @@ from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
 from comfyui_runner.http_server import HttpListener
-from comfyui_runner.loading import Loaded, load_document, prepare
+from comfyui_runner.loading import Loaded, load_document, prepare_workflow
 from comfyui_runner.reports import Report
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
@@ -84,7 +84,7 @@ def make_service(
             return loaded
         comfyui.server = service.backend.server  # the one that answers, which may have come later
         document, path = load_document(settings, console.stdin)
-        again = prepare(document, path, settings, comfyui.definitions())
+        again = prepare_workflow(document, path, settings, comfyui.definitions())
         return again._replace(prompt=with_values(again.prompt, uploaded))
 
     def report(prompt_id: Optional[str], report: Report) -> None:

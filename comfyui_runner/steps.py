@@ -28,8 +28,9 @@ from comfyui_runner.loading import (
     Define,
     Loaded,
     load_document,
+    looks_at_values,
     offer_uploads,
-    prepare,
+    prepare_workflow,
     read_object_info,
 )
 from comfyui_runner.meter import Meter, make_meter
@@ -190,7 +191,7 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
         raise UsageError("--image uploads to a server, so --object-info cannot stand for it.")
     if known is None and needs_definitions(settings, document.prompt is None):
         await comfyui.find()
-    work = in_thread(prepare, document, path, settings, comfyui.definitions(known))
+    work = in_thread(prepare_workflow, document, path, settings, comfyui.definitions(known))
     loaded = await console.unless_stopped(work)
     for warning in loaded.warnings:
         console.notice(warning)
@@ -199,9 +200,7 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
 
 def needs_definitions(settings: Settings, convert: bool) -> bool:
     """Whether the classes' definitions are needed to load a workflow. ``convert``: it is in UI format."""
-    changes_values = bool(settings.sets or settings.images or settings.seed != "keep")
-    only_submits = settings.task in ("run", "export")
-    return convert or changes_values or not only_submits
+    return convert or looks_at_values(settings)
 
 
 def confirm(question: str, settings: Settings, console: Console) -> None:

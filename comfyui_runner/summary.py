@@ -1,22 +1,23 @@
-"""What a person wants to know of a prompt before it runs."""
+"""What a person wants to know about a prompt before it runs."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from comfyui_runner.nodes import (
     MODEL_ENDINGS,
     SAMPLING_INPUTS,
     TEXT_INPUT_NAMES,
     class_of,
+    inputs_of,
     node_title,
 )
-from comfyui_runner.text import as_dict, as_number, one_line
+from comfyui_runner.text import JsonObject, as_number, one_line
 
 
 class Summary(NamedTuple):
-    """What a person wants to know of a prompt before it runs; each list holds (title, text)."""
+    """What a person wants to know about a prompt before it runs; each list has (title, text)."""
 
     nodes: int
     models: List[Tuple[str, str]]
@@ -28,43 +29,52 @@ class Summary(NamedTuple):
 
 
 _SAVING_CLASSES = re.compile(r"(?i)save|preview|videocombine|export")
+_FILE_INPUTS = ("image", "video", "audio", "mask", "file")
 
 
-def summarize(prompt: Mapping[str, Any]) -> Summary:
-    """The summary of a prompt, from the prompt alone (a server's object_info is not needed)."""
+def summarize(prompt: JsonObject) -> Summary:
+    """The summary of a prompt, from the prompt alone: a server's object_info is not needed."""
     summary = Summary(len(prompt), [], [], [], [], [], [])
-    for node_id, node in prompt.items():
+    for node_id in prompt:
         title = node_title(prompt, node_id)
-        inputs = {
-            str(k): v
-            for k, v in as_dict(node.get("inputs")).items()
-            if not isinstance(v, (list, dict))
-        }
         class_type = class_of(prompt, node_id)
-        saves = "filename_prefix" in inputs or bool(_SAVING_CLASSES.search(class_type))
-        for name, value in inputs.items():
-            if not isinstance(value, str) or not value.strip():
-                continue
-            if value.lower().endswith(MODEL_ENDINGS):
-                summary.models.append((title, one_line(value, 100)))
-            elif TEXT_INPUT_NAMES.search(name):
-                summary.texts.append((title, one_line(value, 160)))
-            elif name in ("image", "video", "audio", "mask", "file") and "." in value:
-                summary.files.append((title, one_line(value, 100)))
-        known = [name for name in SAMPLING_INPUTS if name in inputs]
-        if len(known) > 1 or known in (["seed"], ["noise_seed"]):
-            summary.sampling.append(
-                (title, ", ".join("%s %s" % (n, one_line(inputs[n], 40)) for n in known))
-            )
-        if "width" in inputs and "height" in inputs and not saves:
-            size = "%s x %s" % (one_line(inputs["width"], 12), one_line(inputs["height"], 12))
-            for name, word in (("length", "frames"), ("batch_size", "in a batch")):
-                if as_number(inputs.get(name), 1) > 1:
-                    size += ", %s %s" % (one_line(inputs[name], 12), word)
-            summary.sizes.append((title, size))
-        if saves:
+        inputs = {
+            str(name): value
+            for name, value in inputs_of(prompt, node_id).items()
+            if not isinstance(value, (list, dict))
+        }
+        _summarize_strings(summary, title, inputs)
+
+        sampling = [name for name in SAMPLING_INPUTS if name in inputs]
+        if len(sampling) > 1 or sampling in (["seed"], ["noise_seed"]):
+            words = ", ".join(f"{name} {one_line(inputs[name], 40)}" for name in sampling)
+            summary.sampling.append((title, words))
+
+        if "filename_prefix" in inputs or _SAVING_CLASSES.search(class_type):
             prefix = inputs.get("filename_prefix")
-            summary.saves.append(
-                (title, one_line(prefix, 80) if isinstance(prefix, str) else class_type)
-            )
+            saves = one_line(prefix, 80) if isinstance(prefix, str) else class_type
+            summary.saves.append((title, saves))
+        elif "width" in inputs and "height" in inputs:
+            summary.sizes.append((title, _describe_size(inputs)))
     return summary
+
+
+def _summarize_strings(summary: Summary, title: str, inputs: JsonObject) -> None:
+    for name, value in inputs.items():
+        if not isinstance(value, str) or not value.strip():
+            continue
+        if value.lower().endswith(MODEL_ENDINGS):
+            summary.models.append((title, one_line(value, 100)))
+        elif TEXT_INPUT_NAMES.search(name):
+            summary.texts.append((title, one_line(value, 160)))
+        elif name in _FILE_INPUTS and "." in value:
+            summary.files.append((title, one_line(value, 100)))
+
+
+def _describe_size(inputs: Dict[str, Any]) -> str:
+    """``832 x 480, 33 frames, 2 in a batch``."""
+    words = f"{one_line(inputs['width'], 12)} x {one_line(inputs['height'], 12)}"
+    for name, unit in (("length", "frames"), ("batch_size", "in a batch")):
+        if as_number(inputs.get(name), 1) > 1:
+            words += f", {one_line(inputs[name], 12)} {unit}"
+    return words

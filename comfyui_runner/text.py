@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
+
+#: An object of JSON to look at: a prompt, object_info, an answer, a message.
+JsonObject = Mapping[str, Any]
 
 #: Escape sequences (CSI, and OSC up to its end), control characters (C0, DEL, C1), the marks that
 #: turn the direction of text, and lone surrogates: in a terminal they are commands or lies, not text.

@@ -243,9 +243,9 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
         ({"text": "x"}, "write NODE.INPUT"),
         ({"1.stepz": 3}, "no input"),
         ({"1.steps": "many"}, '"many" is not a whole number'),
-        ({"1.steps": 0}, "is not between 1 and"),
+        ({"1.steps": 0}, "is too small. Allowed: 1 to"),
         ({"2.images": "x"}, "fed by"),
-        ({"3.text": deep}, "is not a text"),
+        ({"3.text": deep}, "is not text"),
         ({"3.text": "@no/such/file"}, "cannot be read"),
         ({"3.text": "@a\0b"}, "cannot be read"),
     ]
@@ -272,7 +272,7 @@ def test_bad_lines_of_a_csv_file_are_rows_that_failed(batch: Batch) -> None:
     assert sorted(batch.values("3.text")) == ["five", "four", "one"]
     assert batch.rows("failed") == [2, 3] and batch.rows("done") == [1, 4, 5]
     messages = {line["row"]: line["message"] for line in batch.lines()}
-    assert "3 cells, the header 2" in messages[2] and "it is no CSV" in messages[3]
+    assert "3 cells, the header 2" in messages[2] and "it is not CSV" in messages[3]
 
 
 def test_an_empty_cell_is_the_empty_text_or_the_workflows_value(batch: Batch) -> None:
@@ -999,7 +999,7 @@ def test_quiet_prints_what_was_made_and_tells_what_failed_as_errors(batch: Batch
     paths = result.out.splitlines()
     assert sorted(os.path.relpath(path, os.path.realpath(out)).replace(os.sep, "/") for path in paths) == files(out)
     assert len(paths) == 4
-    assert "Row 2: " in result.err and "is not between 1 and" in result.err
+    assert "Row 2: " in result.err and "is too small. Allowed: 1 to" in result.err
     assert "1 failed" in result.err and "--resume" in result.err
 
 

@@ -69,7 +69,7 @@ def test_a_bad_row_does_not_stop_the_rest() -> None:
     found = rows("6.text", "a,b", "c\rd", '"e" f', "g")
     assert [row.number for row in found] == [1, 2, 3, 4]
     assert found[0].error == "it has 2 cells, the header 1"
-    assert found[1].error.startswith("it is no CSV (") and found[2].error.startswith("it is no CSV (")
+    assert found[1].error.startswith("it is not CSV (") and found[2].error.startswith("it is not CSV (")
     assert found[3] == Row(4, {"6.text": "g"})
     found = rows("{", "[1]", "null", "[" * 100000, '{"3.steps": 1}', json_lines=True)
     assert found[0].error.startswith("it is not JSON (")

@@ -95,7 +95,7 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Any) -> 
     (tmp_path / "other.json").write_text("{}")
     result = run(str(tmp_path / "mine.json"))
     assert result.status == ExitStatus.BAD_WORKFLOW
-    assert "Files there: other.json." in result.err
+    assert "Workflows there: other.json." in result.err
 
 
 def test_a_ui_format_file_is_converted_and_runs(simulator: Any) -> None:

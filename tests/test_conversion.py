@@ -696,9 +696,7 @@ CASES["a combo without a value takes its first choice"] = (
 def test_a_workflow_made_by_hand_becomes_what_the_frontend_makes_of_it(name: str) -> None:
     workflow, prompt = CASES[name]
     assert converted(workflow) == prompt
-    told = [
-        'node 2 "Record Audio" (RecordAudio): the value of "audio" is made in the browser, so the prompt has none.'
-    ]
+    told = ['node 2 "Record Audio" (RecordAudio): the value of "audio" is made in the browser, so the prompt has none.']
     assert list(warnings(workflow)) == (told if name == "widgets of the browser" else [])
 
 
@@ -947,9 +945,7 @@ def test_a_scene_is_made_in_the_browser() -> None:
     assert result.prompt["1"]["inputs"] == {
         "model_file": "a.glb", "upload 3d model": "x", "upload extra resources": "y", "clear": "z", "image": "",
     }  # fmt: skip
-    assert result.warnings == (
-        'node 1 (Scene): the value of "image" is made in the browser, so the prompt has none.',
-    )
+    assert result.warnings == ('node 1 (Scene): the value of "image" is made in the browser, so the prompt has none.',)
 
 
 def test_types_are_narrowed_along_a_row_of_switches() -> None:
@@ -1493,8 +1489,8 @@ def test_a_value_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
             continue
         for node_id, (_, places) in made.places.items():
             for name, value in made.prompt[node_id]["inputs"].items():
-                spec = input_spec(OBJECT_INFO, made.prompt[node_id]["class_type"], name) or [""]
-                plain = spec[0] in ("INT", "STRING") and type(value) in (int, str) and "{" not in str(value)
+                spec = input_spec(OBJECT_INFO, made.prompt[node_id]["class_type"], name)
+                plain = spec.type in ("INT", "STRING") and type(value) in (int, str) and "{" not in str(value)
                 if name not in places or not plain or name == "filename_prefix":
                     continue
                 edited = with_values(made.prompt, {InputRef(node_id, name): value * 2})
@@ -1520,7 +1516,7 @@ def test_a_document_is_converted_only_if_it_has_no_prompt() -> None:
     loaded = Loaded(made.prompt, "w.json", workflow, made)
     sent = loaded.extra(with_values(made.prompt, {InputRef("1", "image"): "b.png"}))
     assert sent["extra_data"]["extra_pnginfo"]["workflow"]["nodes"][0]["widgets_values"] == ["b.png", "image"]
-    with pytest.raises(WorkflowError, match="no node that runs"):
+    with pytest.raises(WorkflowError, match="has nothing to run"):
         make_prompt(Document(None, flow([node(1, "LoadImage", mode=2)])), ask)
 
 

@@ -26,7 +26,7 @@ from comfyui_runner.edits import (
 )
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, form_fields
-from comfyui_runner.nodes import InputRef, is_seed
+from comfyui_runner.nodes import DeclaredInput, InputRef, is_seed, parse_spec
 from comfyui_runner.problems import INSTALL_HINT
 from comfyui_runner.text import plain_json
 
@@ -108,16 +108,17 @@ MANY = ["COMBO", {"options": ["a", "b", 3], "multiselect": True}]
         (["STRING"], ""), (["STRING", {"multiline": True}], "a\nfox"),
         (["BOOLEAN"], True), (["BOOLEAN", {}], False),
         (OLD, "heun"), (NEW, "heun"), ([["a", 3, True]], 3), ([["a"]], "a"), (MANY, ["a", 3]), (MANY, []), (MANY, "b"),
+        (["COMBO", {}], "a"), (["COMBO", {"remote": {}, "options": ["b"]}], "a"), ([["a"], {"image_upload": True}], "b"),
         (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
     ],
 )  # fmt: skip
 def test_a_value_that_fits_is_taken_as_it_is(spec: Any, value: Any) -> None:
-    taken = check_value(spec, "x", value)
+    taken = check_value(parse_spec(spec), "x", value)
     assert taken == value and type(taken) is type(value)
 
 
 def test_a_whole_number_may_be_written_with_a_point() -> None:
-    taken = check_value(INT, "steps", 30.0)
+    taken = check_value(parse_spec(INT), "steps", 30.0)
     assert taken == 30 and type(taken) is int
 
 
@@ -127,35 +128,45 @@ def test_a_whole_number_may_be_written_with_a_point() -> None:
         (INT, "12", "invalid_input_type"), (INT, 1.5, "invalid_input_type"), (INT, True, "invalid_input_type"),
         (INT, None, "invalid_input_type"), (INT, [1], "invalid_input_type"), (INT, {}, "invalid_input_type"),
         (INT, float("nan"), "invalid_input_type"), (INT, float("inf"), "invalid_input_type"),
-        (INT, 0, "value_out_of_range"), (INT, 101, "value_out_of_range"), (INT, 101.0, "value_out_of_range"),
-        (INT, 10**400, "value_out_of_range"), (INT, -(10**400), "value_out_of_range"),
-        (["INT", {"max": 2**64 - 1}], 2**64, "value_out_of_range"),
+        (INT, 0, "value_smaller_than_min"), (INT, 101, "value_bigger_than_max"), (INT, 101.0, "value_bigger_than_max"),
+        (INT, 10**400, "value_bigger_than_max"), (INT, -(10**400), "value_smaller_than_min"),
+        (["INT", {"max": 2**64 - 1}], 2**64, "value_bigger_than_max"),
         (FLOAT, "1", "invalid_input_type"), (FLOAT, False, "invalid_input_type"),
         (FLOAT, float("nan"), "invalid_input_type"), (["FLOAT"], float("nan"), "invalid_input_type"),
-        (FLOAT, float("inf"), "invalid_input_type"), (FLOAT, 1e308, "value_out_of_range"),
-        (FLOAT, 1.01, "value_out_of_range"), (FLOAT, -0.01, "value_out_of_range"),
+        (FLOAT, float("inf"), "invalid_input_type"), (FLOAT, 1e308, "value_bigger_than_max"),
+        (FLOAT, 1.01, "value_bigger_than_max"), (FLOAT, -0.01, "value_smaller_than_min"),
+        (["FLOAT"], 10**400, "invalid_input_type"),
         (["STRING"], 7, "invalid_input_type"), (["STRING"], None, "invalid_input_type"),
         (["STRING"], ["1", 0], "invalid_input_type"),
         (["BOOLEAN"], 1, "invalid_input_type"), (["BOOLEAN"], "true", "invalid_input_type"),
         (OLD, "eular", "value_not_in_list"), (NEW, "eular", "value_not_in_list"), (OLD, 0, "value_not_in_list"),
         (OLD, ["euler"], "value_not_in_list"), (OLD, None, "value_not_in_list"),
-        (["COMBO", {}], "a", "value_not_in_list"), (["INT", {"min": 0, "max": 9}], 10**400, "value_out_of_range"),
+        (["COMBO", {}], ["a"], "value_not_in_list"), (["COMBO", {}], {"a": 1}, "value_not_in_list"),
+        (["INT", {"min": 0, "max": 9}], 10**400, "value_bigger_than_max"),
+        ([["a"], {"image_upload": True}], 7, "invalid_input_type"),
         (MANY, ["a", "c"], "value_not_in_list"), (MANY, [["a"]], "value_not_in_list"),
         (["MODEL"], ["1", 0], "linked_input"), (["*"], {}, "linked_input"),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_refused(spec: Any, value: Any, reason: str) -> None:
-    error = refused(check_value, spec, "x", value)
+    error = refused(check_value, parse_spec(spec), "x", value)
     assert error.type == reason
     assert error.message.startswith("x ")
 
 
 def test_a_refusal_says_what_is_allowed() -> None:
-    assert check_value(OLD, "s", "heun")
-    assert "Nearest: euler, heun." in refused(check_value, OLD, "sampler_name", "eular").message
-    assert "The server has none." in refused(check_value, [[]], "lora_name", "a").message
-    assert "between 1 and 100" in refused(check_value, INT, "steps", 0).message
-    assert "a whole number (INT)" in refused(check_value, INT, "steps", "x").message
+    def message(spec: Any, name: str, value: Any) -> str:
+        return refused(check_value, parse_spec(spec), name, value).message
+
+    assert message(OLD, "sampler_name", "eular") == (
+        'sampler_name = "eular" is not one of the server\'s options. Nearest: euler, heun.'
+    )
+    assert "The server has none to choose from. Or put the file into" in message([[]], "lora_name", "a")
+    assert message(INT, "steps", 0) == "steps = 0 is too small. Allowed: 1 to 100."
+    assert message(["INT", {"min": 1}], "steps", 0) == "steps = 0 is too small. Allowed: 1 or more."
+    assert message(["INT", {"max": 9}], "steps", 10) == "steps = 10 is too big. Allowed: 9 or less."
+    assert message(INT, "steps", "x") == 'steps = "x" is not a whole number (INT).'
+    assert message(["MODEL"], "model", {}) == "model takes a link, which cannot be set here."
 
 
 @few
@@ -165,7 +176,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
 )
 def test_whatever_is_taken_is_json_that_every_server_reads(spec: Any, value: Any) -> None:
     try:
-        taken = check_value(spec, "x", value)
+        taken = check_value(parse_spec(spec), "x", value)
     except EditError:
         return
     if spec[0] in ("INT", "FLOAT"):
@@ -207,15 +218,16 @@ def test_what_cannot_be_set_is_refused() -> None:
     error = refused(set_inputs, TEXTS, "5", {"steps": 3, "colour": 1}, SAMPLER)
     assert error.type == "no_such_input" and "colour" in error.message and "sampler_name" in error.message
     assert "It has: none." in refused(set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message
-    assert refused(set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_out_of_range"
+    assert refused(set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_smaller_than_min"
     assert refused(set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
     assert refused(set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
 
 
 def test_a_seed_is_known_by_its_mark_or_its_name() -> None:
-    assert is_seed("seed", []) and is_seed("noise_seed", ["INT"])
-    assert is_seed("value", ["INT", {"control_after_generate": True}])
-    assert not is_seed("steps", INT) and not is_seed("value", ["INT", {"control_after_generate": False}])
+    assert is_seed("seed", DeclaredInput()) and is_seed("noise_seed", DeclaredInput("INT"))
+    assert is_seed("value", DeclaredInput("INT", {"control_after_generate": True}))
+    assert not is_seed("steps", parse_spec(INT))
+    assert not is_seed("value", DeclaredInput("INT", {"control_after_generate": False}))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -294,7 +306,7 @@ def test_a_text_on_the_way_to_another_is_the_one_that_counts() -> None:
 
 
 def test_a_value_that_no_json_has_is_refused_in_words() -> None:
-    assert "is not a whole number" in refused(check_value, ["INT"], "steps", {5}).message
+    assert "is not a whole number" in refused(check_value, DeclaredInput("INT"), "steps", {5}).message
 
 
 def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:

@@ -12,7 +12,7 @@ from recorded import VERSIONS, Json, answers, anything, few
 from support import node
 
 from comfyui_runner.documents import EXPORT_REMEDY
-from comfyui_runner.nodes import combo_options, input_spec, nearest_first
+from comfyui_runner.nodes import DeclaredInput, input_spec, nearest_first, parse_spec
 from comfyui_runner.problems import (
     Problem,
     classes_to_look_up,
@@ -24,7 +24,10 @@ from comfyui_runner.problems import (
 from comfyui_runner.reports import describe, problem_report
 
 EXPORT = "    " + EXPORT_REMEDY
-INSTALL = "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), restart ComfyUI."
+MEMORY_HINT = "The device has too little memory: use a smaller image or batch, or start ComfyUI with --lowvram."
+INSTALL = (
+    "    Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), then restart ComfyUI."
+)
 
 
 def read(problem: Problem) -> List[str]:
@@ -67,7 +70,6 @@ RECORDED: Dict[str, Optional[List[str]]] = {
     ],
     "value of the wrong type": [
         '"EmptyImage" (EmptyImage, node 1): width = "wide" is not a whole number (INT).',
-        "    invalid literal for int() with base 10: 'wide'",
     ],
     "value not in list: a checkpoint that is not installed": [
         '"Load Checkpoint" (CheckpointLoaderSimple, node 4): '
@@ -177,11 +179,11 @@ AT = '"Sampler" (KSampler, node 2): '
         (
             node_error("bad_linked_input", "Bad linked input, must be a length-2 list of [node_id, slot_index]",
                        "model", input_name="model", received_value=["1"]),
-            [AT + "model is a list that is no link ([node, slot])."],
+            [AT + "model is a list, but not a link ([node_id, slot])."],
         ),
         (
             node_error("bad_linked_input", "Bad linked input, must be a length-2 list", "model"),
-            [AT + "model is a list that is no link ([node, slot])."],
+            [AT + "model is a list, but not a link ([node_id, slot])."],
         ),
         (
             node_error("return_type_mismatch", "Return type mismatch between linked nodes", "model, CLIP != MODEL",
@@ -202,7 +204,7 @@ AT = '"Sampler" (KSampler, node 2): '
         ),
         (
             node_error("value_smaller_than_min", "Value -1 smaller than min of 1", "steps", input_name="steps"),
-            [AT + "steps = -1 is too small.", "    Allowed: any to any."],
+            [AT + "steps = -1 is too small."],
         ),
         (
             node_error("value_not_in_list", "Value not in list", "sampler_name: 'eular' not in ['euler', 'ddim']",
@@ -226,12 +228,12 @@ AT = '"Sampler" (KSampler, node 2): '
             node_error("invalid_input_type", "Failed to convert an input value to a FLOAT value", "denoise, high",
                        input_name="denoise", input_config=["FLOAT", {}], received_value="high",
                        exception_message="could not convert string to float: 'high'"),
-            [AT + 'denoise = "high" is not a number (FLOAT).', "    could not convert string to float: 'high'"],
+            [AT + 'denoise = "high" is not a number (FLOAT).'],
         ),
         (
             node_error("invalid_input_type", "", "", input_name="text", input_config=["STRING"],
                        received_value={"a": 1}),
-            [AT + 'text = {"a": 1} is not a text (STRING).'],
+            [AT + 'text = {"a": 1} is not text (STRING).'],
         ),
         (
             node_error("invalid_input_type", "", "", input_name="steps", input_config=["INT"],
@@ -498,13 +500,13 @@ def test_the_class_of_a_node_that_the_answer_does_not_name_comes_from_the_prompt
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
-        ("steps", ["INT", {"min": 1}]),
-        ("mask", ["MASK"]),
-        ("absent", []),
-        ("broken", []),
+        ("steps", DeclaredInput("INT", {"min": 1})),
+        ("mask", DeclaredInput("MASK")),
+        ("absent", DeclaredInput()),
+        ("broken", DeclaredInput()),
     ],
 )
-def test_the_declaration_of_an_input(name: str, spec: List[Any]) -> None:
+def test_the_declaration_of_an_input(name: str, spec: DeclaredInput) -> None:
     declared = {"required": {"steps": ["INT", {"min": 1}], "broken": None}, "optional": {"mask": ["MASK"]}}
     assert input_spec({"KSampler": {"input": declared}}, "KSampler", name) == spec
 
@@ -513,24 +515,27 @@ def test_the_declaration_of_an_input(name: str, spec: List[Any]) -> None:
     "object_info", [{}, {"KSampler": {}}, {"KSampler": None}, {"KSampler": {"input": {"required": []}}}]
 )
 def test_an_input_of_a_class_that_is_not_known_has_no_declaration(object_info: Json) -> None:
-    assert input_spec(object_info, "KSampler", "steps") == []
+    assert input_spec(object_info, "KSampler", "steps") == DeclaredInput()
 
 
 @pytest.mark.parametrize(
-    ("spec", "options"),
+    ("declared", "input_type", "choices"),
     [
-        ([["a", "b"], {"default": "a"}], ["a", "b"]),
-        ([["a"]], ["a"]),
-        ([[]], []),
-        (["COMBO", {"options": ["a", 1]}], ["a", 1]),
-        (["COMBO", {"remote": {}}], []),
-        (["COMBO"], None),
-        (["INT", {}], None),
-        ([], None),
+        ([["a", "b"], {"default": "a"}], "COMBO", ["a", "b"]),
+        ([["a"]], "COMBO", ["a"]),
+        ([[]], "COMBO", []),
+        (["COMBO", {"options": ["a", 1]}], "COMBO", ["a", 1]),
+        (["COMBO", {"remote": {}}], "COMBO", None),
+        (["COMBO", {"remote": {}, "options": ["a"]}], "COMBO", None),
+        (["COMBO", {"options": 1}], "COMBO", None),
+        (["COMBO"], "COMBO", None),
+        (["INT", {}], "INT", None),
+        ([], "", None),
     ],
 )
-def test_the_options_of_a_combo_in_both_forms(spec: List[Any], options: Any) -> None:
-    assert combo_options(spec) == options
+def test_the_choices_of_a_combo_in_both_forms(declared: List[Any], input_type: str, choices: Any) -> None:
+    spec = parse_spec(declared)
+    assert (spec.type, spec.choices) == (input_type, choices)
 
 
 def test_the_options_most_like_the_value_come_first() -> None:
@@ -582,14 +587,14 @@ def test_a_recorded_failure_in_words(version: str) -> None:
             {"node_id": "2", "exception_type": "torch.OutOfMemoryError", "exception_message": "Allocation failed\n\n"},
             Problem(
                 "OutOfMemoryError", "Allocation failed", "2", "Sampler", "KSampler",
-                hints=("The device has too little memory: a smaller picture or batch, or --lowvram for ComfyUI.",),
+                hints=(MEMORY_HINT,),
             ),
         ),
         (
             {"node_id": "2", "exception_type": "RuntimeError", "exception_message": "CUDA Out Of Memory: tried 5 GiB"},
             Problem(
                 "RuntimeError", "CUDA Out Of Memory: tried 5 GiB", "2", "Sampler", "KSampler",
-                hints=("The device has too little memory: a smaller picture or batch, or --lowvram for ComfyUI.",),
+                hints=(MEMORY_HINT,),
             ),
         ),
         (

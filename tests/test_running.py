@@ -18,7 +18,7 @@ from support import FAST, Outcome, node, run, slow_prompt, wait_until
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.events import Preview
 from comfyui_runner.limits import DEFAULT_LIMITS
-from comfyui_runner.nodes import combo_options
+from comfyui_runner.nodes import parse_spec
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import received_outputs, write_file
@@ -269,7 +269,7 @@ def test_an_option_out_of_many_is_offered_nearest_first(simulator: Any, workflow
     options = requests.get(simulator.url + "/object_info/LoraLoader", timeout=5).json()["LoraLoader"]["input"][
         "required"
     ]
-    names = combo_options(options["lora_name"])
+    names = parse_spec(options["lora_name"]).choices
     assert names and len(names) > 20  # so many that the server's answer leaves them out
     wrong = names[-1].replace(".safetensors", "_v2.safetensors")
     problem = go(simulator, workflow_file(with_lora(wrong))).event("problem")

@@ -21,7 +21,7 @@ from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.limits import DEFAULT_LIMITS
-from comfyui_runner.loading import Loaded, load_document, prepare, read_object_info
+from comfyui_runner.loading import Loaded, load_document, prepare_workflow, read_object_info
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, save_bytes, save_jobs, write_file
@@ -360,34 +360,37 @@ def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
 
 def test_a_workflow_that_was_named_is_not_looked_for_elsewhere(folder: Any) -> None:
     message, _ = message_of("workflow_api.json")
-    assert message == "There is no workflow workflow_api.json."
+    assert message == "The workflow workflow_api.json does not exist."
 
 
 def test_a_workflow_that_is_not_there_comes_with_those_that_are(folder: Any) -> None:
     assert message_of("typo.json") == (
-        "There is no workflow typo.json.",
+        "The workflow typo.json does not exist.",
         "There are no workflows in %s." % folder,
     )
     for name in ("b.json", "a.JSON", "c.txt", "d.png", "e.WebP"):
         (folder / name).write_bytes(b"")
-    assert message_of("typo.json") == ("There is no workflow typo.json.", "Files there: a.JSON, b.json, d.png, e.WebP.")
+    assert message_of("typo.json") == (
+        "The workflow typo.json does not exist.",
+        "Workflows there: a.JSON, b.json, d.png, e.WebP.",
+    )
     (folder / "sub").mkdir()
     (folder / "sub" / "d.json").write_bytes(b"")
     path = os.path.join("sub", "typo.json")
-    assert message_of(path) == ("There is no workflow %s." % path, "Files there: d.json.")
+    assert message_of(path) == ("The workflow %s does not exist." % path, "Workflows there: d.json.")
 
 
 def test_of_many_files_twenty_are_listed(folder: Any) -> None:
     for number in range(23):
         (folder / ("%02d.json" % number)).write_bytes(b"")
     _, remedy = message_of("typo.json")
-    assert remedy.startswith("Files there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
+    assert remedy.startswith("Workflows there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
 
 
 def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:
     path = os.path.join("absent", "w.json")
     assert message_of(path) == (
-        "There is no workflow %s." % path,
+        "The workflow %s does not exist." % path,
         "There are no workflows in %s." % (folder / "absent"),
     )
 
@@ -422,7 +425,7 @@ def test_a_minus_reads_standard_input_bytes_or_text() -> None:
 @pytest.mark.parametrize("url", ["http://example.com/w.json", "HTTPS://example.com/w.png"])
 def test_a_url_is_refused_with_the_remedy(url: str) -> None:
     message, remedy = message_of(url)
-    assert message == "%s is a URL, and workflows are not fetched." % url
+    assert message == "%s is a URL, and workflows are not downloaded." % url
     assert remedy.startswith("Download it first: curl")
 
 
@@ -444,7 +447,7 @@ INFO: Json = {
 def prepared(*arguments: str, data: bytes = SEEDED) -> Loaded:
     """The workflow with the values of these arguments in it."""
     document = parse_document(data, "w.json")
-    return prepare(document, "w.json", settings(*arguments), lambda classes: INFO)
+    return prepare_workflow(document, "w.json", settings(*arguments), lambda classes: INFO)
 
 
 def not_prepared(*arguments: str, data: bytes = SEEDED) -> RunnerError:
@@ -458,14 +461,14 @@ def test_where_nothing_is_to_be_changed_nobody_is_asked() -> None:
         raise AssertionError("asked")
 
     document = parse_document(SEEDED, "w.json")
-    found = prepare(document, "w.json", settings(), ask)
-    assert found == Loaded(json.loads(SEEDED), "w.json", made=Conversion(json.loads(SEEDED)))
+    found = prepare_workflow(document, "w.json", settings(), ask)
+    assert found == Loaded(json.loads(SEEDED), "w.json", conversion=Conversion(json.loads(SEEDED)))
     assert found.extra(found.prompt) == {}
 
 
 def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
     workflow = {"nodes": []}
-    found = prepare(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
+    found = prepare_workflow(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
     assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran
 
@@ -561,12 +564,12 @@ def test_what_can_be_set_is_a_table() -> None:
     many = {**rows[0], "options": ["a", "b", "c", "d", "e"]}
     half = {**rows[0], "max": None}
     shown = [" ".join(line.split()) for _, line in inputs_table([many, half])]
-    assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 to any"]
+    assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 or more"]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "allowed"),
-    [(1, None, "  1 to any"), (None, 9, "  any to 9"), (0, 0, "  0 to 0"), (None, None, "5")],
+    [(1, None, "  1 or more"), (None, 9, "  9 or less"), (0, 0, "  0 to 0"), (None, None, "5")],
 )
 def test_the_table_of_inputs_shows_each_end_that_there_is(low: Any, high: Any, allowed: str) -> None:
     row = {"node_id": "1", "input": "n", "title": "A", "type": "INT", "value": 5}

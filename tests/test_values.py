@@ -22,16 +22,16 @@ from comfyui_runner.edits import (
     find_loaders,
     input_edit,
     parse_set,
-    read_value,
     seed_inputs,
     with_values,
 )
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.extras.checks import check_prompt, describe_inputs
-from comfyui_runner.nodes import InputRef
+from comfyui_runner.nodes import InputRef, parse_spec
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import problem_report
 from comfyui_runner.server import uploaded_value
+from comfyui_runner.values import read_value
 
 Ref = InputRef
 
@@ -61,7 +61,7 @@ INT = ["INT", {"min": 1, "max": 100}]
     ],
 )  # fmt: skip
 def test_a_text_is_read_by_the_inputs_type_else_by_its_values(spec: Any, current: Any, text: str, value: Any) -> None:
-    read = read_value(spec, current, text)
+    read = read_value(parse_spec(spec), current, text)
     assert read == value and type(read) is type(value)
 
 
@@ -92,8 +92,8 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("steps", "wrong_name", '"steps" names no input: write NODE.INPUT'), ("", "wrong_name", "names no input"),
-        ("Füchse", "wrong_name", '"Füchse" names'),
+        ("steps", "wrong_name", '"steps" does not name an input: write NODE.INPUT'), ("", "wrong_name", "does not name an input"),
+        ("Füchse", "wrong_name", '"Füchse" does not name'),
         ("v1.6.text", "no_such_node", 'no node "v1.6". Nearest: v1.5'), (".text", "no_such_node", 'no node ""'),
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
     ],
@@ -105,7 +105,7 @@ def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str)
 
 def test_words_for_yes_and_no() -> None:
     words = ["true", "yes", "on", "1", "false", "no", "off", "0"]
-    assert [read_value(["BOOLEAN"], None, word) for word in words] == [True] * 4 + [False] * 4
+    assert [read_value(parse_spec(["BOOLEAN"]), None, word) for word in words] == [True] * 4 + [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
     ("text", "kind", "words"),
     [
         ("5.model=x", "linked_input", "is fed by"), ("5.colour=1", "no_such_input", "It has: "),
-        ("5.steps=0", "value_out_of_range", "between 1 and 100"), ("5.steps=random", "invalid_input_type", "random"),
+        ("5.steps=0", "value_smaller_than_min", "Allowed: 1 to 100."), ("5.steps=random", "invalid_input_type", "random"),
         ("5.=1", "no_such_input", 'no input ""'),
     ],
 )  # fmt: skip
@@ -257,7 +257,7 @@ def test_an_uploaded_file_goes_by_the_answered_name(answer: Json, value: str) ->
 
 def checked(spec: Any, **inputs: Any) -> List[Problem]:
     """What is wrong with a node that has one input x, declared so."""
-    definitions = {**info("N", x=spec), "S": {"output": ["IMAGE", "INT,FLOAT", ["a"]]}}
+    definitions = {**info("N", x=spec), "S": {"output": ["IMAGE", "INT,FLOAT", ["a"], "COMFY_MATCHTYPE_V3"]}}
     definitions["N"]["output_node"] = True
     return check_prompt({"1": node("N", **inputs), "2": node("S")}, definitions)
 
@@ -284,7 +284,7 @@ def test_a_wrong_value_is_told_as_the_server_tells_it(spec: Any, value: Any, kin
     [
         (INT, "12"), (INT, 1), ([["a"]], "a"), ([["a"], {"image_upload": True}], "b"), (["COMBO", {"remote": {}}], "b"),
         ([["a", "b"]], {"__value__": ["a"]}), (["IMAGE"], ["2", 0]), (["INT"], ["2", 1]), (["*"], ["2", 0]),
-        (["FLOAT , MASK"], ["2", 1]), ([["a"]], ["2", 2]), (["COMFY_DYNAMICCOMBO_V3", {}], 7), (["COMBO"], ["2", 0]),
+        (["FLOAT , MASK"], ["2", 1]), ([["a"]], ["2", 2]), (["IMAGE"], ["2", 3]), (["COMFY_DYNAMICCOMBO_V3", {}], 7), (["COMBO"], ["2", 0]),
         ("odd", 1), ([], 1),
     ],
 )  # fmt: skip
@@ -352,5 +352,5 @@ def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json,
 @few
 @given(st.lists(anything, max_size=2), anything, st.text(max_size=12))
 def test_any_text_is_read_as_something(spec: List[Any], current: Any, text: str) -> None:
-    read = read_value(spec, current, text)
+    read = read_value(parse_spec(spec), current, text)
     assert read == text or type(read) is not type(text) or read in json.dumps(read) or isinstance(read, str)

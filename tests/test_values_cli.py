@@ -255,7 +255,7 @@ def test_a_workflow_of_notes_alone_has_nothing_to_run(idle: Any, workflow_file: 
         each["mode"] = 2
     result = go(idle, "--yes", workflow_file(muted, "muted.json"))
     assert result.status == ExitStatus.BAD_WORKFLOW
-    assert "no node that runs" in result.err
+    assert "has nothing to run" in result.err
 
 
 # ------------------------------------------------------------------------------------------------
@@ -376,13 +376,13 @@ def test_a_title_may_look_like_an_edit(simulator: Any, workflow_file: Make) -> N
 @pytest.mark.parametrize(
     "edit, words",
     [
-        ("5.steps=0", ['"KSampler" (node 5): steps = 0 is not between 1 and 10000']),
+        ("5.steps=0", ['"KSampler" (node 5): steps = 0 is too small. Allowed: 1 to 10000.']),
         ("5.steps=ten", ['steps = "ten" is not a whole number']),
         ("5.steps=1.5", ["steps = 1.5 is not a whole number"]),
         ("5.steps=", ['steps = "" is not a whole number']),
         ("5.steps=random", ['steps = "random" is not a whole number']),
         ("5.cfg=nan", ["cfg = NaN is not a number"]),
-        ("5.denoise=1.5", ["denoise = 1.5 is not between 0.0 and 1.0"]),
+        ("5.denoise=1.5", ["denoise = 1.5 is too big. Allowed: 0.0 to 1.0."]),
         ("5.sampler_name=dpmpp2m", ["sampler_name", "Nearest: dpmpp_2m,"]),
         ("1.ckpt_name=sd_xl_base_1.safetensors", ["Nearest: sd_xl_base_1.0.safetensors,"]),
         ("5.stepz=3", ['has no input "stepz"', "It has: steps,"]),
@@ -391,8 +391,8 @@ def test_a_title_may_look_like_an_edit(simulator: Any, workflow_file: Make) -> N
         ("5.model=x", ['model is fed by "Load Checkpoint"', "node 1", "set it there"]),
         ("CLIPTextEncode.text=x", ["2 nodes are called", "node 2", "node 3"]),
         ("5.steps", ["NODE.INPUT=VALUE"]),
-        ("steps=3", ["names no input", "NODE.INPUT"]),
-        ("=3", ["names no input"]),
+        ("steps=3", ["does not name an input", "NODE.INPUT"]),
+        ("=3", ["does not name an input"]),
         ("2.text=@nowhere.txt", ["@nowhere.txt cannot be read", "No such file", "@@"]),
     ],
 )
@@ -636,7 +636,7 @@ def test_other_media_are_uploaded(
         (LOADER, "1={}/nothing.png", ["There is no file"]),
         (LOADER, "{}", ["There is no file"]),
         (LOADER, "Poto={}/cat.png", ['no node "Poto"', "Nearest: Photo,"]),
-        (LOADER, "2={}/cat.png", ["loads no file"]),
+        (LOADER, "2={}/cat.png", ["does not load a file"]),
         (TWO_LOADERS, "{}/cat.png", ["Several nodes load a file", '"Photo"', "node 1", '"Style"', "node 2"]),
         (API, "{}/cat.png", ["no node that loads a file"]),
     ],
@@ -879,7 +879,7 @@ def test_an_input_that_is_missing_is_told_as_by_the_server(simulator: Any, workf
 def test_nothing_wrong_is_told_as_such(path: str, idle: Any) -> None:
     result = go(idle, "--check", path)
     assert result.status == 0
-    assert "Nothing wrong was found in 7 nodes." in result.out
+    assert "No problems found in 7 nodes." in result.out
 
 
 @pytest.mark.parametrize("name", ["Wörter?", "a b&c=d#e", "..", "100%"])
@@ -1287,7 +1287,7 @@ def test_a_record_and_an_entry_of_the_history_are_put(
         (b"[]", "it contains a list"),
         (b"{}", "has no nodes"),
         (PNG, "is a picture that carries no workflow"),
-        (json.dumps({"nodes": [], "links": []}).encode(), "no node that runs"),
+        (json.dumps({"nodes": [], "links": []}).encode(), "has nothing to run"),
         (b'"http://127.0.0.1/workflow.json"', "it contains a string"),
     ],
 )
@@ -1400,7 +1400,7 @@ def test_a_fixed_seed_of_the_command_line_is_held(simulator: Any, make_middlewar
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (("--set", "5.steps=0"), "steps = 0 is not between"),
+        (("--set", "5.steps=0"), "steps = 0 is too small"),
         (("--image", "x.png"), "no node that loads a file"),
         (("--seed", "x"), "--seed takes"),
         (("--save-run", "x.json"), "--save-run is for a single run"),
@@ -1423,7 +1423,7 @@ def test_a_file_that_fits_no_more_leaves_the_held_workflow(
     (tmp_path / "held.json").write_text("{")
     assert "is not JSON" in message(program.post("/workflow/reset"))
     (tmp_path / "held.json").unlink()
-    assert "There is no workflow" in message(program.post("/workflow/reset"))
+    assert "does not exist" in message(program.post("/workflow/reset"))
     assert program.held() == held
 
 

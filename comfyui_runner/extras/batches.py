@@ -6,20 +6,21 @@ import csv
 import hashlib
 import itertools
 import json
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from comfyui_runner.documents import Prompt, describe_json_type
-from comfyui_runner.edits import InputEdit, find_input, input_edit, set_inputs
+from comfyui_runner.edits import InputEdit, check_can_be_set, find_input, input_edit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.meter import Bar, Meter, divide
-from comfyui_runner.nodes import class_of, input_spec
+from comfyui_runner.nodes import class_of, input_spec, inputs_of
 from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import Phase, PromptState, run_seconds
-from comfyui_runner.text import as_dict, duration, one_line, plural
+from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
+from comfyui_runner.values import type_of_input
 
 
 class Row(NamedTuple):
-    """One run of a batch. ``values`` by NODE.INPUT; ``error``: why the row cannot be read."""
+    """One run of a batch: ``values`` by NODE.INPUT, or the ``error`` why it cannot be read."""
 
     number: int
     values: Mapping[str, Any] = {}
@@ -27,34 +28,48 @@ class Row(NamedTuple):
 
 
 def read_rows(lines: Iterable[str], json_lines: bool) -> Iterator[Row]:
-    """The rows of a CSV file with a header of NODE.INPUT, or of JSON Lines, numbered from 1; empty lines are no rows.
+    """The rows of a CSV file with a header of NODE.INPUT, or of JSON Lines, numbered from 1.
 
-    A row that cannot be read comes with its error. Raises UsageError for a header that cannot be used.
+    Empty lines are not rows. A row that cannot be read has an error. Raises UsageError for a header
+    that cannot be used.
     """
     if json_lines:
-        number = 0
-        for line in lines:
-            if not line.strip():
-                continue
-            number += 1
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Row(number, error="it is not JSON (%s)" % one_line(error, 200))
-                continue
-            good = isinstance(values, dict)
-            yield (
-                Row(number, values)
-                if good
-                else Row(number, error="it is %s, not an object" % describe_json_type(values))
-            )
-        return
+        return _read_json_rows(lines)
+    return _read_csv_rows(lines)
 
-    csv.field_size_limit(1 << 26)
+
+def _read_json_rows(lines: Iterable[str]) -> Iterator[Row]:
+    rows = (line for line in lines if line.strip())
+    for number, line in enumerate(rows, 1):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Row(number, error=f"it is not JSON ({one_line(error, 200)})")
+            continue
+        if isinstance(values, dict):
+            yield Row(number, values)
+        else:
+            yield Row(number, error=f"it is {describe_json_type(values)}, not an object")
+
+
+def _read_csv_rows(lines: Iterable[str]) -> Iterator[Row]:
+    csv.field_size_limit(1 << 26)  # texts may be long
     rest = iter(lines)
     first = next(rest, "")
-    marks = [mark for mark in ("\t", ",", ";") if mark in first] or [","]
-    reader = csv.reader(itertools.chain([first], rest), delimiter=marks[0], strict=True)
+    delimiters = [mark for mark in ("\t", ",", ";") if mark in first]
+    delimiter = delimiters[0] if delimiters else ","
+    reader = csv.reader(itertools.chain([first], rest), delimiter=delimiter, strict=True)
+    header = _read_header(reader)
+    for number, cells in enumerate(_read_cells(reader), 1):
+        if isinstance(cells, csv.Error):
+            yield Row(number, error=f"it is not CSV ({one_line(cells, 200)})")
+        elif len(cells) > len(header):
+            yield Row(number, error=f"it has {len(cells)} cells, the header {len(header)}")
+        else:
+            yield Row(number, dict(zip(header, cells)))
+
+
+def _read_header(reader: Iterator[List[str]]) -> List[str]:
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error:
@@ -63,62 +78,57 @@ def read_rows(lines: Iterable[str], json_lines: bool) -> Iterator[Row]:
         raise UsageError(
             "The batch's first line must name its columns, each NODE.INPUT and each once."
         )
-    number = 0
+    return header
+
+
+def _read_cells(reader: Iterator[List[str]]) -> Iterator[Union[List[str], csv.Error]]:
+    """The cells of each row that is not empty, or the error of one that is not CSV."""
     while True:
         try:
-            values = next(reader, None)
+            cells = next(reader, None)
         except csv.Error as error:
-            number += 1
-            yield Row(number, error="it is no CSV (%s)" % one_line(error, 200))
+            yield error  # and the rows after it are read
             continue
-        if values is None:
+        if cells is None:
             return
-        if not values:
-            continue
-        number += 1
-        if len(values) > len(header):
-            yield Row(number, error="it has %d cells, the header %d" % (len(values), len(header)))
-        else:
-            yield Row(number, dict(zip(header, values)))
+        if cells:
+            yield cells
 
 
-def row_edits(
-    prompt: Mapping[str, Any], row: Row, object_info: Mapping[str, Any]
-) -> List[InputEdit]:
-    """The edits that a row asks for. An empty cell is the empty text where a text belongs, and else leaves the
-    workflow's value. Raises EditError."""
+def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[InputEdit]:
+    """The edits that a row asks for. Raises EditError.
+
+    An empty cell is the empty text where a text belongs; elsewhere the workflow keeps its value.
+    """
     edits = []
     for name, value in row.values.items():
         ref = find_input(prompt, name)
         spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        current = as_dict(prompt[ref.node_id].get("inputs")).get(ref.input)
-        if value != "" or (spec[0] == "STRING" if spec else isinstance(current, str)):
+        current = inputs_of(prompt, ref.node_id).get(ref.input)
+        if value != "" or type_of_input(spec, current) == "STRING":
             edits.append(input_edit(ref, value))
     return edits
 
 
-def check_columns(prompt: Prompt, names: Iterable[str], object_info: Mapping[str, Any]) -> None:
-    """Raises EditError for a column that no row can set, which spoils all of them."""
+def check_columns(prompt: Prompt, names: Iterable[str], object_info: JsonObject) -> None:
+    """Raises EditError for a column that no row can set, as it would fail every row."""
     for name in names:
         ref = find_input(prompt, name)
-        known = as_dict(prompt[ref.node_id].get("inputs"))
-        if ref.input in known or not input_spec(
-            object_info, class_of(prompt, ref.node_id), ref.input
-        ):
-            set_inputs(
-                prompt, ref.node_id, {ref.input: None}, {}
-            )  # without a definition no value is looked at
+        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        check_can_be_set(prompt, ref.node_id, ref.input, spec)
 
 
-def row_key(values: Mapping[str, Any]) -> str:
-    """What tells a row from one that stood in its place when the batch began."""
-
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def row_key(values: JsonObject) -> str:
+    """What distinguishes a row from the one that had its number when the batch began."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def rows_done(lines: Iterable[str]) -> Dict[int, str]:
-    """The rows that a manifest's ``lines`` tell as done, with their keys. A line that was cut off by a crash
-    tells nothing."""
+    """The rows that a manifest lists as done, with their keys.
+
+    A line that was cut off by a crash is passed over.
+    """
     done: Dict[int, str] = {}
     for line in lines:
         try:
@@ -146,19 +156,25 @@ class Tally(NamedTuple):
 
     def in_words(self) -> str:
         """``12/40 rows, 1 failed, 3.1/min, 9:02 left``."""
-        words = (
-            plural(self.ended, "row")
-            if self.total is None
-            else "%d/%s" % (self.ended, plural(self.total, "row"))
-        )
-        words += ", %d failed" % self.failed if self.failed else ""
+        if self.total is None:
+            words = [plural(self.ended, "row")]
+        else:
+            words = [f"{self.ended}/{plural(self.total, 'row')}"]
+        if self.failed:
+            words.append(f"{self.failed} failed")
         worked = self.done + self.failed
         if worked and self.seconds > 0:
-            pace = worked / self.seconds
-            words += ", %.1f/s" % pace if pace >= 1 else ", %.1f/min" % (60 * pace)
+            rows_per_second = worked / self.seconds
+            words.append(_describe_pace(rows_per_second))
             if self.total is not None and self.ended < self.total:
-                words += ", %s left" % duration((self.total - self.ended) / pace)
-        return words
+                words.append(f"{duration((self.total - self.ended) / rows_per_second)} left")
+        return ", ".join(words)
+
+
+def _describe_pace(rows_per_second: float) -> str:
+    if rows_per_second >= 1:
+        return f"{rows_per_second:.1f}/s"
+    return f"{60 * rows_per_second:.1f}/min"
 
 
 def make_batch_meter(

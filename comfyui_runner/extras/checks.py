@@ -1,19 +1,21 @@
-"""What can be set in a prompt, and all that object_info says is wrong with it."""
+"""What can be set in a prompt, and everything that object_info says is wrong with it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from comfyui_runner.edits import prompt_texts, upload_inputs
 from comfyui_runner.nodes import (
     SAMPLING_INPUTS,
     TEXT_INPUT_NAMES,
+    DeclaredInput,
     InputRef,
     class_of,
-    combo_options,
-    describe_nodes,
+    describe_node,
     input_spec,
+    input_specs,
+    inputs_of,
     is_link,
     is_seed,
     upstream,
@@ -22,214 +24,241 @@ from comfyui_runner.problems import (
     Problem,
     explain_answer,
     explain_prompt_error,
+    find_missing_classes,
     links_beyond_outputs,
 )
 from comfyui_runner.reports import Line
-from comfyui_runner.text import as_dict, as_list, one_line, plain_json
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line, plain_json
+from comfyui_runner.values import describe_range, find_fault, type_of_input
+
+# -- what is wrong ---------------------------------------------------------------------------------
 
 
-def describe_inputs(
-    prompt: Mapping[str, Any], object_info: Mapping[str, Any]
-) -> List[Dict[str, Any]]:
-    """What can be set, in the order of the workflow: an input each with its node, type, value and range."""
-    rows = []
-    for node_id in prompt:
-        for name, value in as_dict(prompt[node_id].get("inputs")).items():
-            if is_link(value):
-                continue
-            spec = input_spec(object_info, class_of(prompt, node_id), name)
-            options, choices = as_dict(spec[1]) if len(spec) > 1 else {}, combo_options(spec)
-            kinds = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
-            kind = (
-                "COMBO"
-                if choices is not None
-                else str(spec[0])
-                if spec
-                else kinds.get(type(value), "?")
-            )
-            rows.append({
-                **describe_nodes(prompt, [node_id])[0], "input": str(name), "type": kind, "value": plain_json(value),
-                "min": options.get("min"), "max": options.get("max"), "options": choices,
-            })  # fmt: skip
-    return rows
+def check_prompt(prompt: JsonObject, object_info: JsonObject) -> List[Problem]:
+    """Everything that ``object_info`` says is wrong, in the words for the server's own answers.
 
-
-def check_prompt(prompt: Mapping[str, Any], object_info: Mapping[str, Any]) -> List[Problem]:
-    """All that ``object_info`` says is wrong with a prompt, in the words for the server's own answers: classes
-    that are missing ({}), inputs, links, values. What cannot be told from it is left to the server."""
-    problems = explain_prompt_error({"type": "missing_node_type"}, prompt, object_info)
-    problems = [problem for problem in problems if problem.node_id]
-    definitions = {
-        node_id: as_dict(object_info.get(class_of(prompt, node_id))) for node_id in prompt
-    }
-    ends = [
-        node_id
-        for node_id, definition in definitions.items()
-        if not definition or definition.get("output_node")
-    ]
-    needed = upstream(prompt, ends or prompt)  # ComfyUI looks at nothing else
+    Classes that the server does not have ({}), missing inputs, links, values. What cannot be known
+    from the definitions is left to the server.
+    """
+    problems = find_missing_classes(prompt, object_info)
+    ends = [node_id for node_id in prompt if _may_be_output(class_of(prompt, node_id), object_info)]
+    needed = upstream(prompt, ends or prompt)  # ComfyUI does not look at anything else
     errors = {
-        i: {"errors": list(_input_errors(prompt, i, object_info))} for i in prompt if i in needed
+        node_id: {"errors": list(_input_errors(prompt, node_id, object_info))}
+        for node_id in prompt
+        if node_id in needed
     }
     problems += explain_answer({"node_errors": errors}, prompt, object_info)
     if not ends:
-        problems += explain_prompt_error(
-            {"type": "prompt_no_outputs", "message": "Prompt has no outputs"}, prompt, {}
-        )
+        no_outputs = {"type": "prompt_no_outputs", "message": "Prompt has no outputs"}
+        problems += explain_prompt_error(no_outputs, prompt, {})
     return problems
 
 
+def _may_be_output(class_type: str, object_info: JsonObject) -> bool:
+    definition = as_dict(object_info.get(class_type))
+    return not definition or bool(definition.get("output_node"))
+
+
 def _input_errors(
-    prompt: Mapping[str, Any], node_id: str, object_info: Mapping[str, Any]
+    prompt: JsonObject, node_id: str, object_info: JsonObject
 ) -> Iterator[Dict[str, Any]]:
-    """What ComfyUI's validate_inputs() (execution.py) would say of one node."""
-    definition = as_dict(object_info.get(class_of(prompt, node_id)))
-    inputs = as_dict(prompt[node_id].get("inputs"))
+    """What ComfyUI's validate_inputs() (execution.py) would say about the inputs of one node."""
+    class_type = class_of(prompt, node_id)
+    inputs = inputs_of(prompt, node_id)
+    beyond = links_beyond_outputs(inputs, prompt, object_info)
     for group in ("required", "optional"):
-        for name, declared in as_dict(as_dict(definition.get("input")).get(group)).items():
-            spec = as_list(declared)
-            kind, options = (spec or [""])[0], as_dict(spec[1]) if len(spec) > 1 else {}
-            extra: Dict[str, Any] = {"input_name": name, "input_config": spec}
-            if isinstance(kind, str) and kind.startswith("COMFY_"):
-                continue  # its names and types depend on its value
+        for name, spec in input_specs(object_info, class_type, group).items():
+            extra: Dict[str, Any] = {"input_name": name}
+            if spec.type.startswith("COMFY_"):
+                continue  # a dynamic input: its names and types depend on its value
             if name not in inputs:
                 if group == "required":
-                    yield {"type": "required_input_missing", "details": name, "extra_info": extra}
+                    yield {"type": "required_input_missing", "extra_info": extra}
                 continue
             value = inputs[name]
+            if not is_link(value):
+                error_type, value = _find_value_error(spec, value)
+                if error_type:
+                    yield {"type": error_type, "extra_info": {**extra, "received_value": value}}
+            elif value[0] not in prompt or name in beyond:
+                yield {"type": "exception_during_inner_validation", "extra_info": extra}
+            else:
+                received = _type_of_output(prompt, value, object_info, spec.type)
+                if not _types_fit(received, spec.type):
+                    extra.update(received_type=received, linked_node=value)
+                    yield {"type": "return_type_mismatch", "extra_info": extra}
+
+
+def _find_value_error(spec: DeclaredInput, value: Any) -> Tuple[str, Any]:
+    """The type of the error, or "", and the value without the frontend's wrapping of lists."""
+    if isinstance(value, list):
+        return "bad_linked_input", value
+    if isinstance(value, dict) and "__value__" in value:
+        value = value["__value__"]
+    return find_fault(spec, value) or "", value
+
+
+def _type_of_output(
+    prompt: JsonObject,
+    link: Sequence[Any],
+    object_info: JsonObject,
+    unknown: str,
+) -> Any:
+    """The type of the output that ``link`` leads to; ``unknown`` where it is not known."""
+    source, slot = str(link[0]), link[1]
+    outputs = as_list(as_dict(object_info.get(class_of(prompt, source))).get("output"))
+    if 0 <= slot < len(outputs):
+        return outputs[slot]
+    return unknown
+
+
+def _types_fit(received: Any, wanted: str) -> bool:
+    """Whether ComfyUI's validate_node_input() (comfy_execution/validation.py) may link the two."""
+    if not isinstance(received, str) or not wanted:
+        return True
+    if "*" in (received, wanted) or "COMBO" in (received, wanted):
+        return True
+    if received.startswith("COMFY_"):
+        return True
+    # An output or an input may have several types: "INT,FLOAT".
+    received_types = {name.strip() for name in received.split(",")}
+    wanted_types = {name.strip() for name in wanted.split(",")}
+    return not received_types.isdisjoint(wanted_types)
+
+
+# -- what can be set -------------------------------------------------------------------------------
+
+
+class _Settable(NamedTuple):
+    """An input that has a value, not a link."""
+
+    ref: InputRef
+    value: Any
+    spec: DeclaredInput
+    type: str  # declared, else guessed from the value; "" where neither is possible
+
+    def describe(self, prompt: JsonObject) -> Dict[str, Any]:
+        """What --inputs and GET /workflow both say about it."""
+        return {
+            **describe_node(prompt, self.ref.node_id),
+            "input": self.ref.input,
+            "value": plain_json(self.value),
+            "min": self.spec.options.get("min"),
+            "max": self.spec.options.get("max"),
+        }
+
+
+def _settable_inputs(prompt: JsonObject, object_info: JsonObject) -> Iterator[_Settable]:
+    for node_id in prompt:
+        for name, value in inputs_of(prompt, node_id).items():
             if is_link(value):
-                given = as_list(
-                    as_dict(object_info.get(class_of(prompt, str(value[0])))).get("output")
-                )
-                received = given[value[1]] if 0 <= value[1] < len(given) else kind
-                if value[0] not in prompt or name in links_beyond_outputs(
-                    inputs, prompt, object_info
-                ):
-                    yield {"type": "exception_during_inner_validation", "extra_info": extra}
-                elif not _types_fit(received, kind):
-                    more = {"received_type": received, "linked_node": value}
-                    yield {"type": "return_type_mismatch", "extra_info": {**extra, **more}}
                 continue
-            if isinstance(value, list):
-                yield {
-                    "type": "bad_linked_input",
-                    "details": name,
-                    "extra_info": {**extra, "received_value": value},
-                }
-                continue
-            value = (
-                value["__value__"] if isinstance(value, dict) and "__value__" in value else value
-            )
-            extra["received_value"] = value
-            choices = combo_options(spec)
-            try:
-                value = {"INT": int, "FLOAT": float}.get(str(kind), lambda same: same)(value)
-            except (ValueError, TypeError, OverflowError) as error:
-                yield {
-                    "type": "invalid_input_type",
-                    "extra_info": {**extra, "exception_message": str(error)},
-                }
-                continue
-            low, high = options.get("min"), options.get("max")
-            if kind in ("INT", "FLOAT") and isinstance(low, (int, float)) and value < low:
-                yield {"type": "value_smaller_than_min", "extra_info": extra}
-            elif kind in ("INT", "FLOAT") and isinstance(high, (int, float)) and value > high:
-                yield {"type": "value_bigger_than_max", "extra_info": extra}
-            elif choices is not None and not any(
-                key.endswith("_upload") and on for key, on in options.items()
-            ):
-                wanted = value if isinstance(value, list) else [value]
-                listed = isinstance(kind, list) or (
-                    "options" in options and "remote" not in options
-                )
-                if listed and any(item not in choices for item in wanted):
-                    yield {"type": "value_not_in_list", "extra_info": extra}
+            spec = input_spec(object_info, class_of(prompt, node_id), name)
+            input_type = type_of_input(spec, value)
+            yield _Settable(InputRef(node_id, str(name)), value, spec, input_type)
 
 
-def _types_fit(given: Any, wanted: Any) -> bool:
-    """Whether ComfyUI's validate_node_input() (comfy_execution/validation.py) may take one type for another."""
-    if not isinstance(given, str) or not isinstance(wanted, str) or "*" in (given, wanted):
-        return True
-    if given.startswith("COMFY_") or "COMBO" in (given, wanted):
-        return True
-    return not {name.strip() for name in given.split(",")}.isdisjoint(
-        name.strip() for name in wanted.split(",")
-    )
+def describe_inputs(prompt: JsonObject, object_info: JsonObject) -> List[Dict[str, Any]]:
+    """What can be set, in the order of the workflow: the rows of --inputs (docs/JSON.md)."""
+    return [
+        {
+            **settable.describe(prompt),
+            "type": settable.type or "?",
+            "options": settable.spec.choices,
+        }
+        for settable in _settable_inputs(prompt, object_info)
+    ]
+
+
+def inputs_table(rows: Sequence[JsonObject]) -> List[Line]:
+    """``describe_inputs()`` for people: what to write after --set, node, type, value, range."""
+    lines: List[Line] = []
+    for row in rows:
+        name = one_line(f"{row['node_id']}.{row['input']}", 40)
+        title = one_line(row["title"], 28)
+        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
+        line = f"{name:<28} {title:<28} {row['type']:<8} {value}".ljust(90)
+        lines.append(("", f"{line}  {_allowed_values(row)}".rstrip()))
+    return lines
+
+
+def _allowed_values(row: JsonObject) -> str:
+    options = row["options"]
+    if options is None:
+        return describe_range(row["min"], row["max"])
+    listed = [one_line(option, 30) for option in options[:4]]
+    if len(options) > 4:
+        listed.append("…")
+    return f"one of {len(options)}: {', '.join(listed)}"
+
+
+# -- the form of the web page ----------------------------------------------------------------------
+
+_FIELD_KINDS = {"INT": "int", "FLOAT": "float", "BOOLEAN": "toggle", "STRING": "text"}
+
+#: Kinds of fields in the order to show them; all others follow.
+_FIELD_ORDER = ("text", "upload", "seed")
+
+_IMPORTANT_INPUTS = (*SAMPLING_INPUTS, "width", "height", "length")
+
+#: So many options of a field are sent; more would make the page slow.
+_OPTIONS_SENT = 2000
 
 
 def form_fields(
-    prompt: Mapping[str, Any], object_info: Mapping[str, Any], random_inputs: Iterable[InputRef]
+    prompt: JsonObject, object_info: JsonObject, random_inputs: Iterable[InputRef]
 ) -> List[Dict[str, Any]]:
-    """What a person can set, in the order to show it: texts, files, seeds, then the rest."""
+    """What a person can set, in the order to show it: texts, files, seeds, then the rest.
+
+    The fields of GET /workflow (docs/MIDDLEWARE.md). ``random_inputs`` are drawn for each run.
+    """
     roles = {ref: role for role in ("negative", "positive") for ref in prompt_texts(prompt, role)}
-    uploads, drawn = upload_inputs(prompt, object_info), set(random_inputs)
+    uploads = upload_inputs(prompt, object_info)
+    drawn = set(random_inputs)
     fields = []
-    for node_id in prompt:
-        class_type = class_of(prompt, node_id)
-        for name, value in as_dict(prompt[node_id].get("inputs")).items():
-            ref, spec = InputRef(node_id, str(name)), input_spec(object_info, class_type, name)
-            if isinstance(value, (list, dict)) or value is None:
-                continue
-            options, choices = as_dict(spec[1]) if len(spec) > 1 else {}, combo_options(spec)
-            kinds = {bool: "toggle", int: "int", float: "float"}
-            kind = {"INT": "int", "FLOAT": "float", "BOOLEAN": "toggle"}.get(
-                str(spec[0]) if spec else ""
-            )
-            kind = kind or ("choice" if choices else kinds.get(type(value), "text"))
-            kind = (
-                "seed"
-                if kind == "int" and is_seed(str(name), spec)
-                else "upload"
-                if ref in uploads
-                else kind
-            )
-            order = {"text": 0, "upload": 1, "seed": 2}.get(kind, 3)
-            important = kind in ("upload", "seed") or name in (
-                *SAMPLING_INPUTS,
-                "width",
-                "height",
-                "length",
-            )
-            if kind == "text":
-                important = bool(TEXT_INPUT_NAMES.search(str(name)) or options.get("multiline"))
-            sort = (
-                not important,
-                order,
-                roles.get(ref, "z") != "positive",
-                roles.get(ref, "z") != "negative",
-            )
-            fields.append((sort, {
-                **describe_nodes(prompt, [node_id])[0], "input": name, "kind": kind, "role": roles.get(ref, ""),
-                "value": plain_json(value), "min": options.get("min"), "max": options.get("max"),
-                "step": options.get("step"), "options": (choices or [])[:2000], "media": uploads.get(ref, ""),
-                "important": important, "random": ref in drawn, "multiline": bool(options.get("multiline")),
-            }))  # fmt: skip
-    return [field for _, field in sorted(fields, key=lambda pair: pair[0])]
-
-
-def inputs_table(rows: Sequence[Mapping[str, Any]]) -> List[Line]:
-    """describe_inputs() for people: what to write after --set, the node, type, value and range."""
-    lines: List[Line] = []
-    for row in rows:
-        allowed = ""
-        if row["options"] is not None:
-            allowed = "one of %d: %s" % (
-                len(row["options"]),
-                ", ".join(one_line(o, 30) for o in row["options"][:4]),
-            )
-            allowed += ", …" if len(row["options"]) > 4 else ""
-        elif row["min"] is not None or row["max"] is not None:
-            ends = [("any" if end is None else "%s" % end) for end in (row["min"], row["max"])]
-            allowed = "%s to %s" % tuple(ends)
-        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
-        name = one_line("%s.%s" % (row["node_id"], row["input"]), 40)
-        title = one_line(row["title"], 28)
-        lines.append(
-            (
-                "",
-                ("%-28s %-28s %-8s %s" % (name, title, row["type"], value)).ljust(90)
-                + "  "
-                + allowed,
-            )
+    for settable in _settable_inputs(prompt, object_info):
+        if settable.value is None or isinstance(settable.value, (list, dict)):
+            continue
+        ref, options = settable.ref, settable.spec.options
+        kind = "upload" if ref in uploads else _field_kind(settable)
+        fields.append(
+            {
+                **settable.describe(prompt),
+                "kind": kind,
+                "role": roles.get(ref, ""),
+                "step": options.get("step"),
+                "options": (settable.spec.choices or [])[:_OPTIONS_SENT],
+                "media": uploads.get(ref, ""),
+                "important": _is_important(settable, kind),
+                "random": ref in drawn,
+                "multiline": bool(options.get("multiline")),
+            }
         )
-    return [(style, line.rstrip()) for style, line in lines]
+    return sorted(fields, key=_place_in_form)
+
+
+def _field_kind(settable: _Settable) -> str:
+    if settable.spec.choices:
+        return "choice"
+    input_type = settable.type
+    if input_type not in _FIELD_KINDS:  # of a custom node's own type: the value shows what it is
+        input_type = type_of_input(DeclaredInput(), settable.value)
+    if input_type == "INT" and is_seed(settable.ref.input, settable.spec):
+        return "seed"
+    return _FIELD_KINDS.get(input_type, "text")
+
+
+def _is_important(settable: _Settable, kind: str) -> bool:
+    name = settable.ref.input
+    if kind == "text":
+        is_multiline = bool(settable.spec.options.get("multiline"))
+        return is_multiline or bool(TEXT_INPUT_NAMES.search(name))
+    return kind in ("upload", "seed") or name in _IMPORTANT_INPUTS
+
+
+def _place_in_form(field: JsonObject) -> Tuple[bool, int, int]:
+    place = len(_FIELD_ORDER)
+    if field["kind"] in _FIELD_ORDER:
+        place = _FIELD_ORDER.index(field["kind"])
+    return not field["important"], place, ("positive", "negative", "").index(field["role"])

@@ -32,8 +32,8 @@ from comfyui_runner.extras.graph import (
     LGraphNode,
 )
 from comfyui_runner.extras.graph_loading import load_graph
-from comfyui_runner.extras.widgets import MADE_IN_BROWSER, UNDEFINED, JsonObject, Widget
-from comfyui_runner.text import one_line, plural
+from comfyui_runner.extras.widgets import MADE_IN_BROWSER, UNDEFINED, Widget
+from comfyui_runner.text import JsonObject, one_line, plural
 
 #: How many nodes a workflow may have when all its subgraphs are written out: far more than
 #: anybody draws.

@@ -28,14 +28,13 @@ from comfyui_runner.extras.widgets import (
     UNDEFINED,
     AutogrowGroup,
     InputSpec,
-    JsonObject,
     Widget,
     create_widgets,
     forced_positions,
     inputs_of_class,
     inputs_of_option,
 )
-from comfyui_runner.text import as_dict, as_list, one_line
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
 
 class ConversionError(WorkflowError):

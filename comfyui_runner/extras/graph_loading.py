@@ -29,8 +29,8 @@ from comfyui_runner.extras.proxy_widgets import (
     parse_json_list,
     primitive_targets,
 )
-from comfyui_runner.extras.widgets import FIRST_VALUES, UNDEFINED, JsonObject, Widget
-from comfyui_runner.text import as_dict, as_list, one_line
+from comfyui_runner.extras.widgets import FIRST_VALUES, UNDEFINED, Widget
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
 #: How many levels of subgraphs a workflow may have: far more than anybody draws.
 DEEPEST_NESTING = 100

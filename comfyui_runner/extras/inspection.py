@@ -11,7 +11,7 @@ from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
 from comfyui_runner.loading import Loaded, offer_uploads
-from comfyui_runner.nodes import class_of, combo_options, input_spec
+from comfyui_runner.nodes import class_of, input_spec, inputs_of
 from comfyui_runner.problems import Problem, explain_answer
 from comfyui_runner.reports import problem_report
 from comfyui_runner.saving import write_text_file
@@ -23,7 +23,7 @@ from comfyui_runner.threads import bounded
 
 
 async def inspect(settings: Settings, console: Console) -> ExitStatus:
-    """Does what settings.task says: "inputs", "check" or "export"."""
+    """Do what settings.task says: "inputs", "check" or "export"."""
     async with ComfyUI(settings, console) as comfyui:
         loaded = await load_workflow(settings, comfyui, console)
         if settings.task == "inputs":
@@ -34,7 +34,7 @@ async def inspect(settings: Settings, console: Console) -> ExitStatus:
 
 
 def list_inputs(loaded: Loaded, settings: Settings, console: Console) -> ExitStatus:
-    """--inputs: reports what can be set."""
+    """--inputs: list what can be set."""
     rows = describe_inputs(loaded.prompt, loaded.object_info)
     for row in rows:
         console.report(None, {"event": "input", **row})
@@ -46,7 +46,7 @@ def list_inputs(loaded: Loaded, settings: Settings, console: Console) -> ExitSta
 async def check(
     loaded: Loaded, comfyui: ComfyUI, settings: Settings, console: Console
 ) -> ExitStatus:
-    """--check: reports all that is wrong, as far as it can be known without running."""
+    """--check: report everything that is wrong, as far as it can be known without running."""
     problems = check_prompt(loaded.prompt, loaded.object_info)
     if comfyui.server is not None:
         problems += await missing_files(loaded, comfyui.server)
@@ -54,7 +54,7 @@ async def check(
     for problem in problems:
         console.report(None, problem_report(problem))
     exit_status = ExitStatus.OK
-    message = f"Nothing wrong was found in {plural(len(loaded.prompt), 'node')}."
+    message = f"No problems found in {plural(len(loaded.prompt), 'node')}."
     if problems:
         exit_status = ExitStatus.REJECTED
         message = f"{plural(len(problems), 'problem')} found; nothing was run."
@@ -69,34 +69,31 @@ async def check(
 
 
 async def missing_files(loaded: Loaded, server: Server) -> List[Problem]:
-    """The files that loaders name and the server does not have. Those to be uploaded are not missing."""
+    """The files that loaders name and the server lacks, unless they are to be uploaded."""
     prompt, object_info = loaded.prompt, loaded.object_info
-    uploads = {ref for ref, _ in loaded.uploads}
-    problems: List[Problem] = []
+    to_upload = {ref for ref, _ in loaded.uploads}
+    errors: Dict[str, Any] = {}
     for ref in upload_inputs(prompt, object_info):
-        value = prompt[ref.node_id]["inputs"].get(ref.input)
-        listed = (
-            combo_options(input_spec(object_info, class_of(prompt, ref.node_id), ref.input)) or []
-        )
-        if ref in uploads or not isinstance(value, str) or value in listed:
+        value = inputs_of(prompt, ref.node_id).get(ref.input)
+        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        is_listed = value in (spec.choices or [])
+        if ref in to_upload or not isinstance(value, str) or is_listed:
             continue
         if await bounded(server.has_input, value, seconds=server.limits.read):
             continue
-        error: Dict[str, Any] = {
+        error = {
             "type": "custom_validation_failed",
             "details": f"{ref.input} - Invalid file: {value}",  # the words of ComfyUI's own answer
             "extra_info": {"input_name": ref.input, "received_value": value},
         }
-        problems += explain_answer(
-            {"node_errors": {ref.node_id: {"errors": [error]}}}, prompt, object_info
-        )
-    return problems
+        errors.setdefault(ref.node_id, {"errors": []})["errors"].append(error)
+    return explain_answer({"node_errors": errors}, prompt, object_info)
 
 
 async def export(
     loaded: Loaded, comfyui: ComfyUI, settings: Settings, console: Console
 ) -> ExitStatus:
-    """--export-api: writes the converted and edited prompt to a file, or to standard output for "-"."""
+    """--export-api: write the converted and edited prompt to a file; "-" is standard output."""
     uploaded = {}
     if loaded.uploads:
         uploaded = await upload_files(loaded, await comfyui.find(), console)

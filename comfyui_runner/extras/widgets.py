@@ -19,10 +19,7 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.text import as_dict, as_list
-
-#: An object of a JSON document.
-JsonObject = Mapping[str, Any]
+from comfyui_runner.text import JsonObject, as_dict, as_list
 
 #: JavaScript's undefined: no value at all. Such an input is left out of the prompt.
 UNDEFINED: Any = object()

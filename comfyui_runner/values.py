@@ -1,0 +1,230 @@
+"""What a declared input takes: a text read as its value, and what is wrong with a value, in words.
+
+--set, /update/inputs, --seed NUMBER and --check all ask here, and so does the explanation of what
+ComfyUI itself refused: the rules are written once, and the words too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, List, Mapping, NamedTuple, Optional, Tuple
+
+from comfyui_runner.nodes import DeclaredInput, nearest_first
+from comfyui_runner.text import one_line
+
+#: The types of JSON that an input of a type takes when it is set.
+_JSON_TYPES: Mapping[str, Tuple[type, ...]] = {
+    "INT": (int,),
+    "FLOAT": (int, float),
+    "STRING": (str,),
+    "BOOLEAN": (bool,),
+}
+
+_TYPES_IN_WORDS = {
+    "": "a value of the right type",
+    "COMBO": "a COMBO",
+    "INT": "a whole number (INT)",
+    "FLOAT": "a number (FLOAT)",
+    "STRING": "text (STRING)",
+}
+
+#: What people write for true and false.
+_BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+#: The folder where ComfyUI looks for what a loader's input names (its folder_paths.py).
+_MODEL_FOLDERS = {
+    "ckpt_name": "checkpoints",
+    "lora_name": "loras",
+    "vae_name": "vae",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+    "clip_name3": "text_encoders",
+    "control_net_name": "controlnet",
+    "style_model_name": "style_models",
+    "gligen_name": "gligen",
+    "model_name": "upscale_models",
+}
+
+# -- the rules -------------------------------------------------------------------------------------
+
+
+def find_fault(spec: DeclaredInput, value: Any) -> Optional[str]:
+    """What ComfyUI's validate_inputs() (execution.py) says of ``value``: its error type, or None.
+
+    What depends on more than the declaration is left to the server: a combo whose choices come from
+    elsewhere, and a file to load, which may be in a subfolder or be "cat.png [output]".
+    """
+    if spec.type in ("INT", "FLOAT"):
+        return _find_fault_of_number(spec, value)
+    if spec.choices is None or spec.upload_mark:
+        return None
+    wanted = value if isinstance(value, list) else [value]
+    if all(choice in spec.choices for choice in wanted):
+        return None
+    return "value_not_in_list"
+
+
+def _find_fault_of_number(spec: DeclaredInput, value: Any) -> Optional[str]:
+    convert = int if spec.type == "INT" else float
+    try:
+        number = convert(value)
+    except (ValueError, TypeError, OverflowError):
+        return "invalid_input_type"
+    low, high = spec.options.get("min"), spec.options.get("max")
+    if isinstance(low, (int, float)) and number < low:
+        return "value_smaller_than_min"
+    if isinstance(high, (int, float)) and number > high:
+        return "value_bigger_than_max"
+    return None
+
+
+def find_fault_to_set(spec: DeclaredInput, value: Any) -> Optional[str]:
+    """What is wrong with ``value`` if a person sets it: an error type, or None.
+
+    Stricter than ``find_fault()``: ComfyUI takes the string "12" for an INT and any value for a
+    BOOLEAN ("false" becomes true), which is seldom meant; and a link cannot be set.
+    """
+    input_type = spec.type
+    if input_type == "COMBO" and spec.upload_mark:
+        input_type = "STRING"  # the name of a file
+    is_compound = isinstance(value, (list, dict))
+
+    if input_type in _JSON_TYPES:
+        if not _is_of_types(value, _JSON_TYPES[input_type]):
+            return "invalid_input_type"
+    elif input_type == "COMBO":
+        takes_several = isinstance(value, list) and spec.options.get("multiselect")
+        if is_compound and not takes_several:
+            return "value_not_in_list"
+    elif is_compound:
+        return "linked_input"
+    return find_fault(spec, value)
+
+
+def _is_of_types(value: Any, types: Tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in types  # for Python a bool is an int
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, types)
+
+
+# -- the words -------------------------------------------------------------------------------------
+
+
+class Fault(NamedTuple):
+    """What is wrong with the value of an input."""
+
+    type: str  #: ComfyUI's error type, or "linked_input"
+    message: str  #: a sentence
+    hints: Tuple[str, ...]  #: sentences: what is allowed, what to do
+
+
+def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) -> Fault:
+    """A fault that ``find_fault()``, ``find_fault_to_set()`` or ComfyUI found, in words."""
+    shown = one_line(json.dumps(value, ensure_ascii=False, default=str), 120)
+    hints: List[str] = []
+    if fault_type == "value_smaller_than_min":
+        message = f"{name} = {shown} is too small."
+        hints = _hint_at_range(spec)
+    elif fault_type == "value_bigger_than_max":
+        message = f"{name} = {shown} is too big."
+        hints = _hint_at_range(spec)
+    elif fault_type == "value_not_in_list":
+        message = f"{name} = {shown} is not one of the server's options."
+        hints = _hint_at_options(spec, name, value)
+    elif fault_type == "linked_input":
+        message = f"{name} takes a link, which cannot be set here."
+    else:
+        message = f"{name} = {shown} is not {describe_type(spec)}."
+    return Fault(fault_type, message, tuple(hints))
+
+
+def _hint_at_range(spec: DeclaredInput) -> List[str]:
+    allowed = describe_range(spec.options.get("min"), spec.options.get("max"))
+    return [f"Allowed: {allowed}."] if allowed else []
+
+
+def _hint_at_options(spec: DeclaredInput, name: str, value: Any) -> List[str]:
+    hints = []
+    if spec.choices:
+        hints.append(f"Nearest: {nearest_first(value, spec.choices)}.")
+    elif spec.choices is not None:
+        hints.append("The server has none to choose from.")
+    folder = _MODEL_FOLDERS.get(name)
+    if folder is not None:
+        put = "Or put" if hints else "Put"
+        hints.append(f"{put} the file into ComfyUI's models/{folder} folder.")
+    return hints
+
+
+def describe_type(spec: DeclaredInput) -> str:
+    """What an input takes: "a whole number (INT)"."""
+    return _TYPES_IN_WORDS.get(spec.type, one_line(spec.type, 60))
+
+
+def describe_range(low: object, high: object) -> str:
+    """Which numbers are allowed: "1 to 100", "1 or more", "100 or less"; "" where all are."""
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f"{low} or more"
+    if low is None:
+        return f"{high} or less"
+    return f"{low} to {high}"
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def type_of_input(spec: DeclaredInput, value: Any) -> str:
+    """The declared type of an input; where none is known, what its value looks like, or ""."""
+    guesses = {bool: "BOOLEAN", int: "INT", float: "FLOAT", str: "STRING"}
+    return spec.type or guesses.get(type(value), "")
+
+
+def read_value(spec: DeclaredInput, current: Any, text: str) -> Any:
+    """What ``text``, as a person types it, means for an input whose value now is ``current``.
+
+    A text that does not fit is returned as it is, for ``find_fault_to_set()`` to refuse.
+    """
+    input_type = type_of_input(spec, current)
+    if spec.choices is not None:
+        return next((choice for choice in spec.choices if str(choice) == text), text)
+    if input_type in ("STRING", "COMBO"):
+        return text
+    if input_type == "BOOLEAN":
+        return _BOOLEANS.get(text.strip().lower(), text)
+    if input_type in ("INT", "FLOAT"):
+        return _read_number(text)
+    return _read_json(text)  # of a custom node's own type
+
+
+def _read_number(text: str) -> Any:
+    if "_" in text:
+        return text  # 1_000 is a number in Python alone
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
