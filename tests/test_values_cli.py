@@ -1163,7 +1163,7 @@ def test_a_waiting_prompt_that_somebody_takes_away_is_told(simulator: Any) -> No
 def test_a_prompt_that_is_not_known_is_told(prompt_id: str, idle: Any) -> None:
     result = go(idle, "--attach", prompt_id)
     assert result.status == ExitStatus.LOST
-    assert "knows no prompt " + prompt_id in result.err and "restart" in result.err
+    assert "does not know a prompt " + prompt_id in result.err and "restart" in result.err
 
 
 def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
