@@ -36,8 +36,9 @@ from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.reports import Report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
-from comfyui_runner.server import Server, import_third_party
+from comfyui_runner.server import Server
 from comfyui_runner.text import cut_to_bytes, flat, numbered_name, one_line, plural, safe_path_parts
+from comfyui_runner.third_party import import_third_party
 
 #: Bytes that are read of a download at a time.
 CHUNK_SIZE = 1 << 16

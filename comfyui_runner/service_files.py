@@ -46,7 +46,7 @@ class UploadedFile:
     def upload(self, server: Server) -> Dict[str, Any]:
         """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""
         self._form.seek(0)
-        return server.upload(self._form, self._content_type)
+        return server.upload(data=self._form, headers={"Content-Type": self._content_type})
 
     def upload_again(self, server: Server) -> str:
         """Upload it to one more server: the value by which a node names it there."""

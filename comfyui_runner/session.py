@@ -22,7 +22,7 @@ from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs
 from comfyui_runner.reports import Report, changes, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
-from comfyui_runner.server import Server, connect_websocket, import_third_party, new_uuid
+from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.state import (
     NOT_IN_QUEUE,
     REDUCERS,
@@ -39,7 +39,9 @@ from comfyui_runner.state import (
     seconds_to_check,
 )
 from comfyui_runner.text import duration, one_line
+from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded, end_tasks
+from comfyui_runner.websocket import connect_websocket
 
 #: Why a run is lost whose affinity cookie changed.
 GONE = "its server is gone: the load balancer sends us to another"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from comfyui_runner.addresses import Address, parse_address
 from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import Defaults, make_parser
 from comfyui_runner.guard import Guard, make_guard
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
-from comfyui_runner.server import Address, parse_address
 
 
 class Settings(NamedTuple):

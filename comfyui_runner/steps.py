@@ -9,6 +9,7 @@ import tempfile
 import time
 from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
+from comfyui_runner.addresses import Address, parse_address
 from comfyui_runner.conclusion import THE_TIMEOUT, Ending, conclude, stop_that_counts
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
@@ -39,16 +40,11 @@ from comfyui_runner.reports import Report, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination, fill_pattern
-from comfyui_runner.server import (
-    Address,
-    Server,
-    import_third_party,
-    new_uuid,
-    parse_address,
-)
+from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
+from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded, bounded_here, end_tasks, in_thread
 from comfyui_runner.versions import server_in_words, version_warning
 

@@ -333,7 +333,7 @@ def test_a_redirect_is_not_followed_with_our_credentials(serve: Any, simulator: 
 
     result = run("--server", serve(Away), "--yes", workflow_file(slow_prompt()))
     assert result.status == ExitStatus.NO_SERVER
-    assert "sends us on to " + simulator.url in result.err
+    assert "redirects us to " + simulator.url in result.err
     assert not simulator.requests
 
 

@@ -153,6 +153,8 @@ class Calls(ast.NodeVisitor):
         """The path that an expression makes; what is put in is {}."""
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(self.path, node.values))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
             return re.sub(r"%\w", "{}", self.path(node.left))
         if isinstance(node, ast.BinOp):

@@ -15,8 +15,9 @@ from fault_proxy import Message, read_message
 from served import LOADER, TWO_LOADERS, Middleware
 from support import FAST, node, run, slow_prompt, wait_until
 
+from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import ExitStatus, ServerGone
-from comfyui_runner.server import Server, parse_address
+from comfyui_runner.server import Server
 
 Make = Callable[..., Any]
 Cookies = Dict[str, str]
@@ -188,32 +189,32 @@ def server_at(url: str = "http://127.0.0.1:1", *headers: str) -> Any:
 
 def cookie_of(server: Any) -> Cookies:
     """The cookies of the next handshake."""
-    line = dict(server.handshake_headers()).get("Cookie", "")
+    line = dict(server.cookies.handshake_headers()).get("Cookie", "")
     return dict(pair.split("=", 1) for pair in line.split("; ") if pair)
 
 
 def test_cookies_of_the_handshake_are_kept_and_given_back() -> None:
     server = server_at()
     assert cookie_of(server) == {}
-    server.take_cookies(["GPU=a; path=/; HttpOnly", "LOGIN=x; Path=/"])
+    server.cookies.take(["GPU=a; path=/; HttpOnly", "LOGIN=x; Path=/"])
     assert cookie_of(server) == {"GPU": "a", "LOGIN": "x"}
     assert cookie_of(server.fresh()) == {}
-    server.take_cookies(["LOGIN=; Path=/; Max-Age=0"])
+    server.cookies.take(["LOGIN=; Path=/; Max-Age=0"])
     assert cookie_of(server) == {"GPU": "a"}
 
 
 def test_secure_cookies_go_over_tls_only() -> None:
     for url, sent in (("https://127.0.0.1:1", {"GPU": "a"}), ("http://192.0.2.1:1", {})):
         server = server_at(url)
-        server.take_cookies(["GPU=a; path=/; Secure"])
+        server.cookies.take(["GPU=a; path=/; Secure"])
         assert cookie_of(server) == sent
 
 
 def test_a_users_own_cookies_stand_beside_the_servers() -> None:
     server = server_at("http://127.0.0.1:1", "Cookie: mine=1; other=a=b", "X-Key: k")
-    server.take_cookies(["GPU=a; path=/"])
+    server.cookies.take(["GPU=a; path=/"])
     assert cookie_of(server) == {"mine": "1", "other": "a=b", "GPU": "a"}
-    headers = server.handshake_headers()
+    headers = server.cookies.handshake_headers()
     assert [name.lower() for name, _ in headers] == ["x-key", "cookie"]
     assert cookie_of(server.fresh()) == {"mine": "1", "other": "a=b"}
 
@@ -223,17 +224,17 @@ def test_a_users_own_cookie_that_the_server_renews_is_sent_once_and_is_no_affini
     for url in ("http://127.0.0.1:1", "http://localhost:1", "http://gpu:1", "http://[::1]:1", "http://gpu.example:1"):
         server = server_at(url, "Cookie: login=old; mine=1")
         assert cookie_of(server) == {"login": "old", "mine": "1"}, url
-        server.take_cookies(["login=new; path=/", "GPU=a; path=/"])
+        server.cookies.take(["login=new; path=/", "GPU=a; path=/"])
         assert cookie_of(server) == {"login": "new", "mine": "1", "GPU": "a"}, url
-        line = dict(server.handshake_headers())["Cookie"]
+        line = dict(server.cookies.handshake_headers())["Cookie"]
         assert line.count("login=") == 1, url
-        assert server.given == {"GPU": "a"}, url
+        assert server.cookies.from_server == {"GPU": "a"}, url
 
 
 def test_cookies_reach_http_and_the_handshake_behind_a_host_of_the_users_own(make_simulator: Make) -> None:
     simulator = make_simulator()
     server = server_at(simulator.url, "Host: studio.example")
-    server.take_cookies(["GPU=a; path=/"])
+    server.cookies.take(["GPU=a; path=/"])
     server.queue()
     method, path, headers = simulator.received[-1]
     assert (method, path, headers["Host"], headers["Cookie"]) == ("GET", "/queue", "studio.example", "GPU=a")
@@ -242,13 +243,13 @@ def test_cookies_reach_http_and_the_handshake_behind_a_host_of_the_users_own(mak
 
 def test_a_changed_affinity_cookie_means_that_the_server_is_gone() -> None:
     server = server_at()
-    server.take_cookies(["GPU=a; path=/", "LOGIN=1; path=/"])
-    server.affinity = {"GPU": "a"}
-    server.take_cookies(["LOGIN=2; path=/"])
-    server.take_cookies(["GPU=a; path=/"])
+    server.cookies.take(["GPU=a; path=/", "LOGIN=1; path=/"])
+    server.cookies.affinity = {"GPU": "a"}
+    server.cookies.take(["LOGIN=2; path=/"])
+    server.cookies.take(["GPU=a; path=/"])
     with pytest.raises(ServerGone):
-        server.take_cookies(["GPU=b; path=/"])
-    for again in (server.handshake_headers, server.queue):
+        server.cookies.take(["GPU=b; path=/"])
+    for again in (server.cookies.handshake_headers, server.queue):
         with pytest.raises(ServerGone):  # port 1 would be refused: nothing is sent
             again()
 

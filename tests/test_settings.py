@@ -1,4 +1,4 @@
-"""What was set where, and which of it counts; where the server is; which file is read; where outputs go."""
+"""What was set where, and which of it counts; which file is read; where outputs go."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import types
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from recorded import Json, few
+from recorded import Json
 from support import ROOT, node, script
 
 from comfyui_runner import __version__
+from comfyui_runner.addresses import Address, parse_address
 from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_document
 from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
@@ -25,10 +24,9 @@ from comfyui_runner.loading import Loaded, load_document, prepare_workflow, read
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, save_bytes, save_jobs, write_file
-from comfyui_runner.server import Address, Server, parse_address
+from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings, make_settings
 from comfyui_runner.terminal import is_yes
-from comfyui_runner.text import hide_secrets
 
 HERE = "http://127.0.0.1:8188"
 
@@ -198,124 +196,6 @@ def test_help_and_version_leave_at_once(flag: str, capsys: pytest.CaptureFixture
         settings(flag)
     assert left.value.code == 0
     assert ("exit statuses:" if flag == "--help" else __version__) in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------------------------------
-# Where the server is
-# ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "url", "websocket"),
-    [
-        ("127.0.0.1:8188", HERE, "ws://127.0.0.1:8188"),
-        ("http://127.0.0.1:8188/", HERE, "ws://127.0.0.1:8188"),
-        (" http://127.0.0.1:8188\n", HERE, "ws://127.0.0.1:8188"),
-        (" 127.0.0.1:8188 ", HERE, "ws://127.0.0.1:8188"),
-        ("localhost", "http://localhost", "ws://localhost"),
-        ("HTTPS://Comfy.Example/base/path//", "https://comfy.example/base/path", "wss://comfy.example/base/path"),
-        ("http://[::1]:8188", "http://[::1]:8188", "ws://[::1]:8188"),
-        ("https://user:pass@host:1/x", "https://host:1/x", "wss://host:1/x"),
-    ],
-)
-def test_an_address(text: str, url: str, websocket: str) -> None:
-    address = parse_address(text)
-    assert (address.url, address.websocket) == (url, websocket)
-
-
-@pytest.mark.parametrize(
-    ("text", "local"),
-    [
-        ("localhost:8188", True),
-        ("127.0.0.1", True),
-        ("127.1.2.3:1", True),
-        ("http://[::1]:8188", True),
-        ("192.168.0.7", False),
-        ("https://localhost.example", False),
-        ("http://[fe80::1]", False),
-    ],
-)
-def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
-    assert parse_address(text).local is local
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "The server's URL must be http:// or https:// with a host."),
-        ("http://", "The server's URL must be http:// or https:// with a host."),
-        ("ftp://host", "The server's URL must be http:// or https:// with a host."),
-        ("ws://host", "The server's URL must be http:// or https:// with a host."),
-        ("http://a b", "The server's URL must be http:// or https:// with a host."),
-        ("http://host/a\nb", "The server's URL must be http:// or https:// with a host."),
-        ("http://host:port", "The server's URL has a host or port that is none."),
-        ("host:99999", "The server's URL has a host or port that is none."),
-        ("http://[::1", "The server's URL has a host or port that is none."),
-        ("http://host/?a=b", "The server's URL must end before any ? or #."),
-        ("http://host#a", "The server's URL must end before any ? or #."),
-    ],
-)
-def test_what_is_no_address(text: str, message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_address(text)
-    assert caught.value.message == message and caught.value.remedy
-
-
-def test_user_and_password_are_sent_as_basic_authorization_and_hidden() -> None:
-    address = parse_address("http://me:p%40ss%3Aword@host:8188")
-    assert address.url == "http://host:8188"
-    assert address.headers == (("Authorization", "Basic bWU6cEBzczp3b3Jk"),)
-    assert set(address.secrets) == {"bWU6cEBzczp3b3Jk", "me:p@ss:word", "p%40ss%3Aword", "p@ss:word"}
-    assert list(address.secrets) == sorted(address.secrets, key=len, reverse=True)
-
-
-def test_a_user_without_password_and_a_password_without_user() -> None:
-    assert parse_address("http://me@host").headers == (("Authorization", "Basic bWU6"),)
-    assert parse_address("http://:word@host").headers == (("Authorization", "Basic OndvcmQ="),)
-
-
-def test_the_value_of_a_header_is_a_secret_and_so_is_its_token() -> None:
-    address = parse_address("host", ["Authorization: Bearer abc.def", "X-Key:  k3y!  ", "X-Empty:", "X-On: 1"])
-    assert address.headers == (("Authorization", "Bearer abc.def"), ("X-Key", "k3y!"), ("X-Empty", ""), ("X-On", "1"))
-    assert address.secrets == ("Bearer abc.def", "abc.def", "k3y!")  # "1" would hide half of all numbers
-
-
-def test_a_header_overrides_user_and_password() -> None:
-    address = parse_address("http://me:word@host", ["Authorization: Bearer token"])
-    assert address.headers == (("Authorization", "Bearer token"),)
-
-
-@pytest.mark.parametrize("line", ["no colon", ": no name", "", "two words: x", "naïve: x", "a\nb: x"])
-def test_what_is_no_header(line: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_address("host", [line])
-    assert caught.value.message == "A header must look like 'Name: value'."
-
-
-@pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\x00b", "a\x7fb", "\u2603"])
-def test_a_value_that_no_header_may_have(value: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_address("host", ["X-Key: a" + value])
-    assert caught.value.message == "The value of the header X-Key has characters that no header may have."
-
-
-def test_a_value_in_latin_1_is_a_value() -> None:
-    assert parse_address("host", ["X-Key: é"]).headers == (("X-Key", "é"),)
-
-
-SECRET = st.text("abcdefgh23456789%40:@/?#[] \n\t\u00e9\u2603\udcff", min_size=8).map(lambda text: text + "hunter2")
-
-
-@few
-@given(st.sampled_from(["http://me:%s@host", "%s", "http://host/%s", "https://%s@", "http://host:%s"]), SECRET)
-def test_whatever_is_typed_no_message_repeats_it(pattern: str, secret: str) -> None:
-    try:
-        address = parse_address(pattern % secret, ["X-Key: " + secret.replace("\n", "")])
-    except UsageError as error:
-        assert "hunter2" not in error.message + error.remedy
-    else:
-        if pattern.startswith("http://me:"):
-            assert "hunter2" not in hide_secrets(repr((address.url, address.headers)), address.secrets)
 
 
 # ------------------------------------------------------------------------------------------------

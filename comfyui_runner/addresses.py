@@ -1,0 +1,126 @@
+"""Where a ComfyUI is, and with which headers it is asked."""
+
+from __future__ import annotations
+
+import base64
+import re
+import urllib.parse
+from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
+
+from comfyui_runner.errors import UsageError
+
+#: Shorter secrets are not hidden in messages: a "1" would hide half of all numbers.
+SHORTEST_SECRET = 4
+
+#: The characters of a header's name (RFC 9110, "token").
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+URL_EXAMPLE = "Example: http://127.0.0.1:8188"
+
+
+class Address(NamedTuple):
+    """Where a server is: ``url`` without credentials and without a last slash; headers to send."""
+
+    url: str
+    headers: Tuple[Tuple[str, str], ...] = ()
+    secrets: Tuple[str, ...] = ()  # texts that must never be shown, the longest first
+
+    @property
+    def websocket(self) -> str:
+        """The URL that the path of the WebSocket goes behind."""
+        return "ws" + self.url[len("http") :]
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine, so that no proxy of the system may be asked for it."""
+        host = urllib.parse.urlsplit(self.url).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
+    """The address in ``text`` (``http://user:password@host:8188/base``, or ``host:8188``).
+
+    ``headers`` are "Name: value" lines; they override each other and the user and password of the
+    URL. Raises UsageError, whose message never shows a secret.
+    """
+    parts, port = _split_server_url(text)
+    host = parts.hostname or ""
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    netloc = f"{host}:{port}" if port else host
+    url = f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+
+    sent: Dict[str, str] = {}
+    secrets: List[str] = []
+    if parts.username is not None or parts.password is not None:
+        sent["Authorization"], secrets = _basic_authorization(parts)
+    for line in headers:
+        name, value = _parse_header_line(line)
+        overridden = [other for other in sent if other.lower() == name.lower()]
+        for other in overridden:
+            del sent[other]
+        sent[name] = value
+        secrets += [value, *value.split()[1:]]  # of "Bearer TOKEN" the token too
+    return Address(url, tuple(sent.items()), _longest_first(secrets))
+
+
+def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
+    """The parts of a server's URL and its port (0: the scheme's own). Raises UsageError."""
+    text = text.strip()
+    if "://" not in text:
+        text = "http://" + text
+    try:
+        text.encode()  # lone surrogates are bytes of the command line that are not UTF-8
+        parts = urllib.parse.urlsplit(text)
+        port = parts.port or 0
+    except ValueError:
+        message = "The host or port in the server's URL is not valid."
+        raise UsageError(message, URL_EXAMPLE) from None
+
+    is_http = parts.scheme in ("http", "https")
+    has_blanks = re.search(r"[\s\x00-\x1f\x7f]", text)  # urlsplit() drops some of them
+    if not is_http or not parts.hostname or has_blanks:
+        message = "The server's URL must be http:// or https:// with a host."
+        raise UsageError(message, URL_EXAMPLE)
+    if parts.query or parts.fragment:
+        message = "The server's URL must end before any ? or #."
+        raise UsageError(message, "Give a token as --header instead.")
+    return parts, port
+
+
+def _basic_authorization(parts: urllib.parse.SplitResult) -> Tuple[str, List[str]]:
+    """The header for the user and password of a URL, and the texts in it that are secret."""
+    typed_password = parts.password or ""
+    user = urllib.parse.unquote(parts.username or "")
+    password = urllib.parse.unquote(typed_password)
+    pair = f"{user}:{password}"
+    token = base64.b64encode(pair.encode()).decode()
+    return f"Basic {token}", [token, pair, typed_password, password]
+
+
+def _parse_header_line(line: str) -> Tuple[str, str]:
+    """The name and value of a "Name: value" line. Raises UsageError."""
+    name, colon, value = line.partition(":")
+    name = name.strip()
+    value = value.strip()
+    if not colon or not HEADER_NAME.fullmatch(name):
+        raise UsageError(
+            "A header must look like 'Name: value'.", "Example: --header 'Authorization: Bearer …'"
+        )
+    if re.search(r"[\x00-\x1f\x7f]", value) or not _is_latin_1(value):
+        raise UsageError(f"The value of the header {name} has characters that headers cannot have.")
+    return name, value
+
+
+def _is_latin_1(text: str) -> bool:
+    try:
+        text.encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _longest_first(secrets: Iterable[str]) -> Tuple[str, ...]:
+    """What is hidden in messages; a longer one goes first, as a shorter one may be a part of it."""
+    long_enough = {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
+    return tuple(sorted(long_enough, key=len, reverse=True))
