@@ -55,7 +55,7 @@ def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
     if parts.username is not None or parts.password is not None:
         sent["Authorization"], secrets = _basic_authorization(parts)
     for line in headers:
-        name, value = _parse_header_line(line)
+        name, value = _parse_header_flag(line)
         overridden = [other for other in sent if other.lower() == name.lower()]
         for other in overridden:
             del sent[other]
@@ -98,7 +98,7 @@ def _basic_authorization(parts: urllib.parse.SplitResult) -> Tuple[str, List[str
     return f"Basic {token}", [token, pair, typed_password, password]
 
 
-def _parse_header_line(line: str) -> Tuple[str, str]:
+def _parse_header_flag(line: str) -> Tuple[str, str]:
     """The name and value of a "Name: value" line. Raises UsageError."""
     name, colon, value = line.partition(":")
     name = name.strip()
