@@ -16,9 +16,9 @@
 
 ``--help`` lists every option and exit status.
 
-This is the script that you read, edit and run: the settings come first, then the story of a run, step by
-step. How a step is done is in the folder comfyui_runner/ beside it, one subject a module. To have the whole
-program as one file that runs anywhere:
+This is the script that you read, edit and run: the settings come first, then the story of a run,
+step by step. How a step is done is in the folder comfyui_runner/ beside it, one subject a module.
+To have the whole program as one file that runs anywhere:
 
     python comfyui_runner/onefile.py my_runner.py
 """
@@ -28,9 +28,10 @@ from __future__ import annotations
 import os
 import sys
 
-# -- settings: a flag overrides an environment variable, which overrides these -------------------------
+# -- settings: a flag overrides an environment variable, which overrides these ---------------------
 
-#: The workflow that runs when none is named: a file in API or UI format, or a picture that ComfyUI made.
+#: The workflow that runs when none is named: a file in API or UI format, or a picture that ComfyUI
+#: made.
 curr_workflow = "workflow_api.json"
 
 #: "single_shot" runs it once; "continuous" keeps a small service on port 8189.
@@ -39,16 +40,16 @@ RUN_MODE = "single_shot"
 #: Continuous mode: an uploaded picture starts a run at once.
 AUTO_EXECUTE_ON_UPLOAD = False
 
-#: Where ComfyUI is when neither --server nor COMFYUI_URL says so. The second one is tried when the first
-#: does not answer (8188: ComfyUI's default; 8000: ComfyUI Desktop's).
+#: Where ComfyUI is when neither --server nor COMFYUI_URL says so. The second one is tried when the
+#: first does not answer (8188: ComfyUI's default; 8000: ComfyUI Desktop's).
 DEFAULT_SERVERS = ("http://127.0.0.1:8188", "http://127.0.0.1:8000")
 
-# -- the folder beside this script ---------------------------------------------------------------------
+# -- the folder beside this script -----------------------------------------------------------------
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
-# Python does not always look beside the script for modules: not with -I or -P, and not in ComfyUI portable,
-# whose embedded Python has a ._pth file that puts ComfyUI's own modules first.
+# Python does not always look beside the script for modules: not with -I or -P, and not in ComfyUI
+# portable, whose embedded Python has a ._pth file that puts ComfyUI's own modules first.
 if sys.path[:1] != [HERE]:
     sys.path.insert(0, HERE)
 
@@ -59,20 +60,27 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(
         "The folder comfyui_runner, which belongs beside this script, is missing.\n"
-        "Get the whole project, or one file that has all of it: python comfyui_runner/onefile.py FILE"
+        "Get the whole project, or one file that has all of it: "
+        "python comfyui_runner/onefile.py FILE"
     )
 
 
 def collect_defaults() -> Defaults:
-    """The settings above. The example workflow is found from any folder, beside this script or installed."""
-    example_folders = (HERE, os.path.join(HERE, "comfyui_runner"))
-    return Defaults(curr_workflow, RUN_MODE, AUTO_EXECUTE_ON_UPLOAD, DEFAULT_SERVERS, example_folders)
+    """The settings above, and where the example workflow is: beside the script, or installed."""
+    return Defaults(
+        workflow=curr_workflow,
+        mode=RUN_MODE,
+        auto_execute=AUTO_EXECUTE_ON_UPLOAD,
+        servers=DEFAULT_SERVERS,
+        example_folders=(HERE, os.path.join(HERE, "comfyui_runner")),
+    )
 
 
 if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
     # Importing the rest would take most of the time, and --help needs none of it.
     leave_if_help_is_asked(collect_defaults(), sys.argv[1:])
 
+from comfyui_runner.comfyui import ComfyUI  # noqa: E402
 from comfyui_runner.console import Console  # noqa: E402
 from comfyui_runner.environment import Environment  # noqa: E402
 from comfyui_runner.errors import ExitStatus, RunnerError, Stopped  # noqa: E402
@@ -81,52 +89,60 @@ from comfyui_runner.server import Server  # noqa: E402
 from comfyui_runner.session import Session  # noqa: E402
 from comfyui_runner.settings import Settings, make_settings  # noqa: E402
 from comfyui_runner.steps import (  # noqa: E402
-    ComfyUI,
-    Watch,
+    Program,
     check_patterns,
+    complete_prompt,
     conclude_run,
     confirm,
-    keep_record,
     load_workflow,
-    prompt_of_run,
-    require_somebody_to_ask,
+    require_terminal_or_yes,
     retry_lost_runs,
+    save_record,
     show_workflow,
     upload_files,
 )
-from comfyui_runner.terminal import make_early_printer, make_printer, report_error, report_fault  # noqa: E402
+from comfyui_runner.terminal import (  # noqa: E402
+    Printer,
+    make_early_printer,
+    make_printer,
+    report_error,
+    report_fault,
+)
 from comfyui_runner.threads import run_loop  # noqa: E402
+from comfyui_runner.watch import Watch  # noqa: E402
 
-# -- the two modes -------------------------------------------------------------------------------------
+# -- the two modes: a step that fails raises what ends the program with the status beside it -------
 
 
 async def single_shot(settings: Settings, console: Console) -> ExitStatus:
     """Run the workflow once: load, show, find, confirm, connect, submit, follow, save."""
     async with ComfyUI(settings, console) as comfyui:
-        workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW: missing, or nothing that can run
+        workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
         show_workflow(workflow, console)
-        check_patterns(settings, workflow.prompt)  # USAGE: a pattern in -o or --name that names nothing
-        require_somebody_to_ask(settings, console)  # NOT_CONFIRMED: no terminal to ask in, and no --yes
+        check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
+        require_terminal_or_yes(settings, console)  # NOT_CONFIRMED: nobody could answer
         server = await comfyui.find()  # NO_SERVER: nothing answers, or it refuses us
         confirm("Run it? [y/N] ", settings, console)  # NOT_CONFIRMED: the answer was no
 
         async def run_once(connection: Server) -> ExitStatus:
-            """One run, on a connection of its own: by that a load balancer chooses a server."""
+            # The WebSocket comes first: what ComfyUI sends before it is open is never sent again.
             async with Session(connection, console.report) as session:
-                await console.unless_stopped(session.open())  # the WebSocket is open and has given its first status
+                await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
-                prompt = prompt_of_run(workflow, uploaded)  # with new seeds, where they are drawn
+                prompt = complete_prompt(workflow, uploaded)  # with new seeds, if they are random
                 run = session.new_run(prompt, console.prompt_id, workflow.extra(prompt))
 
-                watch = Watch(session, run, settings, console)  # Ctrl+C and --timeout cancel this run, and no other
+                watch = Watch(session, run, settings, console)  # for Ctrl+C and --timeout
                 with console.live(watch.meter):
-                    await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses the prompt
-                    await watch.until_stopped(session.follow)  # live progress, to the end
+                    await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses it
+                    await watch.until_stopped(session.follow)  # its progress, up to its end
 
-                ending = await conclude_run(session, run, watch.stop, settings, console)  # saves: NOT_SAVED
-                keep_record(session, run, ending, settings, comfyui, console)
-                return ending.exit_status  # OK, PARTIAL, FAILED, INTERRUPTED, LOST, TIMEOUT or CANCELLED
+                # OK, PARTIAL, FAILED, INTERRUPTED, LOST, TIMEOUT, CANCELLED, or NOT_SAVED
+                ending = await conclude_run(session, run, watch.stop, settings, console)
+                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED
+                return ending.exit_status
 
+        # Once; more often only where --retries is given, and the server loses the run.
         return await retry_lost_runs(run_once, server, settings, console)
 
 
@@ -146,12 +162,12 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         try:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console)
-            servers = await find_or_expect_servers(settings, comfyui, console)  # none needs to answer yet
+            servers = await find_or_expect_servers(settings, comfyui, console)
         except Stopped:
             return ExitStatus.OK
 
-        service = make_service(servers, workflow, settings, comfyui, console)
-        listener = listen(service, servers, settings, console)  # USAGE: the port is already in use
+        service = make_service(servers, workflow, settings, console)
+        listener = listen(service, servers, settings, console)  # USAGE: the port is in use
         try:
             await serve(service, console)  # until Ctrl+C or SIGTERM
         finally:
@@ -159,51 +175,26 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
     return ExitStatus.OK
 
 
-async def choose(settings: Settings, console: Console) -> ExitStatus:
-    """Do what the settings ask for. What goes beyond the two modes is imported only when it is asked for."""
-    if settings.task == "batch":
-        from comfyui_runner.extras.batch_job import run_batch
-
-        return await run_batch(settings, console)
-
-    if settings.task == "attach":
-        from comfyui_runner.extras.attach import attach
-
-        return await attach(settings, console)
-
-    if settings.task in ("inputs", "check", "export"):
-        from comfyui_runner.extras.inspection import inspect
-
-        return await inspect(settings, console)
-
-    if settings.mode == "continuous":
-        return await continuous(settings, console)
-    return await single_shot(settings, console)
-
-
-# -- the call ------------------------------------------------------------------------------------------
+# -- the call --------------------------------------------------------------------------------------
 
 
 def main(environment: Environment) -> int:
-    """Run the program. Every error becomes a message and an exit status, which is returned."""
+    """Run the program that RUN_MODE chooses. Errors become a message and the status returned."""
     interrupts = Interrupts()
     interrupts.install()
     printer = make_early_printer(environment)
-
-    async def run() -> ExitStatus:
-        console = Console(printer, interrupts, environment.stdin, environment.stdout)
-        try:
-            return await choose(settings, console)
-        except RunnerError as error:
-            return console.report_error(error)
-        finally:
-            printer.close()
-
     try:
         settings = make_settings(environment.arguments, environment.variables, collect_defaults())
         settings = settings._replace(limits=environment.limits)
         printer = make_printer(settings, environment)
-        return run_loop(run())
+
+        if settings.task != "run":
+            program = import_extra(settings.task)
+        elif settings.mode == "continuous":
+            program = continuous
+        else:
+            program = single_shot
+        return run_loop(run_program(program, settings, printer, interrupts, environment))
     except RunnerError as error:
         return report_error(printer, error)
     except SystemExit as error:  # --help, --version
@@ -213,6 +204,40 @@ def main(environment: Environment) -> int:
     finally:
         if not environment.ends_process:
             interrupts.restore()
+
+
+def import_extra(task: str) -> Program:
+    """What a flag asks for beyond the two modes, which start without it."""
+    if task == "batch":  # --batch and --repeat
+        from comfyui_runner.extras.batch_job import run_batch
+
+        return run_batch
+
+    if task == "attach":
+        from comfyui_runner.extras.attach import attach
+
+        return attach
+
+    from comfyui_runner.extras.inspection import inspect  # --inputs, --check and --export-api
+
+    return inspect
+
+
+async def run_program(
+    program: Program,
+    settings: Settings,
+    printer: Printer,
+    interrupts: Interrupts,
+    environment: Environment,
+) -> ExitStatus:
+    """Run ``program`` with a console of its own, and report the error that ends it."""
+    console = Console(printer, interrupts, environment)
+    try:
+        return await program(settings, console)
+    except RunnerError as error:
+        return console.report_error(error)
+    finally:
+        printer.close()
 
 
 def run_from_command_line() -> None:

@@ -26,12 +26,15 @@ from comfyui_runner.threads import end_tasks, in_thread
 #: What cancels a run when --timeout expires, in the words of the reports.
 THE_TIMEOUT = "the timeout"
 
+#: How many frames of a traceback are reported, unless it is to be whole.
+TRACEBACK_FRAMES = 2
+
 #: Seconds for a download to see at its next chunk that the saving must end.
 LAST_CHUNK = 1.0
 
 
 class Ending(NamedTuple):
-    """How a run ended: its exit status, its last report, what it made, and what is saved of that."""
+    """How a run ended: its exit status, its last report, what it made, what is saved."""
 
     exit_status: ExitStatus
     report: Report
@@ -51,6 +54,11 @@ def stop_that_counts(state: PromptState, stop: Optional[Stop]) -> Optional[Stop]
     if stop.name == THE_TIMEOUT and ended_by_itself:
         return None
     return stop
+
+
+def is_saved_after(stop: Optional[Stop]) -> bool:
+    """Whether what a single run made is saved: a person who presses Ctrl+C wants to leave."""
+    return stop is None or stop.name == THE_TIMEOUT
 
 
 def exit_status_before_saving(
@@ -86,13 +94,16 @@ async def conclude(
     run: Run,
     stop: Optional[Stop],
     destination: Optional[Destination],
-    traceback_frames: Optional[int] = 2,
+    *,
+    whole_traceback: bool = False,
 ) -> Ending:
     """Reports how ``run`` ended and what it made, and saves that to ``destination``, if anywhere.
 
-    ``stop`` is what cancelled the run. Of the traceback of a node that failed, the last
-    ``traceback_frames`` are reported (None: all).
+    ``stop`` is what cancelled the run. ``whole_traceback``: where a node failed, all frames of its
+    traceback are reported, instead of the last ones.
     """
+    stop = stop_that_counts(run.state, stop)
+    traceback_frames = None if whole_traceback else TRACEBACK_FRAMES
     failure = failure_report(run.state, run.prompt, traceback_frames)
     if failure is not None:
         session.report(run, failure)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import Any, Awaitable, Callable, Iterator, List, Optional, TextIO
+from typing import Any, Awaitable, Callable, Iterator, List, Optional
 
+from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
 from comfyui_runner.interrupts import Interrupts, Stop
 from comfyui_runner.meter import Meter
@@ -20,28 +21,21 @@ DRAW_INTERVAL = 0.1
 
 
 class Console:
-    """Reports go through it to a printer, questions to a person; it knows whether Ctrl+C or SIGTERM came.
+    """Reports go through it to a printer, questions to a person; it knows of Ctrl+C and SIGTERM.
 
     Made in the event loop, in which Ctrl+C and SIGTERM set ``stop`` from then on.
     """
 
-    def __init__(
-        self, printer: Printer, interrupts: Interrupts, stdin: TextIO, stdout: TextIO
-    ) -> None:
+    def __init__(self, printer: Printer, interrupts: Interrupts, environment: Environment) -> None:
         self.printer = printer
         self.interrupts = interrupts
-        self.stdin = stdin
-        self.stdout = stdout  #: for what is not a report (--export-api -)
+        self.stdin = environment.stdin
+        self.stdout = environment.stdout  #: for what is not a report (--export-api -)
         self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
         self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM
         interrupts.bind(asyncio.get_running_loop(), self.stop)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether Ctrl+C or SIGTERM came."""
-        return self.interrupts.signal is not None
-
-    # -- reporting -----------------------------------------------------------------------------------
+    # -- reporting ---------------------------------------------------------------------------------
 
     def report(self, run: Optional[Run], report: Report, prefix: str = "") -> None:
         """Reports what happened to ``run``, or (None) to the call as a whole.
@@ -77,7 +71,7 @@ class Console:
             self.printer.draw_meter()
             await asyncio.sleep(DRAW_INTERVAL)
 
-    # -- asking --------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     def confirm(self, question: str) -> None:
         """Asks until the answer is yes. Raises NotConfirmed for no, Stopped for Ctrl+C."""
@@ -106,13 +100,18 @@ class Console:
                     raise KeyboardInterrupt
                 return self.stdin.readline()
             finally:
-                self.interrupts.asking = False  # a press can come before this very line
+                self.interrupts.asking = False  # a press just before this line is caught below
         except KeyboardInterrupt:
             self.interrupts.asking = False
             self.printer.question("\n")
             raise self.stopped() from None
 
-    # -- stopping ------------------------------------------------------------------------------------
+    # -- stopping ----------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl+C or SIGTERM came."""
+        return self.interrupts.signal is not None
 
     @property
     def what_stopped(self) -> Stop:
@@ -126,19 +125,19 @@ class Console:
     async def unless_stopped(self, work: Awaitable[Result]) -> Result:
         """The result of ``work``, which is left when Ctrl+C or SIGTERM comes first. Raises Stopped.
 
-        Nothing is submitted yet, so there is nothing to cancel.
+        For work before anything is submitted: there is nothing to cancel on the server.
         """
         task = asyncio.ensure_future(work)
-        await self.first_of(task)
+        await self.done_or_stopped(task)
         if self.stopping:  # even if the work is done as well
             await end_tasks([task])
             raise self.stopped()
         return task.result()
 
-    async def first_of(
+    async def done_or_stopped(
         self, task: "asyncio.Future[Result]", timeout: Optional[float] = None
     ) -> None:
-        """Waits until ``task`` is done, Ctrl+C or SIGTERM comes, or ``timeout`` seconds are over."""
+        """Waits until ``task`` is done, Ctrl+C or SIGTERM came, or ``timeout`` seconds are over."""
         stop = asyncio.ensure_future(self.stop.wait())
         either: List["asyncio.Future[Any]"] = [task, stop]
         try:

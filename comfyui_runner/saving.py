@@ -90,7 +90,7 @@ class Saved(NamedTuple):
 def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
     """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``.
 
-    What is put in is a part of one name, never a path. Raises UsageError for a name that is neither.
+    What is put in is a part of one name, never a path. Raises UsageError for what is neither.
     """
 
     def fill(match: "re.Match[str]") -> str:
@@ -163,7 +163,7 @@ def remove_if_there(path: str) -> None:
 def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
     """The path for ``parts`` below ``folder``; unless ``overwrite``, an empty file is made there.
 
-    A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of ``folder``.
+    A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of it.
     """
     subfolder = subfolder_inside(folder, parts)
     os.makedirs(subfolder, exist_ok=True)

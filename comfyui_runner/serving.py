@@ -7,6 +7,7 @@ import errno
 import urllib.parse
 from typing import Optional, Sequence
 
+from comfyui_runner.comfyui import ComfyUI, definitions_on
 from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
@@ -19,7 +20,7 @@ from comfyui_runner.server import Server
 from comfyui_runner.service import Service, ServiceOptions
 from comfyui_runner.service_routes import ServiceRoutes
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import ComfyUI, load_workflow, upload_files
+from comfyui_runner.steps import load_workflow, upload_files
 from comfyui_runner.threads import end_tasks, in_thread
 
 #: Seconds between two tries to load a workflow that needs a ComfyUI which does not answer yet.
@@ -71,7 +72,6 @@ def make_service(
     servers: Sequence[Server],
     loaded: Loaded,
     settings: Settings,
-    comfyui: ComfyUI,
     console: Console,
 ) -> Service:
     """The service that holds ``loaded``."""
@@ -82,9 +82,8 @@ def make_service(
     def reload() -> Loaded:
         if settings.workflow == "-":  # standard input can be read once only
             return loaded
-        comfyui.server = service.backend.server  # the one that answers, which may have come later
         document, path = load_document(settings, console.stdin)
-        again = prepare_workflow(document, path, settings, comfyui.definitions())
+        again = prepare_workflow(document, path, settings, definitions_on(service.backend.server))
         return again._replace(prompt=with_values(again.prompt, uploaded))
 
     def report(prompt_id: Optional[str], report: Report) -> None:
@@ -164,7 +163,7 @@ async def serve(service: Service, console: Console) -> None:
     console.interrupts.farewell = "Left at once: runs of ours may still run on the server."
     following = asyncio.ensure_future(service.follow())
     try:
-        await console.first_of(following)
+        await console.done_or_stopped(following)
         if following.done():
             following.result()  # it ends only by a fault of ours, which is raised here
         message = f"{console.interrupts.name}: stopping."

@@ -5,43 +5,43 @@ from __future__ import annotations
 import asyncio
 from typing import List, Tuple
 
+from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.console import Console
 from comfyui_runner.errors import ExitStatus, PromptUnknown
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import ComfyUI, Watch, conclude_run, keep_record
+from comfyui_runner.steps import conclude_run, save_record
+from comfyui_runner.watch import Watch
 
-#: How many connections are opened behind a load balancer before it counts that no server has the prompt.
+#: Connections that are opened behind a load balancer before no server counts as having the prompt.
 ATTACH_TRIES = 32
 
 
 async def attach(settings: Settings, console: Console) -> ExitStatus:
-    """Follows the prompt settings.attach to its end. Ctrl+C leaves it alone: it may be somebody else's.
+    """Follows the prompt ``settings.attach`` to its end.
 
-    Raises PromptUnknown (LOST) if no server has it.
+    Ctrl+C leaves it alone, as it may be somebody else's. Raises PromptUnknown (LOST), ServerError.
     """
     console.prompt_id = settings.attach
     async with ComfyUI(settings, console) as comfyui:
         server = await comfyui.find()
-        session, run = await find_prompt(settings.attach, server, comfyui, console)
+        session, run = await find_prompt(settings.attach, server, console)
         async with session:
             watch = Watch(session, run, settings, console)
             with console.live(watch.meter):
                 await watch.until_stopped(session.follow)
             ending = await conclude_run(session, run, watch.stop, settings, console)
-            keep_record(session, run, ending, settings, comfyui, console)
+            save_record(session, run, ending, settings, comfyui)
             return ending.exit_status
 
 
-async def find_prompt(
-    prompt_id: str, server: Server, comfyui: ComfyUI, console: Console
-) -> Tuple[Session, Run]:
+async def find_prompt(prompt_id: str, server: Server, console: Console) -> Tuple[Session, Run]:
     """A session with the server that has ``prompt_id``, and its run. Raises PromptUnknown.
 
-    Behind a load balancer the prompt is on one of its servers. The sessions stay open until it is found: so the
-    next one is sent elsewhere, however busy that is.
+    Behind a load balancer the prompt is on one of its servers. The sessions stay open until it is
+    found: so the next one is sent elsewhere, however busy that is.
     """
     sessions: List[Session] = []
     try:

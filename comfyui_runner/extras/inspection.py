@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any, Dict, List
 
+from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.console import Console
 from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
@@ -17,7 +18,7 @@ from comfyui_runner.reports import problem_report
 from comfyui_runner.saving import write_text_file
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import ComfyUI, load_workflow, prompt_of_run, upload_files
+from comfyui_runner.steps import complete_prompt, load_workflow, upload_files
 from comfyui_runner.text import plural
 from comfyui_runner.threads import bounded
 
@@ -97,7 +98,7 @@ async def export(
     uploaded = {}
     if loaded.uploads:
         uploaded = await upload_files(loaded, await comfyui.find(), console)
-    prompt = prompt_of_run(loaded, uploaded)
+    prompt = complete_prompt(loaded, uploaded)
     text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
     if settings.export_api == "-":
         console.printer.write(console.stdout, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping
 
 from comfyui_runner import __version__
 from comfyui_runner.conclusion import Ending
@@ -20,59 +20,73 @@ from comfyui_runner.versions import server_in_words
 
 
 def write_record(
-    path: str,
-    session: Session,
-    run: Run,
-    ending: Ending,
-    stats: Mapping[str, Any],
+    path: str, session: Session, run: Run, ending: Ending, stats: Mapping[str, Any]
 ) -> None:
-    """Writes the record of ``run`` to ``path``. Raises SaveError. ``stats`` is the answer to GET /system_stats."""
-    state = run.state
+    """Writes the record of ``run`` to ``path``. Raises SaveError.
+
+    ``stats`` is the server's answer to GET /system_stats.
+    """
+    report = ending.report
     record = {
         "runner": __version__,
         "prompt_id": run.prompt_id,
         "created": round(time.time(), 3),
         "server": {"url": session.server.address.url, **server_in_words(stats)},
-        **{name: ending.report[name] for name in ("status", "message", "seconds", "wholly_cached")},
+        "status": report["status"],
+        "message": report["message"],
+        "seconds": report["seconds"],
+        "wholly_cached": report["wholly_cached"],
         "exit_status": int(ending.exit_status),
-        "seeds": {
-            f"{ref.node_id}.{ref.input}": value_of(run, ref) for ref in seed_inputs(run.prompt, {})
-        },
-        "node_times": [
-            {**describe_nodes(run.prompt, [node_id])[0], "seconds": round(seconds, 3)}
-            for node_id, seconds in state.finished.items()
-        ],
-        "cached": sorted(state.cached),
+        "seeds": seeds_of(run),
+        "node_times": node_times_of(run),
+        "cached": sorted(run.state.cached),
         "outputs": [
             record_output(output, ending) for output in [*ending.outputs, *ending.received]
         ],
         "prompt": run.prompt,
     }
-    workflow = as_dict(as_dict(run.extra.get("extra_data")).get("extra_pnginfo")).get("workflow")
+    workflow = workflow_sent_along(run)
     if workflow:
         record["workflow"] = workflow
     write_text_file(path, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
 
 
-def value_of(run: Run, ref: Any) -> Any:
-    """The value of an input of the prompt that ran."""
-    return run.prompt[ref.node_id]["inputs"][ref.input]
+def seeds_of(run: Run) -> Dict[str, Any]:
+    """The seeds that ran, by NODE.INPUT."""
+    return {
+        f"{ref.node_id}.{ref.input}": run.prompt[ref.node_id]["inputs"][ref.input]
+        for ref in seed_inputs(run.prompt, {})
+    }
+
+
+def node_times_of(run: Run) -> List[Dict[str, Any]]:
+    """The nodes that ran, with the seconds that each of them took."""
+    return [
+        {**describe_nodes(run.prompt, [node_id])[0], "seconds": round(seconds, 3)}
+        for node_id, seconds in run.state.finished.items()
+    ]
+
+
+def workflow_sent_along(run: Run) -> Dict[str, Any]:
+    """The workflow in UI format that was submitted beside the prompt; {} without one."""
+    extra_data = as_dict(run.extra.get("extra_data"))
+    return as_dict(as_dict(extra_data.get("extra_pnginfo")).get("workflow"))
 
 
 def record_output(output: Output, ending: Ending) -> Dict[str, Any]:
-    """An output's fields, its path, and the SHA-256 and size in bytes of its file where it was saved."""
-    entry: Dict[str, Any] = {**output._asdict(), "path": (ending.saved or {}).get(output)}
-    if entry["path"] is None:
+    """An output's fields and its path; where it is saved, also the SHA-256 and size of its file."""
+    path = (ending.saved or {}).get(output)
+    entry: Dict[str, Any] = {**output._asdict(), "path": path}
+    if path is None:
         return entry
     try:
-        entry.update(fingerprint(entry["path"]))
+        return {**entry, **fingerprint(path)}
     except OSError as error:
-        entry["error"] = str(error)
-    return entry
+        return {**entry, "error": str(error)}
 
 
 def fingerprint(path: str) -> Dict[str, Any]:
-    """SHA-256 and size in bytes of a file."""
+    """The SHA-256 of a file, and its size in bytes."""
     digest = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:

@@ -1,0 +1,171 @@
+"""Which ComfyUI a call uses: the first address that answers or, with --demo, the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from comfyui_runner.addresses import Address, parse_address
+from comfyui_runner.console import Console
+from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
+from comfyui_runner.loading import Define
+from comfyui_runner.reports import Report
+from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.server import Server
+from comfyui_runner.settings import Settings
+from comfyui_runner.text import as_dict
+from comfyui_runner.third_party import import_third_party
+from comfyui_runner.threads import bounded, bounded_here, in_thread
+from comfyui_runner.versions import server_in_words, version_warning
+
+#: Tries of the first request to a server that is slow to answer.
+FIRST_TRIES = 3
+
+START_COMFYUI = (
+    "Start ComfyUI (in its folder: python main.py, or the Desktop app), name its address with\n"
+    "--server URL, or try the runner without it: --demo"
+)
+START_COMFYUI_THERE = (
+    "Start ComfyUI there, or name another address with --server URL; --demo needs none."
+)
+
+
+class ComfyUI:
+    """The server of a call, looked for when a step first needs it.
+
+    At the end of its ``async with`` block the simulator is stopped, where --demo started one.
+    """
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings = settings
+        self.console = console
+        self.server: Optional[Server] = None  #: once it is found
+        self.stats: Dict[str, Any] = {}  #: its answer to GET /system_stats
+        self._simulator: Any = None
+
+    async def __aenter__(self) -> "ComfyUI":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._simulator is not None:
+            await in_thread(self._simulator.stop)
+
+    async def find(self) -> Server:
+        """The first server that answers. Raises ServerError (NO_SERVER), or Stopped."""
+        if self.server is not None:
+            return self.server
+        server, self.stats = await self.console.unless_stopped(self._find())
+        self.server = server
+        return server
+
+    async def _find(self) -> Tuple[Server, Dict[str, Any]]:
+        errors: List[ServerError] = []
+        for address in self._addresses():
+            server = Server(address, self.settings.limits)
+            try:
+                stats = await ask_for_stats(server)
+            except ServerError as error:
+                errors.append(error)
+                continue
+            self._report_server(address, stats, errors)
+            return server, stats
+        raise error_of_search(errors)
+
+    def _addresses(self) -> Tuple[Address, ...]:
+        """Where ComfyUI may be, in order of preference."""
+        addresses = self.settings.servers
+        if self.settings.demo:
+            addresses = (self._start_simulator(),)
+        secrets = (secret for address in addresses for secret in address.secrets)
+        self.console.printer.secrets = tuple(dict.fromkeys(secrets))
+        return addresses
+
+    def _start_simulator(self) -> Address:
+        try:
+            from comfyui_runner.simulator import Simulator  # only --demo needs it
+        except ImportError:
+            raise UsageError(
+                "--demo needs the folder comfyui_runner/simulator, which is missing.",
+                "Get the whole project, not one file of it.",
+            ) from None
+        import_third_party("websockets")
+        self._simulator = Simulator(step_seconds=0.15, previews=True)
+        self._simulator.start()
+        return parse_address(self._simulator.url)
+
+    def _report_server(
+        self, address: Address, stats: Mapping[str, Any], errors: Sequence[ServerError]
+    ) -> None:
+        tried = [error.message for error in errors]
+        report: Report = {"event": "server", "url": address.url, **server_in_words(stats)}
+        self.console.report(None, {**report, "tried": tried})
+        warning = version_warning(stats, address.url)
+        if warning:
+            self.console.notice(warning)
+
+
+async def ask_for_stats(server: Server) -> Dict[str, Any]:
+    """The server's answer to GET /system_stats, its first request. Raises ServerError.
+
+    A connection that is refused is not tried again: nothing listens there.
+    """
+    seconds = server.limits.connect + 10.0
+    for attempt in range(FIRST_TRIES - 1):
+        try:
+            return await bounded(server.system_stats, seconds=seconds)
+        except ServerError as error:
+            if error.refused or not may_be_retried(error):
+                raise
+        await asyncio.sleep(backoff(attempt, first=0.3))
+    return await bounded(server.system_stats, seconds=seconds)
+
+
+def error_of_search(errors: Sequence[ServerError]) -> ServerError:
+    """The error of a search in which no address was right; ``errors`` has one for each of them."""
+    for error in errors:
+        if isinstance(error, ServerTooOld):
+            return error  # it answers, so what helps is an update of it
+    if len(errors) > 1:
+        tried = " ".join(error.message for error in errors)
+        return ServerUnreachable(f"No ComfyUI answers. Tried: {tried}", START_COMFYUI)
+    error = errors[0]
+    if not error.remedy:
+        error.remedy = START_COMFYUI_THERE
+    return error
+
+
+# -- definitions of classes ------------------------------------------------------------------------
+
+
+def definitions_in(object_info: Mapping[str, Any]) -> Define:
+    """Looks definitions up in ``object_info``, an answer of GET /object_info."""
+
+    def define(classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+        if classes is None:
+            return object_info
+        return {name: as_dict(object_info.get(name)) for name in classes}
+
+    return define
+
+
+def definitions_on(server: Server) -> Define:
+    """Looks definitions up on ``server``. Once all have been read, they are not read again.
+
+    The lookups block, each of them for a bounded time: they are made in threads.
+    """
+    limits = server.limits
+    everything: Dict[str, Any] = {}
+
+    def define(classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+        if classes is None:
+            seconds = limits.connect + limits.post
+            everything.update(bounded_here(server.all_object_info, seconds=seconds))
+        if everything:
+            return definitions_in(everything)(classes)
+        return {name: look_up(name) for name in sorted(set(classes or ()))}
+
+    def look_up(class_type: str) -> Optional[Dict[str, Any]]:
+        seconds = limits.connect + limits.read
+        return bounded_here(server.object_info, class_type, seconds=seconds)
+
+    return define

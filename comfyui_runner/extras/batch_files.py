@@ -1,0 +1,170 @@
+"""The files of a batch: the rows that are read, and the manifest that is written."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from typing import Any, BinaryIO, Dict, Generator, Iterator, Mapping, Optional, TextIO
+
+from comfyui_runner.errors import UsageError
+from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
+from comfyui_runner.loading import Loaded
+from comfyui_runner.settings import Settings
+from comfyui_runner.text import plain_json
+
+# -- the rows --------------------------------------------------------------------------------------
+
+
+def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[int]:
+    """How many rows there are; None where they can be read once only, when they run.
+
+    A file is read through before its first row runs. Raises UsageError, and EditError for a header
+    that cannot be used.
+    """
+    if is_streamed(settings.batch):
+        return None
+    return sum(1 for _ in read_all_rows(settings, workflow, stdin))
+
+
+def is_streamed(batch: Optional[str]) -> bool:
+    """Whether the rows come from standard input or a pipe."""
+    if batch is None:
+        return False
+    if batch == "-":
+        return True
+    is_file_or_folder = os.path.isfile(batch) or os.path.isdir(batch)
+    return os.path.exists(batch) and not is_file_or_folder
+
+
+@contextlib.contextmanager
+def open_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Iterator[Iterator[Row]]:
+    """The rows; at the end of the block their file is closed, though not all of it is read."""
+    rows = read_all_rows(settings, workflow, stdin)
+    try:
+        yield rows
+    finally:
+        try:
+            rows.close()
+        except ValueError:
+            pass  # a thread still waits for a line of standard input
+
+
+def read_all_rows(
+    settings: Settings, workflow: Loaded, stdin: TextIO
+) -> Generator[Row, None, None]:
+    """The rows of --batch, each --repeat times; --repeat rows without values where there is none.
+
+    Raises UsageError, and EditError for a header that cannot be used.
+    """
+    if settings.batch is None:
+        yield from (Row(number) for number in range(1, settings.repeat + 1))
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stdin
+            if settings.batch != "-":
+                file = stack.enter_context(open(settings.batch, encoding="utf-8-sig", newline=""))
+            for row in read_file(file, workflow):
+                yield from repeat_row(row, settings.repeat)
+    except OSError as error:
+        raise UsageError(f"--batch {settings.batch} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+        raise UsageError(f"--batch {settings.batch} cannot be read: {reason}.") from None
+
+
+def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:
+    """The rows of a CSV or JSON Lines file. The columns of a CSV file are checked once."""
+    lines = iter(file)
+    first = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+    is_json_lines = first.lstrip().startswith("{")
+    must_check_columns = not is_json_lines
+    for row in read_rows(itertools.chain([first], lines), is_json_lines):
+        if must_check_columns and not row.error:
+            check_columns(workflow.prompt, row.values, workflow.object_info)
+            must_check_columns = False
+        yield row
+
+
+def repeat_row(row: Row, repeat: int) -> Iterator[Row]:
+    """The row ``repeat`` times, numbered on: the second row of --repeat 3 is rows 4, 5 and 6."""
+    first = (row.number - 1) * repeat + 1
+    for number in range(first, first + repeat):
+        yield row._replace(number=number)
+
+
+# -- the manifest ----------------------------------------------------------------------------------
+
+
+def manifest_path(settings: Settings) -> str:
+    """Where the manifest is: --manifest, else beside the outputs, the rows or the workflow."""
+    if settings.manifest:
+        return settings.manifest
+    if settings.output and "{" not in settings.output:
+        return os.path.join(settings.output, "manifest.jsonl")
+    if settings.batch not in (None, "-"):
+        stem = str(settings.batch)
+    elif settings.workflow != "-":
+        stem = settings.workflow
+    else:
+        stem = "batch"
+    return os.path.splitext(stem)[0] + ".manifest.jsonl"
+
+
+class Manifest:
+    """A line of JSON for each row that has ended. It is open in its ``with`` block.
+
+    Raises UsageError if an earlier batch wrote it and ``resume`` is not given, if it cannot be read
+    and, at the beginning of the block, if it cannot be written.
+    """
+
+    def __init__(self, path: str, resume: bool) -> None:
+        self.path = path
+        self._done = read_manifest(path, resume)
+        self._closing = contextlib.ExitStack()
+        self._file: Optional[BinaryIO] = None
+
+    def __enter__(self) -> "Manifest":
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+            self._file = self._closing.enter_context(open(self.path, "ab"))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"The manifest {self.path} cannot be written: {reason}.") from None
+        if self._file.tell():
+            self._file.write(b"\n")  # after a crash the last line may be cut off
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.close()
+
+    def lists_as_done(self, row: Row) -> bool:
+        """Whether an earlier batch has done this very row."""
+        return self._done.get(row.number) == row_key(row.values)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Writes a line, in one piece: a crash leaves no row half told."""
+        assert self._file is not None
+        line = json.dumps(plain_json(entry), ensure_ascii=False) + "\n"
+        self._file.write(line.encode(errors="replace"))
+        self._file.flush()
+
+
+def read_manifest(path: str, resume: bool) -> Dict[int, str]:
+    """The rows that a manifest lists as done, with their keys. Raises UsageError."""
+    is_new = not os.path.exists(path) or not os.path.getsize(path)
+    if is_new:
+        return {}
+    if not resume:
+        raise UsageError(
+            f"There is a manifest of an earlier batch: {path}.",
+            "Add --resume to go on with it, or name another with --manifest.",
+        )
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            return rows_done(lines)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"The manifest {path} cannot be read: {reason}.") from None

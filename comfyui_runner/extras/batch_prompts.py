@@ -1,0 +1,107 @@
+"""The prompts of a batch: the workflow with a row's values, files and seeds in it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+
+from comfyui_runner.console import Console
+from comfyui_runner.documents import Prompt
+from comfyui_runner.edits import apply_edits, with_values
+from comfyui_runner.extras.batches import Row, row_edits
+from comfyui_runner.loading import Loaded, resolve_edits
+from comfyui_runner.nodes import InputRef
+from comfyui_runner.server import Server
+from comfyui_runner.settings import Settings
+from comfyui_runner.steps import complete_prompt, upload_files
+from comfyui_runner.threads import in_thread
+
+
+class RowPrompt(NamedTuple):
+    """The prompt of a row, more fields of POST /prompt, and the seeds that were drawn for it."""
+
+    prompt: Prompt
+    extra: Mapping[str, Any]
+    seeds: Mapping[str, Any]  # by NODE.INPUT
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, Set[InputRef]]:
+    """``workflow`` with what the row sets, and the inputs whose values the row gives.
+
+    Its ``uploads`` are the row's own files, its ``drawn`` the seeds yet to be drawn for the row.
+    Raises EditError, and UsageError for a file that cannot be read.
+    """
+    object_info = workflow.object_info
+    wanted = row_edits(workflow.prompt, row, object_info)
+    edits, uploads = resolve_edits(wanted, workflow.prompt, object_info)
+    prompt, drawn = apply_edits(workflow.prompt, edits, object_info)
+
+    set_by_row = {edit.ref for edit in edits}
+    seed = seed_of_repetition(row.number, settings)
+    if seed is not None:
+        seeds = [ref for ref in workflow.seeds if ref not in set_by_row]
+        prompt = with_values(prompt, dict.fromkeys(seeds, seed))
+    drawn += [ref for ref in workflow.drawn if ref not in set_by_row]
+    row_workflow = workflow._replace(prompt=prompt, drawn=tuple(drawn), uploads=tuple(uploads))
+    return row_workflow, set_by_row
+
+
+def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
+    """With --repeat and --seed NUMBER, seeds count up from that number. None: they do not."""
+    if settings.repeat == 1 or not settings.seed.isdigit():
+        return None
+    return int(settings.seed) + (row_number - 1) % settings.repeat
+
+
+def values_by_name(prompt: Prompt, refs: List[InputRef]) -> Dict[str, Any]:
+    """The values of some inputs, by NODE.INPUT."""
+    return {
+        f"{ref.node_id}.{ref.input}": prompt[ref.node_id]["inputs"].get(ref.input) for ref in refs
+    }
+
+
+# -- uploads ---------------------------------------------------------------------------------------
+
+
+class RowPrompts:
+    """Makes the prompt of each row. Files for all rows are uploaded once, before the first one."""
+
+    def __init__(self, workflow: Loaded, settings: Settings, console: Console) -> None:
+        self.workflow = workflow
+        self.settings = settings
+        self.console = console
+        self._uploaded: Optional[Dict[InputRef, str]] = None
+        self._uploading = asyncio.Lock()
+
+    @property
+    def has_uploaded(self) -> bool:
+        """Whether the files for all rows are on the server."""
+        return self._uploaded is not None
+
+    async def make(self, row: Row, server: Server) -> RowPrompt:
+        """The prompt of ``row``, whose files are on ``server`` then.
+
+        Raises EditError, UsageError, ServerError, and Stopped.
+        """
+        workflow, set_by_row = apply_row(self.workflow, row, self.settings)
+        shared = await self._upload_shared_files(server)
+        uploaded = {ref: name for ref, name in shared.items() if ref not in set_by_row}
+        for ref, path in workflow.uploads:
+            upload = in_thread(server.upload_file, path)
+            uploaded[ref] = await self.console.unless_stopped(upload)
+        if self.console.stopping:  # while another row uploaded the files for all
+            raise self.console.stopped()
+        prompt = complete_prompt(workflow, uploaded)
+        seeds = values_by_name(prompt, list(workflow.drawn))
+        return RowPrompt(prompt, workflow.extra(prompt), seeds)
+
+    async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
+        """Uploads the files for all rows, unless that is done: their names on ``server``."""
+        async with self._uploading:
+            each_server_has_its_own_files = bool(server.affinity)
+            if self._uploaded is None or each_server_has_its_own_files:
+                self._uploaded = await upload_files(self.workflow, server, self.console)
+            return self._uploaded

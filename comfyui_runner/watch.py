@@ -1,0 +1,101 @@
+"""Work on one run, until it is done or must stop: Ctrl+C, SIGTERM and --timeout cancel the run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Awaitable, Callable, Optional
+
+from comfyui_runner.conclusion import THE_TIMEOUT
+from comfyui_runner.console import Console
+from comfyui_runner.errors import ExitStatus, PromptRejected, Stopped
+from comfyui_runner.interrupts import Stop
+from comfyui_runner.loading import offer_uploads
+from comfyui_runner.meter import Meter, make_meter
+from comfyui_runner.reports import problem_report
+from comfyui_runner.runs import Run
+from comfyui_runner.session import Session
+from comfyui_runner.settings import Settings
+from comfyui_runner.threads import end_tasks
+
+
+class Watch:
+    """Work on one run, until it is done or must stop. What cancels it cancels no other run."""
+
+    def __init__(self, session: Session, run: Run, settings: Settings, console: Console) -> None:
+        self.session = session
+        self.run = run
+        self.settings = settings
+        self.console = console
+        self.stop: Optional[Stop] = None  #: what cancelled the run
+        self._is_row_of_batch = settings.task == "batch"
+        self._deadline: Optional[float] = None
+        if settings.timeout is not None:
+            self._deadline = time.monotonic() + settings.timeout
+        if not self._is_row_of_batch:
+            console.interrupts.farewell = (
+                f"Left at once: prompt {run.prompt_id} may still run on the server."
+            )
+
+    async def until_stopped(self, work: Callable[[Run], Awaitable[object]]) -> None:
+        """Does ``work(run)``, or cancels the run if it must stop first; then no more work is done.
+
+        Raises what ``work`` raises, unless the run was cancelled.
+        """
+        if self.stop is not None:
+            return
+        task = asyncio.ensure_future(work(self.run))
+        try:
+            await self.console.done_or_stopped(task, self._seconds_left())
+            if task.done():
+                await task  # raises what it failed with
+                return
+            self.stop = self._what_stopped()
+            await self._cancel(task, self.stop)
+        except PromptRejected as error:
+            await self._report_problems(error)
+            raise
+        finally:
+            await end_tasks([task])
+
+    def _seconds_left(self) -> Optional[float]:
+        if self._deadline is None:
+            return None
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def _what_stopped(self) -> Stop:
+        if self.console.stop.is_set():
+            return self.console.what_stopped
+        return Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
+
+    async def _cancel(self, task: "asyncio.Future[object]", stop: Stop) -> None:
+        if self.run.attached:  # somebody else's, perhaps: it is left alone
+            error = Stopped(
+                f"Not followed any more ({stop.name}): prompt {self.run.prompt_id} goes on."
+            )
+            error.exit_status = stop.exit_status
+            raise error
+
+        if not self._is_row_of_batch:  # which says once what stops all of its rows
+            name = stop.name[0].upper() + stop.name[1:]
+            self.console.notice(f"{name}: cancelling our prompt, and nothing else.", self.run)
+        await self.session.cancel(self.run)
+
+        # The work ends by itself when the run is over: it may still take copies off the queue.
+        if self.run.state.phase.over:
+            await asyncio.wait([task], timeout=self.session.limits.read)
+
+    async def _report_problems(self, error: PromptRejected) -> None:
+        """Reports what is wrong with the prompt, and keeps it in ``error.problems``."""
+        problems = await self.session.explain(error.answer, self.run.prompt)
+        if not self._is_row_of_batch:  # its files are uploaded by other means: @FILE in a cell
+            problems = offer_uploads(problems, os.path.dirname(self.settings.workflow))
+        for problem in problems:
+            self.session.report(self.run, problem_report(problem))
+        error.problems = problems
+
+    def meter(self) -> Meter:
+        """How far the run is, for the moving part of the screen."""
+        run = self.run
+        return make_meter(run.state, run.prompt, time.monotonic(), run.began, self.session.note)
