@@ -1,18 +1,24 @@
-"""What the command line takes."""
+"""What the command line takes.
+
+``--help`` imports this module and errors.py alone, and argparse only where a parser is made.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from functools import partial
 from typing import Any, NamedTuple, Sequence, Tuple
 
 from comfyui_runner import __version__
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus, UsageError
 
+MODES = ("single_shot", "continuous")
+
 
 class Defaults(NamedTuple):
-    """What counts where no flag and no environment variable does: the settings at the top of the script."""
+    """What counts where neither a flag nor an environment variable does: the script's settings."""
 
     workflow: str
     mode: str
@@ -21,165 +27,349 @@ class Defaults(NamedTuple):
     example_folders: Tuple[str, ...] = ()  # where the default workflow is also looked for
 
 
+# -- reading values ------------------------------------------------------------------------------
+#
+# Each takes the name of the flag, variable or constant that the text comes from. The text itself
+# may be a secret that was typed in the wrong place, so no message repeats it.
+
+
+def read_text(source: str, text: str) -> str:
+    """``text``, which must not be empty: a shell variable that is not set must change nothing."""
+    if not text:
+        raise UsageError(f"{source} is empty.", "Give it a value, or leave it out.")
+    return text
+
+
+def read_mode(source: str, text: str) -> str:
+    """The name of a mode."""
+    if text not in MODES:
+        raise UsageError(f"{source} must be single_shot or continuous.", "See --help.")
+    return text
+
+
+def read_seconds(source: str, text: str) -> float:
+    """A number of seconds above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    is_usable = 0 < seconds < 1e8  # neither NaN nor infinity, and no overflow in a wait
+    if not is_usable:
+        raise UsageError(f"{source} must be a number of seconds above 0.", "Example: 600")
+    return seconds
+
+
+def read_whole_number(source: str, text: str, at_least: int = 0) -> int:
+    """A whole number below 65536, as ports and counts are."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
+    if not at_least <= number < 65536:
+        raise UsageError(f"{source} must be a whole number from {at_least} to 65535.")
+    return number
+
+
+def read_seed(source: str, text: str) -> str:
+    """What --seed takes: "keep", "random", or the digits of a number."""
+    seed = text.lower()
+    if not re.fullmatch(r"keep|random|[0-9]{1,20}", seed):
+        raise UsageError(f"{source} must be a number, random or keep.")
+    return seed
+
+
+def read_yes_or_no(source: str, text: str) -> bool:
+    """Whether ``text`` means yes."""
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words.update({"0": False, "false": False, "no": False, "off": False})
+    answer = words.get(text.strip().lower())
+    if answer is None:
+        raise UsageError(f"{source} must be true or false.")
+    return answer
+
+
+# -- the parser ----------------------------------------------------------------------------------
+
+
+def parse_flags(arguments: Sequence[str], defaults: Defaults) -> Any:
+    """The argparse namespace of ``arguments``; flags that were not given are None or False.
+
+    Raises UsageError; leaves through SystemExit for --help and --version.
+    """
+    flags, unknown = make_parser(defaults).parse_known_args(list(arguments))
+    options = [name_option(word) for word in unknown if word.startswith("-")]
+    if options:
+        raise UsageError(f"Unknown option: {', '.join(options)}.", "See --help.")
+    if unknown:
+        raise UsageError("More than one workflow was given.", "Name one. See --help.")
+    return flags
+
+
+def name_option(word: str) -> str:
+    """The name of the option in ``word``, without its value: --server=URL, -oDIR."""
+    if word.startswith("--"):
+        return word.partition("=")[0]
+    return word[:2]
+
+
+def describe_parser_error(message: str) -> str:
+    """argparse's message in words of ours: its own repeats what was typed."""
+    flag, _, problem = message.partition(": ")  # "argument -o/--output: expected one argument"
+    flag = flag.replace("argument ", "")
+    if problem.startswith("expected"):
+        return f"{flag} needs a value."
+    if problem.startswith("not allowed with argument "):
+        return f"{flag} cannot be combined with {problem.split()[-1]}."
+    if problem.startswith("ignored explicit argument"):
+        return f"{flag} takes no value."
+    return "The command line cannot be read."
+
+
 def make_parser(defaults: Defaults) -> Any:
     """The argparse parser. What it cannot follow raises UsageError."""
-    import argparse
+    import argparse  # importing the script must stay cheap, and parses nothing
 
     class Parser(argparse.ArgumentParser):
-        """argparse's messages repeat what was typed, which may be a secret: ours name the flag alone."""
-
         def error(self, message: str) -> Any:
-            found = re.match(
-                r"(?s)(argument [^:]+): (expected .*argument|not allowed with .*|invalid)", message
-            )
-            words = "%s: %s" % found.groups() if found else message.partition(":")[0]
-            raise UsageError("%s." % words.rstrip(".").capitalize(), "See --help.")
+            raise UsageError(describe_parser_error(message), "See --help.")
 
-    statuses = "\n".join("  %3d  %s" % (status, EXIT_MEANINGS[status]) for status in ExitStatus)
+    statuses = "\n".join(f"  {status:3d}  {EXIT_MEANINGS[status]}" for status in ExitStatus)
     parser = Parser(
-        description="Run a ComfyUI workflow: confirm, follow it live, save what it makes.",
-        epilog="exit statuses:\n" + statuses,
+        description="Run a ComfyUI workflow: confirm it, follow it live, save its outputs.",
+        epilog=f"exit statuses:\n{statuses}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add(
+    add_general_flags(parser, defaults)
+    add_server_flags(parser.add_argument_group("which ComfyUI"), defaults)
+    add_value_flags(parser.add_argument_group("change values"))
+    add_inspection_flags(parser.add_argument_group("inspect without running"))
+    add_saving_flags(parser.add_argument_group("save results"))
+    add_batch_flags(parser.add_argument_group("many runs"))
+    add_service_flags(parser.add_argument_group("continuous mode"))
+    add_printing_flags(parser.add_argument_group("output"))
+    return parser
+
+
+def add_general_flags(parser: Any, defaults: Defaults) -> None:
+    parser.add_argument(
         "workflow",
         nargs="?",
         metavar="WORKFLOW",
-        help="a workflow in API or UI format, a PNG or WebP picture that ComfyUI made, or - for standard input "
-        "(default: %s; env COMFYUI_WORKFLOW)" % defaults.workflow,
+        help="a workflow in API or UI format, a PNG or WebP picture made by ComfyUI, or - for "
+        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
     )
-    add("-y", "--yes", action="store_true", help="do not ask before running")
-    add(
-        "--demo",
-        action="store_true",
-        help="run on the simulator that comes along: no ComfyUI, no GPU",
+    parser.add_argument("-y", "--yes", action="store_true", help="run without asking")
+    parser.add_argument(
+        "--demo", action="store_true", help="run on the built-in simulator: no ComfyUI, no GPU"
     )
-    add("--mode", metavar="MODE", help="single_shot or continuous (env COMFYUI_RUN_MODE)")
-    add("--timeout", metavar="SECONDS", help="cancel a run after so long (env COMFYUI_TIMEOUT)")
-    add(
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        type=partial(read_mode, "--mode"),
+        help=f"single_shot or continuous (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=partial(read_seconds, "--timeout"),
+        help="cancel a run that takes longer than this (env COMFYUI_TIMEOUT)",
+    )
+    parser.add_argument(
         "--attach",
         metavar="PROMPT_ID",
-        help="follow a prompt that waits or runs, or tell how it ended",
+        type=partial(read_text, "--attach"),
+        help="follow a prompt that is already in the queue, or report how it ended",
     )
-    add("--version", action="version", version="%(prog)s " + __version__)
-    add = parser.add_argument_group("which ComfyUI").add_argument
-    add(
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def add_server_flags(group: Any, defaults: Defaults) -> None:
+    group.add_argument(
         "--server",
         metavar="URL",
-        help="ComfyUI's address, http or https, with a base path and user:password@ if need be "
-        "(default: %s; env COMFYUI_URL)" % ", then ".join(defaults.servers),
+        help="the address of ComfyUI, http or https, with user:password@ and a base path if needed "
+        f"(default: {', then '.join(defaults.servers)}; env COMFYUI_URL)",
     )
-    add(
+    group.add_argument(
         "--header",
         metavar="LINE",
         action="append",
-        help="a header for HTTP and WebSocket, 'Name: value'; repeatable (env COMFYUI_HEADERS, one a line)",
+        help="a header to send with HTTP and WebSocket, 'Name: value'; repeatable "
+        "(env COMFYUI_HEADERS, one per line)",
     )
-    add = parser.add_argument_group("change values").add_argument
-    add(
+
+
+def add_value_flags(group: Any) -> None:
+    group.add_argument(
         "--set",
         metavar="NODE.INPUT=VALUE",
         action="append",
-        help="set an input; NODE is an id, a title, or a class that is there once; @FILE: what is in the file",
+        help="set an input; NODE is an id, a title, or a class that occurs once; @FILE as the "
+        "VALUE reads it from a file; repeatable",
     )
-    add(
+    group.add_argument(
         "--image",
         metavar="[NODE=]FILE",
         action="append",
         help="upload a file and load it in that node; repeatable",
     )
-    add(
+    group.add_argument(
         "--seed",
         metavar="SEED",
-        help="every seed of the workflow: a number, random, or keep (default)",
+        type=partial(read_seed, "--seed"),
+        help="set every seed of the workflow: a number, random, or keep (the default)",
     )
-    add = parser.add_argument_group("look, and run nothing").add_argument
-    add("--inputs", action="store_true", help="list what can be set (with --json: an object each)")
-    add("--check", action="store_true", help="tell all that is wrong: nodes, models, files, values")
-    add("--export-api", metavar="FILE", help="write the converted and edited prompt in API format")
-    add(
+
+
+def add_inspection_flags(group: Any) -> None:
+    group.add_argument(
+        "--inputs",
+        action="store_true",
+        help="list the inputs that can be set (with --json: one object per input)",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="report everything that is wrong: nodes, models, files, values",
+    )
+    group.add_argument(
+        "--export-api",
+        metavar="FILE",
+        type=partial(read_text, "--export-api"),
+        help="write the converted and edited prompt in API format (- for standard output)",
+    )
+    group.add_argument(
         "--object-info",
         metavar="FILE",
-        help="for these three: a saved /object_info in place of a server's",
+        type=partial(read_text, "--object-info"),
+        help="for these three: read a saved /object_info instead of asking a server",
     )
-    add = parser.add_argument_group("keep results").add_argument
-    add(
+
+
+def add_saving_flags(group: Any) -> None:
+    group.add_argument(
         "-o",
         "--output",
         metavar="DIR",
         help="save all outputs here; {row} and {NODE.INPUT} are filled in (env COMFYUI_OUTPUT)",
     )
-    add("--name", metavar="PATTERN", help="how to call saved files: {name}, {row}, {NODE.INPUT}")
-    add(
+    group.add_argument(
+        "--name",
+        metavar="PATTERN",
+        help="how to name saved files: {name}, {row}, {NODE.INPUT}",
+    )
+    group.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files that are there; else a name gets ' (1)'",
+        help="replace existing files instead of adding ' (1)' to the name",
     )
-    add("--save-run", metavar="FILE", help="write a record of the run, which can be run again")
-    add = parser.add_argument_group("many runs").add_argument
-    add("--repeat", metavar="N", help="run it N times, with new seeds each time")
-    add(
+    group.add_argument(
+        "--save-run",
+        metavar="FILE",
+        type=partial(read_text, "--save-run"),
+        help="write a record of the run, which can itself be run again",
+    )
+
+
+def add_batch_flags(group: Any) -> None:
+    group.add_argument(
+        "--repeat",
+        metavar="N",
+        type=partial(read_whole_number, "--repeat", at_least=1),
+        help="run N times, with new seeds each time",
+    )
+    group.add_argument(
         "--batch",
         metavar="FILE",
-        help="a run for each row: CSV with a header of NODE.INPUT, JSON Lines, or -",
+        type=partial(read_text, "--batch"),
+        help="run once per row of a CSV file (header: NODE.INPUT), of JSON Lines, or of -",
     )
-    add("--in-flight", metavar="K", help="runs that are in ComfyUI's queue at a time (default: 2)")
-    add(
+    group.add_argument(
+        "--in-flight",
+        metavar="K",
+        type=partial(read_whole_number, "--in-flight", at_least=1),
+        help="keep this many runs in ComfyUI's queue (default: 2)",
+    )
+    group.add_argument(
         "--manifest",
         metavar="FILE",
-        help="where each row's end is written (default: beside the outputs or the batch)",
+        help="file for how each row ended (default: next to the outputs or the batch)",
     )
-    add(
+    group.add_argument(
         "--retries",
         metavar="N",
-        help="submit a run that its server lost again, up to N times (default: 0)",
+        type=partial(read_whole_number, "--retries"),
+        help="submit a run again if its server lost it, up to N times (default: 0)",
     )
-    add("--resume", action="store_true", help="leave out the rows that the manifest tells as done")
-    served = parser.add_argument_group("continuous mode")
-    served.add_argument(
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip the rows that the manifest lists as done",
+    )
+
+
+def add_service_flags(group: Any) -> None:
+    group.add_argument(
         "--host",
         metavar="NAME",
-        help="the address to listen on (default: 127.0.0.1; others need a token)",
+        help="the address to listen on (default: 127.0.0.1; any other needs a token)",
     )
-    served.add_argument(
+    group.add_argument(
         "--port",
         metavar="PORT",
+        type=partial(read_whole_number, "--port"),
         help="the port to listen on (default: 8189; env COMFYUI_RUNNER_PORT)",
     )
-    served.add_argument(
-        "--token", metavar="SECRET", help="what clients must show (env COMFYUI_RUNNER_TOKEN)"
+    group.add_argument(
+        "--token",
+        metavar="SECRET",
+        help="the token that clients must send (env COMFYUI_RUNNER_TOKEN)",
     )
-    served.add_argument(
+    group.add_argument(
         "--no-token", action="store_true", help="let other machines in without a token"
     )
-    served.add_argument(
-        "--allow-host", metavar="NAME", action="append", help="another name of this service"
+    group.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        help="also answer to this host name; repeatable",
     )
-    served.add_argument(
-        "--allow-origin", metavar="URL", action="append", help="a web page's origin that may use it"
+    group.add_argument(
+        "--allow-origin",
+        metavar="URL",
+        action="append",
+        help="also accept requests from web pages of this origin; repeatable",
     )
-    served.add_argument("--max-queue", metavar="N", help="runs of ours that may wait (default: 16)")
-    served.add_argument(
+    group.add_argument(
+        "--max-queue",
+        metavar="N",
+        type=partial(read_whole_number, "--max-queue"),
+        help="how many of our runs may wait (default: 16)",
+    )
+    group.add_argument(
         "--auto-execute",
         action="store_true",
-        help="an upload starts a run (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
+        help="start a run with every upload (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
     )
-    told = parser.add_argument_group("how it is told")
-    show = told.add_mutually_exclusive_group()
-    show.add_argument(
-        "-q", "--quiet", action="store_true", help="print only what was made: a path or URL a line"
+
+
+def add_printing_flags(group: Any) -> None:
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="print only the results, one path or URL per line",
     )
-    show.add_argument(
-        "--json", action="store_true", help="print one JSON object a line (docs/JSON.md)"
+    either.add_argument(
+        "--json", action="store_true", help="print one JSON object per line (docs/JSON.md)"
     )
-    told.add_argument("-v", "--verbose", action="store_true", help="show whole tracebacks")
-    return parser
+    group.add_argument("-v", "--verbose", action="store_true", help="show whole tracebacks")
+
+
+# -- leaving -------------------------------------------------------------------------------------
 
 
 def leave_if_help_is_asked(defaults: Defaults, arguments: Sequence[str]) -> None:
-    """Prints --help and ends the process; comes back where there is something wrong with the other arguments."""
+    """Prints --help and ends the process; returns if something else is wrong with the arguments."""
     try:
         make_parser(defaults).parse_known_args(list(arguments))
     except SystemExit:
@@ -189,7 +379,7 @@ def leave_if_help_is_asked(defaults: Defaults, arguments: Sequence[str]) -> None
 
 
 def leave(status: int) -> None:
-    """Ends the process at once: threads that still wait for a server do not hold the exit up."""
+    """Ends the process at once, without waiting for threads that still wait for a server."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,19 +1,35 @@
-"""What a run is told: flags over environment variables over the script's constants."""
+"""What a run is asked to do: a flag overrides an environment variable, and that a default."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.addresses import Address, parse_address
 from comfyui_runner.errors import UsageError
-from comfyui_runner.flags import Defaults, make_parser
+from comfyui_runner.flags import (
+    Defaults,
+    parse_flags,
+    read_mode,
+    read_seconds,
+    read_text,
+    read_whole_number,
+    read_yes_or_no,
+)
 from comfyui_runner.guard import Guard, make_guard
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 
+#: What excludes each other: the flags of a task, in the order of the messages.
+TASK_FLAGS = {
+    "inputs": ("--inputs",),
+    "check": ("--check",),
+    "export": ("--export-api",),
+    "attach": ("--attach",),
+    "batch": ("--batch", "--repeat", "--resume"),
+}
+
 
 class Settings(NamedTuple):
-    """Everything that a run can be told, after flags, environment and constants were weighed."""
+    """Everything that a run is asked to do, from flags, environment and defaults."""
 
     workflow: str
     workflow_named: bool  # by flag or environment; else it is also looked for in example_folders
@@ -26,12 +42,12 @@ class Settings(NamedTuple):
     output: Optional[str] = None
     overwrite: bool = False
     timeout: Optional[float] = None
-    printer: str = "human"
+    printer: str = "human"  # or "quiet", "json"
     verbose: bool = False
     sets: Tuple[str, ...] = ()  # NODE.INPUT=VALUE
     images: Tuple[str, ...] = ()  # [NODE=]FILE
     seed: str = "keep"  # or "random", or a number
-    task: str = "run"  # or "inputs", "check", "export", "attach", "batch"
+    task: str = "run"  # or a key of TASK_FLAGS
     object_info: Optional[str] = None  # a file, in place of the server's
     export_api: str = ""
     attach: str = ""
@@ -53,127 +69,181 @@ class Settings(NamedTuple):
 def make_settings(
     arguments: Sequence[str], environment: Mapping[str, str], defaults: Defaults
 ) -> Settings:
-    """The settings: a flag, else the environment, else the default.
+    """The settings of a call. ``defaults`` are the script's constants.
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
-    parser = make_parser(defaults)
-    flags, unknown = parser.parse_known_args(list(arguments))
-    if unknown:
-        names = [
-            word.partition("=")[0] if word[:2] == "--" else word[:2]
-            for word in unknown
-            if word[0:1] == "-"
-        ]
-        raise UsageError(
-            "Unknown option: %s." % ", ".join(names)
-            if names
-            else "There is more than one workflow.",
-            "See --help.",
-        )
+    flags = parse_flags(arguments, defaults)
+    mode = choose_mode(flags, environment, defaults)
+    task = choose_task(flags)
+    refuse_contradictions(flags, mode, task)
 
-    def weigh(flag: Any, variable: str, constant: Any) -> Any:
-        return flag if flag not in (None, False) else environment.get(variable) or constant
+    def choose(
+        flag: Any, variable: str, default: Any = None, read: Callable[[str, str], Any] = read_text
+    ) -> Any:
+        return choose_value(flag, environment, variable, default=default, read=read)
 
-    mode = str(weigh(flags.mode, "COMFYUI_RUN_MODE", defaults.mode))
-    if mode not in ("single_shot", "continuous"):
+    workflow = choose(flags.workflow, "COMFYUI_WORKFLOW")
+    if workflow == "-" == flags.batch:
         raise UsageError(
-            "The mode must be single_shot or continuous.",
-            "Set --mode, COMFYUI_RUN_MODE or RUN_MODE so.",
-        )
-    auto_execute = weigh(
-        flags.auto_execute, "COMFYUI_AUTO_EXECUTE_ON_UPLOAD", defaults.auto_execute
-    )
-    if isinstance(auto_execute, str):
-        known = {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }
-        if auto_execute.strip().lower() not in known:
-            raise UsageError("COMFYUI_AUTO_EXECUTE_ON_UPLOAD must be true or false.")
-        auto_execute = known[auto_execute.strip().lower()]
-    timeout = weigh(flags.timeout, "COMFYUI_TIMEOUT", None)
-    if timeout is not None:
-        try:
-            timeout = float(timeout)
-        except ValueError:
-            timeout = -1.0
-        if not 0 < timeout < 1e8:
-            raise UsageError(
-                "The timeout must be a number of seconds above 0.", "Example: --timeout 600"
-            )
-    if flags.demo and flags.server:
-        raise UsageError(
-            "--demo brings its own server, so --server cannot be given with it.",
-            "Leave one of them out.",
-        )
-    numbers = {"port": 8189, "max-queue": 16, "in-flight": 2, "repeat": 1, "retries": 0}
-    given = {"port": weigh(flags.port, "COMFYUI_RUNNER_PORT", None), "max-queue": flags.max_queue}
-    given.update({"in-flight": flags.in_flight, "repeat": flags.repeat, "retries": flags.retries})
-    for name, text in given.items():
-        if text is not None and not (re.match(r"^\d{1,5}$", str(text)) and int(text) < 65536):
-            raise UsageError("--%s must be a number below 65536." % name)
-        numbers[name] = int(text) if text is not None else numbers[name]
-    if not numbers["in-flight"] or not numbers["repeat"]:
-        raise UsageError("--in-flight and --repeat must be at least 1.")
-    seed = (flags.seed or ("random" if flags.repeat else "keep")).lower()
-    if not re.match(r"^(keep|random|\d{1,20})$", seed):
-        raise UsageError("--seed takes a number, random or keep.")
-    many = bool(flags.batch or flags.repeat or flags.resume)
-    wished = {"inputs": flags.inputs, "check": flags.check, "export": flags.export_api, "attach": flags.attach,
-              "batch": many}  # fmt: skip
-    tasks = [task for task, flag in wished.items() if flag]
-    for option in ("attach", "export_api", "object_info", "save_run"):
-        if (
-            getattr(flags, option) == ""
-        ):  # a variable of a script that is not set: it must not run something else
-            raise UsageError("--%s is empty." % option.replace("_", "-"))
-    if len(tasks) > 1 or (tasks and flags.mode == "continuous"):
-        raise UsageError(
-            "--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other."
-        )
-    if flags.save_run and (tasks not in ([], ["attach"]) or mode == "continuous"):
-        raise UsageError("--save-run is for a single run; a batch has its manifest.")
-    if flags.attach and (flags.set or flags.image or flags.seed):
-        raise UsageError(
-            "--attach follows a prompt that is submitted already: nothing can be set in it."
-        )
-    if flags.object_info and not (flags.inputs or flags.check or flags.export_api):
-        raise UsageError(
-            "--object-info is for --inputs, --check and --export-api: a run asks its server."
-        )
-    host = flags.host or "127.0.0.1"
-    token = weigh(flags.token, "COMFYUI_RUNNER_TOKEN", None)
-    guard = make_guard(
-        host, token, flags.no_token, flags.allow_host or (), flags.allow_origin or ()
-    )
-    headers = list(filter(None, environment.get("COMFYUI_HEADERS", "").splitlines())) + (
-        flags.header or []
-    )
-    url = weigh(flags.server, "COMFYUI_URL", None)
-    servers = tuple(
-        parse_address(text, headers) for text in (defaults.servers if url is None else [url])
-    )
-    named = weigh(flags.workflow, "COMFYUI_WORKFLOW", None)
-    if named == "-" == flags.batch:
-        raise UsageError(
-            "Standard input is either the workflow or the rows.", "Put one of them into a file."
+            "Standard input cannot be both the workflow and the rows.", "Put one of them in a file."
         )
     return Settings(
-        workflow=str(named or defaults.workflow), workflow_named=bool(named), mode=mode, auto_execute=bool(auto_execute),
-        servers=servers, example_folders=defaults.example_folders, demo=flags.demo, yes=flags.yes, output=weigh(flags.output, "COMFYUI_OUTPUT", None),
-        overwrite=flags.overwrite, timeout=timeout,
-        printer="quiet" if flags.quiet or flags.export_api == "-" else "json" if flags.json else "human",
+        workflow=workflow or defaults.workflow,
+        workflow_named=bool(workflow),
+        mode=mode,
+        auto_execute=choose(
+            flags.auto_execute or None,
+            "COMFYUI_AUTO_EXECUTE_ON_UPLOAD",
+            default=defaults.auto_execute,
+            read=read_yes_or_no,
+        ),
+        servers=choose_servers(flags, environment, defaults),
+        example_folders=defaults.example_folders,
+        demo=flags.demo,
+        yes=flags.yes,
+        output=choose(flags.output, "COMFYUI_OUTPUT"),
+        overwrite=flags.overwrite,
+        timeout=choose(flags.timeout, "COMFYUI_TIMEOUT", read=read_seconds),
+        printer=choose_printer_kind(flags),
         verbose=flags.verbose,
-        sets=tuple(flags.set or ()), images=tuple(flags.image or ()), seed=seed, task=tasks[0] if tasks else "run",
-        object_info=flags.object_info, export_api=flags.export_api or "", attach=flags.attach or "",
-        save_run=flags.save_run, repeat=numbers["repeat"], batch=flags.batch, in_flight=numbers["in-flight"],
-        manifest=flags.manifest or "", resume=flags.resume, retries=numbers["retries"], name=flags.name or "",
-        host=host, port=numbers["port"], max_queue=numbers["max-queue"], guard=guard,
-    )  # fmt: skip
+        sets=tuple(flags.set or ()),
+        images=tuple(flags.image or ()),
+        seed=choose_seed(flags),
+        task=task,
+        object_info=flags.object_info,
+        export_api=flags.export_api or "",
+        attach=flags.attach or "",
+        save_run=flags.save_run,
+        repeat=flags.repeat or 1,
+        batch=flags.batch,
+        in_flight=flags.in_flight or 2,
+        manifest=flags.manifest or "",
+        resume=flags.resume,
+        retries=flags.retries or 0,
+        name=flags.name or "",
+        host=choose_host(flags),
+        port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
+        max_queue=16 if flags.max_queue is None else flags.max_queue,
+        guard=make_guard(
+            choose_host(flags),
+            choose(flags.token, "COMFYUI_RUNNER_TOKEN"),
+            flags.no_token,
+            flags.allow_host or (),
+            flags.allow_origin or (),
+        ),
+    )
+
+
+def choose_value(
+    flag: Any,
+    environment: Mapping[str, str],
+    variable: str,
+    *,
+    default: Any,
+    read: Callable[[str, str], Any],
+) -> Any:
+    """``flag`` if it was given, else what ``variable`` says, else ``default``.
+
+    A variable that is set but empty counts as not set. ``read`` takes its name and its text.
+    """
+    if flag is not None:
+        return flag
+    text = environment.get(variable)
+    if not text:
+        return default
+    return read(variable, text)
+
+
+def choose_mode(flags: Any, environment: Mapping[str, str], defaults: Defaults) -> str:
+    """The mode. That of the script is checked too, as people edit it."""
+    mode = choose_value(flags.mode, environment, "COMFYUI_RUN_MODE", default=None, read=read_mode)
+    return mode or read_mode("RUN_MODE", defaults.mode)
+
+
+def choose_servers(
+    flags: Any, environment: Mapping[str, str], defaults: Defaults
+) -> Tuple[Address, ...]:
+    """Where ComfyUI may be. Headers come from both sources; a flag's replaces one of its name."""
+    lines = environment.get("COMFYUI_HEADERS", "").splitlines()
+    headers = [line for line in lines if line] + (flags.header or [])
+    url = choose_value(flags.server, environment, "COMFYUI_URL", default=None, read=read_text)
+    urls = defaults.servers if url is None else (url,)
+    return tuple(parse_address(url, headers) for url in urls)
+
+
+def choose_seed(flags: Any) -> str:
+    """--seed; runs that are repeated get new seeds, as they would all be the same otherwise."""
+    default = "random" if flags.repeat else "keep"
+    return flags.seed or default
+
+
+def choose_host(flags: Any) -> str:
+    """Where the service listens: on this machine only, unless --host says otherwise."""
+    return flags.host or "127.0.0.1"
+
+
+def choose_printer_kind(flags: Any) -> str:
+    """How things are printed. With --export-api -, the prompt alone goes to the output."""
+    if flags.quiet or flags.export_api == "-":
+        return "quiet"
+    if flags.json:
+        return "json"
+    return "human"
+
+
+# -- what cannot be combined ---------------------------------------------------------------------
+
+
+def choose_task(flags: Any) -> str:
+    """What is asked for besides a single run: a key of TASK_FLAGS, or "run"."""
+    given = flags_given(flags)
+    tasks = [task for task, names in TASK_FLAGS.items() if given.intersection(names)]
+    if len(tasks) > 1:
+        first, second = (name_task_flag(task, given) for task in tasks[:2])
+        raise cannot_combine(first, second)
+    return tasks[0] if tasks else "run"
+
+
+def flags_given(flags: Any) -> FrozenSet[str]:
+    """The names of the flags that were given."""
+    names = [
+        name for name, value in vars(flags).items() if value is not None and value is not False
+    ]
+    return frozenset("--" + name.replace("_", "-") for name in names)
+
+
+def name_task_flag(task: str, given: FrozenSet[str]) -> str:
+    """The flag of ``task`` that was given."""
+    return next(name for name in TASK_FLAGS[task] if name in given)
+
+
+def cannot_combine(first: str, second: str) -> UsageError:
+    return UsageError(f"{first} and {second} cannot be combined.", "Leave one of them out.")
+
+
+def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
+    """Raises UsageError for flags that cannot all be followed."""
+    if flags.demo and flags.server is not None:
+        raise UsageError(
+            "--demo brings its own server, so it cannot be combined with --server.",
+            "Leave one of them out.",
+        )
+    if task != "run" and flags.mode == "continuous":
+        raise cannot_combine(name_task_flag(task, flags_given(flags)), "--mode continuous")
+
+    is_single_run = task in ("run", "attach") and mode == "single_shot"
+    if flags.save_run and not is_single_run:
+        raise UsageError(
+            "--save-run is for a single run.", "Leave it out. A batch writes a manifest."
+        )
+    if flags.attach and (flags.set or flags.image or flags.seed):
+        raise UsageError(
+            "--attach follows a prompt that was submitted before: its values cannot be changed.",
+            "Leave out --set, --image and --seed.",
+        )
+    if flags.object_info and task not in ("inputs", "check", "export"):
+        raise UsageError(
+            "--object-info is for --inputs, --check and --export-api: a run asks its server.",
+            "Leave it out, or add one of these three.",
+        )

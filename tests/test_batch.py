@@ -1077,14 +1077,14 @@ def test_the_tally_in_words() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--repeat", "0"], "at least 1"),
+        (["--repeat", "0"], "from 1 to"),
         (["--repeat", "-1"], "--repeat"),
-        (["--repeat", "2", "--in-flight", "0"], "at least 1"),
+        (["--repeat", "2", "--in-flight", "0"], "from 1 to"),
         (["--repeat", "2", "--in-flight", "many"], "--in-flight"),
         (["--retries", "x"], "--retries"),
-        (["--repeat", "2", "--check"], "exclude each other"),
-        (["--repeat", "2", "--mode", "continuous"], "exclude each other"),
-        (["--repeat", "2", "--save-run", "run.json"], "a batch has its manifest"),
+        (["--repeat", "2", "--check"], "cannot be combined"),
+        (["--repeat", "2", "--mode", "continuous"], "cannot be combined"),
+        (["--repeat", "2", "--save-run", "run.json"], "A batch writes a manifest"),
     ],
 )
 def test_flags_that_cannot_be_followed_are_told(arguments: List[str], words: str, batch: Batch) -> None:

@@ -19,6 +19,7 @@ from comfyui_runner.documents import EXPORT_REMEDY, Conversion, Document, parse_
 from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError, WorkflowError
 from comfyui_runner.extras.checks import describe_inputs, inputs_table
+from comfyui_runner.flags import describe_parser_error
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.loading import Loaded, load_document, prepare_workflow, read_object_info
 from comfyui_runner.nodes import InputRef
@@ -132,23 +133,48 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["--mode", "loop"], {}, "The mode must be single_shot or continuous."),
-        ([], {"RUN_MODE": "loop"}, "The mode must be single_shot or continuous."),
+        (["--mode", "loop"], {}, "--mode must be single_shot or continuous."),
+        ([], {"RUN_MODE": "loop"}, "COMFYUI_RUN_MODE must be single_shot or continuous."),
+        (["--repeat", "0"], {}, "--repeat must be a whole number from 1 to 65535."),
+        (["--port", "65536"], {}, "--port must be a whole number from 0 to 65535."),
+        (["--retries", "\u0663"], {}, "--retries must be a whole number from 0 to 65535."),
+        ([], {"RUNNER_PORT": "x"}, "COMFYUI_RUNNER_PORT must be a whole number from 0 to 65535."),
+        (["--seed", "1.5"], {}, "--seed must be a number, random or keep."),
+        (["--attach", ""], {}, "--attach is empty."),
+        (["--batch", ""], {}, "--batch is empty."),
+        (["--json=x"], {}, "--json takes no value."),
+        (["--check", "--inputs"], {}, "--inputs and --check cannot be combined."),
+        (["--resume", "--attach", "p"], {}, "--attach and --resume cannot be combined."),
+        (["--repeat", "2", "--mode", "continuous"], {}, "--repeat and --mode continuous cannot be combined."),
+        (["--save-run", "x", "--check"], {}, "--save-run is for a single run."),
+        (["--save-run", "x"], {"RUN_MODE": "continuous"}, "--save-run is for a single run."),
+        (
+            ["--attach", "p", "--seed", "1"],
+            {},
+            "--attach follows a prompt that was submitted before: its values cannot be changed.",
+        ),
+        (
+            ["--object-info", "x"],
+            {},
+            "--object-info is for --inputs, --check and --export-api: a run asks its server.",
+        ),
+        (["-", "--batch", "-"], {}, "Standard input cannot be both the workflow and the rows."),
         ([], {"AUTO_EXECUTE_ON_UPLOAD": "maybe"}, "COMFYUI_AUTO_EXECUTE_ON_UPLOAD must be true or false."),
-        (["--timeout", "soon"], {}, "The timeout must be a number of seconds above 0."),
-        (["--timeout", "0"], {}, "The timeout must be a number of seconds above 0."),
-        (["--timeout=-1"], {}, "The timeout must be a number of seconds above 0."),
-        (["--timeout", "nan"], {}, "The timeout must be a number of seconds above 0."),
-        (["--timeout", "inf"], {}, "The timeout must be a number of seconds above 0."),
-        (["--timeout", "1e8"], {}, "The timeout must be a number of seconds above 0."),
-        ([], {"TIMEOUT": "soon"}, "The timeout must be a number of seconds above 0."),
-        (["--demo", "--server", "h"], {}, "--demo brings its own server, so --server cannot be given with it."),
-        (["--timeout"], {}, "Argument --timeout: expected one argument."),
-        (["-q", "--json"], {}, "Argument --json: not allowed with argument -q/--quiet."),
+        (["--timeout", "soon"], {}, "--timeout must be a number of seconds above 0."),
+        (["--timeout", "0"], {}, "--timeout must be a number of seconds above 0."),
+        (["--timeout=-1"], {}, "--timeout must be a number of seconds above 0."),
+        (["--timeout", "nan"], {}, "--timeout must be a number of seconds above 0."),
+        (["--timeout", "inf"], {}, "--timeout must be a number of seconds above 0."),
+        (["--timeout", "1e8"], {}, "--timeout must be a number of seconds above 0."),
+        ([], {"TIMEOUT": "soon"}, "COMFYUI_TIMEOUT must be a number of seconds above 0."),
+        (["--demo", "--server", "h"], {}, "--demo brings its own server, so it cannot be combined with --server."),
+        (["--timeout"], {}, "--timeout needs a value."),
+        (["-q", "--json"], {}, "--json cannot be combined with -q/--quiet."),
         (["--nonsense"], {}, "Unknown option: --nonsense."),
         (["--nonsense=1", "--more"], {}, "Unknown option: --nonsense, --more."),
         (["--outp", "x"], {}, "Unknown option: --outp."),
-        (["a.json", "b.json"], {}, "There is more than one workflow."),
+        (["-x5"], {}, "Unknown option: -x."),
+        (["a.json", "b.json"], {}, "More than one workflow was given."),
     ],
 )
 def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Dict[str, str], message: str) -> None:
@@ -188,6 +214,37 @@ def test_no_secret_stands_in_a_message(arguments: List[str]) -> None:
 def test_an_empty_server_is_not_taken_for_none() -> None:
     """--server "$URL" where URL is not set must not run on whatever is on this machine."""
     refusal("--server", "")
+
+
+def test_a_mode_in_the_script_that_is_none_is_refused_only_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "RUN_MODE", "loop")
+    assert refusal().message == "RUN_MODE must be single_shot or continuous."
+    assert settings("--mode", "single_shot").mode == "single_shot"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        (["--port", "0", "--max-queue", "0"], {"port": 0, "max_queue": 0}),
+        (["--retries", "3", "--in-flight", "4"], {"retries": 3, "in_flight": 4}),
+        (["--repeat", "2"], {"repeat": 2, "task": "batch", "seed": "random"}),
+        (["--repeat", "2", "--seed", "KEEP"], {"repeat": 2, "seed": "keep"}),
+        (["--resume"], {"resume": True, "task": "batch", "seed": "keep"}),
+        (["--batch", "rows.csv"], {"batch": "rows.csv", "task": "batch"}),
+        (["--attach", "p", "--save-run", "r.json"], {"attach": "p", "task": "attach", "save_run": "r.json"}),
+        (["--check", "--object-info", "i.json"], {"task": "check", "object_info": "i.json"}),
+        (["--inputs"], {"task": "inputs"}),
+        (["--export-api", "-"], {"task": "export", "export_api": "-", "printer": "quiet"}),
+        (["--export-api", "a.json", "--json"], {"task": "export", "printer": "json"}),
+    ],
+)
+def test_flags_that_are_followed(arguments: List[str], fields: Json) -> None:
+    made = settings(*arguments)
+    assert {name: getattr(made, name) for name in fields} == fields
+
+
+def test_a_message_of_argparse_that_is_not_known_repeats_nothing() -> None:
+    assert describe_parser_error("a later version says: hunter2") == "The command line cannot be read."
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])
@@ -481,20 +538,13 @@ def test_flags_for_values_and_batches() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "x"], "--seed takes a number, random or keep."),
-        (["--seed=-1"], "--seed takes a number, random or keep."),
-        (["--repeat", "0"], "--in-flight and --repeat must be at least 1."),
-        (["--in-flight", "0"], "--in-flight and --repeat must be at least 1."),
-        (["--repeat", "x"], "--repeat must be a number below 65536."),
-        (
-            ["--inputs", "--check"],
-            "--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other.",
-        ),
-        (
-            ["--inputs", "--mode", "continuous"],
-            "--inputs, --check, --export-api, --attach, --batch and continuous mode exclude each other.",
-        ),
-        (["--save-run", "r", "--batch", "b"], "--save-run is for a single run; a batch has its manifest."),
+        (["--seed", "x"], "--seed must be a number, random or keep."),
+        (["--seed=-1"], "--seed must be a number, random or keep."),
+        (["--in-flight", "0"], "--in-flight must be a whole number from 1 to 65535."),
+        (["--repeat", "x"], "--repeat must be a whole number from 1 to 65535."),
+        (["--inputs", "--check", "--attach", "p"], "--inputs and --check cannot be combined."),
+        (["--inputs", "--mode", "continuous"], "--inputs and --mode continuous cannot be combined."),
+        (["--save-run", "r", "--batch", "b"], "--save-run is for a single run."),
         (["--object-info", "o"], "--object-info is for --inputs, --check and --export-api: a run asks its server."),
     ],
 )

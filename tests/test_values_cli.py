@@ -531,7 +531,7 @@ def test_one_seed_alone_is_drawn_by_set(simulator: Any, workflow_file: Make) -> 
 def test_a_seed_that_is_none_is_told(seed: str, idle: Any) -> None:
     result = go(idle, "--yes", "--seed=" + seed, API_FILE)
     assert result.status == ExitStatus.USAGE
-    assert "--seed takes a number, random or keep" in result.err
+    assert "--seed must be a number, random or keep" in result.err
     assert not idle.requests
 
 
@@ -1402,7 +1402,7 @@ def test_a_fixed_seed_of_the_command_line_is_held(simulator: Any, make_middlewar
     [
         (("--set", "5.steps=0"), "steps = 0 is too small"),
         (("--image", "x.png"), "no node that loads a file"),
-        (("--seed", "x"), "--seed takes"),
+        (("--seed", "x"), "--seed must be"),
         (("--save-run", "x.json"), "--save-run is for a single run"),
         (("--object-info", "x.json"), "--object-info is for"),
     ],
