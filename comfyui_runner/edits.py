@@ -27,7 +27,6 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_nodes,
-    input_spec,
     input_specs,
     inputs_of,
     is_link,
@@ -35,9 +34,12 @@ from comfyui_runner.nodes import (
     nearest_first,
     node_in_words,
     node_title,
+    own_title,
     quote_name,
+    spec_of,
+    value_of,
 )
-from comfyui_runner.text import JsonObject, as_dict, as_number
+from comfyui_runner.text import JsonObject, as_number
 from comfyui_runner.values import describe_fault, find_fault_to_set, read_value
 
 #: The request is right, but this workflow is not made for it.
@@ -70,28 +72,30 @@ def find_node(prompt: JsonObject, name: str) -> str:
     Raises EditError if there is none, or several.
     """
     matches = _nodes_called(prompt, name)
-    if not matches:
-        names = set(prompt)
-        names.update(node_title(prompt, node_id) for node_id in prompt)
-        names.update(class_of(prompt, node_id) for node_id in prompt)
-        nearest = nearest_first(name, sorted(names))
-        message = f"The workflow has no node {quote_name(name)}. Nearest: {nearest}."
-        raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
-    if len(matches) > 1:
+    if len(matches) == 1:
+        return matches[0]
+
+    shown = quote_name(name)
+    if matches:
         listed = ", ".join(node_in_words(prompt, node_id) for node_id in matches[:20])
-        count = len(matches)
-        message = f"{count} nodes are called {quote_name(name)}. Use an id: {listed}."
+        message = f"{len(matches)} nodes are called {shown}. Use an id: {listed}."
         raise EditError("ambiguous_node", message, describe_nodes(prompt, matches))
-    return matches[0]
+    names = set(prompt)
+    for node_id in prompt:
+        names.update([node_title(prompt, node_id), class_of(prompt, node_id)])
+    nearest = nearest_first(name, sorted(names))
+    message = f"The workflow has no node {shown}. Nearest: {nearest}."
+    raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
 
 
 def _nodes_called(prompt: JsonObject, name: str) -> List[str]:
     if name in prompt:
         return [name]
-    titled = [
-        node_id for node_id in prompt if as_dict(prompt[node_id].get("_meta")).get("title") == name
-    ]
-    return titled or [node_id for node_id in prompt if class_of(prompt, node_id) == name]
+    if not name:
+        return []
+    titled = [node_id for node_id in prompt if own_title(prompt, node_id) == name]
+    of_class = [node_id for node_id in prompt if class_of(prompt, node_id) == name]
+    return titled or of_class
 
 
 def find_input(prompt: JsonObject, name: str) -> InputRef:
@@ -99,14 +103,16 @@ def find_input(prompt: JsonObject, name: str) -> InputRef:
 
     Titles and inputs may contain dots: the longest NODE that exists wins.
     """
-    for dot in range(len(name) - 1, 0, -1):
-        node_name, input_name = name[:dot], name[dot + 1 :]
-        if name[dot] == "." and input_name and _nodes_called(prompt, node_name):
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        node_name = ".".join(parts[:count])
+        input_name = ".".join(parts[count:])
+        if input_name and _nodes_called(prompt, node_name):
             return InputRef(find_node(prompt, node_name), input_name)
-    node_name, dot_found, _ = name.rpartition(".")
-    if not dot_found:
+    if len(parts) == 1:
         message = f"{quote_name(name)} does not name an input: write NODE.INPUT, such as 3.steps."
         raise EditError("wrong_name", message)
+    node_name = ".".join(parts[:-1])
     return InputRef(find_node(prompt, node_name), "")  # raises, unless the input is missing: "3."
 
 
@@ -159,11 +165,12 @@ def apply_edits(
     drawn: List[InputRef] = []
     for edit in edits:
         ref, value = edit.ref, edit.value
-        current = inputs_of(prompt, ref.node_id).get(ref.input)
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        current = value_of(prompt, ref)
+        spec = spec_of(prompt, ref, object_info)
         if ref in drawn:
             drawn.remove(ref)
-        if value == "random" and is_seed(ref.input, spec) and isinstance(current, (int, float)):
+        has_seed = is_seed(ref.input, spec) and isinstance(current, (int, float))
+        if has_seed and value == "random":
             drawn.append(ref)
             continue
         if isinstance(value, str):
@@ -180,33 +187,33 @@ def set_inputs(
     Raises EditError for an input that the class does not have, that a link feeds, or that does not
     take its value. Where ``object_info`` does not have the class, values are not checked.
     """
-    class_type = class_of(prompt, node_id)
-    current = prompt[node_id]["inputs"]
     checked: Dict[str, Any] = {}
     for name, value in inputs.items():
-        spec = input_spec(object_info, class_type, name)
-        check_can_be_set(prompt, node_id, name, spec)
+        ref = InputRef(node_id, name)
+        spec = spec_of(prompt, ref, object_info)
+        check_can_be_set(prompt, ref, spec)
         try:
             checked[name] = check_value(spec, name, value)
         except EditError as error:
             message = f"{node_in_words(prompt, node_id)}: {error.message}"
             raise EditError(error.type, message, error.details) from None
-    node = {**prompt[node_id], "inputs": {**current, **checked}}
-    return {**prompt, node_id: node}, bool(object_info.get(class_type))
+    node = prompt[node_id]
+    changed = {**node, "inputs": {**node["inputs"], **checked}}
+    is_known = bool(object_info.get(class_of(prompt, node_id)))
+    return {**prompt, node_id: changed}, is_known
 
 
-def check_can_be_set(prompt: JsonObject, node_id: str, name: str, spec: DeclaredInput) -> None:
+def check_can_be_set(prompt: JsonObject, ref: InputRef, spec: DeclaredInput) -> None:
     """Raises EditError for an input that the node does not have, or that a link feeds."""
-    current = prompt[node_id]["inputs"]
-    if is_link(current.get(name)):
-        source = str(current[name][0])
-        message = f"{name} is fed by {node_in_words(prompt, source)}: set it there."
+    current = inputs_of(prompt, ref.node_id)
+    if is_link(current.get(ref.input)):
+        source = str(current[ref.input][0])
+        message = f"{ref.input} is fed by {node_in_words(prompt, source)}: set it there."
         raise EditError("linked_input", message, describe_nodes(prompt, [source]))
-    if name not in current and not spec.type:
-        inputs = nearest_first(name, sorted(map(str, current)), 20) or "none"
-        message = (
-            f"{node_in_words(prompt, node_id)} has no input {quote_name(name)}. It has: {inputs}."
-        )
+    if ref.input not in current and not spec.type:
+        node = node_in_words(prompt, ref.node_id)
+        names = nearest_first(ref.input, sorted(map(str, current)), 20) or "none"
+        message = f"{node} has no input {quote_name(ref.input)}. It has: {names}."
         raise EditError("no_such_input", message)
 
 
@@ -244,20 +251,27 @@ def seed_inputs(prompt: JsonObject, object_info: JsonObject) -> List[InputRef]:
         for name, value in inputs_of(prompt, node_id).items():
             if "seed" not in str(name).lower():
                 continue
-            spec = input_spec(object_info, class_of(prompt, node_id), name)
-            if type(value) is int and spec.type in ("INT", ""):
-                seeds[InputRef(node_id, name)] = None
-            elif is_link(value) and str(value[0]) in prompt:
-                seeds.update(dict.fromkeys(_seeds_in(prompt, str(value[0]), object_info)))
+            ref = InputRef(node_id, name)
+            if is_link(value):
+                feeding = _seeds_in(prompt, str(value[0]), object_info)
+                seeds.update(dict.fromkeys(feeding))
+            elif type(value) is int and spec_of(prompt, ref, object_info).type in ("INT", ""):
+                seeds[ref] = None
     return list(seeds)
 
 
 def _seeds_in(prompt: JsonObject, node_id: str, object_info: JsonObject) -> Iterator[InputRef]:
     """The numbers in a node that feeds a seed: PrimitiveInt has a ``value``."""
     for name, value in inputs_of(prompt, node_id).items():
-        spec = input_spec(object_info, class_of(prompt, node_id), name)
-        if type(value) is int and (name == "value" or is_seed(name, spec)):
-            yield InputRef(node_id, name)
+        ref = InputRef(node_id, name)
+        spec = spec_of(prompt, ref, object_info)
+        named_so = name == "value" or is_seed(name, spec)
+        if named_so and type(value) is int:
+            yield ref
+
+
+#: Every reader of JSON keeps numbers up to here exact (JavaScript's are exact up to 2**53).
+_SEED_RANGE = 2**50
 
 
 def draw_seeds(
@@ -268,15 +282,14 @@ def draw_seeds(
 ) -> Prompt:
     """A copy of ``prompt`` with new seeds; ``draw`` returns numbers in [0, 1).
 
-    They lie between the bounds of their inputs, in a range of at most 2**50: every reader of JSON
-    keeps such numbers exact (JavaScript's are exact up to 2**53).
+    They lie between the bounds of their inputs, at most ``_SEED_RANGE`` above the lower one.
     """
     seeds = {}
     for ref in random_inputs:
-        options = input_spec(object_info, class_of(prompt, ref.node_id), ref.input).options
+        options = spec_of(prompt, ref, object_info).options
         low = int(as_number(options.get("min")))
-        high = int(as_number(options.get("max"), 2.0**50))
-        high = min(high, max(low, 0) + 2**50)
+        high = int(as_number(options.get("max"), _SEED_RANGE))
+        high = min(high, max(low, 0) + _SEED_RANGE)
         seeds[ref] = low + int(draw() * (high - low + 1))
     return with_values(prompt, seeds)
 
@@ -291,7 +304,7 @@ def text_inputs(prompt: JsonObject, node_id: str) -> List[InputRef]:
     waiting = [node_id]
     while waiting:
         current = waiting.pop()
-        if current in seen or current not in prompt:
+        if current in seen:
             continue
         seen.add(current)
         links = []
@@ -314,23 +327,22 @@ def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
     counts as positive.
     """
     texts: List[InputRef] = []
-    seen: Set[Tuple[str, str]] = set()
-    # Links to follow, and the side that they are on.
-    waiting = [(link, role) for link in _sampler_links(prompt, role)]
-    waiting.reverse()
+    seen: Set[str] = set()
+    waiting = list(_sampler_links(prompt, role))
+    waiting.reverse()  # the first one is taken first
     while waiting:
-        link, side = waiting.pop()
-        node_id = str(link[0])
-        if node_id not in prompt or (node_id, side) in seen:
+        source, slot = waiting.pop()
+        node_id = str(source)
+        if node_id in seen:
             continue
-        seen.add((node_id, side))
+        seen.add(node_id)
         if "ZeroOut" in class_of(prompt, node_id):
             continue  # ConditioningZeroOut makes nothing of what it gets: there is no text
         own_texts = text_inputs(prompt, node_id)
         texts.extend(ref for ref in own_texts if ref not in texts)
         if not own_texts:
-            sources = _conditioning_links(inputs_of(prompt, node_id), link[1], side)
-            waiting.extend((source, side) for source in sources)
+            inputs = inputs_of(prompt, node_id)
+            waiting.extend(_conditioning_links(inputs, slot, role))
     return texts
 
 
@@ -348,13 +360,14 @@ def _sampler_links(prompt: JsonObject, role: str) -> Iterator[Sequence[Any]]:
                 yield inputs[name]
 
 
-def _conditioning_links(inputs: JsonObject, slot: int, side: str) -> Iterator[Sequence[Any]]:
+def _conditioning_links(inputs: JsonObject, slot: int, role: str) -> Iterator[Sequence[Any]]:
     """Where the conditioning at an output of a node comes from, the last of its inputs first."""
     if is_link(inputs.get("positive")) and is_link(inputs.get("negative")):
-        yield inputs["negative" if slot == 1 else "positive"]  # ControlNet: two in, two out
+        side = "negative" if slot == 1 else "positive"  # ControlNet: two in, two out
+        yield inputs[side]
         return
     for name, value in reversed(list(inputs.items())):
-        if is_link(value) and name.startswith(("cond", side)):
+        if is_link(value) and name.startswith(("cond", role)):
             yield value
 
 
@@ -373,9 +386,9 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
     if len(texts) == 1:
         return texts[0]
     if not texts:
-        every = [ref.node_id for node_id in prompt for ref in text_inputs(prompt, node_id)]
         message = f"{subject} has no text that can be set."
-        raise EditError("no_such_text", message, describe_nodes(prompt, every))
+        others = [ref.node_id for node_id in prompt for ref in text_inputs(prompt, node_id)]
+        raise EditError("no_such_text", message, describe_nodes(prompt, others))
     candidates = describe_nodes(prompt, [ref.node_id for ref in texts])
     if len(candidates) == 1:
         names = ", ".join(ref.input for ref in texts)
@@ -387,8 +400,11 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
 
 def _titled_texts(prompt: JsonObject, role: str) -> List[InputRef]:
     """The texts of nodes with ``role`` in their titles, for samplers whose links say nothing."""
-    titled = [node_id for node_id in prompt if role in node_title(prompt, node_id).lower()]
-    return [ref for node_id in titled for ref in text_inputs(prompt, node_id)]
+    texts: List[InputRef] = []
+    for node_id in prompt:
+        if role in node_title(prompt, node_id).lower():
+            texts.extend(text_inputs(prompt, node_id))
+    return texts
 
 
 # -- loaders ---------------------------------------------------------------------------------------
@@ -399,19 +415,22 @@ def upload_inputs(prompt: JsonObject, object_info: JsonObject) -> Dict[InputRef,
 
     The definitions mark them with ``image_upload`` and the like.
     """
-    uploads = {}
+    uploads: Dict[InputRef, str] = {}
     for node_id in prompt:
         for group in ("required", "optional"):
             specs = input_specs(object_info, class_of(prompt, node_id), group)
             for name, spec in specs.items():
-                if not spec.upload_mark or is_link(inputs_of(prompt, node_id).get(name)):
-                    continue
-                # "animated_image_upload" takes an image.
-                media = spec.upload_mark.rpartition("_upload")[0].rpartition("_")[2]
-                if media not in ("image", "video", "audio"):
-                    media = "file"
-                uploads[InputRef(node_id, name)] = media
+                ref = InputRef(node_id, name)
+                if spec.upload_mark and not is_link(value_of(prompt, ref)):
+                    uploads[ref] = _media_of(spec.upload_mark)
     return uploads
+
+
+def _media_of(upload_mark: str) -> str:
+    for media in ("image", "video", "audio"):
+        if upload_mark.endswith(f"{media}_upload"):  # animated_image_upload too
+            return media
+    return "file"
 
 
 def find_loaders(

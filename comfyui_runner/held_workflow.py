@@ -21,9 +21,9 @@ from typing import (
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
 from comfyui_runner.loading import Loaded
-from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed
+from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
 from comfyui_runner.server import Server
-from comfyui_runner.text import as_dict, one_line
+from comfyui_runner.text import one_line
 
 #: Uploads a file to a server once more; the value by which a node names it there.
 UploadAgain = Callable[[Server], str]
@@ -167,10 +167,5 @@ class HeldWorkflow:
         return [
             (ref, upload_again)
             for ref, (value, upload_again) in uploads
-            if _value_of(prompt, ref) == value
+            if value_of(prompt, ref) == value
         ]
-
-
-def _value_of(prompt: Mapping[str, Any], ref: InputRef) -> Any:
-    """The value of an input, None if ``prompt``, which may come from a client, does not have it."""
-    return as_dict(as_dict(prompt.get(ref.node_id)).get("inputs")).get(ref.input)

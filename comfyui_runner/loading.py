@@ -38,7 +38,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import UsageError, WorkflowError
-from comfyui_runner.nodes import MODEL_ENDINGS, InputRef, class_of, input_spec, inputs_of
+from comfyui_runner.nodes import MODEL_ENDINGS, InputRef, class_of, inputs_of, spec_of
 from comfyui_runner.problems import Problem
 from comfyui_runner.settings import Settings
 from comfyui_runner.summary import Summary, summarize
@@ -72,8 +72,11 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
 
 def find_example(name: str, folders: Sequence[str]) -> Optional[str]:
     """The path of the file ``name`` in the first of ``folders`` that has it, or None."""
-    paths = (os.path.join(folder, name) for folder in folders)
-    return next((path for path in paths if os.path.exists(path)), None)
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    return None
 
 
 def _read_workflow(path: str) -> bytes:
@@ -198,8 +201,9 @@ def edited_workflow(
 
 def _set_widget(node: Dict[str, Any], place: Any, name: str, value: Any) -> None:
     node["widgets_values"][place] = value
-    if name in as_dict(node.get("widgets_values_named")):  # newer frontends may read either
-        node["widgets_values_named"][name] = value
+    named_values = as_dict(node.get("widgets_values_named"))
+    if name in named_values:  # newer frontends may read either
+        named_values[name] = value
 
 
 # -- the settings' values --------------------------------------------------------------------------
@@ -257,7 +261,7 @@ def _set_seeds(
 ) -> Prompt:
     """A copy of ``prompt`` with the number of --seed in its ``seeds``. Raises UsageError."""
     for ref in seeds:
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
+        spec = spec_of(prompt, ref, object_info)
         fault_type = find_fault(spec, number)
         if fault_type is not None:
             fault = describe_fault(fault_type, spec, ref.input, number)
@@ -330,9 +334,10 @@ def path_on_this_machine(problem: Problem, workflow_folder: str) -> Optional[str
     Models are not uploaded.
     """
     value = problem.value
-    if problem.type not in ("custom_validation_failed", "value_not_in_list"):
+    is_about_a_file = problem.type in ("custom_validation_failed", "value_not_in_list")
+    if not is_about_a_file or not isinstance(value, str) or value.lower().endswith(MODEL_ENDINGS):
         return None
-    if not isinstance(value, str) or value.lower().endswith(MODEL_ENDINGS):
-        return None
-    paths = (value, os.path.join(workflow_folder, value))
-    return next((path for path in paths if os.path.isfile(path)), None)
+    for path in (value, os.path.join(workflow_folder, value)):
+        if os.path.isfile(path):
+            return path
+    return None

@@ -60,6 +60,11 @@ def inputs_of(prompt: JsonObject, node_id: str) -> Dict[str, Any]:
     return as_dict(as_dict(prompt.get(node_id)).get("inputs"))
 
 
+def value_of(prompt: JsonObject, ref: InputRef) -> Any:
+    """The value of an input, a link too; None for one that is not in the prompt."""
+    return inputs_of(prompt, ref.node_id).get(ref.input)
+
+
 def is_link(value: object) -> bool:
     """Whether an input's value is a link, ``[node_id, slot]``."""
     return (
@@ -68,6 +73,12 @@ def is_link(value: object) -> bool:
         and isinstance(value[0], (str, int))
         and isinstance(value[1], int)
     )
+
+
+def linked_nodes(prompt: JsonObject, node_id: str) -> List[str]:
+    """The ids of the nodes that a node's inputs link to, whether ``prompt`` has them or not."""
+    values = inputs_of(prompt, node_id).values()
+    return [str(value[0]) for value in values if is_link(value)]
 
 
 def upstream(prompt: JsonObject, node_ids: Iterable[str]) -> FrozenSet[str]:
@@ -79,19 +90,16 @@ def upstream(prompt: JsonObject, node_ids: Iterable[str]) -> FrozenSet[str]:
         if node_id in needed:
             continue
         needed.add(node_id)
-        sources = (str(value[0]) for value in inputs_of(prompt, node_id).values() if is_link(value))
+        sources = linked_nodes(prompt, node_id)
         waiting.extend(source for source in sources if source in prompt)
     return frozenset(needed)
 
 
 def planned_nodes(prompt: JsonObject, dropped: Iterable[str] = ()) -> FrozenSet[str]:
     """The nodes that will run, when ComfyUI has refused the output nodes ``dropped``."""
-    used = {
-        str(value[0])
-        for node_id in prompt
-        for value in inputs_of(prompt, node_id).values()
-        if is_link(value)
-    }
+    used: Set[str] = set()
+    for node_id in prompt:
+        used.update(linked_nodes(prompt, node_id))
     ends = set(prompt) - used
     if not ends:  # the links go in circles
         ends = set(prompt)
@@ -106,10 +114,16 @@ def node_title(prompt: JsonObject, node_id: str) -> str:
     known_id = node_in_prompt(prompt, node_id)
     if known_id is None:
         return one_line(node_id, 60)
-    title = as_dict(prompt[known_id].get("_meta")).get("title")
+    title = own_title(prompt, known_id)
+    return one_line(title or class_of(prompt, known_id) or node_id, 60)
+
+
+def own_title(prompt: JsonObject, node_id: str) -> str:
+    """The title that a person gave to a node of ``prompt``, or ""."""
+    title = as_dict(prompt[node_id].get("_meta")).get("title")
     if isinstance(title, str) and title.strip():
-        return one_line(title, 60)
-    return one_line(class_of(prompt, known_id) or node_id, 60)
+        return title
+    return ""
 
 
 def node_in_words(prompt: JsonObject, node_id: str) -> str:
@@ -207,8 +221,10 @@ class DeclaredInput(NamedTuple):
     @property
     def upload_mark(self) -> str:
         """``image_upload`` or the like where the input takes an uploaded file, else ""."""
-        marks = (name for name, is_on in self.options.items() if name.endswith("_upload") and is_on)
-        return next(marks, "")
+        for name, is_on in self.options.items():
+            if name.endswith("_upload") and is_on:
+                return name
+        return ""
 
 
 def parse_spec(declared: object) -> DeclaredInput:
@@ -230,17 +246,25 @@ def parse_spec(declared: object) -> DeclaredInput:
 
 def input_specs(object_info: JsonObject, class_type: str, group: str) -> Dict[str, DeclaredInput]:
     """The inputs of a class in a ``group``, "required" or "optional", by name."""
-    declared = as_dict(as_dict(object_info.get(class_type)).get("input"))
-    return {name: parse_spec(spec) for name, spec in as_dict(declared.get(group)).items()}
+    definition = as_dict(object_info.get(class_type))
+    declared = as_dict(as_dict(definition.get("input")).get(group))
+    return {name: parse_spec(spec) for name, spec in declared.items()}
 
 
 def input_spec(object_info: JsonObject, class_type: str, name: str) -> DeclaredInput:
     """An input of a class; its type is "" where it is not known."""
-    declared = as_dict(as_dict(object_info.get(class_type)).get("input"))
+    definition = as_dict(object_info.get(class_type))
+    groups = as_dict(definition.get("input"))
     for group in ("required", "optional"):
-        if name in as_dict(declared.get(group)):
-            return parse_spec(declared[group][name])
+        declared = as_dict(groups.get(group))
+        if name in declared:
+            return parse_spec(declared[name])
     return DeclaredInput()
+
+
+def spec_of(prompt: JsonObject, ref: InputRef, object_info: JsonObject) -> DeclaredInput:
+    """``input_spec()`` of an input in a prompt."""
+    return input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
 
 
 def is_seed(name: str, spec: DeclaredInput) -> bool:

@@ -86,9 +86,10 @@ def explain_answer(
 def _node_errors(answer: JsonObject, prompt: JsonObject) -> List[Tuple[str, str, Dict[str, Any]]]:
     """The node_id, the class_type and the error, of each error of a node."""
     errors = []
-    for node_id, node in as_dict(answer.get("node_errors")).items():
-        class_type = str(as_dict(node).get("class_type") or class_of(prompt, node_id))
-        for item in as_list(as_dict(node).get("errors")):
+    for node_id, value in as_dict(answer.get("node_errors")).items():
+        node = as_dict(value)
+        class_type = str(node.get("class_type") or class_of(prompt, node_id))
+        for item in as_list(node.get("errors")):
             errors.append((str(node_id), class_type, as_dict(item)))
     return errors
 
@@ -104,12 +105,12 @@ def dropped_outputs(answer: JsonObject) -> FrozenSet[str]:
 
 # -- errors of the whole prompt --------------------------------------------------------------------
 
-_PROMPT_HINTS = {
+_PROMPT_HINTS: Mapping[str, Tuple[str, ...]] = {
     "prompt_no_outputs": (
         "Nothing in it saves or shows a result: "
-        "add an output node, such as Save Image, and connect it."
+        "add an output node, such as Save Image, and connect it.",
     ),
-    "no_prompt": EXPORT_REMEDY,
+    "no_prompt": (EXPORT_REMEDY,),
 }
 
 
@@ -127,14 +128,19 @@ def explain_prompt_error(
     message = one_line(error.get("message") or "ComfyUI gave no reason", 500)
     node_id = _node_of_prompt_error(error)
     if node_id and error_type in ("missing_node_type", "invalid_prompt"):
-        class_type = class_of(prompt, node_id)
-        hint = INSTALL_HINT if class_type else EXPORT_REMEDY
-        title = node_title(prompt, node_id)
-        return [Problem(error_type, message, node_id, title, class_type, hints=(hint,))]
+        hint = INSTALL_HINT
+        if not class_of(prompt, node_id):
+            hint = EXPORT_REMEDY
+        return [_problem_of_node(error_type, message, prompt, node_id)._replace(hints=(hint,))]
 
     details = one_line(error.get("details") or "", 500)
-    hints = (_PROMPT_HINTS[error_type],) if error_type in _PROMPT_HINTS else ()
+    hints = _PROMPT_HINTS.get(error_type, ())
     return [Problem(error_type, _sentence(message, details), hints=hints)]
+
+
+def _problem_of_node(error_type: str, message: str, prompt: JsonObject, node_id: str) -> Problem:
+    title, class_type = node_title(prompt, node_id), class_of(prompt, node_id)
+    return Problem(error_type, message, node_id, title, class_type)
 
 
 def find_missing_classes(prompt: JsonObject, object_info: JsonObject) -> List[Problem]:
@@ -144,8 +150,7 @@ def find_missing_classes(prompt: JsonObject, object_info: JsonObject) -> List[Pr
         class_type = class_of(prompt, node_id)
         if object_info.get(class_type) == {}:
             message = f"the server does not have the class {one_line(class_type, 80)}."
-            title = node_title(prompt, node_id)
-            problem = Problem("missing_node_type", message, node_id, title, class_type)
+            problem = _problem_of_node("missing_node_type", message, prompt, node_id)
             problems.append(problem._replace(hints=(INSTALL_HINT,)))
     return problems
 
@@ -156,7 +161,9 @@ def _node_of_prompt_error(error: JsonObject) -> str:
         return str(node_id)
     # Older servers name it in the details alone: Node ID '#99'
     match = re.search(r"#([^']+)'", str(error.get("details")))
-    return match.group(1) if match else ""
+    if match is None:
+        return ""
+    return match.group(1)
 
 
 def _sentence(message: str, details: str) -> str:
@@ -231,12 +238,12 @@ def _explain_value(error: _NodeError) -> Problem:
 
 
 def _explain_mismatch(error: _NodeError) -> Problem:
-    link = as_list(error.extra.get("linked_node"))
-    source = str(link[0]) if link else ""
+    name, wanted = error.problem.input, describe_type(error.spec)
     received = one_line(error.extra.get("received_type"), 40)
+    link = as_list(error.extra.get("linked_node")) or [""]
+    node = node_in_words(error.prompt, str(link[0]))
     return error.to_problem(
-        f"{error.problem.input} needs {describe_type(error.spec)}, "
-        f"but {node_in_words(error.prompt, source)} gives {received}.",
+        f"{name} needs {wanted}, but {node} gives {received}.",
         "Connect it to an output of the right type.",
     )
 
@@ -338,9 +345,9 @@ def explain_failure(failure: JsonObject, prompt: JsonObject) -> Problem:
 def traceback_lines(failure: JsonObject, frames: Optional[int] = 2) -> List[str]:
     """The last ``frames`` frames of a node's traceback (None: all), as lines."""
     entries = [clean(entry).rstrip("\n") for entry in as_list(failure.get("traceback"))]
-    omitted = 0 if frames is None else max(len(entries) - frames, 0)
-    lines = []
-    if omitted:
+    lines, omitted = [], 0
+    if frames is not None and frames < len(entries):
+        omitted = len(entries) - frames
         lines.append(f"  ({plural(omitted, 'frame')} left out: --verbose shows all)")
     for entry in entries[omitted:]:
         # Python underlines what raised with "~~~^^^^".

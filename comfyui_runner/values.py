@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.nodes import DeclaredInput, nearest_first
 from comfyui_runner.text import one_line
+
+_CONVERTERS: Mapping[str, Callable[[Any], float]] = {"INT": int, "FLOAT": float}
 
 #: The types of JSON that an input of a type takes when it is set.
 _JSON_TYPES: Mapping[str, Tuple[type, ...]] = {
@@ -66,7 +68,7 @@ def find_fault(spec: DeclaredInput, value: Any) -> Optional[str]:
     What depends on more than the declaration is left to the server: a combo whose choices come from
     elsewhere, and a file to load, which may be in a subfolder or be "cat.png [output]".
     """
-    if spec.type in ("INT", "FLOAT"):
+    if spec.type in _CONVERTERS:
         return _find_fault_of_number(spec, value)
     if spec.choices is None or spec.upload_mark:
         return None
@@ -77,9 +79,8 @@ def find_fault(spec: DeclaredInput, value: Any) -> Optional[str]:
 
 
 def _find_fault_of_number(spec: DeclaredInput, value: Any) -> Optional[str]:
-    convert = int if spec.type == "INT" else float
     try:
-        number = convert(value)
+        number = _CONVERTERS[spec.type](value)
     except (ValueError, TypeError, OverflowError):
         return "invalid_input_type"
     low, high = spec.options.get("min"), spec.options.get("max")
@@ -154,7 +155,9 @@ def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) 
 
 def _hint_at_range(spec: DeclaredInput) -> List[str]:
     allowed = describe_range(spec.options.get("min"), spec.options.get("max"))
-    return [f"Allowed: {allowed}."] if allowed else []
+    if not allowed:
+        return []
+    return [f"Allowed: {allowed}."]
 
 
 def _hint_at_options(spec: DeclaredInput, name: str, value: Any) -> List[str]:
@@ -164,9 +167,10 @@ def _hint_at_options(spec: DeclaredInput, name: str, value: Any) -> List[str]:
     elif spec.choices is not None:
         hints.append("The server has none to choose from.")
     folder = _MODEL_FOLDERS.get(name)
-    if folder is not None:
-        put = "Or put" if hints else "Put"
-        hints.append(f"{put} the file into ComfyUI's models/{folder} folder.")
+    if folder is not None and hints:
+        hints.append(f"Or put the file into ComfyUI's models/{folder} folder.")
+    elif folder is not None:
+        hints.append(f"Put the file into ComfyUI's models/{folder} folder.")
     return hints
 
 

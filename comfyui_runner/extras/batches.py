@@ -12,7 +12,7 @@ from comfyui_runner.documents import Prompt, describe_json_type
 from comfyui_runner.edits import InputEdit, check_can_be_set, find_input, input_edit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.meter import Bar, Meter, divide
-from comfyui_runner.nodes import class_of, input_spec, inputs_of
+from comfyui_runner.nodes import spec_of, value_of
 from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import Phase, PromptState, run_seconds
 from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
@@ -56,9 +56,9 @@ def _read_csv_rows(lines: Iterable[str]) -> Iterator[Row]:
     csv.field_size_limit(1 << 26)  # texts may be long
     rest = iter(lines)
     first = next(rest, "")
-    delimiters = [mark for mark in ("\t", ",", ";") if mark in first]
-    delimiter = delimiters[0] if delimiters else ","
-    reader = csv.reader(itertools.chain([first], rest), delimiter=delimiter, strict=True)
+    delimiter = next((mark for mark in "\t,;" if mark in first), ",")
+    whole = itertools.chain([first], rest)
+    reader = csv.reader(whole, delimiter=delimiter, strict=True)
     header = _read_header(reader)
     for number, cells in enumerate(_read_cells(reader), 1):
         if isinstance(cells, csv.Error):
@@ -103,9 +103,8 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
     edits = []
     for name, value in row.values.items():
         ref = find_input(prompt, name)
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        current = inputs_of(prompt, ref.node_id).get(ref.input)
-        if value != "" or type_of_input(spec, current) == "STRING":
+        input_type = type_of_input(spec_of(prompt, ref, object_info), value_of(prompt, ref))
+        if value != "" or input_type == "STRING":
             edits.append(input_edit(ref, value))
     return edits
 
@@ -114,8 +113,7 @@ def check_columns(prompt: Prompt, names: Iterable[str], object_info: JsonObject)
     """Raises EditError for a column that no row can set, as it would fail every row."""
     for name in names:
         ref = find_input(prompt, name)
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        check_can_be_set(prompt, ref.node_id, ref.input, spec)
+        check_can_be_set(prompt, ref, spec_of(prompt, ref, object_info))
 
 
 def row_key(values: JsonObject) -> str:
@@ -166,8 +164,9 @@ class Tally(NamedTuple):
         if worked and self.seconds > 0:
             rows_per_second = worked / self.seconds
             words.append(_describe_pace(rows_per_second))
-            if self.total is not None and self.ended < self.total:
-                words.append(f"{duration((self.total - self.ended) / rows_per_second)} left")
+            left = (self.total or 0) - self.ended
+            if left > 0:
+                words.append(f"{duration(left / rows_per_second)} left")
         return ", ".join(words)
 
 

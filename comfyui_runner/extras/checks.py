@@ -13,11 +13,11 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_node,
-    input_spec,
     input_specs,
     inputs_of,
     is_link,
     is_seed,
+    spec_of,
     upstream,
 )
 from comfyui_runner.problems import (
@@ -154,9 +154,9 @@ def _settable_inputs(prompt: JsonObject, object_info: JsonObject) -> Iterator[_S
         for name, value in inputs_of(prompt, node_id).items():
             if is_link(value):
                 continue
-            spec = input_spec(object_info, class_of(prompt, node_id), name)
-            input_type = type_of_input(spec, value)
-            yield _Settable(InputRef(node_id, str(name)), value, spec, input_type)
+            ref = InputRef(node_id, str(name))
+            spec = spec_of(prompt, ref, object_info)
+            yield _Settable(ref, value, spec, type_of_input(spec, value))
 
 
 def describe_inputs(prompt: JsonObject, object_info: JsonObject) -> List[Dict[str, Any]]:

@@ -12,7 +12,7 @@ from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
 from comfyui_runner.loading import Loaded, offer_uploads
-from comfyui_runner.nodes import class_of, input_spec, inputs_of
+from comfyui_runner.nodes import spec_of, value_of
 from comfyui_runner.problems import Problem, explain_answer
 from comfyui_runner.reports import problem_report
 from comfyui_runner.saving import write_text_file
@@ -75,10 +75,9 @@ async def missing_files(loaded: Loaded, server: Server) -> List[Problem]:
     to_upload = {ref for ref, _ in loaded.uploads}
     errors: Dict[str, Any] = {}
     for ref in upload_inputs(prompt, object_info):
-        value = inputs_of(prompt, ref.node_id).get(ref.input)
-        spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        is_listed = value in (spec.choices or [])
-        if ref in to_upload or not isinstance(value, str) or is_listed:
+        value = value_of(prompt, ref)
+        is_listed = value in (spec_of(prompt, ref, object_info).choices or [])
+        if ref in to_upload or is_listed or not isinstance(value, str):
             continue
         if await bounded(server.has_input, value, seconds=server.limits.read):
             continue

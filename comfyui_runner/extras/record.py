@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping
 from comfyui_runner import __version__
 from comfyui_runner.conclusion import Ending
 from comfyui_runner.edits import seed_inputs
-from comfyui_runner.nodes import describe_nodes
+from comfyui_runner.nodes import describe_node, value_of
 from comfyui_runner.outputs import Output
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import write_text_file
@@ -54,7 +54,7 @@ def write_record(
 def seeds_of(run: Run) -> Dict[str, Any]:
     """The seeds that ran, by NODE.INPUT."""
     return {
-        f"{ref.node_id}.{ref.input}": run.prompt[ref.node_id]["inputs"][ref.input]
+        f"{ref.node_id}.{ref.input}": value_of(run.prompt, ref)
         for ref in seed_inputs(run.prompt, {})
     }
 
@@ -62,7 +62,7 @@ def seeds_of(run: Run) -> Dict[str, Any]:
 def node_times_of(run: Run) -> List[Dict[str, Any]]:
     """The nodes that ran, with the seconds that each of them took."""
     return [
-        {**describe_nodes(run.prompt, [node_id])[0], "seconds": round(seconds, 3)}
+        {**describe_node(run.prompt, node_id), "seconds": round(seconds, 3)}
         for node_id, seconds in run.state.finished.items()
     ]
 
