@@ -135,7 +135,7 @@ class Backend:
         return self.object_info
 
     def look_up_all(self, classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
-        """The definitions of every class, whichever are asked for. Raises HttpError or ServerError."""
+        """The definitions of every class, not only ``classes``. Raises HttpError, ServerError."""
         self.require_connection()
         self.object_info = self.server.all_object_info()
         return self.object_info

@@ -23,7 +23,7 @@ def encode_event(name: str, data: Any) -> bytes:
 class EventStream:
     """One client that listens: a queue of what it has not been sent yet.
 
-    put() may be called from any thread; send_until_end() runs in the thread of the client's connection.
+    put() is called from any thread, send_until_end() in the thread of the client's connection.
     """
 
     def __init__(self, prompt_id: Optional[str], queue_size: int) -> None:
@@ -36,8 +36,10 @@ class EventStream:
         return prompt_id is None or self.prompt_id in (None, prompt_id)
 
     def put(self, event: Optional[bytes]) -> None:
-        """Hand it an event, or None for the end. A client that reads too slowly is dropped: it connects
-        again and gets the state as it is then."""
+        """Hand it an event, or None for the end.
+
+        A client that reads too slowly is dropped: it connects again and gets the state anew.
+        """
         try:
             self._waiting.put_nowait(event)
         except queue.Full:

@@ -1,5 +1,8 @@
-"""Who may use the service. Its address is open to every program of this machine, and to every web page
-that a browser on it shows: a page needs no permission to make the browser send a request."""
+"""Who may use the service.
+
+Its address is open to every program of this machine, and to every web page that a browser on it
+shows: a page needs no permission to make the browser send a request.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ PATHS_WITHOUT_TOKEN = ("/login", "/health")
 
 
 class Guard(NamedTuple):
-    """Who may use the service: the names that it answers to, the origins that are allowed, the token."""
+    """The names that the service answers to, the origins that are allowed, and the token."""
 
     hosts: FrozenSet[str] = frozenset(("localhost", "127.0.0.1"))
     origins: FrozenSet[str] = frozenset()
@@ -38,9 +41,9 @@ class Guard(NamedTuple):
         )
 
     def _refuse_foreign_host(self, request: Request) -> Optional[HttpError]:
-        """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then is of the
+        """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then has the
         same origin as the service. The browser still sends Host: evil.example. An address in Host
-        cannot be made to point elsewhere, so it is taken."""
+        cannot be made to point elsewhere, so every address is taken."""
         host = request.headers.get("host", "")
         name = _host_name(host)
         if name == "" or name in self.hosts:
@@ -97,7 +100,7 @@ class Guard(NamedTuple):
         return HttpError(401, "unauthorized", message, headers=headers)
 
     def _origins_of(self, request: Request) -> FrozenSet[str]:
-        """The origins whose pages may send ``request``: the service's own, and those that are allowed."""
+        """The origins whose pages may send ``request``: its own, and those that are allowed."""
         host = request.headers.get("host", "")
         return self.origins | {f"http://{host}", f"https://{host}"}
 
@@ -148,10 +151,10 @@ def _host_name(host: str) -> str:
 def make_guard(
     host: str, token: Optional[str], no_token: bool, hosts: Sequence[str], origins: Sequence[str]
 ) -> Guard:
-    """The guard of a service that listens on ``host``: ``hosts`` are more names that it answers to,
-    ``origins`` those whose pages are allowed.
+    """The guard of a service that listens on ``host``.
 
-    Raises UsageError where other machines could use the service without a token, unless ``no_token``.
+    ``hosts`` are more names that it answers to, ``origins`` those whose pages are allowed.
+    Raises UsageError where other machines could use it without a token, unless ``no_token``.
     """
     is_local = host in ("localhost", "::1") or host.startswith("127.")
     if not is_local and not token and not no_token:

@@ -25,65 +25,69 @@ from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_see
 from comfyui_runner.server import Server
 from comfyui_runner.text import one_line
 
-#: Uploads a file to a server once more; the value by which a node names it there.
+#: Uploads a file to a server once more: the value by which a node names it there.
 UploadAgain = Callable[[Server], str]
 
 
-class EditedWorkflow(NamedTuple):
-    """A prompt with inputs set in it, its random seeds, and whether the values could be checked."""
+class HeldPrompt(NamedTuple):
+    """What is held at one moment. It is never changed: another one takes its place."""
+
+    prompt: Prompt
+    random_seeds: FrozenSet[InputRef]  # inputs that are drawn anew for each run
+    revision: int
+
+
+class EditedPrompt(NamedTuple):
+    """A held prompt with other values, and whether these could be checked."""
 
     prompt: Prompt
     random_seeds: FrozenSet[InputRef]
-    checked: bool
+    is_checked: bool
 
 
 def edit_inputs(
-    prompt: Prompt,
-    random_seeds: FrozenSet[InputRef],
-    node_id: str,
-    inputs: Mapping[str, Any],
-    object_info: Mapping[str, Any],
-) -> EditedWorkflow:
-    """Set inputs of one node. "random" for a seed has it drawn for each run; until then it keeps its value.
+    held: HeldPrompt, node_id: str, inputs: Mapping[str, Any], object_info: Mapping[str, Any]
+) -> EditedPrompt:
+    """Set inputs of one node, as set_inputs() does.
 
-    Raises EditError, as set_inputs() does, and where ``prompt`` does not have the node.
+    A seed that is set to "random" is drawn for each run; until then it keeps its value.
+
+    Raises EditError, also where the node is not held any more.
     """
-    if node_id not in prompt:
+    if node_id not in held.prompt:
         message = f"The workflow does not have the node {one_line(node_id, 40)} any more."
         raise EditError("no_such_node", message)
 
-    old_values = prompt[node_id]["inputs"]
+    class_type = class_of(held.prompt, node_id)
+    old_values = held.prompt[node_id]["inputs"]
     new_values = dict(inputs)
-    new_random_seeds = set(random_seeds)
+    random_seeds = set(held.random_seeds)
     for name, value in inputs.items():
         ref = InputRef(node_id, name)
-        new_random_seeds.discard(ref)
-        spec = input_spec(object_info, class_of(prompt, node_id), name)
+        random_seeds.discard(ref)
         can_be_drawn = (
-            is_seed(name, spec)
+            is_seed(name, input_spec(object_info, class_type, name))
             and name in old_values
             and not is_link(old_values[name])  # it is set in another node
         )
         if value == "random" and can_be_drawn:
-            new_random_seeds.add(ref)
+            random_seeds.add(ref)
             new_values[name] = old_values[name]
 
-    edited, checked = set_inputs(prompt, node_id, new_values, object_info)
-    return EditedWorkflow(edited, frozenset(new_random_seeds), checked)
+    prompt, is_checked = set_inputs(held.prompt, node_id, new_values, object_info)
+    return EditedPrompt(prompt, frozenset(random_seeds), is_checked)
 
 
 class HeldWorkflow:
-    """The held workflow. ``lock`` is the service's; ``on_change(revision)`` is called after each change.
+    """The held workflow, from its file or from a client.
 
-    A prompt is never changed: another one takes its place. Whoever has read ``prompt`` can go on with it.
+    ``lock`` is the service's. ``on_change(revision)`` is called after each change, under the lock.
     """
 
     def __init__(
         self, loaded: Loaded, lock: "threading.RLock", on_change: Callable[[int], object]
     ) -> None:
-        self.prompt = loaded.prompt
-        self.random_seeds: FrozenSet[InputRef] = frozenset(loaded.drawn)
-        self.revision = 1
+        self.now = HeldPrompt(loaded.prompt, frozenset(loaded.drawn), revision=1)
         self.path = loaded.path
         self._lock = lock
         self._on_change = on_change
@@ -92,50 +96,48 @@ class HeldWorkflow:
         #: inputs that name an uploaded file: their value, and how another server gets the file
         self._uploads: Dict[InputRef, Tuple[Any, UploadAgain]] = {}
         for ref, path in loaded.uploads:
-            value = loaded.prompt[ref.node_id]["inputs"].get(ref.input)
             upload_again = functools.partial(Server.upload_file, path=path)
-            self.remember_upload([ref], value, upload_again)
+            self.remember_upload([ref], value_of(loaded.prompt, ref), upload_again)
 
     def to_json(self) -> Dict[str, Any]:
         """The workflow's part of GET /status."""
         return {
             "file": self.path,
-            "nodes": len(self.prompt),
-            "revision": self.revision,
-            "changed": self.prompt != self._prompt_of_file,
+            "nodes": len(self.now.prompt),
+            "revision": self.now.revision,
+            "changed": self.now.prompt != self._prompt_of_file,
         }
 
     # -- holding ---------------------------------------------------------------------------------
 
     def hold(self, prompt: Prompt, random_seeds: Iterable[InputRef] = ()) -> int:
-        """Hold ``prompt``; its revision. Of ``random_seeds`` those count whose node it has."""
+        """Hold ``prompt``: its revision. Of ``random_seeds`` those count whose node it has."""
         with self._lock:
-            self.prompt = prompt
-            self.random_seeds = frozenset(ref for ref in random_seeds if ref.node_id in prompt)
-            self.revision += 1
-            self._on_change(self.revision)
-            return self.revision
+            seeds = frozenset(ref for ref in random_seeds if ref.node_id in prompt)
+            self.now = HeldPrompt(prompt, seeds, self.now.revision + 1)
+            self._on_change(self.now.revision)
+            return self.now.revision
 
-    def hold_edit(self, before: Prompt, edited: EditedWorkflow) -> Optional[int]:
-        """Hold an edit of ``before``; its revision, or None if something else is held by now."""
+    def hold_edit(self, before: HeldPrompt, edited: EditedPrompt) -> Optional[int]:
+        """Hold an edit of ``before``: its revision. None if something else is held by now."""
         with self._lock:
-            if self.prompt is not before:
+            if self.now is not before:
                 return None
             return self.hold(edited.prompt, edited.random_seeds)
 
     def hold_values(self, values: Mapping[InputRef, Any]) -> int:
-        """Set inputs of what is held now; its revision."""
+        """Set inputs of what is held now: its revision."""
         with self._lock:
-            return self.hold(with_values(self.prompt, values), self.random_seeds)
+            return self.hold(with_values(self.now.prompt, values), self.now.random_seeds)
 
     def hold_loaded(self, loaded: Loaded) -> int:
-        """Hold another workflow; its revision."""
+        """Hold another workflow: its revision."""
         with self._lock:
             self._before_edits = loaded
             return self.hold(loaded.prompt, loaded.drawn)
 
     def hold_file(self, loaded: Loaded) -> int:
-        """Hold what the workflow's file has now; its revision."""
+        """Hold what the workflow's file has now: its revision."""
         with self._lock:
             self._prompt_of_file = loaded.prompt
             return self.hold_loaded(loaded)
@@ -143,25 +145,27 @@ class HeldWorkflow:
     # -- running ---------------------------------------------------------------------------------
 
     def take_for_run(self, object_info: Mapping[str, Any]) -> Tuple[Prompt, Dict[str, Any]]:
-        """The prompt of the next run, and more fields of its POST /prompt. Random seeds are drawn, and stay
-        in the held workflow: somebody may like the picture."""
+        """The prompt of the next run, and more fields of its POST /prompt.
+
+        Random seeds are drawn, and stay in the held workflow: somebody may like the picture.
+        """
         with self._lock:
-            if self.random_seeds:
-                drawn = draw_seeds(self.prompt, self.random_seeds, random.random, object_info)
-                self.hold(drawn, self.random_seeds)
-            return self.prompt, self._before_edits.extra(self.prompt)
+            seeds = self.now.random_seeds
+            if seeds:
+                self.hold(draw_seeds(self.now.prompt, seeds, random.random, object_info), seeds)
+            return self.now.prompt, self._before_edits.extra(self.now.prompt)
 
     # -- uploads, behind a load balancer ---------------------------------------------------------
 
     def remember_upload(
         self, refs: Iterable[InputRef], value: Any, upload_again: UploadAgain
     ) -> None:
-        """Remember that ``refs`` were set to ``value``, a file that was uploaded."""
+        """Remember that ``refs`` are set to ``value``, a file that was uploaded."""
         with self._lock:
             self._uploads.update(dict.fromkeys(refs, (value, upload_again)))
 
     def uploads_of(self, prompt: Prompt) -> List[Tuple[InputRef, UploadAgain]]:
-        """The inputs of ``prompt`` that name a file which was uploaded, and how to upload it again."""
+        """The inputs of ``prompt`` that name an uploaded file, and how to upload it again."""
         with self._lock:
             uploads = list(self._uploads.items())
         return [

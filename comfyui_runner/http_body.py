@@ -9,8 +9,8 @@ from comfyui_runner.http_head import Head
 from comfyui_runner.messages import HttpError
 from comfyui_runner.text import size_in_words
 
-#: Bytes that are read and thrown away so that the connection can be used again. To read more of what
-#: nobody wants takes longer than a new connection.
+#: Bytes that are read and thrown away so that the connection can be used again. To read more of
+#: what nobody wants takes longer than a new connection.
 SMALL_REST = 1 << 16
 
 #: Bytes that are read at once.
@@ -20,9 +20,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RequestBody:
-    """The body of one request. Nothing of it is read before a route asks for it, so what is refused is
-    not received either.
+    """The body of one request.
 
+    Nothing of it is read before a route asks for it: a request that is refused costs no transfer.
     ``source`` is the file of the connection, ``send`` sends bytes to the client.
     """
 
@@ -36,8 +36,10 @@ class RequestBody:
         self._is_held_back = expectation.lower() == "100-continue"
 
     def read(self, limit: int) -> bytes:
-        """The body. Raises HttpError: 413 if it has more than ``limit`` bytes, 408 or 400 if it does not
-        come whole."""
+        """The body.
+
+        Raises HttpError: 413 for more than ``limit`` bytes, 408 or 400 if it does not come whole.
+        """
         return b"".join(self._pieces(limit))
 
     def save(self, limit: int, file: BinaryIO) -> None:

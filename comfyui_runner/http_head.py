@@ -1,9 +1,9 @@
 """Reading the head of an HTTP request: its first line and its headers. No socket is touched here.
 
-http.server's own reading will not do for a service that starts runs: it runs a request whose head was
-cut off by the end of the connection, and takes one of two Content-Lengths. What cannot be read with
-certainty is refused, and the connection is closed, because where the next request begins is then not
-certain either (RFC 9112, section 11.2: request smuggling).
+http.server's own reading will not do for a service that starts runs: it runs a request whose head
+was cut off by the end of the connection, and takes one of two Content-Lengths. What cannot be read
+with certainty is refused, and the connection is closed, because where the next request begins is
+then not certain either (RFC 9112, section 11.2: request smuggling).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SINGLE_HEADERS = ("host", "content-length", "transfer-encoding")
 #: A method or the name of a header (RFC 9110, section 5.6.2).
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
-#: What may stand in a target or a value: no control characters but the tab in a value (RFC 9110, section
-#: 5.5). Bytes from 0x80 on are let through: clients send UTF-8.
+#: What a target and a value may have: no control characters but the tab in a value (RFC 9110,
+#: section 5.5). Bytes from 0x80 on are let through: clients send UTF-8.
 _is_target = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
 _is_header_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
@@ -36,7 +36,7 @@ class HeadCutOff(ConnectionError):
 
 
 class Head(NamedTuple):
-    """A request, the length of its body in bytes, and whether the connection stays open afterwards."""
+    """A request, the length of its body in bytes, and whether more requests may follow."""
 
     request: Request
     body_length: int
@@ -46,10 +46,11 @@ class Head(NamedTuple):
 def parse_head(read_line: Callable[[int], bytes]) -> Head:
     """Read one head, line by line, up to its empty line.
 
-    ``read_line(limit)`` returns the next line with its end, or the first ``limit`` bytes of a longer one,
-    or what came before the end of the connection: readline() of a file does.
+    ``read_line(limit)`` returns the next line with its end, or the first ``limit`` bytes of a
+    longer one, or what came before the end of the connection: readline() of a file does.
 
-    Raises HttpError (400, 411 or 431) for a head that cannot be followed, HeadCutOff if it does not end.
+    Raises HttpError (400, 411 or 431) for a head that cannot be followed, and HeadCutOff for one
+    that does not end.
     """
     lines = _read_head_lines(read_line)
     method, target, version = _parse_request_line(next(lines, ""))
@@ -75,7 +76,7 @@ def _read_head_lines(read_line: Callable[[int], bytes]) -> Iterator[str]:
         bytes_left -= len(line)
 
         # A line ends with CR LF; LF alone is taken as well (RFC 9112, section 2.2). Any other CR is
-        # a control character, which the callers refuse: "\r\r\n" ends a line for some, for others not.
+        # a control character, which the callers refuse: for some, "\r\r\n" ends the head.
         end = 2 if line.endswith(b"\r\n") else 1
         text = line[:-end].decode("latin-1")
         if not text:
@@ -107,7 +108,7 @@ def _parse_header_line(line: str) -> Tuple[str, str]:
 
 
 def _add_header(headers: Dict[str, str], name: str, value: str) -> None:
-    """Put a header into ``headers``; one that was there already is continued (RFC 9110, section 5.3)."""
+    """Put a header into ``headers``. One that is there already becomes a list (RFC 9110, 5.3)."""
     if name not in headers:
         headers[name] = value
         return
@@ -129,7 +130,7 @@ def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
 
 
 def _body_length(headers: Dict[str, str]) -> int:
-    """The length of the body in bytes. Raises HttpError where it is not said, or not in a number."""
+    """The length of the body in bytes. Raises HttpError where it is not given as a number."""
     if "transfer-encoding" in headers:
         raise HttpError(411, "length_required", "Send a Content-Length, not a chunked body.")
     length = headers.get("content-length", "0")
@@ -139,7 +140,7 @@ def _body_length(headers: Dict[str, str]) -> int:
 
 
 def _keeps_alive(version: str, headers: Dict[str, str]) -> bool:
-    """Whether the client wants to send more requests over this connection (RFC 9112, section 9.3)."""
+    """Whether the client wants to use the connection again (RFC 9112, section 9.3)."""
     wish = headers.get("connection", "").lower()
     if "close" in wish:
         return False

@@ -1,6 +1,6 @@
-"""The sockets of continuous mode. The rules are elsewhere: http_head, http_body, guard, routes, messages.
+"""The sockets of continuous mode. Each connection has a thread.
 
-Each connection has a thread, which reads one request after the other and sends the answers.
+The rules are elsewhere: http_head and http_body read, service_routes answers.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ CLIENT_SECONDS = 30.0
 #: Seconds between two looks for heads that take too long, and for the end of the service.
 POLL_SECONDS = 0.1
 
-#: Bytes that are sent at once. Each piece has CLIENT_SECONDS, so a slow client gets a large answer too.
+#: Bytes that are sent at once. Each piece has CLIENT_SECONDS of its own.
 SEND_SIZE = 1 << 18
 
-#: Seconds, in all and for each piece, in which what a client still sends is taken before the connection
-#: is closed. To close with bytes unread resets the connection: the client might not see the answer.
+#: Seconds, in all and for each piece, in which what a client still sends is taken before the
+#: connection is closed. To close it with bytes unread resets it, and the answer may be lost.
 LINGER_SECONDS, LINGER_PIECE_SECONDS = 2.0, 1.0
 
 #: Stands for a request whose head could not be read.
@@ -149,7 +149,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
 
 
 class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """Listens at ``host`` and ``port`` (0: any free one). Raises OSError if that is not possible."""
+    """Listens at ``host`` and ``port`` (0: any free one). Raises OSError if it cannot."""
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # Windows would let two services share a port

@@ -17,7 +17,7 @@ Headers = Tuple[Tuple[str, str], ...]
 #: Bytes of a JSON body.
 JSON_LIMIT = 16 << 20
 
-#: Content types that a browser may open in place. Anything else is downloaded: HTML and SVG run scripts.
+#: Content types that a browser may open in place. Others are downloaded: HTML and SVG run scripts.
 INLINE_TYPES = re.compile(
     r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b"
 )
@@ -46,14 +46,14 @@ class Response(NamedTuple):
 
     @property
     def ends_with_connection(self) -> bool:
-        """Whether only the end of the connection says where the answer ends: an event stream does so."""
+        """Whether only the end of the connection ends the answer, as with an event stream."""
         if self.stream is None:
             return False
         return all(name != "Content-Length" for name, _ in self.headers)
 
 
 class HttpError(RunnerError):
-    """An answer that is not a success. ``type`` is its name for programs; ``headers`` are sent with it."""
+    """An answer that is not a success. ``type`` is its name for programs."""
 
     def __init__(
         self, status: int, type: str, message: str, details: Any = None, headers: Headers = ()
@@ -65,7 +65,7 @@ class HttpError(RunnerError):
         self.headers = headers
 
 
-# -- JSON ----------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 #: Browsers refuse the NaN and Infinity that Python writes unless it is forbidden to.
 _STRICT_ENCODER = json.JSONEncoder(allow_nan=False)
@@ -110,10 +110,10 @@ def parse_fields(
     return fields
 
 
-# -- errors --------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
-#: What ComfyUI refuses because of the request is passed on as the client's fault; any other status of
-#: ComfyUI's is a failure behind the service (503).
+#: What ComfyUI refuses because of the request is passed on as the client's fault; any other status
+#: of ComfyUI's is a failure behind the service (503).
 _STATUS_IF_COMFYUI_REFUSES = {400: 400, 403: 400, 404: 400, 413: 413}
 
 
@@ -147,12 +147,15 @@ def _words_of_class(class_: type) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_.__name__).lower()
 
 
-# -- heads of answers ----------------------------------------------------------------------------------
+# -- heads of answers ------------------------------------------------------------------------------
 
 
 def security_headers(page: bytes) -> Headers:
-    """Sent with every answer: a browser guesses no type, shows nothing in a frame, fetches nothing from
-    elsewhere, and runs no script but those of ``page``, which it knows by their hashes."""
+    """Sent with every answer.
+
+    A browser guesses no type, shows nothing in a frame, fetches nothing from elsewhere, and runs no
+    script but those of ``page``, which it knows by their hashes.
+    """
     scripts = re.findall(rb"<script>(.*?)</script>", page, re.S)
     hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
     allowed_scripts = " ".join(f"'sha256-{hash_}'" for hash_ in hashes)

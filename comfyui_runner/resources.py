@@ -1,4 +1,4 @@
-"""Files of the package that the program serves. The one-file build has their texts in the file itself."""
+"""Files of the package that the program serves. In the one file, their texts are part of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pkgutil
 
 
 def read_resource(name: str) -> str:
-    """The text of a file in extras/, with "\\n" at the ends of its lines: git may write others on Windows."""
+    """The text of a file in extras/. Its lines end with "\\n": on Windows git may write others."""
     data = pkgutil.get_data("comfyui_runner.extras", name)
     assert data is not None
     return data.decode().replace("\r\n", "\n")

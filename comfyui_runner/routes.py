@@ -1,7 +1,7 @@
 """The routes of continuous mode: what there is, and which route a request means.
 
-extras/openapi.json describes requests and answers; the tests compare it with this table and with what
-the service answers.
+extras/openapi.json describes requests and answers; the tests compare it with this table and with
+what the service answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Route(NamedTuple):
 
     method: str
     path: str  # {prompt_id} stands for one part
-    handler: str  # a method of ServiceRoutes
+    handler: str  # a method of RouteCall
     summary: str
     statuses: Tuple[
         int, ...
@@ -196,7 +196,7 @@ _FIXED_ROUTES = {(route.method, route.path): route for route in ROUTES if "{" no
 def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
     """The route that a request means, and the parts of its path ({"prompt_id": ...}).
 
-    HEAD is taken wherever GET is. Raises HttpError 404, or 405 with the methods that the path takes.
+    HEAD is taken wherever GET is. Raises HttpError 404, or 405 with what the path takes.
     """
     fixed_route = _FIXED_ROUTES.get((method, path))
     if fixed_route is not None:
@@ -226,8 +226,10 @@ def methods_of(path: str) -> List[str]:
 
 
 def options_response(path: str) -> Response:
-    """The answer to OPTIONS, which a browser also asks before a page of another origin may send something
-    (CORS preflight). Raises HttpError 404."""
+    """The answer to OPTIONS. Raises HttpError 404.
+
+    A browser asks so before a page of another origin may send something (CORS preflight).
+    """
     allowed = ", ".join(methods_of(path))
     headers = (
         ("Allow", allowed),

@@ -1,9 +1,12 @@
 """Continuous mode: the runs of the service, from POST /prompt to their end.
 
-The service lives in two worlds. *The loop*: an asyncio loop, in which the sessions follow the runs. *The
-threads*: one for each HTTP connection, in which the routes are answered. Methods that are coroutines, and
-what they call, run in the loop; the routes call the others. A thread enters the loop by run_in_loop(), and
-in no other way; what both worlds change is guarded by one lock.
+The service lives in two worlds:
+
+- the loop, in which the sessions follow the runs: coroutines, and what they call, run there;
+- the threads, one for each HTTP connection, in which the routes are answered.
+
+A thread calls into the loop by run_in_loop() and in no other way, and what both worlds change is
+guarded by one lock.
 """
 
 from __future__ import annotations
@@ -88,8 +91,8 @@ class Service:
         options: ServiceOptions,
         report: Callable[[Optional[str], Report], None],
     ) -> None:
-        # Held for moments, by both worlds, and never while something is awaited or asked of ComfyUI: the
-        # loop would stand still with it. Reentrant, because a change of the workflow is published under it.
+        # Taken by both worlds, for moments, and never while something is awaited or ComfyUI is
+        # asked: the loop would stand still. Reentrant: a new revision is published under it.
         self.lock = threading.RLock()
         self.options = options
         self.backend = Backend(servers)
@@ -127,8 +130,8 @@ class Service:
         if not check.has_changed:
             return
         if self.backend.connected:
-            await in_thread(self.backend.look_up, self.held.prompt)
-            self._publish_revision(self.held.revision)  # more is known of its inputs now
+            await in_thread(self.backend.look_up, self.held.now.prompt)
+            self._publish_revision(self.held.now.revision)  # more is known of its inputs now
         self.streams.publish("status", self.status())
 
     def report(self, run: Optional[Run], report: Report) -> None:
@@ -146,7 +149,7 @@ class Service:
         self._show(None, {"event": "notice", "message": message})
 
     def publish_changed_runs(self) -> None:
-        """Send a `run` event of each run that has changed, unless the last one was large and recent."""
+        """Send a `run` event of each run that has changed; not soon after a large one."""
         for record in self.records.take_changed():
             is_due = record.throttle.is_due(time.monotonic())
             if is_due or record.over.is_set():
@@ -171,8 +174,9 @@ class Service:
     async def launch(
         self, prompt: Prompt, extra: Mapping[str, Any]
     ) -> Tuple[RunRecord, Dict[str, Any]]:
-        """Submit a run and follow it: its record, and ComfyUI's answer. ``extra`` are more fields of POST
-        /prompt.
+        """Submit a run and follow it: its record, and ComfyUI's answer.
+
+        ``extra`` are more fields of POST /prompt.
 
         Raises HttpError 429 if too many runs wait, and what Session.submit() raises.
         """
@@ -211,7 +215,7 @@ class Service:
         return session, with_values(prompt, values)
 
     def _upload_again(self, prompt: Prompt, server: Server) -> Dict[InputRef, str]:
-        """Upload the files of ``prompt`` to ``server``: what it calls them. In a thread of its own."""
+        """Upload the files of ``prompt`` to ``server``: what it calls them. Blocks."""
         with self._uploading:
             uploads = self.held.uploads_of(prompt)
             return {ref: upload_again(server) for ref, upload_again in uploads}
@@ -254,7 +258,7 @@ class Service:
         await self._end(record, ending.report["message"])
 
     async def _follow_run(self, record: RunRecord) -> Optional[Stop]:
-        """Follow a run to its end, or cancel it when --timeout expires; who cancelled it, or None."""
+        """Follow a run to its end or to --timeout, which cancels it: who cancelled it, or None."""
         run, session = record.run, record.session
         try:
             await asyncio.wait_for(session.follow(run), self.options.timeout)
@@ -301,7 +305,7 @@ class Service:
     # -- in the threads --------------------------------------------------------------------------
 
     def run_in_loop(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """What ``work`` returns or raises, done in the loop. Raises ServerUnreachable after ``seconds``."""
+        """Do ``work`` in the loop: its result. Raises ServerUnreachable after ``seconds``."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(seconds)

@@ -22,7 +22,7 @@ VIEW_PARAMETERS = ("filename", "subfolder", "type", "preview", "channel")
 VIEW_REQUEST_HEADERS = ("Range", "If-Range", "If-None-Match")
 VIEW_ANSWER_HEADERS = ("Content-Length", "Content-Range", "Accept-Ranges", "ETag", "Last-Modified")
 
-#: ComfyUI's statuses that are about an upload itself. With 500 it answers a form that it cannot read.
+#: ComfyUI's statuses that are about an upload itself: 500 is a form that it cannot read.
 UPLOAD_REFUSALS = (400, 403, 413, 500)
 
 #: ComfyUI's statuses that are about the file of GET /view, and what the service answers: its 403 is
@@ -30,12 +30,15 @@ UPLOAD_REFUSALS = (400, 403, 413, 500)
 VIEW_REFUSALS = {400: 400, 403: 400, 404: 404, 416: 416}
 
 
-# -- uploads -------------------------------------------------------------------------------------------
+# -- uploads ---------------------------------------------------------------------------------------
 
 
 class UploadedFile:
-    """A multipart form with a file, spooled before ComfyUI gets it: a client that leaves in the middle
-    leaves nothing behind. Raises HttpError if the form does not come whole."""
+    """A multipart form with a file, spooled before ComfyUI gets it.
+
+    A client that leaves in the middle leaves nothing behind. Raises HttpError if the form does not
+    come whole.
+    """
 
     def __init__(self, body: RequestBody, limit: int, content_type: str) -> None:
         self._content_type = content_type
@@ -67,7 +70,7 @@ def require_form(request: Request) -> str:
 
 
 def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
-    """What the client is told when ComfyUI does not take its file; None if it is not the file's fault."""
+    """The answer when ComfyUI does not take a file; None if it is not the file's fault."""
     if error.status not in UPLOAD_REFUSALS:
         return None
     status = 413 if error.status == 413 else 400
@@ -75,7 +78,7 @@ def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
     return HttpError(status, "not_uploaded", message)
 
 
-# -- GET /view -----------------------------------------------------------------------------------------
+# -- GET /view -------------------------------------------------------------------------------------
 
 
 def open_view(request: Request, server: Server) -> Response:
@@ -146,7 +149,7 @@ def view_answer_headers(headers: Mapping[str, str], filename: str, opens_in_plac
 
 
 def view_refusal(error: ServerAnswer) -> HttpError:
-    """What the client is told when ComfyUI does not give a file."""
+    """The answer when ComfyUI does not give a file."""
     status = VIEW_REFUSALS.get(error.status)
     if status is None:
         return HttpError(503, "comfyui_unreachable", error.message)

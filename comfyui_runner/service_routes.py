@@ -1,4 +1,4 @@
-"""What the routes of continuous mode do: one method each. They run in the threads of the connections."""
+"""What the routes of continuous mode do: one method each, in the threads of the connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, 
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
 from comfyui_runner.guard import COOKIE
-from comfyui_runner.held_workflow import edit_inputs
+from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
 from comfyui_runner.messages import (
@@ -60,50 +60,75 @@ class ServiceRoutes:
         """The answer to a request, whatever happens. ``is_crowded``: only /health is answered."""
         try:
             if is_crowded and request.path != "/health":
-                return self._refuse_crowd()
+                raise too_many_connections()
             if request.method == "OPTIONS":
                 return options_response(request.path)
             refusal = self.guard.refusal(request)
             if refusal is not None:
-                return error_response(refusal)
+                raise refusal
 
             route, parts = find_route(request.method, request.path)
             if request.method == "HEAD" and route.handler in NOT_FOR_HEAD:
                 return Response(200)
-            handler: Callable[..., Response] = getattr(self, route.handler)
-            return handler(request, body, **parts)
-        except Exception as error:  # a fault of ours is an answer too, and the next request another
+            call = RouteCall(self, request, body)
+            handler: Callable[..., Response] = getattr(call, route.handler)
+            return handler(**parts)
+        except (
+            Exception
+        ) as error:  # of a fault of ours the client is told too, and the service goes on
             return error_response(error)
 
-    def _refuse_crowd(self) -> Response:
-        headers = (("Retry-After", "1"),)
-        message = "Too many connections are open."
-        return error_response(HttpError(503, "too_many_connections", message, headers=headers))
+
+def too_many_connections() -> HttpError:
+    """The answer when no more connections are served."""
+    headers = (("Retry-After", "1"),)
+    return HttpError(503, "too_many_connections", "Too many connections are open.", headers=headers)
+
+
+class RouteCall:
+    """One request, and what the service does for it: one method a route."""
+
+    def __init__(self, routes: ServiceRoutes, request: Request, body: RequestBody) -> None:
+        self.request = request
+        self.body = body
+        self.page = routes.page
+        self.guard = routes.guard
+        self.service = routes.service
+        self.backend = self.service.backend
+        self.held = self.service.held
+        self.records = self.service.records
+        self.options = self.service.options
+
+    def read_fields(
+        self, required: Mapping[str, type], optional: Mapping[str, type]
+    ) -> Dict[str, Any]:
+        """The fields of a JSON body. Raises HttpError as parse_fields() does."""
+        return parse_fields(self.body.read(JSON_LIMIT), required, optional)
 
     # -- the service itself ----------------------------------------------------------------------
 
-    def get_page(self, request: Request, body: RequestBody) -> Response:
+    def get_page(self) -> Response:
         """The page for browsers; the list of routes for all others."""
-        if self.page and "text/html" in request.headers.get("accept", ""):
+        if self.page and "text/html" in self.request.headers.get("accept", ""):
             return Response(200, self.page, "text/html; charset=utf-8")
-        lines = curl_lines("http://" + request.headers.get("host", "127.0.0.1"))
+        lines = curl_lines("http://" + self.request.headers.get("host", "127.0.0.1"))
         return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
 
-    def get_openapi(self, request: Request, body: RequestBody) -> Response:
+    def get_openapi(self) -> Response:
         """The OpenAPI document."""
         return Response(200, read_resource("openapi.json").encode())
 
-    def get_health(self, request: Request, body: RequestBody) -> Response:
+    def get_health(self) -> Response:
         """200 as long as this program runs."""
-        return json_response(200, {"status": "ok", "comfyui": self.service.backend.connected})
+        return json_response(200, {"status": "ok", "comfyui": self.backend.connected})
 
-    def get_status(self, request: Request, body: RequestBody) -> Response:
+    def get_status(self) -> Response:
         """The state of everything."""
         return json_response(200, self.service.status())
 
-    def log_in(self, request: Request, body: RequestBody) -> Response:
+    def log_in(self) -> Response:
         """A cookie for the token."""
-        fields = parse_fields(body.read(JSON_LIMIT), {"token": str}, {})
+        fields = self.read_fields({"token": str}, {})
         if not self.guard.is_token(fields["token"]):
             raise HttpError(403, "wrong_token", "This is not the token.")
         cookie = (
@@ -114,30 +139,32 @@ class ServiceRoutes:
 
     # -- the held workflow -----------------------------------------------------------------------
 
-    def get_workflow(self, request: Request, body: RequestBody) -> Response:
+    def get_workflow(self) -> Response:
         """The held workflow, with what can be set in it."""
         from comfyui_runner.extras.checks import form_fields  # only this route needs it
 
-        held = self.service.held
-        object_info = self.service.backend.look_up(held.prompt)
-        with self.service.lock:  # prompt, seeds and revision belong together
-            prompt, random_seeds, revision = held.prompt, held.random_seeds, held.revision
-        fields = form_fields(prompt, object_info, random_seeds)
-        answer = {"file": held.path, "revision": revision, "prompt": prompt, "fields": fields}
+        held = self.held.now
+        object_info = self.backend.look_up(held.prompt)
+        answer = {
+            "file": self.held.path,
+            "revision": held.revision,
+            "prompt": held.prompt,
+            "fields": form_fields(held.prompt, object_info, held.random_seeds),
+        }
         return json_response(200, answer)
 
-    def put_workflow(self, request: Request, body: RequestBody) -> Response:
+    def put_workflow(self) -> Response:
         """Another workflow takes the place of the held one, if it could run."""
-        document = parse_document(body.read(JSON_LIMIT), "The body")
-        conversion = make_prompt(document, self.service.backend.look_up_all)
+        document = parse_document(self.body.read(JSON_LIMIT), "The body")
+        conversion = make_prompt(document, self.backend.look_up_all)
         prompt = conversion.prompt
         object_info, problems = self._check(prompt)
         if problems:
             details = {"problems": [problem_as_json(problem) for problem in problems]}
             raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", details)
 
-        held = self.service.held
-        revision = held.hold_loaded(Loaded(prompt, held.path, document.workflow, conversion))
+        loaded = Loaded(prompt, self.held.path, document.workflow, conversion)
+        revision = self.held.hold_loaded(loaded)
         answer = {
             "nodes": len(prompt),
             "revision": revision,
@@ -150,121 +177,121 @@ class ServiceRoutes:
         """What is known of the nodes of ``prompt``, and what is wrong with it."""
         from comfyui_runner.extras.checks import check_prompt  # only PUT /workflow needs it
 
-        backend = self.service.backend
-        object_info = backend.look_up(prompt)
+        object_info = self.backend.look_up(prompt)
         problems = check_prompt(prompt, object_info)
         if problems:  # what was wrong when it was last looked up may have come meanwhile
-            object_info = backend.look_up(prompt, {problem.node_id for problem in problems})
+            object_info = self.backend.look_up(prompt, {problem.node_id for problem in problems})
             problems = check_prompt(prompt, object_info)
         return object_info, problems
 
-    def reset_workflow(self, request: Request, body: RequestBody) -> Response:
+    def reset_workflow(self) -> Response:
         """The workflow from its file, as it is there now."""
-        loaded = self.service.options.reload()
-        revision = self.service.held.hold_file(loaded)
+        loaded = self.options.reload()
+        revision = self.held.hold_file(loaded)
         return json_response(200, {"nodes": len(loaded.prompt), "revision": revision})
 
-    def update_prompt(self, request: Request, body: RequestBody) -> Response:
+    def update_prompt(self) -> Response:
         """Set a text."""
         known = {"node_id": str, "title": str, "type": str}
-        fields = parse_fields(body.read(JSON_LIMIT), {"text": str}, known)
-        node_name, role = name_of_node(fields), fields.get("type")
-        is_role_fine = role in ("positive", "negative") or (
-            role is None and node_name is not None  # the node is enough
-        )
-        if not is_role_fine:
+        fields = self.read_fields({"text": str}, known)
+        node_name = name_of_node(fields)
+        role = fields.get("type")
+        is_node_enough = role is None and node_name is not None
+        if role not in ("positive", "negative") and not is_node_enough:
             message = 'Name the text: "node_id", "title", or "type": "positive" or "negative".'
             raise HttpError(400, "missing_field", message)
-        ref = find_text(self.service.held.prompt, node_name, role)
+        ref = find_text(self.held.now.prompt, node_name, role)
         return self._edit(ref.node_id, {ref.input: fields["text"]})
 
-    def update_inputs(self, request: Request, body: RequestBody) -> Response:
+    def update_inputs(self) -> Response:
         """Set inputs of one node."""
         known = {"node_id": str, "title": str}
-        fields = parse_fields(body.read(JSON_LIMIT), {"inputs": dict}, known)
+        fields = self.read_fields({"inputs": dict}, known)
         node_name = name_of_node(fields)
         if node_name is None:
             raise HttpError(400, "missing_field", 'Name the node: "node_id" or "title".')
-        node_id = find_node(self.service.held.prompt, node_name)
+        node_id = find_node(self.held.now.prompt, node_name)
         return self._edit(node_id, fields["inputs"])
 
     def _edit(self, node_id: str, inputs: Mapping[str, Any]) -> Response:
         """Set inputs of the held workflow.
 
-        What is known of the nodes is looked up without the lock, as ComfyUI may be slow. If another edit
-        comes first, this one is made again, on what is held then.
+        ComfyUI, which may be slow, is asked without the lock. If another edit comes first, this one
+        is made again, on what is held then.
         """
-        held, backend = self.service.held, self.service.backend
-        look_up_again: Tuple[str, ...] = ()
         revision = None
         while revision is None:
-            with self.service.lock:  # they belong together
-                before, random_seeds = held.prompt, held.random_seeds
-            object_info = backend.look_up(before, look_up_again)
-            try:
-                edited = edit_inputs(before, random_seeds, node_id, inputs, object_info)
-            except EditError as error:
-                may_be_new = error.type == "value_not_in_list" and not look_up_again
-                if not may_be_new:
-                    raise
-                look_up_again = (node_id,)  # lists of files grow
-                continue
-            revision = held.hold_edit(before, edited)
+            before = self.held.now
+            edited = self._try_edit(before, node_id, inputs)
+            revision = self.held.hold_edit(before, edited)
         answer = {
             "node_id": node_id,
             "changed": inputs,
-            "checked": edited.checked,
+            "checked": edited.is_checked,
             "revision": revision,
         }
         return json_response(200, answer)
 
+    def _try_edit(self, held: HeldPrompt, node_id: str, inputs: Mapping[str, Any]) -> EditedPrompt:
+        """``held`` with inputs set in it. Raises EditError."""
+        object_info = self.backend.look_up(held.prompt)
+        try:
+            return edit_inputs(held, node_id, inputs, object_info)
+        except EditError as error:
+            if error.type != "value_not_in_list":
+                raise
+        object_info = self.backend.look_up(held.prompt, [node_id])  # lists of files grow
+        return edit_inputs(held, node_id, inputs, object_info)
+
     # -- uploads ---------------------------------------------------------------------------------
 
-    def upload_image(self, request: Request, body: RequestBody) -> Response:
+    def upload_image(self) -> Response:
         """Upload a file to ComfyUI, and set it in the nodes that load one."""
         self.service.require_comfyui()
-        content_type = require_form(request)
-        refs = self._find_loaders(request.query.get("node_id"))
-        file = UploadedFile(body, self.service.backend.upload_limit, content_type)
+        content_type = require_form(self.request)
+        refs = self._find_loaders(self.request.query.get("node_id"))
+        file = UploadedFile(self.body, self.backend.upload_limit, content_type)
         uploaded = self._upload(file, refs)
 
         names = {key: str(uploaded.get(key) or "") for key in ("name", "subfolder", "type")}
         node_ids = [ref.node_id for ref in refs]
-        held, backend = self.service.held, self.service.backend
-        backend.look_up(held.prompt, node_ids)  # their lists of files have grown
-        revision = held.hold_values(dict.fromkeys(refs, uploaded_value(uploaded)))
+        self.backend.look_up(self.held.now.prompt, node_ids)  # their lists of files have grown
+        revision = self.held.hold_values(dict.fromkeys(refs, uploaded_value(uploaded)))
         answer = {**names, "nodes": node_ids, "revision": revision}
-        if not self.service.options.auto_execute:
+        if not self.options.auto_execute:
             return json_response(200, answer)
         return json_response(202, {**answer, **self._run_held()})
 
     def _find_loaders(self, name: Optional[str]) -> List[InputRef]:
         """The inputs that a file is to be set in. Raises EditError if it is not clear which."""
-        prompt = self.service.held.prompt
-        loaders = upload_inputs(prompt, self.service.backend.look_up(prompt))
+        prompt = self.held.now.prompt
+        loaders = upload_inputs(prompt, self.backend.look_up(prompt))
         return find_loaders(prompt, loaders, name)
 
     def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> Dict[str, Any]:
-        """ComfyUI's answer to an upload. Behind a load balancer the file is kept for ``refs``: the servers
-        of the runs to come need it too."""
-        server = self.service.backend.server
+        """ComfyUI's answer to an upload.
+
+        Behind a load balancer the file is kept for ``refs``: the servers of the runs to come need
+        it too.
+        """
+        server = self.backend.server
         try:
             uploaded = file.upload(server)
         except ServerAnswer as error:
             file.close()
             raise upload_refusal(error) or error from None
         if server.affinity:
-            self.service.held.remember_upload(refs, uploaded_value(uploaded), file.upload_again)
+            self.held.remember_upload(refs, uploaded_value(uploaded), file.upload_again)
         else:
             file.close()
         return uploaded
 
     # -- runs ------------------------------------------------------------------------------------
 
-    def start_run(self, request: Request, body: RequestBody) -> Response:
+    def start_run(self) -> Response:
         """Run the held workflow."""
-        if request.method == "POST":
-            fields = parse_fields(body.read(JSON_LIMIT), {}, {})
+        if self.request.method == "POST":
+            fields = self.read_fields({}, {})
             if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
                 message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
                 raise HttpError(400, "not_supported", message)
@@ -272,7 +299,7 @@ class ServiceRoutes:
 
     def _run_held(self) -> Dict[str, Any]:
         """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
-        prompt, extra = self.service.held.take_for_run(self.service.backend.object_info)
+        prompt, extra = self.held.take_for_run(self.backend.object_info)
         try:
             record, _ = self.service.start(prompt, extra)
         except PromptRejected as error:
@@ -285,17 +312,17 @@ class ServiceRoutes:
             "ahead": record.run.state.ahead,
         }
 
-    def post_prompt(self, request: Request, body: RequestBody) -> Response:
+    def post_prompt(self) -> Response:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
         known = {"prompt": dict, "prompt_id": str, "extra_data": dict}
-        fields = parse_fields(body.read(JSON_LIMIT), {}, known)
+        fields = self.read_fields({}, known)
         extra = {key: fields[key] for key in fields if key not in ("prompt", "client_id")}
         prompt = fields.get("prompt")
         if prompt is None:
-            prompt, held_extra = self.service.held.take_for_run(self.service.backend.object_info)
+            prompt, held_extra = self.held.take_for_run(self.backend.object_info)
             extra = merge_extra(held_extra, extra)
         check_prompt_request(prompt, extra)
-        if self.service.records.get(extra.get("prompt_id")) is not None:
+        if self.records.get(extra.get("prompt_id")) is not None:
             raise HttpError(400, "invalid_prompt_id", "This prompt_id is taken.")
         try:
             _, answer = self.service.start(prompt, extra)
@@ -303,11 +330,11 @@ class ServiceRoutes:
             return json_response(400, error.answer)
         return json_response(200, answer)
 
-    def interrupt_run(self, request: Request, body: RequestBody) -> Response:
+    def interrupt_run(self) -> Response:
         """Stop the run that is named, else the one that is running, else the first that waits."""
-        fields = parse_fields(body.read(JSON_LIMIT), {}, {"prompt_id": str})
+        fields = self.read_fields({}, {"prompt_id": str})
         prompt_id = fields.get("prompt_id")
-        record = self.service.records.to_interrupt(prompt_id)
+        record = self.records.to_interrupt(prompt_id)
         if record is None:
             message = "No run of this service is running or waiting."
             if prompt_id is not None:
@@ -322,20 +349,19 @@ class ServiceRoutes:
         record.over.wait(INTERRUPT_WAIT)
         return json_response(200, {**answer, "message": record.message})
 
-    def get_runs(self, request: Request, body: RequestBody) -> Response:
+    def get_runs(self) -> Response:
         """The runs, newest first."""
-        runs = [record.to_json() for record in self.service.records.newest_first()]
+        runs = [record.to_json() for record in self.records.newest_first()]
         return json_response(200, {"runs": runs})
 
-    def get_run(self, request: Request, body: RequestBody, prompt_id: str) -> Response:
+    def get_run(self, prompt_id: str) -> Response:
         """One run, at once or when it has ended."""
-        records = self.service.records
-        record = records.get(prompt_id)
+        record = self.records.get(prompt_id)
         if record is None:
-            kept = f"the last {records.kept} are kept"
+            kept = f"the last {self.records.kept} are kept"
             message = f"No run of this service has this prompt_id ({kept})."
             raise HttpError(404, "no_such_run", message)
-        seconds = request.query.get("wait", "0")
+        seconds = self.request.query.get("wait", "0")
         if not _is_seconds(seconds):
             raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
         record.over.wait(min(float(seconds), MAX_WAIT))
@@ -343,10 +369,10 @@ class ServiceRoutes:
 
     # -- what happens ----------------------------------------------------------------------------
 
-    def get_events(self, request: Request, body: RequestBody) -> Response:
+    def get_events(self) -> Response:
         """Everything that happens, as it happens."""
-        prompt_id = request.query.get("prompt_id")
-        streams, records = self.service.streams, self.service.records
+        prompt_id = self.request.query.get("prompt_id")
+        streams, records = self.service.streams, self.records
 
         def send_events(send: Callable[[bytes], None]) -> None:
             with self.service.lock:  # nothing is published between the state and what follows it
@@ -361,22 +387,22 @@ class ServiceRoutes:
 
         return Response(200, type="text/event-stream", stream=send_events)
 
-    def get_preview(self, request: Request, body: RequestBody) -> Response:
+    def get_preview(self) -> Response:
         """The newest preview picture, of one run or of any."""
-        for record in self.service.records.newest_first(request.query.get("prompt_id")):
+        for record in self.records.newest_first(self.request.query.get("prompt_id")):
             preview = record.run.preview
             if preview is not None and INLINE_TYPES.match(preview.mime):
                 return Response(200, preview.image, preview.mime)
         message = "There is no preview. (ComfyUI sends them with --preview-method auto.)"
         raise HttpError(404, "no_preview", message)
 
-    def get_view(self, request: Request, body: RequestBody) -> Response:
+    def get_view(self) -> Response:
         """A file of ComfyUI's, passed on as it comes."""
-        record = self.service.records.get(request.query.get("prompt_id"))
-        server = self.service.backend.server
+        record = self.records.get(self.request.query.get("prompt_id"))
+        server = self.backend.server
         if record is not None:
             server = record.session.server  # behind a load balancer each run has its own
-        return open_view(request, server)
+        return open_view(self.request, server)
 
 
 def name_of_node(fields: Mapping[str, Any]) -> Optional[str]:
@@ -386,7 +412,7 @@ def name_of_node(fields: Mapping[str, Any]) -> Optional[str]:
 
 
 def merge_extra(held: Mapping[str, Any], requested: Mapping[str, Any]) -> Dict[str, Any]:
-    """More fields of POST /prompt for the held workflow: its own, and those of a request before them."""
+    """More fields of POST /prompt for the held workflow: those of a request, and its own."""
     merged = {**held, **requested}
     if "extra_data" in held and "extra_data" in requested:
         merged["extra_data"] = {**held["extra_data"], **requested["extra_data"]}
@@ -394,7 +420,7 @@ def merge_extra(held: Mapping[str, Any], requested: Mapping[str, Any]) -> Dict[s
 
 
 def check_prompt_request(prompt: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Raises HttpError 400 for what ComfyUI would answer with 500, and for a prompt_id that is not one."""
+    """Raises HttpError 400 for what ComfyUI would answer with 500, or for an odd prompt_id."""
     is_number_fine = isinstance(extra.get("number", 0), (int, float))
     are_targets_fine = isinstance(extra.get("partial_execution_targets", []), list)
     if not is_number_fine or not are_targets_fine:

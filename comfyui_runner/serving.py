@@ -106,7 +106,10 @@ def make_service(
 def listen(
     service: Service, servers: Sequence[Server], settings: Settings, console: Console
 ) -> HttpListener:
-    """Listen for requests, and show where. Raises UsageError if the port cannot be used, or is ComfyUI's."""
+    """Listen for requests, and show where.
+
+    Raises UsageError if the port cannot be used, or if ``servers`` lead to it.
+    """
     routes = ServiceRoutes(service, page=read_resource("console.html").encode())
     try:
         listener = HttpListener(routes, settings.host, settings.port)

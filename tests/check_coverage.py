@@ -19,12 +19,12 @@ PURE_MODULES = [
     "text", "documents", "extras/pictures", "nodes", "summary", "state", "outputs", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
     "values", "edits", "extras/checks", "extras/batches", "reports", "meter",
-    "guard", "messages", "routes", "http_head", "http_body",
+    "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
     "text", "workflow_documents", "state", "problems", "conversion", "edits", "values", "batches", "reports", "settings",
-    "guard", "messages", "routes", "http_head", "http_body",
+    "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

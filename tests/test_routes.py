@@ -11,7 +11,7 @@ from comfyui_runner import __version__
 from comfyui_runner.messages import HttpError
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ROUTES, curl_lines, find_route, options_response
-from comfyui_runner.service_routes import ServiceRoutes
+from comfyui_runner.service_routes import RouteCall
 
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
@@ -19,7 +19,7 @@ def test_every_route_is_found_by_its_method_and_path() -> None:
         found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
         assert found is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
-        assert callable(getattr(ServiceRoutes, row.handler))
+        assert callable(getattr(RouteCall, row.handler))
 
 
 def test_head_is_taken_wherever_get_is() -> None:

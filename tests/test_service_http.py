@@ -165,6 +165,8 @@ def test_a_malformed_head_is_answered_in_json(service: Middleware, comfyui: Any,
         b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nno colon here\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\r\n\r\n",
     ],
 )
 def test_nothing_behind_a_bad_head_is_answered(service: Middleware, comfyui: Any, head: bytes) -> None:
@@ -197,11 +199,38 @@ def test_a_body_that_breaks_off_changes_nothing(service: Middleware) -> None:
     assert service.held() == TEXTS
 
 
-def test_a_body_that_does_not_come_is_told_so(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [100, 1000000])
+def test_a_body_that_does_not_come_ends_the_connection(
+    service: Middleware, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     monkeypatch.setattr(service.listener, "client_seconds", 0.2)
-    for size in (100, 1000000):
-        answer = service.raw(b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n{" % size)
-        assert answer.status == 408, answer
+    head = b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n{"
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head % size)
+        answer = read_answer(file)
+        assert (answer.status, answer.headers["connection"]) == (408, "close"), answer
+        assert file.read() == b""
+
+
+def test_a_body_above_its_limit_ends_the_connection(service: Middleware) -> None:
+    head = b"PUT /workflow HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head % ((16 << 20) + 1))
+        answer = read_answer(file)
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        connection.sendall(b"GET /queue HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert file.read() == b""
+
+
+def test_no_answer_has_what_json_cannot_hold(service: Middleware) -> None:
+    prompt = {"1": node("KSampler", cfg=float("nan"), denoise=float("inf"))}
+    service.service.held.hold(prompt)
+    answer = service.get("/workflow")
+    assert answer.status == 200
+    assert json.loads(answer.body, parse_constant=pytest.fail)["prompt"]["1"]["inputs"] == {
+        "cfg": None,
+        "denoise": None,
+    }
 
 
 @pytest.mark.parametrize("part", [b"G", b"GET /queue HTTP/1.1\r\n", b"GET /queue HTTP/1.1\r\nHost: localhost\r\nX: "])
@@ -223,9 +252,13 @@ def test_64_connections_are_served_and_8_more_for_health(service: Middleware) ->
     connections = [service.connect() for _ in range(64)]
     try:
         wait_until(lambda: len(service.listener.open) == 64)
-        answer = service.get("/status")
-        assert (answer.status, answer.error) == (503, "too_many_connections")
-        assert "retry-after" in answer.headers
+        with service.connect() as crowded, crowded.makefile("rb") as file:
+            crowded.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+            answer = read_answer(file)
+            assert (answer.status, answer.error) == (503, "too_many_connections")
+            assert "retry-after" in answer.headers and answer.headers["connection"] == "close"
+            assert file.read() == b""  # its place is free for others
+        wait_until(lambda: len(service.listener.open) == 64)
         assert service.get("/health").status == 200
         wait_until(lambda: len(service.listener.open) == 64)
         connections += [service.connect() for _ in range(8)]

@@ -1,0 +1,134 @@
+"""The runs of the service as clients see them, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any, Dict, Iterator
+
+import pytest
+from support import node
+
+from comfyui_runner.addresses import parse_address
+from comfyui_runner.problems import Problem
+from comfyui_runner.run_records import RunRecord, RunRecords
+from comfyui_runner.runs import Run
+from comfyui_runner.server import Server
+from comfyui_runner.session import Session
+from comfyui_runner.state import NodeProgress, Phase
+
+PROMPT: Dict[str, Any] = {"1": node("KSampler", "Sampler"), "2": node("SaveImage", "Save")}
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A session that is not open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield Session(Server(parse_address("http://127.0.0.1:8188")), lambda run, report: None)
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def make_record(session: Session, prompt_id: str, phase: Phase = Phase.QUEUED, over: bool = False) -> RunRecord:
+    run = Run(PROMPT, prompt_id, time.monotonic(), asyncio.Event())
+    run.state = run.state._replace(phase=phase)
+    record = RunRecord(run, session)
+    if over:
+        record.over.set()
+    return record
+
+
+def make_records(kept: int = 200) -> RunRecords:
+    return RunRecords(threading.RLock(), kept)
+
+
+def test_a_run_is_shown_with_its_nodes_and_outputs(session: Session) -> None:
+    record = make_record(session, "a", Phase.RUNNING)
+    files = {"images": [{"filename": "b.png", "subfolder": "", "type": "output"}], "text": ["hello"]}
+    record.run.state = record.run.state._replace(
+        running={"1": NodeProgress(time.monotonic(), value=3.0, max=20.0)},
+        finished={"2": 1.23456},
+        outputs={"2": files},
+    )
+    shown = record.to_json()
+    assert shown["phase"] == "running" and shown["over"] is False
+    assert shown["running"] == [
+        {"node_id": "1", "title": "Sampler", "class_type": "KSampler", "value": 3.0, "max": 20.0}
+    ]
+    assert shown["nodes"] == [{"node_id": "2", "title": "Save", "class_type": "SaveImage", "seconds": 1.235}]
+    assert [output["url"] for output in shown["outputs"]] == ["view?filename=b.png&subfolder=&type=output", None]
+
+
+def test_problems_are_shown_with_their_fields(session: Session) -> None:
+    record = make_record(session, "a")
+    record.run.problems = [Problem("odd", "It is odd.", "1", hints=("Look at it.",))]
+    [problem] = record.to_json()["problems"]
+    assert (problem["node_id"], problem["type"], problem["hints"]) == ("1", "odd", ["Look at it."])
+
+
+def test_behind_a_load_balancer_a_file_is_on_the_server_of_its_run(session: Session) -> None:
+    session.server.cookies.affinity = {"SERVER": "1"}
+    record = make_record(session, "a/b")
+    files = {"images": [{"filename": "b.png"}]}
+    record.run.state = record.run.state._replace(outputs={"2": files})
+    [output] = record.to_json()["outputs"]
+    assert output["url"] == "view?filename=b.png&subfolder=&type=output&prompt_id=a/b"
+
+
+def test_runs_are_listed_newest_first(session: Session) -> None:
+    records = make_records()
+    first, second = make_record(session, "a"), make_record(session, "b", over=True)
+    for record in (first, second):
+        assert records.add(record, max_waiting=9)
+    assert records.newest_first() == [second, first]
+    assert records.newest_first("a") == [first] and records.newest_first("none") == []
+    assert records.not_over() == [first]
+    assert (records.get("b"), records.get("none"), records.get(None)) == (second, None, None)
+    records.clear()
+    assert records.newest_first() == []
+
+
+def test_only_so_many_may_wait(session: Session) -> None:
+    records = make_records()
+    assert records.add(make_record(session, "a", Phase.RUNNING), max_waiting=1)
+    assert records.add(make_record(session, "b", Phase.SUBMITTING, over=True), max_waiting=1)
+    assert records.count_waiting() == 0
+    assert records.add(make_record(session, "c", Phase.SUBMITTING), max_waiting=1)
+    assert not records.add(make_record(session, "d"), max_waiting=1)
+    assert records.count_waiting() == 1 and records.get("d") is None
+
+
+def test_the_oldest_that_have_ended_are_forgotten_and_no_others(session: Session) -> None:
+    records = make_records(kept=3)
+    for prompt_id, over in [("a", False), ("b", True), ("c", True), ("d", True), ("e", False)]:
+        records.add(make_record(session, prompt_id, over=over), max_waiting=9)
+    assert [record.prompt_id for record in records.newest_first()] == ["e", "d", "a"]
+    for prompt_id in ("f", "g"):
+        records.add(make_record(session, prompt_id), max_waiting=9)
+    assert [record.prompt_id for record in records.newest_first()] == ["g", "f", "e", "a"]
+
+
+def test_the_running_one_is_interrupted_before_the_first_that_waits(session: Session) -> None:
+    records = make_records()
+    assert records.to_interrupt(None) is None and records.running() is None
+    first, second = make_record(session, "a"), make_record(session, "b")
+    running, ended = make_record(session, "c", Phase.RUNNING), make_record(session, "d", Phase.RUNNING, over=True)
+    for record in (ended, first, second):
+        records.add(record, max_waiting=9)
+    assert records.to_interrupt(None) is first and records.running() is None
+    records.add(running, max_waiting=9)
+    assert records.to_interrupt(None) is running and records.running() is running
+    assert records.to_interrupt("b") is second
+    assert records.to_interrupt("d") is None and records.to_interrupt("none") is None
+
+
+def test_changes_are_taken_once(session: Session) -> None:
+    records = make_records()
+    record = make_record(session, "a")
+    records.add(record, max_waiting=9)
+    for prompt_id in ("a", "a", "forgotten"):
+        records.mark_changed(prompt_id)
+    assert records.take_changed() == [record]
+    assert records.take_changed() == []

@@ -1,0 +1,58 @@
+"""What the steps of continuous mode say, without a socket."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from comfyui_runner.addresses import parse_address
+from comfyui_runner.server import Server
+from comfyui_runner.serving import cannot_listen, is_own_address, url_of_service
+
+
+class WindowsError(OSError):
+    """An error of Windows, on any system."""
+
+    winerror = 10048
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EADDRINUSE, "x"), WindowsError(0, "x")])
+def test_a_port_in_use_is_named_with_another_one(error: OSError) -> None:
+    refusal = cannot_listen(error, "127.0.0.1", 8189)
+    assert (refusal.message, refusal.remedy) == ("Port 8189 is already in use.", "Choose another one: --port 8190")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (OSError("the name is not known"), "the name is not known"),
+    ],
+)
+def test_another_reason_is_not_called_a_port_in_use(error: OSError, reason: str) -> None:
+    refusal = cannot_listen(error, "gpu.example", 80)
+    assert refusal.message == f"The service cannot listen on gpu.example, port 80: {reason}."
+    assert refusal.remedy == "Check --host and --port."
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8189"),
+        ("0.0.0.0", "http://127.0.0.1:8189"),
+        ("::", "http://127.0.0.1:8189"),
+        ("::1", "http://[::1]:8189"),
+        ("gpu.example", "http://gpu.example:8189"),
+    ],
+)
+def test_the_address_for_a_browser(host: str, url: str) -> None:
+    assert url_of_service(host, 8189) == url
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [("http://localhost:8189", True), ("http://127.0.0.1:8188", False), ("http://192.0.2.1:8189", False)],
+)
+def test_a_server_that_is_the_service_itself(address: str, own: bool) -> None:
+    assert is_own_address(Server(parse_address(address)), 8189) is own
