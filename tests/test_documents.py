@@ -41,6 +41,17 @@ def test_every_setting_is_in_the_readme() -> None:
         assert hasattr(script, name) and name in readme
 
 
+def test_the_messages_under_troubleshooting_are_the_programs() -> None:
+    source = program_text()
+    table = read("README.md").partition("## Troubleshooting")[2].partition("\n## ")[0]
+    cells = re.findall(r"(?m)^\| (.*?) \| .* \|$", table)
+    messages = [message for cell in cells for message in re.findall(r"`([^`]* [^`]*)`", cell)]
+    assert len(messages) > 8
+    for message in messages:
+        for part in re.split(r"…|\d+", message):  # what differs from case to case
+            assert part.strip(" ().") in source, message
+
+
 def test_the_links_of_the_documents_lead_somewhere() -> None:
     for name in ("README.md", "docs/JSON.md", "docs/MIDDLEWARE.md", "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
