@@ -111,7 +111,7 @@ from comfyui_runner.terminal import (  # noqa: E402
 from comfyui_runner.threads import run_loop  # noqa: E402
 from comfyui_runner.watch import Watch  # noqa: E402
 
-# -- the two modes: a step that fails raises what ends the program with the status beside it -------
+# -- the two modes: a step that fails ends the program with the exit status in its comment ---------
 
 
 async def single_shot(settings: Settings, console: Console) -> ExitStatus:
@@ -125,24 +125,25 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
         confirm("Run it? [y/N] ", settings, console)  # NOT_CONFIRMED: the answer was no
 
         async def run_once(connection: Server) -> ExitStatus:
-            # The WebSocket comes first: what ComfyUI sends before it is open is never sent again.
+            # The WebSocket comes first: what ComfyUI has sent before it is open does not come again.
             async with Session(connection, console.report) as session:
                 await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
-                prompt = complete_prompt(workflow, uploaded)  # with new seeds, if they are random
+                prompt = complete_prompt(workflow, uploaded)  # draws seeds, where they are random
                 run = session.new_run(prompt, console.prompt_id, workflow.extra(prompt))
 
-                watch = Watch(session, run, settings, console)  # for Ctrl+C and --timeout
+                # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.
+                watch = Watch(session, run, settings, console)
                 with console.live(watch.meter):
                     await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses it
-                    await watch.until_stopped(session.follow)  # its progress, up to its end
+                    await watch.until_stopped(session.follow)  # reports its progress, to its end
 
-                # OK, PARTIAL, FAILED, INTERRUPTED, LOST, TIMEOUT, CANCELLED, or NOT_SAVED
                 ending = await conclude_run(session, run, watch.stop, settings, console)
-                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED
+                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
+                # OK, PARTIAL, FAILED, INTERRUPTED, LOST, NOT_SAVED, TIMEOUT, CANCELLED, TERMINATED
                 return ending.exit_status
 
-        # Once; more often only where --retries is given, and the server loses the run.
+        # Once; again only if the server loses the run, and --retries allows it.
         return await retry_lost_runs(run_once, server, settings, console)
 
 
@@ -162,7 +163,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         try:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console)
-            servers = await find_or_expect_servers(settings, comfyui, console)
+            servers = await find_or_expect_servers(settings, comfyui, console)  # ComfyUI may come later
         except Stopped:
             return ExitStatus.OK
 

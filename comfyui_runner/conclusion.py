@@ -21,7 +21,7 @@ from comfyui_runner.saving import (
 )
 from comfyui_runner.session import GONE, Session
 from comfyui_runner.state import Phase, PromptState, lost
-from comfyui_runner.threads import end_tasks, in_thread
+from comfyui_runner.threads import done_or_set, end_tasks, in_thread
 
 #: What cancels a run when --timeout expires, in the words of the reports.
 THE_TIMEOUT = "the timeout"
@@ -103,17 +103,9 @@ async def conclude(
     traceback are reported, instead of the last ones.
     """
     stop = stop_that_counts(run.state, stop)
-    traceback_frames = None if whole_traceback else TRACEBACK_FRAMES
-    failure = failure_report(run.state, run.prompt, traceback_frames)
-    if failure is not None:
-        session.report(run, failure)
-
+    report_failure(session, run, whole_traceback)
     outputs = collect_outputs(run.state.outputs, run.prompt)
-    will_be_saved = destination is not None and not destination.is_stopped
-    for output in outputs:
-        session.report(run, output_report(session, output, will_be_saved))
-    if run.received and destination is None:
-        session.report(run, websocket_notice(run))
+    report_outputs(session, run, outputs, destination)
 
     exit_status = exit_status_before_saving(run.state, bool(run.dropped), stop)
     saved: Optional[Dict[Output, str]] = None
@@ -122,11 +114,7 @@ async def conclude(
         rename = destination.rename
         saved, is_complete = await save_outputs(session, run, outputs, destination)
         if not is_complete:
-            stopped_with = destination.stopped_with()
-            server_is_gone = bool(session.server.gone)
-            if stopped_with is None and server_is_gone:
-                run.state = lost(run.state._replace(phase=Phase.RUNNING), GONE, time.monotonic())
-            exit_status = exit_status_if_not_saved(exit_status, stopped_with, server_is_gone)
+            exit_status = note_unsaved_outputs(session, run, destination, exit_status)
 
     end = end_report(
         run.state,
@@ -140,15 +128,45 @@ async def conclude(
     return Ending(exit_status, end, outputs, received_outputs(run, rename), saved)
 
 
-def output_report(session: Session, output: Output, will_be_saved: bool) -> Report:
-    """The report of one output, with its URL where it is a file."""
-    return {**output_entry(session, output), "event": "output", "will_be_saved": will_be_saved}
+def report_failure(session: Session, run: Run, whole_traceback: bool) -> None:
+    """Reports the node that failed, if one did."""
+    frames: Optional[int] = TRACEBACK_FRAMES
+    if whole_traceback:
+        frames = None
+    failure = failure_report(run.state, run.prompt, frames)
+    if failure is not None:
+        session.report(run, failure)
+
+
+def report_outputs(
+    session: Session, run: Run, outputs: List[Output], destination: Optional[Destination]
+) -> None:
+    """Reports what the run made."""
+    will_be_saved = destination is not None and not destination.is_stopped
+    for output in outputs:
+        report = {"event": "output", **output_entry(session, output)}
+        session.report(run, {**report, "will_be_saved": will_be_saved})
+    if run.received and destination is None:
+        session.report(run, websocket_notice(run))
 
 
 def output_entry(session: Session, output: Output) -> Dict[str, Any]:
     """An output's fields and its URL (None for a text)."""
-    is_file = output.text is None
-    return {**output._asdict(), "url": session.server.url_of(output) if is_file else None}
+    url = None
+    if output.text is None:
+        url = session.server.url_of(output)
+    return {**output._asdict(), "url": url}
+
+
+def note_unsaved_outputs(
+    session: Session, run: Run, destination: Destination, exit_status: ExitStatus
+) -> ExitStatus:
+    """The exit status of a run that is not saved as a whole; it is lost if its server is gone."""
+    stopped_with = destination.stopped_with()
+    server_is_gone = bool(session.server.gone)
+    if stopped_with is None and server_is_gone:
+        run.state = lost(run.state._replace(phase=Phase.RUNNING), GONE, time.monotonic())
+    return exit_status_if_not_saved(exit_status, stopped_with, server_is_gone)
 
 
 async def save_outputs(
@@ -188,10 +206,11 @@ async def save_unless_stopped(
     if stopping.is_set():
         return None
     task = asyncio.ensure_future(in_thread(save))
-    stop = asyncio.ensure_future(stopping.wait())
     try:
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        await done_or_set(task, stopping)
         await asyncio.wait([task], timeout=LAST_CHUNK)
-        return task.result() if task.done() else None
+        if task.done():
+            return task.result()
+        return None
     finally:
-        await end_tasks([task, stop])
+        await end_tasks([task])

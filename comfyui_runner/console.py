@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import Any, Awaitable, Callable, Iterator, List, Optional
+from typing import Awaitable, Callable, Iterator, Optional
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
@@ -14,7 +14,7 @@ from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.server import new_uuid
 from comfyui_runner.terminal import Printer, is_yes, report_error
-from comfyui_runner.threads import Result, end_tasks
+from comfyui_runner.threads import Result, done_or_set, end_tasks
 
 #: Seconds between two drawings of the moving part of the screen.
 DRAW_INTERVAL = 0.1
@@ -138,9 +138,4 @@ class Console:
         self, task: "asyncio.Future[Result]", timeout: Optional[float] = None
     ) -> None:
         """Waits until ``task`` is done, Ctrl+C or SIGTERM came, or ``timeout`` seconds are over."""
-        stop = asyncio.ensure_future(self.stop.wait())
-        either: List["asyncio.Future[Any]"] = [task, stop]
-        try:
-            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
+        await done_or_set(task, self.stop, timeout)

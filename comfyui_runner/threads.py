@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from typing import Any, Awaitable, Callable, Iterable, Optional, TypeVar
+from typing import Any, Awaitable, Callable, Iterable, List, Optional, TypeVar
 
 from comfyui_runner.errors import ServerUnreachable
 from comfyui_runner.text import duration
@@ -40,6 +40,18 @@ async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
 
     threading.Thread(target=work, daemon=True).start()
     return await future
+
+
+async def done_or_set(
+    task: "asyncio.Future[Any]", event: "asyncio.Event", timeout: Optional[float] = None
+) -> None:
+    """Waits until ``task`` is done, ``event`` is set, or ``timeout`` seconds are over."""
+    waiting = asyncio.ensure_future(event.wait())
+    either: List["asyncio.Future[Any]"] = [task, waiting]
+    try:
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:

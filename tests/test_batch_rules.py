@@ -1,0 +1,157 @@
+"""The rules of a batch, without a socket: how a failed row ends, which seeds and folders rows get."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Optional, Tuple
+
+import pytest
+
+from comfyui_runner.errors import (
+    ExitStatus,
+    PromptRejected,
+    RunnerError,
+    ServerAnswer,
+    ServerGone,
+    ServerUnreachable,
+    Stopped,
+    UsageError,
+)
+from comfyui_runner.extras.batch_files import Manifest, is_streamed, manifest_path, repeat_row
+from comfyui_runner.extras.batch_job import exit_status_of_failed_row, pattern_of_folder, stop_of_row
+from comfyui_runner.extras.batch_prompts import seed_of_repetition
+from comfyui_runner.extras.batches import Row, row_key
+from comfyui_runner.interrupts import Stop
+from comfyui_runner.settings import Settings
+from comfyui_runner.state import Phase, PromptState
+
+CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+
+def settings(**values: Any) -> Settings:
+    """The settings of a batch."""
+    return Settings("flow.json", True, "single_shot", False, ())._replace(**{"task": "batch", **values})
+
+
+# -- how rows end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UsageError("a wrong value"), ExitStatus.USAGE),
+        (PromptRejected("refused", answer={}), ExitStatus.REJECTED),
+        (ServerAnswer("too large", status=413), ExitStatus.REJECTED),
+        (ServerAnswer("it stumbled", status=500), ExitStatus.REJECTED),
+        (ServerAnswer("not allowed", status=401), None),
+        (ServerUnreachable("nothing answers"), None),
+        (Stopped("Ctrl+C"), None),
+    ],
+)
+def test_an_error_ends_its_row_or_the_whole_batch(error: RunnerError, expected: Optional[ExitStatus]) -> None:
+    assert exit_status_of_failed_row(error, is_lost_with_server=False, other_rows_can_run=True) is expected
+
+
+def test_an_answer_to_the_files_of_all_rows_ends_the_batch() -> None:
+    error = ServerAnswer("too large", status=413)
+    assert exit_status_of_failed_row(error, is_lost_with_server=False, other_rows_can_run=False) is None
+
+
+@pytest.mark.parametrize("error", [ServerGone("gone"), ServerAnswer("bad gateway", status=502)])
+def test_a_row_that_is_lost_with_its_server_is_lost_alone(error: RunnerError) -> None:
+    status = exit_status_of_failed_row(error, is_lost_with_server=True, other_rows_can_run=False)
+    assert status is ExitStatus.LOST
+
+
+@pytest.mark.parametrize(
+    ("phase", "has_dropped", "expected"),
+    [
+        (Phase.SUCCESS, False, ExitStatus.OK),
+        (Phase.SUCCESS, True, ExitStatus.PARTIAL),
+        (Phase.INTERRUPTED, False, ExitStatus.CANCELLED),
+        (Phase.ERROR, True, ExitStatus.CANCELLED),
+    ],
+)
+def test_a_row_that_had_succeeded_when_ctrl_c_came_is_done(
+    phase: Phase, has_dropped: bool, expected: ExitStatus
+) -> None:
+    state = PromptState("id")._replace(phase=phase)
+    assert stop_of_row(state, has_dropped, CTRL_C) == Stop("Ctrl+C", expected)
+    assert stop_of_row(state, has_dropped, None) is None
+
+
+# -- what rows get ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seed", "repeat", "expected"),
+    [
+        ("40", 3, (40, 41, 42, 40, 41, 42)),
+        ("40", 1, (None,) * 6),  # every row has that very number already
+        ("random", 3, (None,) * 6),
+        ("keep", 3, (None,) * 6),
+    ],
+)
+def test_seeds_count_up_in_each_repetition(seed: str, repeat: int, expected: Tuple[Optional[int], ...]) -> None:
+    options = settings(seed=seed, repeat=repeat)
+    assert tuple(seed_of_repetition(number, options) for number in range(1, 7)) == expected
+
+
+def test_repeated_rows_are_numbered_on() -> None:
+    row = Row(2, {"1.seed": 5})
+    assert [again.number for again in repeat_row(row, 3)] == [4, 5, 6]
+    assert {again.values["1.seed"] for again in repeat_row(row, 3)} == {5}
+    assert list(repeat_row(row, 1)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ""),
+        ({"name": "{name}"}, ""),
+        ({"output": "out"}, os.path.join("out", "{row}")),
+        ({"output": "out/{1.seed}"}, "out/{1.seed}"),
+        ({"output": "out", "name": "{row}-{name}"}, "out"),
+    ],
+)
+def test_each_row_has_a_folder_unless_a_pattern_says_otherwise(values: Any, expected: str) -> None:
+    assert pattern_of_folder(settings(**values)) == expected
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"manifest": "m.jsonl", "output": "out"}, "m.jsonl"),
+        ({"output": "out", "batch": "rows.csv"}, os.path.join("out", "manifest.jsonl")),
+        ({"output": "out/{row}", "batch": "a/rows.csv"}, "a/rows.manifest.jsonl"),
+        ({"batch": "rows.csv"}, "rows.manifest.jsonl"),
+        ({"batch": "-"}, "flow.manifest.jsonl"),
+        ({"batch": None}, "flow.manifest.jsonl"),
+        ({"workflow": "-", "batch": None}, "batch.manifest.jsonl"),
+    ],
+)
+def test_the_manifest_lies_beside_the_outputs_the_rows_or_the_workflow(values: Any, expected: str) -> None:
+    assert manifest_path(settings(**values)) == expected
+
+
+def test_rows_are_streamed_from_standard_input_alone_or_a_pipe(tmp_path: Any) -> None:
+    assert is_streamed("-")
+    assert not is_streamed(None)
+    assert not is_streamed(str(tmp_path)) and not is_streamed(str(tmp_path / "missing.csv"))
+
+
+def test_a_manifest_lists_a_row_as_done_that_has_the_same_values(tmp_path: Any) -> None:
+    path = str(tmp_path / "new" / "manifest.jsonl")
+    row, failed = Row(1, {"1.seed": 5}), Row(2, {"1.seed": 6})
+    with Manifest(path, resume=False) as manifest:
+        manifest.append({"row": 1, "key": row_key(row.values), "status": "done", "text": "\ud800"})
+        manifest.append({"row": 2, "key": row_key(failed.values), "status": "failed"})
+    again = Manifest(path, resume=True)
+    assert again.lists_as_done(row)
+    assert not again.lists_as_done(row._replace(values={"1.seed": 7}))
+    assert not again.lists_as_done(failed)
+    with pytest.raises(UsageError, match="manifest of an earlier batch"):
+        Manifest(path, resume=False)
