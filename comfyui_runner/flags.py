@@ -89,7 +89,7 @@ def read_yes_or_no(source: str, text: str) -> bool:
 
 
 def parse_flags(arguments: Sequence[str], defaults: Defaults) -> Any:
-    """The argparse namespace of ``arguments``; flags that were not given are None or False.
+    """The argparse namespace of ``arguments``.
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
@@ -286,7 +286,8 @@ def add_batch_flags(group: Any) -> None:
         "--in-flight",
         metavar="K",
         type=partial(read_whole_number, "--in-flight", at_least=1),
-        help="keep this many runs in ComfyUI's queue (default: 2)",
+        default=2,
+        help="keep this many runs in ComfyUI's queue (default: %(default)s)",
     )
     group.add_argument(
         "--manifest",
@@ -297,7 +298,8 @@ def add_batch_flags(group: Any) -> None:
         "--retries",
         metavar="N",
         type=partial(read_whole_number, "--retries"),
-        help="submit a run again if its server lost it, up to N times (default: 0)",
+        default=0,
+        help="submit a run again if its server lost it, up to N times (default: %(default)s)",
     )
     group.add_argument(
         "--resume",
@@ -342,7 +344,8 @@ def add_service_flags(group: Any) -> None:
         "--max-queue",
         metavar="N",
         type=partial(read_whole_number, "--max-queue"),
-        help="how many of our runs may wait (default: 16)",
+        default=16,
+        help="how many of our runs may wait (default: %(default)s)",
     )
     group.add_argument(
         "--auto-execute",

@@ -176,9 +176,10 @@ def failure_report(
 
 def exit_status_of(state: PromptState, dropped: bool) -> ExitStatus:
     """The exit status of a run that nobody stopped. ``dropped``: ComfyUI refused some outputs."""
-    if state.phase is Phase.SUCCESS:
-        return ExitStatus.PARTIAL if dropped else ExitStatus.OK
+    if state.phase is Phase.SUCCESS and dropped:
+        return ExitStatus.PARTIAL
     by_phase = {
+        Phase.SUCCESS: ExitStatus.OK,
         Phase.ERROR: ExitStatus.FAILED,
         Phase.INTERRUPTED: ExitStatus.INTERRUPTED,
         Phase.DELETED: ExitStatus.INTERRUPTED,
@@ -269,7 +270,9 @@ def _describe_cancelling(state: PromptState, prompt: Mapping[str, Any], outputs:
 def _at_node(state: PromptState, prompt: Mapping[str, Any]) -> str:
     """Where the run stopped: `` at "KSampler" (node 3)``, or nothing if that is unknown."""
     node_id = str(state.failure.get("node_id") or "")
-    return f" at {node_in_words(prompt, node_id)}" if node_id else ""
+    if not node_id:
+        return ""
+    return f" at {node_in_words(prompt, node_id)}"
 
 
 # -- in words ------------------------------------------------------------------------------------
@@ -278,7 +281,9 @@ def _at_node(state: PromptState, prompt: Mapping[str, Any]) -> str:
 def describe(report: Report) -> List[Line]:
     """What a person reads of a report; [] for those that only the meter or a program needs."""
     describe_event = _DESCRIPTIONS.get(report["event"])
-    return describe_event(report) if describe_event else []
+    if describe_event is None:
+        return []
+    return describe_event(report)
 
 
 def result_of(report: Report) -> Optional[str]:
@@ -289,7 +294,9 @@ def result_of(report: Report) -> Optional[str]:
     elif event == "listening":
         result = report["url"]
     elif event == "output" and not report["will_be_saved"]:
-        result = report["url"] if report["text"] is None else report["text"]
+        result = report["url"]
+        if report["text"] is not None:
+            result = report["text"]
     else:
         return None
     return str(result)
@@ -309,6 +316,11 @@ def is_about_trouble(report: Report) -> bool:
 def indent(lines: List[str]) -> List[Line]:
     """Lines that belong to the line above them."""
     return [("", f"    {line}") for line in lines]
+
+
+def style_of_result(is_good: bool) -> str:
+    """The style of a line that says how something ended."""
+    return "ok" if is_good else "bad"
 
 
 def describe_workflow(report: Report) -> List[Line]:
@@ -405,7 +417,7 @@ def describe_problem(report: Report) -> List[Line]:
 
 
 def describe_failure(report: Report) -> List[Line]:
-    node = _name_node(report) if report["node_id"] else "A node"
+    node = _name_node(report)
     message, *more = report["message"].split("\n")
     lines: List[Line] = [("bad", f"{node} raised {report['type']}: {message}")]
     lines += indent([line for line in more if line.strip()])
@@ -415,6 +427,8 @@ def describe_failure(report: Report) -> List[Line]:
 
 
 def _name_node(report: Report) -> str:
+    if not report["node_id"]:
+        return "A node"
     details = [report["class_type"], f"node {report['node_id']}"]
     return f'"{report["title"]}" ({", ".join(filter(None, details))})'
 
@@ -450,7 +464,8 @@ def describe_uploaded(report: Report) -> List[Line]:
 
 
 def describe_checked(report: Report) -> List[Line]:
-    return [("bad" if report["problems"] else "ok", report["message"])]
+    style = style_of_result(is_good=not report["problems"])
+    return [(style, report["message"])]
 
 
 def describe_exported(report: Report) -> List[Line]:
@@ -458,13 +473,13 @@ def describe_exported(report: Report) -> List[Line]:
 
 
 def describe_row(report: Report) -> List[Line]:
-    style = "ok" if report["status"] == "done" else "bad"
+    style = style_of_result(is_good=report["status"] == "done")
     first_line = report["message"].partition("\n")[0]
     return [(style, f"Row {report['row']}: {first_line}")]
 
 
 def describe_batch(report: Report) -> List[Line]:
-    style = "bad" if report["exit_status"] else "ok"
+    style = style_of_result(is_good=not report["exit_status"])
     return [(style, line) for line in report["message"].split("\n")]
 
 

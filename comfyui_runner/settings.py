@@ -117,14 +117,14 @@ def make_settings(
         save_run=flags.save_run,
         repeat=flags.repeat or 1,
         batch=flags.batch,
-        in_flight=flags.in_flight or 2,
+        in_flight=flags.in_flight,
         manifest=flags.manifest or "",
         resume=flags.resume,
-        retries=flags.retries or 0,
+        retries=flags.retries,
         name=flags.name or "",
         host=choose_host(flags),
         port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
-        max_queue=16 if flags.max_queue is None else flags.max_queue,
+        max_queue=flags.max_queue,
         guard=make_guard(
             choose_host(flags),
             choose(flags.token, "COMFYUI_RUNNER_TOKEN"),
@@ -168,14 +168,17 @@ def choose_servers(
     lines = environment.get("COMFYUI_HEADERS", "").splitlines()
     headers = [line for line in lines if line] + (flags.header or [])
     url = choose_value(flags.server, environment, "COMFYUI_URL", default=None, read=read_text)
-    urls = defaults.servers if url is None else (url,)
+    urls = defaults.servers
+    if url is not None:
+        urls = (url,)
     return tuple(parse_address(url, headers) for url in urls)
 
 
 def choose_seed(flags: Any) -> str:
     """--seed; runs that are repeated get new seeds, as they would all be the same otherwise."""
-    default = "random" if flags.repeat else "keep"
-    return flags.seed or default
+    if flags.seed is None and flags.repeat:
+        return "random"
+    return flags.seed or "keep"
 
 
 def choose_host(flags: Any) -> str:
@@ -202,7 +205,9 @@ def choose_task(flags: Any) -> str:
     if len(tasks) > 1:
         first, second = (name_task_flag(task, given) for task in tasks[:2])
         raise cannot_combine(first, second)
-    return tasks[0] if tasks else "run"
+    if tasks:
+        return tasks[0]
+    return "run"
 
 
 def flags_given(flags: Any) -> FrozenSet[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Dict, List, Mapping, Sequence
 
@@ -9,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 JsonObject = Mapping[str, Any]
 
 #: Escape sequences (CSI, and OSC up to its end), control characters (C0, DEL, C1), the marks that
-#: turn the direction of text, and lone surrogates: in a terminal they are commands or lies, not text.
+#: turn the direction of text, and lone surrogates: to a terminal these are commands, or lies.
 _UNPRINTABLE = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?"
     "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -24,33 +25,40 @@ def clean(text: object) -> str:
 def one_line(text: object, limit: int = 0) -> str:
     """``text`` cleaned, on one line, at most ``limit`` characters (0: any number)."""
     line = " ".join(clean(text).split())
-    return line if not limit or len(line) <= limit else line[: max(limit - 1, 0)] + "…"
+    is_short_enough = limit == 0 or len(line) <= limit
+    if is_short_enough:
+        return line
+    return line[: max(limit - 1, 0)] + "…"
 
 
 def duration(seconds: float) -> str:
     """``seconds`` as a person says it: "0.4 s", "12.3 s", "2:05", "1:02:03"."""
     if seconds < 59.95:
-        return "%.1f s" % max(seconds, 0.0)
-    whole = int(min(seconds, 1e9) + 0.5)
-    minutes, rest = divmod(whole, 60)
+        return f"{max(seconds, 0.0):.1f} s"
+    whole_seconds = int(min(seconds, 1e9) + 0.5)  # infinity is no int
+    minutes, seconds_left = divmod(whole_seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%d:%02d" % (minutes, rest)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds_left:02d}"
+    return f"{minutes}:{seconds_left:02d}"
 
 
 def size_in_words(count: float) -> str:
     """``count`` bytes as "512 B", "1.5 MB" (steps of 1024, as file managers show them)."""
     if count < 1024:
-        return "%d B" % count
+        return f"{count:.0f} B"
     for unit in ("KB", "MB"):
         count /= 1024
         if count < 1023.95:
-            return "%.1f %s" % (count, unit)
-    return "%.1f GB" % (count / 1024)
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} GB"
 
 
 def plural(count: int, noun: str) -> str:
     """``1 node``, ``2 nodes``."""
-    return "%d %s%s" % (count, noun, "" if count == 1 else "s")
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 def hide_secrets(text: str, secrets: Sequence[str]) -> str:
@@ -59,6 +67,11 @@ def hide_secrets(text: str, secrets: Sequence[str]) -> str:
         text = text.replace(secret, "***")
     return text
 
+
+# -- names of files ------------------------------------------------------------------------------
+
+#: Bytes of one part of a path: file systems allow 255, and a number or an ending may be added.
+PART_LIMIT = 200
 
 #: Names that Windows keeps for devices, with any ending (learn.microsoft.com, "Naming Files").
 _DEVICE_NAMES = re.compile(
@@ -69,26 +82,33 @@ _DEVICE_NAMES = re.compile(
 def safe_path_parts(subfolder: str, filename: str) -> List[str]:
     """The parts of a path below the output folder for what the server calls ``subfolder/filename``.
 
-    No part is empty, ``.`` or ``..``, holds a separator, a drive, a character that Windows forbids
-    or a control character, is a device name, or is longer than 200 bytes: the same on every system,
-    so a name never leads out of the folder, whatever the server says.
+    The same on every system, so that a name never leads out of the folder, whatever the server
+    says: each part is what safe_path_part() makes of it, and none is empty.
     """
-    parts = []
-    for part in re.split(r"[\\/]", subfolder + "/" + filename):
-        part = re.sub(r'[<>:"|?*]', "_", clean(part).replace("\n", "_")).rstrip(". ").lstrip(" ")
-        if _DEVICE_NAMES.match(part):
-            part = "_" + part
-        stem, dot, ending = part.rpartition(".")
-        if dot and len(ending) <= 16:
-            part = cut_to_bytes(stem, 200 - len(ending.encode()) - 1) + dot + ending
-        else:
-            part = cut_to_bytes(part, 200).rstrip(". ")
-        if part:
-            parts.append(part)
-    return parts or ["output"]
+    parts = re.split(r"[\\/]", f"{subfolder}/{filename}")
+    safe_parts = [safe_path_part(part) for part in parts]
+    return [part for part in safe_parts if part] or ["output"]
+
+
+def safe_path_part(part: str) -> str:
+    """``part`` of a path as every system takes it; "" if nothing is left of it.
+
+    It is not ``.`` or ``..``, holds no drive, no character that Windows forbids and no control
+    character, is not the name of a device, and is at most PART_LIMIT bytes long.
+    """
+    part = re.sub(r'[<>:"|?*\n]', "_", clean(part)).rstrip(". ").lstrip(" ")
+    if _DEVICE_NAMES.match(part):
+        part = f"_{part}"
+
+    stem, dot, ending = part.rpartition(".")
+    has_ending = dot and len(ending) <= 16
+    if has_ending:
+        return cut_to_bytes(stem, PART_LIMIT - len(f".{ending}".encode())) + f".{ending}"
+    return cut_to_bytes(part, PART_LIMIT).rstrip(". ")
 
 
 def cut_to_bytes(text: str, limit: int) -> str:
+    """The beginning of ``text`` whose UTF-8 has at most ``limit`` bytes."""
     return text.encode()[:limit].decode(errors="ignore")
 
 
@@ -98,41 +118,60 @@ def flat(text: str) -> str:
 
 
 def numbered_name(name: str, number: int) -> str:
-    """``name`` for the ``number``-th try: ``a.png``, then ``a (1).png``, as ComfyUI names uploads."""
+    """``name`` for a try: ``a.png``, then ``a (1).png`` and so on, as ComfyUI names uploads."""
     if not number:
         return name
     stem, dot, ending = name.rpartition(".")
-    return "%s (%d).%s" % (stem, number, ending) if dot and stem else "%s (%d)" % (name, number)
+    has_ending = dot and stem  # ".hidden" has none
+    if has_ending:
+        return f"{stem} ({number}).{ending}"
+    return f"{name} ({number})"
+
+
+# -- JSON from outside ---------------------------------------------------------------------------
+
+#: How deep JSON is passed on. Nothing that is meant to be read is deeper.
+DEPTH_LIMIT = 60
 
 
 def as_dict(value: object) -> Dict[str, Any]:
     """``value`` where it is a dict, else an empty one: what a server sends may be anything."""
-    return value if isinstance(value, dict) else {}
+    if isinstance(value, dict):
+        return value
+    return {}
 
 
 def as_list(value: object) -> List[Any]:
     """``value`` where it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
+    if isinstance(value, list):
+        return value
+    return []
 
 
 def as_number(value: object, default: float = 0.0) -> float:
     """``value`` where it is a finite number, else ``default`` (``NaN`` may come in JSON)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return default
-    return value if abs(value) < 1e300 else default
+    is_finite = abs(value) < 1e300
+    if not is_finite:
+        return default
+    return value
 
 
 def plain_json(value: object, depth: int = 0) -> Any:
-    """``value`` as strict JSON can hold it: ``NaN`` and infinities become null, keys text, and what
-    lies 60 levels deep "…"."""
-    if depth > 60:
+    """``value`` as strict JSON can hold it.
+
+    ``NaN`` and infinities become null, keys become texts, and what lies deeper than DEPTH_LIMIT
+    becomes "…".
+    """
+    if depth > DEPTH_LIMIT:
         return "…"
     if isinstance(value, dict):
         return {str(key): plain_json(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain_json(item, depth + 1) for item in value]
-    if isinstance(value, float):
-        return value if value - value == 0 else None
     if isinstance(value, bytes):
-        return "<%d bytes>" % len(value)
+        return f"<{len(value)} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value

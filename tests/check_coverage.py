@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "text", "documents", "extras/pictures", "nodes", "summary", "state", "outputs", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
-    "values", "edits", "extras/checks", "extras/batches", "reports", "meter",
+    "values", "edits", "extras/checks", "extras/batches", "reports", "meter", "settings",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]

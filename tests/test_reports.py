@@ -16,6 +16,7 @@ import comfyui_runner.state
 from comfyui_runner.events import Event
 from comfyui_runner.extras.batches import Tally, make_batch_meter
 from comfyui_runner.meter import Bar, Meter, describe_pace, make_meter
+from comfyui_runner.problems import Problem
 from comfyui_runner.reports import (
     PROGRESS_INTERVAL,
     Report,
@@ -24,8 +25,10 @@ from comfyui_runner.reports import (
     describe,
     end_report,
     exit_status_of,
+    failure_report,
     is_about_trouble,
     nodes_done,
+    problem_report,
     result_of,
 )
 from comfyui_runner.state import NOT_IN_QUEUE, NodeProgress, PromptState, Reading, reconcile, reduce
@@ -573,6 +576,31 @@ def test_the_exit_status_of_a_run(
     phase: comfyui_runner.state.Phase, dropped: bool, exit_status: comfyui_runner.errors.ExitStatus
 ) -> None:
     assert exit_status_of(new(phase), dropped) is exit_status
+
+
+FAILURE: Json = {
+    "node_id": "2", "exception_type": "ValueError", "exception_message": "boom\n",
+    "traceback": ["  File one\n", "  File two\n", "  File three\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("frames", "count"), [(None, 3), (2, 2)])
+def test_the_node_that_failed_is_reported_with_its_traceback(frames: Optional[int], count: int) -> None:
+    report = failure_report(new(Phase.ERROR, failure=FAILURE), PROMPT, frames)
+    assert report is not None
+    assert (report["event"], report["node_id"], report["title"]) == ("failure", "2", "Sampler")
+    assert len([line for line in report["traceback"] if "File" in line]) == count
+    assert lines(**report)[0] == '"Sampler" (KSampler, node 2) raised ValueError: boom'
+
+
+@pytest.mark.parametrize("state", [new(Phase.ERROR), new(Phase.SUCCESS, failure=FAILURE)])
+def test_a_run_in_which_no_node_failed_has_no_such_report(state: PromptState) -> None:
+    assert failure_report(state, PROMPT, None) is None
+
+
+def test_a_problem_is_reported_with_its_hints_as_json_has_them() -> None:
+    report = problem_report(Problem("value_not_in_list", "No such model.", "2", hints=("a.safetensors",)))
+    assert (report["event"], report["type"], report["hints"]) == ("problem", "value_not_in_list", ["a.safetensors"])
 
 
 # ------------------------------------------------------------------------------------------------
