@@ -115,7 +115,7 @@ class Process:
         """The next line that it prints."""
         line = self._lines.get(timeout=60)
         if not line:
-            raise SystemExit("%s ended with %s" % (self.child.args, self.child.wait(10)))
+            raise SystemExit("%r ended with %s" % (self.child.args, self.child.wait(10)))
         return line
 
     def kilobytes(self, name: str) -> Optional[int]:
@@ -251,8 +251,8 @@ def bench_events(middleware: Process) -> List[Row]:
     while time.monotonic() - heard < 2.0:  # a run that goes on is told at least twice a second
         ready = selector.select(0.5)
         for key, _ in ready:
+            assert isinstance(key.fileobj, socket.socket)
             connection = key.fileobj
-            assert isinstance(connection, socket.socket)
             data = connection.recv(1 << 18)
             if data:
                 received[connection].append(data)

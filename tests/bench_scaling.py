@@ -24,8 +24,9 @@ import tempfile
 import time
 from typing import Any, Dict, List
 
-from support import Environment, script, slow_prompt
+from support import script, slow_prompt
 
+from comfyui_runner.environment import Environment
 from comfyui_runner.session import Session
 from comfyui_runner.simulator import Simulator, draw
 from comfyui_runner.simulator.life import Life
@@ -62,7 +63,7 @@ class Watch:
             elif frame.startswith('{"type": "execution_success"') and len(self.window) == 1:
                 self.mark()
 
-        Session._receive = counted  # type: ignore[method-assign]
+        Session._receive = counted  # type: ignore[method-assign,assignment]
 
     def mark(self) -> None:
         """Takes the figures of now."""
@@ -81,7 +82,7 @@ class Watch:
 def follow(runs: int, arguments: List[str]) -> int:
     """The runner in this process; prints what was counted on standard error."""
     watch = Watch(runs)
-    status = script.main(Environment(arguments))
+    status: int = script.main(Environment(arguments))
     told = {"events": watch.events, "window": watch.window, "cpu": time.process_time()}
     sys.stderr.write("\n" + json.dumps(told) + "\n")
     return status
@@ -91,7 +92,7 @@ def simulate(count: int) -> int:
     """``count`` simulators in this process, until standard input ends; then how many events they sent."""
     picture = draw(128, 128, 1, ["A", "PREVIEW"])
     preview = picture.ljust(PREVIEW, b"\0")
-    Running.draw_preview = lambda *_: preview  # type: ignore[method-assign, assignment]  # it is not what is measured
+    Running.draw_preview = lambda *_: preview  # type: ignore[method-assign]  # it is not what is measured
     sent = [0]
     emit = Life.emit
 
@@ -101,7 +102,7 @@ def simulate(count: int) -> int:
                 sent[0] += 1
         emit(life, frame, sid)
 
-    Life.emit = counted  # type: ignore[method-assign]
+    Life.emit = counted  # type: ignore[method-assign,assignment]
     simulators = [Simulator().start() for _ in range(count)]
     print(json.dumps([simulator.port for simulator in simulators]), flush=True)
     sys.stdin.read()
@@ -121,7 +122,7 @@ def measure(runs: int, haproxy: str, seconds: float, servers: int = 0, repeat: i
             [*here, "--simulate", str(servers or runs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert simulators.stdin is not None and simulators.stdout is not None
-        balancer = None
+        balancer: Any = None
         try:
             ports = json.loads(simulators.stdout.readline())
             text = documented().replace("/run/haproxy/admin.sock", os.path.join(folder, "admin.sock"))
@@ -156,9 +157,11 @@ def measure(runs: int, haproxy: str, seconds: float, servers: int = 0, repeat: i
             simulators.stdin.close()
             sent, requests = map(int, simulators.stdout.readline().split())
         finally:
-            for process in filter(None, (balancer, simulators)):
-                process.kill()
-                process.wait()
+            if balancer is not None:
+                balancer.kill()
+                balancer.wait()
+            simulators.kill()
+            simulators.wait()
             for pipe in (simulators.stdin, simulators.stdout):
                 pipe.close()
     figures = {"lost": sent - told["events"], "runs": runs, "whole": whole, "busy": told["cpu"] / whole}
@@ -191,7 +194,7 @@ def main(arguments: List[str]) -> int:
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     lost = 0.0
     for runs in map(int, arguments or RUNS):
-        figures = measure(runs, haproxy, seconds=6.0 + runs / 8)
+        figures: Any = measure(runs, haproxy, seconds=6.0 + runs / 8)
         lost += abs(figures["lost"])
         figures.update(core=figures["core"] * 100, bytes=figures["bytes"] / (1 << 20))
         print(

@@ -2,7 +2,8 @@
 
     python tests/check_coverage.py
 
-The pure modules are measured with their own tests alone: what a story over sockets passes by chance is not tested by it.
+The pure modules are measured with their own tests alone: what a story over sockets reaches by chance, it does
+not test.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ PURE_MODULES = [
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
-    "text", "workflow_documents", "state", "problems", "conversion", "edits", "values", "batches", "reports", "settings",
-    "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
+    "text", "workflow_documents", "state", "problems", "conversion", "edits", "values", "batches", "reports",
+    "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

@@ -119,7 +119,7 @@ _fields = {
 }
 
 
-def _message(kind: str, fields: Json) -> Any:
+def _message(kind: str, fields: Any) -> Any:
     common = {"prompt_id": st.just("p"), "timestamp": numbers}
     return st.tuples(st.just(kind), st.fixed_dictionaries({}, optional={**common, **fields}))
 

@@ -74,7 +74,7 @@ def lint(python: str) -> int:
         # its command lint-imports finds no package that is not installed: python -c looks in this folder
         "layers": ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
         "vulture": ["-m", "vulture"],  # pyproject.toml says where, and which names only frameworks use
-        "mypy": ["-m", "mypy", *SCRIPTS],
+        "mypy": ["-m", "mypy", *SCRIPTS, "tests"],
         # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
         "vermin": ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
         "coverage": [os.path.join("tests", "check_coverage.py")],

@@ -71,7 +71,7 @@ class Events:
 
     def block(self) -> Optional[str]:
         """What stands before the next empty line; None at the end of the stream."""
-        lines = []
+        lines: List[bytes] = []
         while True:
             line = self.file.readline()
             if not line:
@@ -93,7 +93,7 @@ class Events:
 
     def until(self, condition: Callable[[str, Any], Any]) -> List[Tuple[str, Any]]:
         """The events up to the one that the condition is true for."""
-        seen = []
+        seen: List[Any] = []
         while True:
             event = self.next()
             assert event is not None, "the stream ended after %s" % seen

@@ -95,7 +95,7 @@ class SlowProxy(FaultProxy):
         await read_frame(reader)
 
 
-class _HurriedSelector(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
+class _HurriedSelector(selectors.DefaultSelector):
     """Waits for a part of the time that is asked for."""
 
     def __init__(self, factor: float) -> None:

@@ -160,7 +160,7 @@ class Studio:
             (headers[MARK], name, method, path)
             for name, server in self.servers.items()
             for method, path, headers in list(server.received)
-            if headers.get(MARK) in jars
+            if MARK in headers and headers[MARK] in jars
         ]
 
     def jars(self) -> Dict[str, "collections.Counter[str]"]:
@@ -388,7 +388,11 @@ def test_single_runs_go_where_the_fewest_are(studio: Studio, tmp_path: Any, work
     for number in range(3):
         out = str(tmp_path / str(number))
         started.append(Started("--server", studio.url, "--yes", "--image", str(picture), "-o", out, path))
-        wait_until(lambda n=number: sum(len(studio.ran(name)) for name in studio.names) > n, what="the run")
+
+        def has_run(number: int = number) -> bool:
+            return sum(len(studio.ran(name)) for name in studio.names) > number
+
+        wait_until(has_run, what="the run")
     for each in started:
         assert each.end().status == 0
     assert [len(studio.ran(name)) for name in studio.names] == [1, 1, 1]

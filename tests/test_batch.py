@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Set
 
 import pytest
 import requests
@@ -620,8 +620,12 @@ def test_rows_that_come_slowly_start_when_they_come(kind: str, batch: Batch) -> 
         for count, text in enumerate(texts, 1):
             typing.stdin.write((text if kind == "csv" else json.dumps({"3.text": text})) + "\n")
             typing.stdin.flush()
+
+            def is_done(count: int = count) -> bool:
+                return bool(manifest.exists()) and len(batch.lines(manifest)) == count
+
             wait_until(
-                lambda count=count: manifest.exists() and len(batch.lines(manifest)) == count,
+                is_done,
                 seconds=60.0,  # a busy machine starts the program slowly
                 what="the end of row %d" % count,
             )
@@ -949,7 +953,11 @@ def test_retries_that_are_used_up_leave_a_single_run_lost(batch: Batch) -> None:
 
     def restart() -> None:
         for count in (1, 2):
-            wait_until(lambda count=count: len(batch.simulator.executions) == count, what="run %d" % count)
+
+            def has_started(count: int = count) -> bool:
+                return len(batch.simulator.executions) == count
+
+            wait_until(has_started, what="run %d" % count)
             batch.simulator.restart()
             restarts.append(count)
 
@@ -966,7 +974,7 @@ def test_retries_that_are_used_up_leave_a_single_run_lost(batch: Batch) -> None:
 def test_the_events_of_a_run_name_its_row(batch: Batch) -> None:
     batch.csv("3.text", "one", "two", "three")
     result = batch("-o", str(batch.folder / "out"))
-    by_run: Dict[str, set] = {}
+    by_run: Dict[str, Set[Any]] = {}
     for event in result.events:
         if event["event"] in ("submitted", "started", "output", "saved", "end", "row"):
             by_run.setdefault(event["prompt_id"], set()).add((event["row"], event["event"]))

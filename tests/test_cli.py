@@ -557,7 +557,7 @@ def test_a_fault_of_the_runner_is_told_as_one(fault: Any, simulator: Any, workfl
     """At the start and in the middle."""
 
     def go(*arguments: str) -> Outcome:
-        options = {name: value() if value is Faulty else value for name, value in fault.items()}
+        options: Any = {name: value() if value is Faulty else value for name, value in fault.items()}
         return run("--server", simulator.url, "--yes", workflow_file(slow_prompt()), *arguments, **options)
 
     result = go()

@@ -955,7 +955,7 @@ def test_types_are_narrowed_along_a_row_of_switches() -> None:
     assert converted(workflow)["20"] == {"on_false": ["19", 0], "switch": False}
 
 
-def matching(template: str, allowed: Any = None) -> Json:
+def matching(template: str, allowed: Any = None) -> List[Any]:
     """The spec of an input whose type is that of what is connected, one of ``allowed``."""
     return [
         "COMFY_MATCHTYPE_V3",

@@ -508,7 +508,10 @@ def test_a_run_that_cannot_have_its_upload_leaves_no_connection(two: Tuple[List[
         server.faults.http_status = {"/upload/image": 502}
     for _ in range(3):
         assert service.post("/queue").status == 503
-    sockets = lambda: sum(len(server._server.life.sockets) for server in servers)  # noqa: E731
+
+    def sockets() -> int:
+        return sum(len(server._server.life.sockets) for server in servers)
+
     wait_until(lambda: sockets() == 1, 3.0, "the service's own connection alone")
 
 

@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Set
 
 import pytest
 import requests
-from support import ROOT, Environment, node, program_text, run, script, slow_prompt
+from support import ROOT, node, program_text, run, script, slow_prompt
 
+from comfyui_runner.environment import Environment
 from comfyui_runner.nodes import is_link
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ROUTES

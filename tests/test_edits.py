@@ -108,8 +108,8 @@ MANY = ["COMBO", {"options": ["a", "b", 3], "multiselect": True}]
         (["STRING"], ""), (["STRING", {"multiline": True}], "a\nfox"),
         (["BOOLEAN"], True), (["BOOLEAN", {}], False),
         (OLD, "heun"), (NEW, "heun"), ([["a", 3, True]], 3), ([["a"]], "a"), (MANY, ["a", 3]), (MANY, []), (MANY, "b"),
-        (["COMBO", {}], "a"), (["COMBO", {"remote": {}, "options": ["b"]}], "a"), ([["a"], {"image_upload": True}], "b"),
-        (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
+        (["COMBO", {}], "a"), (["COMBO", {"remote": {}, "options": ["b"]}], "a"),
+        ([["a"], {"image_upload": True}], "b"), (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
     ],
 )  # fmt: skip
 def test_a_value_that_fits_is_taken_as_it_is(spec: Any, value: Any) -> None:
@@ -206,6 +206,7 @@ def test_an_input_that_the_class_has_may_be_added() -> None:
 
 
 def test_without_object_info_only_links_are_looked_at() -> None:
+    unknown: Any
     for unknown in ({}, {"KSampler": {}}):
         after, checked = set_inputs(TEXTS, "5", {"steps": "many"}, unknown)
         assert not checked and after["5"]["inputs"]["steps"] == "many"
@@ -285,7 +286,13 @@ def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
 
 
 def test_a_guider_for_two_has_two_positive_texts_and_a_sampler_has_none_of_them() -> None:
-    inputs = {"model": ["99", 0], "cond1": ["1", 0], "cond2": ["2", 0], "conditioning": ["3", 0], "negative": ["4", 0]}
+    inputs: Any = {
+        "model": ["99", 0],
+        "cond1": ["1", 0],
+        "cond2": ["2", 0],
+        "conditioning": ["3", 0],
+        "negative": ["4", 0],
+    }
     prompt = {key: text(key) for key in "1234"}
     guided = {**prompt, "5": node("DualCFGGuider", **inputs)}
     assert prompt_texts(guided, "positive") == [Ref("1", "text"), Ref("2", "text"), Ref("3", "text")]

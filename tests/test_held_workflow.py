@@ -140,6 +140,7 @@ def test_a_file_is_uploaded_again_only_while_its_value_is_there() -> None:
     held, _ = make_held(uploads=((image, "/home/cat.png"),))
     [(ref, upload_again)] = held.uploads_of(PROMPT)
     assert ref == image and upload_again.keywords == {"path": "/home/cat.png"}  # type: ignore[attr-defined]
+    prompt: Any
     for prompt in ({}, {"2": "odd"}, {"2": {"inputs": 7}}, {"2": node("LoadImage", image="dog.png")}):
         assert held.uploads_of(prompt) == []
 

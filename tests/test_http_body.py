@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
-from typing import List
+from typing import List, Optional
 
 import pytest
 
@@ -16,7 +16,7 @@ from comfyui_runner.messages import HttpError, Request
 class Silent(io.BytesIO):
     """A connection that nothing more comes from."""
 
-    def read1(self, size: int = -1) -> bytes:
+    def read1(self, size: Optional[int] = -1) -> bytes:
         piece = super().read1(size)
         if not piece:
             raise socket.timeout
@@ -26,7 +26,7 @@ class Silent(io.BytesIO):
 class Broken(io.BytesIO):
     """A connection that breaks."""
 
-    def read1(self, size: int = -1) -> bytes:
+    def read1(self, size: Optional[int] = -1) -> bytes:
         raise ConnectionResetError
 
 

@@ -131,7 +131,8 @@ class Service:
                 env=environment,
             )
         told = re.compile(r"Continuous mode at http://[\d.]+:(\d+)\n")
-        wait_until(lambda: told.search(self.console) or self._process.poll() is not None, 20.0, "the service's start")
+        process = self._process
+        wait_until(lambda: told.search(self.console) or process.poll() is not None, 20.0, "the service's start")
         found = told.search(self.console)
         assert found, self.console
         self.port = int(found[1])
@@ -251,17 +252,20 @@ def visit(browser: Any, make_service: Callable[..., Service]) -> Iterator[Callab
 
     def watch(page: Any, url: str) -> None:
         own = (url + "/", "data:", "blob:" + url)
-        page.on("request", lambda request: request.url.startswith(own) or seen.foreign.append(request.url))
-        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-        page.on(
-            "console",
+
+        def watch_request(request: Any) -> None:
+            if not request.url.startswith(own):
+                seen.foreign.append(request.url)
+
+        def watch_console(message: Any) -> None:
             # an answer of 400 or none at all is shown there as well, and is what some stories are about
-            lambda message: (
-                message.type not in ("error", "warning")
-                or message.text.startswith("Failed to load resource")
-                or seen.complaints.append(message.text)
-            ),
-        )
+            is_of_a_story = message.text.startswith("Failed to load resource")
+            if message.type in ("error", "warning") and not is_of_a_story:
+                seen.complaints.append(message.text)
+
+        page.on("request", watch_request)
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        page.on("console", watch_console)
 
     def open_page(service: Service, beside: Any = None, ready: bool = True, **options: Any) -> Any:
         if beside is None:
@@ -592,7 +596,11 @@ def test_a_run_waits_moves_previews_and_shows_its_picture(make_service: Any, vis
     sampler = page.get_by_role("progressbar", name="Progress of KSampler")
     seen = []
     for value in (2, 5):
-        wait_until(lambda value=value: int(sampler.get_attribute("aria-valuenow") or 0) >= 10 * value, what="a step")
+
+        def has_reached(goal: int = 10 * value) -> bool:
+            return int(sampler.get_attribute("aria-valuenow") or 0) >= goal
+
+        wait_until(has_reached, what="a step")
         seen.append(int(overall.get_attribute("aria-valuenow")))
     assert 0 < seen[0] < seen[1] < 100
     expect(page.locator("#overall-text")).to_have_text("4 of 7 nodes")

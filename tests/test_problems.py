@@ -296,7 +296,7 @@ def prompt_error(kind: str, message: str, details: str = "", **extra: Any) -> Js
 )  # fmt: skip
 def test_a_model_that_the_server_does_not_have_goes_into_its_folder(name: str, folder: str) -> None:
     """Those of ComfyUI's folder_paths.py."""
-    about = {"input_name": name, "input_config": ["INT"], "received_value": "x"}
+    about: Any = {"input_name": name, "input_config": ["INT"], "received_value": "x"}
     (_, *hints) = explained(node_error("value_not_in_list", "", "", **about), PROMPT)
     assert hints == ["    Put the file into ComfyUI's models/%s folder." % folder]
 

@@ -175,7 +175,8 @@ def test_nodes_that_are_done_are_counted_once_and_only_ours() -> None:
 def steps_reported(*values: float, maximum: float = 100.0, seconds: float = 0.01) -> List[float]:
     """The steps that are reported of a node whose steps take ``seconds`` each."""
     throttle = Throttle(PROGRESS_INTERVAL)
-    state, reports, now = new(Phase.RUNNING, running={"2": NodeProgress(0.0)}), [], 0.0
+    reports: List[Any] = []
+    state, now = new(Phase.RUNNING, running={"2": NodeProgress(0.0)}), 0.0
     for value in values:
         now += seconds
         after = state._replace(running={"2": NodeProgress(0.0, value, maximum, now)})
@@ -413,11 +414,11 @@ def events_in_the_source() -> Iterator[str]:
         if isinstance(found, ast.Dict):
             for key, value in zip(found.keys, found.values):
                 if isinstance(key, ast.Constant) and key.value == "event" and isinstance(value, ast.Constant):
-                    yield value.value
+                    yield str(value.value)
         elif isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id == "node_report":
             (name, *_) = found.args
             assert isinstance(name, ast.Constant)
-            yield name.value
+            yield str(name.value)
 
 
 def test_every_report_has_its_words_or_needs_none() -> None:

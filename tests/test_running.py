@@ -254,7 +254,7 @@ def test_a_refused_prompt_names_node_input_value_and_what_is_allowed(simulator: 
 def with_lora(name: str) -> Dict[str, Any]:
     """A prompt with a list of so many options that the server's refusal leaves them out."""
     strengths = {"strength_model": 1.0, "strength_clip": 1.0}
-    sampling = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    sampling: Any = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors"),
         "2": node("LoraLoader", "Style", model=["1", 0], clip=["1", 1], lora_name=name, **strengths),
@@ -693,7 +693,7 @@ def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulat
 
     async def story() -> None:
         session = Session(Server(parse_address(proxy.url), PATIENT), lambda run, report: None)
-        run = session.new_run(slow_prompt(), copy["prompt_id"])
+        run = session.new_run(slow_prompt(), str(copy["prompt_id"]))
         run.repeated = True
         run.over.set()
         await session.follow(run)
@@ -755,7 +755,7 @@ def test_a_press_between_two_posts_ends_the_run_before_the_next(
 
     def between() -> bool:
         """The third try failed, and the prompt is looked for."""
-        return proxy.count("POST", "/prompt") == 3 and proxy.asked[-1].path != "/prompt"
+        return bool(proxy.count("POST", "/prompt") == 3 and proxy.asked[-1].path != "/prompt")
 
     press(between, "three tries")
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(absent=0.05, give_up=60.0))

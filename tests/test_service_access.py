@@ -72,6 +72,7 @@ def test_the_token_opens_the_door(simulator: Any) -> None:
         assert (wrong.status, wrong.error) == (403, "wrong_token")
         for odd in ({"token": "\ud800"}, {"token": "ü"}):
             assert program.post("/login", odd).status == 403
+        odd_type: Any
         for odd_type in ({}, {"token": 7}, []):
             assert program.post("/login", odd_type).status == 400
         login = program.post("/login", {"token": "s3cret-of-the-tests"})

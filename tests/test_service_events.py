@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from served import Middleware
@@ -57,7 +58,11 @@ def test_a_reader_that_is_too_slow_is_dropped(service: Middleware, monkeypatch: 
     wait_until(lambda: len(service.service.streams) == 2)
     for number in range(60):
         service.service.streams.publish("x", {"number": number, "text": "x" * 200000})
-        quick.until(lambda name, data, number=number: name == "x" and data["number"] == number)
+
+        def is_this_one(name: str, data: Any, number: int = number) -> bool:
+            return name == "x" and bool(data["number"] == number)
+
+        quick.until(is_this_one)
     assert len(service.service.streams) == 1
     quick.close()
     slow.close()

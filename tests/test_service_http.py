@@ -72,8 +72,9 @@ def test_many_requests_go_over_one_connection(service: Middleware) -> None:
             connection.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
             assert read_answer(file).status == status
         body = b'{"node_id": "none", "text": "a"}'
-        for path in (b"/update/prompt", b"/status", b"/nowhere"):  # read, and not read
-            connection.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 32\r\n\r\n%s" % (path, body))
+        for path in ("/update/prompt", "/status", "/nowhere"):  # read, and not read
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 32\r\n\r\n"
+            connection.sendall(head.encode() + body)
             assert read_answer(file).status in (400, 404, 405)
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)  # pipelined
         assert [read_answer(file).status for _ in range(3)] == [200, 200, 200]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List
+from typing import Any, List
 
 import pytest
 from served import LOADER, PNG, TWO_LOADERS, Make, Middleware, multipart, read_answer, submitted
@@ -49,7 +49,7 @@ def test_the_name_that_comfyui_gives_is_the_one_that_is_set(service: Middleware)
         ({"type": "output", "subfolder": "a/b"}, "a/b/f.png [output]"),
     ],
 )
-def test_every_field_of_the_upload_passes(service: Middleware, fields: Dict[str, str], value: str) -> None:
+def test_every_field_of_the_upload_passes(service: Middleware, fields: Any, value: str) -> None:
     service.hold(LOADER)
     assert service.upload(name="f.png", **fields).status == 200
     assert service.held()["1"]["inputs"]["image"] == value
@@ -116,6 +116,7 @@ def test_what_comfyui_refuses_is_told_with_400(service: Middleware) -> None:
     service.hold(LOADER)
     nothing = service.post("/upload/image", b"--cut--\r\n", Content_Type="multipart/form-data; boundary=cut")
     assert nothing.status == 400
+    fields: Any
     for fields in ({"subfolder": "../../.."}, {"subfolder": "/etc"}):
         answer = service.upload(name="out.png", **fields)
         assert answer.status == 400, answer

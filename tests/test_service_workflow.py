@@ -78,6 +78,7 @@ def test_a_workflow_that_cannot_run_here_is_refused_with_all_reasons(service: Mi
 
 def test_the_workflow_with_an_uploaded_picture_can_be_put_back(service: Middleware) -> None:
     service.hold(LOADER)
+    fields: Any
     for fields in ({}, {"subfolder": "deep"}, {"type": "temp"}):
         assert service.upload(name="fresh.png", **fields).status == 200
         held = service.held()

@@ -404,7 +404,7 @@ def test_where_nothing_is_to_be_changed_nobody_is_asked() -> None:
 
 
 def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
-    workflow = {"nodes": []}
+    workflow: Any = {"nodes": []}
     found = prepare_workflow(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
     assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran

@@ -92,7 +92,8 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("steps", "wrong_name", '"steps" does not name an input: write NODE.INPUT'), ("", "wrong_name", "does not name an input"),
+        ("steps", "wrong_name", '"steps" does not name an input: write NODE.INPUT'),
+        ("", "wrong_name", "does not name an input"),
         ("Füchse", "wrong_name", '"Füchse" does not name'),
         ("v1.6.text", "no_such_node", 'no node "v1.6". Nearest: v1.5'), (".text", "no_such_node", 'no node ""'),
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
@@ -171,7 +172,8 @@ def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
     ("text", "kind", "words"),
     [
         ("5.model=x", "linked_input", "is fed by"), ("5.colour=1", "no_such_input", "It has: "),
-        ("5.steps=0", "value_smaller_than_min", "Allowed: 1 to 100."), ("5.steps=random", "invalid_input_type", "random"),
+        ("5.steps=0", "value_smaller_than_min", "Allowed: 1 to 100."),
+        ("5.steps=random", "invalid_input_type", "random"),
         ("5.=1", "no_such_input", 'no input ""'),
     ],
 )  # fmt: skip
@@ -284,7 +286,8 @@ def test_a_wrong_value_is_told_as_the_server_tells_it(spec: Any, value: Any, kin
     [
         (INT, "12"), (INT, 1), ([["a"]], "a"), ([["a"], {"image_upload": True}], "b"), (["COMBO", {"remote": {}}], "b"),
         ([["a", "b"]], {"__value__": ["a"]}), (["IMAGE"], ["2", 0]), (["INT"], ["2", 1]), (["*"], ["2", 0]),
-        (["FLOAT , MASK"], ["2", 1]), ([["a"]], ["2", 2]), (["IMAGE"], ["2", 3]), (["COMFY_DYNAMICCOMBO_V3", {}], 7), (["COMBO"], ["2", 0]),
+        (["FLOAT , MASK"], ["2", 1]), ([["a"]], ["2", 2]), (["IMAGE"], ["2", 3]), (["COMFY_DYNAMICCOMBO_V3", {}], 7),
+        (["COMBO"], ["2", 0]),
         ("odd", 1), ([], 1),
     ],
 )  # fmt: skip
