@@ -25,7 +25,8 @@ PURE_MODULES = [
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
     "text", "workflow_documents", "state", "problems", "conversion", "edits", "values", "batches", "reports",
-    "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
+    "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
+    "run_records",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

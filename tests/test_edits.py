@@ -109,7 +109,8 @@ MANY = ["COMBO", {"options": ["a", "b", 3], "multiselect": True}]
         (["BOOLEAN"], True), (["BOOLEAN", {}], False),
         (OLD, "heun"), (NEW, "heun"), ([["a", 3, True]], 3), ([["a"]], "a"), (MANY, ["a", 3]), (MANY, []), (MANY, "b"),
         (["COMBO", {}], "a"), (["COMBO", {"remote": {}, "options": ["b"]}], "a"),
-        ([["a"], {"image_upload": True}], "b"), (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
+        ([["a"], {"image_upload": True}], "b"),
+        (["MODEL"], "text"), (["*"], 7), (["CUSTOM", {"min": 9}], None), (["INT", None], 3),
     ],
 )  # fmt: skip
 def test_a_value_that_fits_is_taken_as_it_is(spec: Any, value: Any) -> None:
