@@ -133,11 +133,13 @@ def input_edit(ref: InputRef, value: Any) -> InputEdit:
     ``@FILE`` is the text in a file, or a file to upload; ``@@x`` is the text ``@x``; and ``@``
     alone is itself.
     """
-    if not isinstance(value, str) or not value.startswith("@") or value == "@":
+    if not isinstance(value, str) or value == "@":
         return InputEdit(ref, value)
     if value.startswith("@@"):
         return InputEdit(ref, value[1:])
-    return InputEdit(ref, "", file=value[1:])
+    if value.startswith("@"):
+        return InputEdit(ref, "", file=value[1:])
+    return InputEdit(ref, value)
 
 
 def parse_set(prompt: JsonObject, text: str) -> InputEdit:
@@ -205,15 +207,17 @@ def set_inputs(
 
 def check_can_be_set(prompt: JsonObject, ref: InputRef, spec: DeclaredInput) -> None:
     """Raises EditError for an input that the node does not have, or that a link feeds."""
-    current = inputs_of(prompt, ref.node_id)
-    if is_link(current.get(ref.input)):
-        source = str(current[ref.input][0])
+    value = value_of(prompt, ref)
+    if is_link(value):
+        source = str(value[0])
         message = f"{ref.input} is fed by {node_in_words(prompt, source)}: set it there."
         raise EditError("linked_input", message, describe_nodes(prompt, [source]))
-    if ref.input not in current and not spec.type:
+
+    names = inputs_of(prompt, ref.node_id)
+    if ref.input not in names and not spec.type:
         node = node_in_words(prompt, ref.node_id)
-        names = nearest_first(ref.input, sorted(map(str, current)), 20) or "none"
-        message = f"{node} has no input {quote_name(ref.input)}. It has: {names}."
+        listed = nearest_first(ref.input, sorted(map(str, names)), 20) or "none"
+        message = f"{node} has no input {quote_name(ref.input)}. It has: {listed}."
         raise EditError("no_such_input", message)
 
 
@@ -221,7 +225,8 @@ def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:
     """``value`` as the input takes it; where nothing is declared, as it is. Raises EditError."""
     if not spec.type:
         return value
-    if spec.type == "INT" and isinstance(value, float) and value.is_integer():
+    is_whole = isinstance(value, float) and value.is_integer()
+    if is_whole and spec.type == "INT":
         value = int(value)  # JSON writers do not keep 30 and 30.0 apart
     fault_type = find_fault_to_set(spec, value)
     if fault_type is not None:

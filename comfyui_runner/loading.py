@@ -110,7 +110,7 @@ def _list_workflows(folder: str) -> str:
 
 def read_object_info(path: str) -> Dict[str, Any]:
     """A saved answer of GET /object_info. Raises UsageError."""
-    remedy = "Save what ComfyUI's /object_info answers."
+    remedy = "Save it with: curl -o FILE http://127.0.0.1:8188/object_info"
     try:
         with open(path, "rb") as file:
             info = json.loads(file.read())

@@ -267,6 +267,20 @@ def spec_of(prompt: JsonObject, ref: InputRef, object_info: JsonObject) -> Decla
     return input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
 
 
+def outputs_of(prompt: JsonObject, node_id: str, object_info: JsonObject) -> Optional[List[Any]]:
+    """The types of a node's outputs by slot, None where they are not known."""
+    definition = as_dict(object_info.get(class_of(prompt, node_id)))
+    outputs = definition.get("output")
+    if not isinstance(outputs, list):
+        return None
+    return outputs
+
+
+def has_slot(outputs: Sequence[Any], slot: int) -> bool:
+    """Whether a link may lead to ``slot``. ComfyUI takes negative ones too, as Python does."""
+    return -len(outputs) <= slot < len(outputs)
+
+
 def is_seed(name: str, spec: DeclaredInput) -> bool:
     """Whether an input is a seed: an INT that ComfyUI's frontend would draw anew."""
     return name in ("seed", "noise_seed") or bool(spec.options.get("control_after_generate"))

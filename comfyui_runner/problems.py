@@ -14,11 +14,13 @@ from comfyui_runner.documents import EXPORT_REMEDY
 from comfyui_runner.nodes import (
     DeclaredInput,
     class_of,
+    has_slot,
     input_spec,
     inputs_of,
     is_link,
     node_in_words,
     node_title,
+    outputs_of,
     parse_spec,
 )
 from comfyui_runner.text import JsonObject, as_dict, as_list, clean, one_line, plain_json, plural
@@ -258,7 +260,7 @@ def _explain_exception(error: _NodeError) -> Problem:
     inputs = inputs_of(error.prompt, error.problem.node_id)
     links = {name: value for name, value in inputs.items() if is_link(value)}
     broken = [name for name, link in links.items() if link[0] not in error.prompt]
-    broken += links_beyond_outputs(inputs, error.prompt, error.object_info)
+    broken += _links_beyond_outputs(links, error.prompt, error.object_info)
     if not broken:
         return _explain_other_error(error)
 
@@ -306,18 +308,14 @@ _EXPLAINERS: Mapping[str, Callable[[_NodeError], Problem]] = {
 }
 
 
-def links_beyond_outputs(
-    inputs: JsonObject, prompt: JsonObject, object_info: JsonObject
+def _links_beyond_outputs(
+    links: JsonObject, prompt: JsonObject, object_info: JsonObject
 ) -> List[str]:
-    """The names of the inputs that link to an output which the other node does not have."""
+    """The names of the inputs whose links lead to an output that the other node does not have."""
     beyond = []
-    for name, link in inputs.items():
-        if not is_link(link):
-            continue
-        definition = as_dict(object_info.get(class_of(prompt, str(link[0]))))
-        outputs = definition.get("output")
-        # Python's lists, and so ComfyUI, take negative slots too.
-        if isinstance(outputs, list) and not -len(outputs) <= link[1] < len(outputs):
+    for name, (source, slot) in links.items():
+        outputs = outputs_of(prompt, str(source), object_info)
+        if outputs is not None and not has_slot(outputs, slot):
             beyond.append(name)
     return beyond
 

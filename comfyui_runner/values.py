@@ -147,7 +147,7 @@ def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) 
         message = f"{name} = {shown} is not one of the server's options."
         hints = _hint_at_options(spec, name, value)
     elif fault_type == "linked_input":
-        message = f"{name} takes a link, which cannot be set here."
+        message = f"{name} takes a link from another node, not a value."
     else:
         message = f"{name} = {shown} is not {describe_type(spec)}."
     return Fault(fault_type, message, tuple(hints))

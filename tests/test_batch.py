@@ -272,7 +272,7 @@ def test_bad_lines_of_a_csv_file_are_rows_that_failed(batch: Batch) -> None:
     assert sorted(batch.values("3.text")) == ["five", "four", "one"]
     assert batch.rows("failed") == [2, 3] and batch.rows("done") == [1, 4, 5]
     messages = {line["row"]: line["message"] for line in batch.lines()}
-    assert "3 cells, the header 2" in messages[2] and "it is not CSV" in messages[3]
+    assert "3 cells, but the header has 2" in messages[2] and "it is not CSV" in messages[3]
 
 
 def test_an_empty_cell_is_the_empty_text_or_the_workflows_value(batch: Batch) -> None:
@@ -303,7 +303,7 @@ def test_a_csv_file_may_be_one_that_a_spreadsheet_wrote(separator: str, batch: B
     [
         ("Wrods.text", 'no node "Wrods"'),
         ("text", "write NODE.INPUT"),
-        ("3.text,3.text", "each once"),
+        ("3.text,3.text", "each only once"),
         (",", "must name its columns"),
         ("1.stepz", 'no input "stepz"'),
         ("2.images", "fed by"),

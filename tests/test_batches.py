@@ -62,13 +62,13 @@ def test_empty_lines_are_no_rows_and_short_rows_leave_values_alone() -> None:
 def test_a_header_that_names_no_columns_is_refused(lines: List[str]) -> None:
     with pytest.raises(UsageError) as caught:
         rows(*lines)
-    assert caught.value.message == "The batch's first line must name its columns, each NODE.INPUT and each once."
+    assert caught.value.message == "The first line of the batch must name its columns (NODE.INPUT), each only once."
 
 
 def test_a_bad_row_does_not_stop_the_rest() -> None:
     found = rows("6.text", "a,b", "c\rd", '"e" f', "g")
     assert [row.number for row in found] == [1, 2, 3, 4]
-    assert found[0].error == "it has 2 cells, the header 1"
+    assert found[0].error == "it has 2 cells, but the header has 1"
     assert found[1].error.startswith("it is not CSV (") and found[2].error.startswith("it is not CSV (")
     assert found[3] == Row(4, {"6.text": "g"})
     found = rows("{", "[1]", "null", "[" * 100000, '{"3.steps": 1}', json_lines=True)

@@ -167,7 +167,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
     assert message(["INT", {"min": 1}], "steps", 0) == "steps = 0 is too small. Allowed: 1 or more."
     assert message(["INT", {"max": 9}], "steps", 10) == "steps = 10 is too big. Allowed: 9 or less."
     assert message(INT, "steps", "x") == 'steps = "x" is not a whole number (INT).'
-    assert message(["MODEL"], "model", {}) == "model takes a link, which cannot be set here."
+    assert message(["MODEL"], "model", {}) == "model takes a link from another node, not a value."
 
 
 @few

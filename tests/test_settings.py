@@ -481,7 +481,7 @@ def test_definitions_that_are_not_json_are_refused(folder: Any, data: bytes) -> 
     with pytest.raises(UsageError) as caught:
         read_object_info("i.json")
     assert caught.value.message == "--object-info i.json is not JSON."
-    assert caught.value.remedy == "Save what ComfyUI's /object_info answers."
+    assert caught.value.remedy == "Save it with: curl -o FILE http://127.0.0.1:8188/object_info"
 
 
 def test_definitions_must_be_an_object_in_a_file_that_exists(folder: Any) -> None:

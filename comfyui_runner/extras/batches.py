@@ -64,7 +64,7 @@ def _read_csv_rows(lines: Iterable[str]) -> Iterator[Row]:
         if isinstance(cells, csv.Error):
             yield Row(number, error=f"it is not CSV ({one_line(cells, 200)})")
         elif len(cells) > len(header):
-            yield Row(number, error=f"it has {len(cells)} cells, the header {len(header)}")
+            yield Row(number, error=f"it has {len(cells)} cells, but the header has {len(header)}")
         else:
             yield Row(number, dict(zip(header, cells)))
 
@@ -76,7 +76,7 @@ def _read_header(reader: Iterator[List[str]]) -> List[str]:
         header = []
     if not header or not all(header) or len(set(header)) < len(header):
         raise UsageError(
-            "The batch's first line must name its columns, each NODE.INPUT and each once."
+            "The first line of the batch must name its columns (NODE.INPUT), each only once."
         )
     return header
 

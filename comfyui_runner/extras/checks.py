@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.edits import prompt_texts, upload_inputs
 from comfyui_runner.nodes import (
@@ -13,10 +13,12 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_node,
+    has_slot,
     input_specs,
     inputs_of,
     is_link,
     is_seed,
+    outputs_of,
     spec_of,
     upstream,
 )
@@ -25,10 +27,9 @@ from comfyui_runner.problems import (
     explain_answer,
     explain_prompt_error,
     find_missing_classes,
-    links_beyond_outputs,
 )
 from comfyui_runner.reports import Line
-from comfyui_runner.text import JsonObject, as_dict, as_list, one_line, plain_json
+from comfyui_runner.text import JsonObject, as_dict, one_line, plain_json
 from comfyui_runner.values import describe_range, find_fault, type_of_input
 
 # -- what is wrong ---------------------------------------------------------------------------------
@@ -64,53 +65,49 @@ def _input_errors(
     prompt: JsonObject, node_id: str, object_info: JsonObject
 ) -> Iterator[Dict[str, Any]]:
     """What ComfyUI's validate_inputs() (execution.py) would say about the inputs of one node."""
-    class_type = class_of(prompt, node_id)
     inputs = inputs_of(prompt, node_id)
-    beyond = links_beyond_outputs(inputs, prompt, object_info)
     for group in ("required", "optional"):
-        for name, spec in input_specs(object_info, class_type, group).items():
-            extra: Dict[str, Any] = {"input_name": name}
+        specs = input_specs(object_info, class_of(prompt, node_id), group)
+        for name, spec in specs.items():
             if spec.type.startswith("COMFY_"):
                 continue  # a dynamic input: its names and types depend on its value
-            if name not in inputs:
-                if group == "required":
-                    yield {"type": "required_input_missing", "extra_info": extra}
-                continue
-            value = inputs[name]
-            if not is_link(value):
-                error_type, value = _find_value_error(spec, value)
-                if error_type:
-                    yield {"type": error_type, "extra_info": {**extra, "received_value": value}}
-            elif value[0] not in prompt or name in beyond:
-                yield {"type": "exception_during_inner_validation", "extra_info": extra}
-            else:
-                received = _type_of_output(prompt, value, object_info, spec.type)
-                if not _types_fit(received, spec.type):
-                    extra.update(received_type=received, linked_node=value)
-                    yield {"type": "return_type_mismatch", "extra_info": extra}
+            error_type: Optional[str] = None
+            extra: JsonObject = {}
+            if name in inputs:
+                error_type, extra = _find_error(inputs[name], spec, prompt, object_info)
+            elif group == "required":
+                error_type = "required_input_missing"
+            if error_type is not None:
+                yield {"type": error_type, "extra_info": {"input_name": name, **extra}}
 
 
-def _find_value_error(spec: DeclaredInput, value: Any) -> Tuple[str, Any]:
-    """The type of the error, or "", and the value without the frontend's wrapping of lists."""
+def _find_error(
+    value: Any, spec: DeclaredInput, prompt: JsonObject, object_info: JsonObject
+) -> Tuple[Optional[str], JsonObject]:
+    """The type of the error in an input, None if there is none, and its ``extra_info``."""
+    if is_link(value):
+        return _find_link_error(value, spec, prompt, object_info)
     if isinstance(value, list):
-        return "bad_linked_input", value
+        return "bad_linked_input", {"received_value": value}
     if isinstance(value, dict) and "__value__" in value:
-        value = value["__value__"]
-    return find_fault(spec, value) or "", value
+        value = value["__value__"]  # so the frontend sends a list that is not a link
+    return find_fault(spec, value), {"received_value": value}
 
 
-def _type_of_output(
-    prompt: JsonObject,
-    link: Sequence[Any],
-    object_info: JsonObject,
-    unknown: str,
-) -> Any:
-    """The type of the output that ``link`` leads to; ``unknown`` where it is not known."""
-    source, slot = str(link[0]), link[1]
-    outputs = as_list(as_dict(object_info.get(class_of(prompt, source))).get("output"))
-    if 0 <= slot < len(outputs):
-        return outputs[slot]
-    return unknown
+def _find_link_error(
+    link: Sequence[Any], spec: DeclaredInput, prompt: JsonObject, object_info: JsonObject
+) -> Tuple[Optional[str], JsonObject]:
+    source, slot = link
+    outputs = outputs_of(prompt, str(source), object_info)
+    if source not in prompt:
+        return "exception_during_inner_validation", {}
+    if outputs is None:  # its definition is not known
+        return None, {}
+    if not has_slot(outputs, slot):
+        return "exception_during_inner_validation", {}
+    if _types_fit(outputs[slot], spec.type):
+        return None, {}
+    return "return_type_mismatch", {"received_type": outputs[slot], "linked_node": link}
 
 
 def _types_fit(received: Any, wanted: str) -> bool:
