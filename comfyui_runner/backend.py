@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.nodes import class_of
 from comfyui_runner.server import Server
-from comfyui_runner.text import as_dict, as_list, as_number
+from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
 from comfyui_runner.threads import bounded
 from comfyui_runner.versions import version_warning
 
@@ -35,8 +35,8 @@ class Backend:
         #: every class that was asked for so far, as GET /object_info has it
         self.object_info: Dict[str, Any] = {}
         self._candidates = servers
-        self._stats: Mapping[str, Any] = {}
-        self._features: Mapping[str, Any] = {}
+        self._stats: JsonObject = {}
+        self._features: JsonObject = {}
         self._failures = 0  # of GET /system_stats, in a row
         self._too_old = ""  # what was said of a ComfyUI that is too old
 
@@ -45,10 +45,10 @@ class Backend:
         """Bytes of an upload that ComfyUI takes."""
         return int(as_number(self._features.get("max_upload_size"), DEFAULT_UPLOAD_LIMIT))
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """ComfyUI's part of GET /status."""
         devices = as_list(self._stats.get("devices"))
-        first_device = as_dict(devices[0]) if devices else {}
+        first_device = as_dict(next(iter(devices), None))
         return {
             "url": self.server.address.url,
             "connected": self.connected,
@@ -101,10 +101,7 @@ class Backend:
         """Count a failure, and see whether the connection is lost by it; what to tell people."""
         self._failures += 1
         if isinstance(error, ServerTooOld):
-            self.connected = False
-            is_known = error.message == self._too_old
-            self._too_old = error.message
-            return [] if is_known else [error.message]
+            return self._note_old_version(error)
 
         is_lost = error.refused or self._failures > 1  # one failure may be an accident
         if not self.connected or not is_lost:
@@ -112,11 +109,17 @@ class Backend:
         self.connected = False
         return [f"ComfyUI does not answer; trying again. ({error.message})"]
 
+    def _note_old_version(self, error: ServerTooOld) -> List[str]:
+        """It answers, but counts as not connected; what to tell people, once."""
+        self.connected = False
+        if error.message == self._too_old:
+            return []
+        self._too_old = error.message
+        return [error.message]
+
     # -- in the threads: what is known of the nodes ----------------------------------------------
 
-    def look_up(
-        self, prompt: Mapping[str, Any], again: Iterable[str] = ()
-    ) -> Mapping[str, Mapping[str, Any]]:
+    def look_up(self, prompt: JsonObject, again: Iterable[str] = ()) -> JsonObject:
         """The definitions of the classes in ``prompt``, as far as they are known or can be had now.
 
         Those of the nodes in ``again`` are read anew: their lists of files may have grown.
@@ -134,7 +137,7 @@ class Backend:
                 self.object_info[class_type] = definition
         return self.object_info
 
-    def look_up_all(self, classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
+    def look_up_all(self, classes: Optional[Iterable[str]]) -> JsonObject:
         """The definitions of every class, not only ``classes``. Raises HttpError, ServerError."""
         self.require_connection()
         self.object_info = self.server.all_object_info()

@@ -44,7 +44,7 @@ class Guard(NamedTuple):
         """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then has the
         same origin as the service. The browser still sends Host: evil.example. An address in Host
         cannot be made to point elsewhere, so every address is taken."""
-        host = request.headers.get("host", "")
+        host = request.header("host")
         name = _host_name(host)
         if name == "" or name in self.hosts:
             return None
@@ -65,24 +65,27 @@ class Guard(NamedTuple):
             message = "Pages of other origins may not use this service (--allow-origin)."
             return HttpError(403, "foreign_origin", message)
 
+        # A link from anywhere may lead to the page, which then asks on its own behalf.
         if _asks_for_page(request):
-            return (
-                None  # a link from anywhere may lead to the page, which then asks on its own behalf
-            )
+            return None
 
         site = request.headers.get("sec-fetch-site", "none")
         is_foreign_site = origin is None and site not in ("none", "same-origin")
-        referer = request.headers.get("referer", "")
-        origin_of_referer = "/".join(referer.lower().split("/")[:3])
-        is_foreign_referer = referer != "" and origin_of_referer not in self._origins_of(request)
-        if is_foreign_site or is_foreign_referer:
+        if is_foreign_site or self._has_foreign_referer(request):
             message = "Pages of other origins may not use this service."
             return HttpError(403, "foreign_origin", message)
         return None
 
+    def _has_foreign_referer(self, request: Request) -> bool:
+        referer = request.header("referer")
+        if referer == "":
+            return False
+        origin = "/".join(referer.lower().split("/")[:3])  # scheme, nothing, host and port
+        return origin not in self._origins_of(request)
+
     def _refuse_prefetch(self, request: Request) -> Optional[HttpError]:
         """A browser may ask for what somebody might click on; GET /queue would start a run."""
-        purposes = request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
+        purposes = request.header("sec-purpose") + request.header("purpose")  # new and old name
         if "prefetch" not in purposes:
             return None
         return HttpError(403, "prefetch", "This service does not answer prefetch requests.")
@@ -101,22 +104,22 @@ class Guard(NamedTuple):
 
     def _origins_of(self, request: Request) -> FrozenSet[str]:
         """The origins whose pages may send ``request``: its own, and those that are allowed."""
-        host = request.headers.get("host", "")
+        host = request.header("host")
         return self.origins | {f"http://{host}", f"https://{host}"}
 
     def cors_headers(self, request: Request) -> Headers:
         """What lets a page of an allowed origin read the answer."""
-        origin = request.headers.get("origin", "")
+        origin = request.header("origin")
         if not origin or origin not in self.origins:
             return ()
         return ("Access-Control-Allow-Origin", origin), ("Vary", "Origin")
 
     def has_token(self, request: Request) -> bool:
         """Whether the request has the token, or the cookie of the login."""
-        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        scheme, _, credentials = request.header("authorization").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
             return True
-        cookie = re.search(rf"(?:^|;\s*){COOKIE}=([0-9a-f]+)", request.headers.get("cookie", ""))
+        cookie = re.search(rf"(?:^|;\s*){COOKIE}=([0-9a-f]+)", request.header("cookie"))
         return cookie is not None and _equal_in_constant_time(cookie[1], self.cookie_value())
 
     def is_token(self, text: str) -> bool:

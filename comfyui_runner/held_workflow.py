@@ -23,7 +23,7 @@ from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
 from comfyui_runner.server import Server
-from comfyui_runner.text import one_line
+from comfyui_runner.text import JsonObject, one_line
 
 #: Uploads a file to a server once more: the value by which a node names it there.
 UploadAgain = Callable[[Server], str]
@@ -46,7 +46,7 @@ class EditedPrompt(NamedTuple):
 
 
 def edit_inputs(
-    held: HeldPrompt, node_id: str, inputs: Mapping[str, Any], object_info: Mapping[str, Any]
+    held: HeldPrompt, node_id: str, inputs: JsonObject, object_info: JsonObject
 ) -> EditedPrompt:
     """Set inputs of one node, as set_inputs() does.
 
@@ -99,7 +99,7 @@ class HeldWorkflow:
             upload_again = functools.partial(Server.upload_file, path=path)
             self.remember_upload([ref], value_of(loaded.prompt, ref), upload_again)
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The workflow's part of GET /status."""
         return {
             "file": self.path,
@@ -144,7 +144,7 @@ class HeldWorkflow:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def take_for_run(self, object_info: Mapping[str, Any]) -> Tuple[Prompt, Dict[str, Any]]:
+    def take_for_run(self, object_info: JsonObject) -> Tuple[Prompt, JsonObject]:
         """The prompt of the next run, and more fields of its POST /prompt.
 
         Random seeds are drawn, and stay in the held workflow: somebody may like the picture.

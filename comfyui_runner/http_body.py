@@ -31,7 +31,7 @@ class RequestBody:
         self._source = source
         self._send = send
         self._broke_off = False
-        expectation = head.request.headers.get("expect", "")
+        expectation = head.request.header("expect")
         #: the client sends the body when it has been told to (curl does so with large files)
         self._is_held_back = expectation.lower() == "100-continue"
 

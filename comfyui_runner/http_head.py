@@ -31,6 +31,11 @@ _is_header_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _is_length = re.compile(r"[0-9]{1,18}").fullmatch
 
 
+def bad_request(message: str) -> HttpError:
+    """The answer to a head that cannot be read with certainty."""
+    return HttpError(400, "bad_request", message)
+
+
 class HeadCutOff(ConnectionError):
     """The connection ended before the head did."""
 
@@ -77,11 +82,12 @@ def _read_head_lines(read_line: Callable[[int], bytes]) -> Iterator[str]:
 
         # A line ends with CR LF; LF alone is taken as well (RFC 9112, section 2.2). Any other CR is
         # a control character, which the callers refuse: for some, "\r\r\n" ends the head.
-        end = 2 if line.endswith(b"\r\n") else 1
-        text = line[:-end].decode("latin-1")
-        if not text:
+        line = line[:-1]
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        if not line:
             return
-        yield text
+        yield line.decode("latin-1")
     raise HttpError(431, "head_too_large", "The head of the request is too large.")
 
 
@@ -89,10 +95,10 @@ def _parse_request_line(line: str) -> Tuple[str, str, str]:
     """Method, target and version."""
     words = line.split(" ")
     if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
-        raise HttpError(400, "bad_request", "The first line is not a request of HTTP/1.1.")
+        raise bad_request("The first line is not a request of HTTP/1.1.")
     method, target, version = words
     if not _is_token(method) or not _is_target(target):
-        raise HttpError(400, "bad_request", "The first line has characters that HTTP forbids.")
+        raise bad_request("The first line has characters that HTTP forbids.")
     return method, target, version
 
 
@@ -100,10 +106,10 @@ def _parse_header_line(line: str) -> Tuple[str, str]:
     """The name of a header in lower case, and its value."""
     name, colon, value = line.partition(":")
     if not colon or not _is_token(name):
-        raise HttpError(400, "bad_request", "A line of the head is not a header.")
+        raise bad_request("A line of the head is not a header.")
     value = value.strip(" \t")
     if not _is_header_value(value):
-        raise HttpError(400, "bad_request", f"The header {name} has a control character.")
+        raise bad_request(f"The header {name} has a control character.")
     return name.lower(), value
 
 
@@ -113,9 +119,11 @@ def _add_header(headers: Dict[str, str], name: str, value: str) -> None:
         headers[name] = value
         return
     if name in SINGLE_HEADERS:
-        raise HttpError(400, "bad_request", f"The header {name} appears twice.")
-    separator = "; " if name == "cookie" else ", "
-    headers[name] += separator + value
+        raise bad_request(f"The header {name} appears twice.")
+    if name == "cookie":
+        headers[name] += f"; {value}"
+    else:
+        headers[name] += f", {value}"
 
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
@@ -124,7 +132,7 @@ def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
     target = re.sub(r"(?i)^https?://[\w.:-]+(?=[/?]|$)", "", target)
     path, _, query = target.partition("?")
     if not path.startswith("/"):
-        raise HttpError(400, "bad_request", "The request has no path.")
+        raise bad_request("The request has no path.")
     path = re.sub("^/api(?=/|$)", "", path) or "/"
     return path, dict(urllib.parse.parse_qsl(query, keep_blank_values=True, errors="replace"))
 
@@ -135,7 +143,7 @@ def _body_length(headers: Dict[str, str]) -> int:
         raise HttpError(411, "length_required", "Send a Content-Length, not a chunked body.")
     length = headers.get("content-length", "0")
     if not _is_length(length):
-        raise HttpError(400, "bad_request", "Content-Length must be a number.")
+        raise bad_request("Content-Length must be a number.")
     return int(length)
 
 

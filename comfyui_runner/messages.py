@@ -34,6 +34,10 @@ class Request(NamedTuple):
     query: Mapping[str, str]
     headers: Mapping[str, str]
 
+    def header(self, name: str) -> str:
+        """The value of a header, "" if it was not sent."""
+        return self.headers.get(name, "")
+
 
 class Response(NamedTuple):
     """An answer: ``body``, or ``stream``, which is called with a function that sends bytes."""
@@ -84,13 +88,17 @@ def json_response(status: int, body: Any, headers: Headers = ()) -> Response:
     return Response(status, strict_json(body).encode(), headers=headers)
 
 
+#: The types that a field may have to have.
+TYPES_IN_WORDS: Mapping[type, str] = {str: "a text", dict: "an object"}
+
+
 def parse_fields(
     body: bytes, required: Mapping[str, type], optional: Mapping[str, type]
 ) -> Dict[str, Any]:
     """The fields of a JSON object, those that are not asked for included. An empty body is ``{}``.
 
-    Raises HttpError 400 if the body is not an object, or lacks a required field, or a field that is
-    asked for has another type (``str`` and ``dict`` are known).
+    Raises HttpError 400 if the body is not an object, or lacks a required field, or has a field of
+    another type. The types are those of TYPES_IN_WORDS.
     """
     try:
         fields = json.loads(body) if body.strip() else {}
@@ -105,8 +113,8 @@ def parse_fields(
             raise HttpError(400, "missing_field", f"The field {name} is missing.")
     for name, wanted in {**required, **optional}.items():
         if name in fields and not isinstance(fields[name], wanted):
-            type_in_words = "a text" if wanted is str else "an object"
-            raise HttpError(400, "wrong_type", f"The field {name} must be {type_in_words}.")
+            message = f"The field {name} must be {TYPES_IN_WORDS[wanted]}."
+            raise HttpError(400, "wrong_type", message)
     return fields
 
 
@@ -133,8 +141,9 @@ def _as_http_error(error: BaseException) -> HttpError:
         return error
     if isinstance(error, ServerAnswer):
         status = _STATUS_IF_COMFYUI_REFUSES.get(error.status, 503)
-        type_ = "comfyui_failed" if status == 503 else "comfyui_refused"
-        return HttpError(status, type_, error.message)
+        if status == 503:
+            return HttpError(status, "comfyui_failed", error.message)
+        return HttpError(status, "comfyui_refused", error.message)
     if isinstance(error, RunnerError):
         message = f"{error.message} {error.remedy}".strip()
         type_ = getattr(error, "type", None) or _words_of_class(type(error))

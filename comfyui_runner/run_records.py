@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import urllib.parse
-from typing import Any, Dict, List, Optional, Set
+from typing import Dict, List, Optional, Set
 
 from comfyui_runner.events import Preview
 from comfyui_runner.nodes import describe_nodes
@@ -15,6 +15,7 @@ from comfyui_runner.reports import Report, Throttle, nodes_done
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
 from comfyui_runner.state import Phase, run_seconds, wholly_cached
+from comfyui_runner.text import JsonObject
 
 
 class RunRecord:
@@ -46,7 +47,7 @@ class RunRecord:
         """Whether it is on its way to ComfyUI or in its queue."""
         return self.run.state.phase is not Phase.RUNNING and not self.over.is_set()
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The run as GET /runs/{prompt_id} shows it."""
         state = self.run.state
         return {
@@ -66,7 +67,7 @@ class RunRecord:
             "failure": self.failure,
         }
 
-    def _running_nodes(self) -> List[Dict[str, Any]]:
+    def _running_nodes(self) -> List[JsonObject]:
         progress_of = self.run.state.running
         nodes = describe_nodes(self.run.prompt, progress_of)
         return [
@@ -74,7 +75,7 @@ class RunRecord:
             for node, progress in zip(nodes, progress_of.values())
         ]
 
-    def _finished_nodes(self) -> List[Dict[str, Any]]:
+    def _finished_nodes(self) -> List[JsonObject]:
         seconds_of = self.run.state.finished
         nodes = describe_nodes(self.run.prompt, seconds_of)
         return [
@@ -82,7 +83,7 @@ class RunRecord:
             for node, seconds in zip(nodes, seconds_of.values())
         ]
 
-    def _outputs(self) -> List[Dict[str, Any]]:
+    def _outputs(self) -> List[JsonObject]:
         outputs = collect_outputs(self.run.state.outputs, self.run.prompt)
         return [{**output._asdict(), "url": self._url_of(output)} for output in outputs]
 
@@ -96,7 +97,7 @@ class RunRecord:
         return url
 
 
-def problem_as_json(problem: Problem) -> Dict[str, Any]:
+def problem_as_json(problem: Problem) -> JsonObject:
     """A problem with its fields by name."""
     return {**problem._asdict(), "hints": list(problem.hints)}
 

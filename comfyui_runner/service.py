@@ -20,7 +20,6 @@ from typing import (
     Callable,
     Coroutine,
     Dict,
-    Mapping,
     NamedTuple,
     Optional,
     Sequence,
@@ -48,7 +47,7 @@ from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
 from comfyui_runner.state import lost
-from comfyui_runner.text import plural
+from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
 
 #: Seconds between two checks of ComfyUI: while all is well, and else.
@@ -171,9 +170,7 @@ class Service:
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
-    async def launch(
-        self, prompt: Prompt, extra: Mapping[str, Any]
-    ) -> Tuple[RunRecord, Dict[str, Any]]:
+    async def launch(self, prompt: Prompt, extra: JsonObject) -> Tuple[RunRecord, JsonObject]:
         """Submit a run and follow it: its record, and ComfyUI's answer.
 
         ``extra`` are more fields of POST /prompt.
@@ -220,7 +217,7 @@ class Service:
             uploads = self.held.uploads_of(prompt)
             return {ref: upload_again(server) for ref, upload_again in uploads}
 
-    async def _submit(self, record: RunRecord) -> Dict[str, Any]:
+    async def _submit(self, record: RunRecord) -> JsonObject:
         """Submit a run and see where it is in the queue: ComfyUI's answer, {} if it was lost."""
         session, run = record.session, record.run
         try:
@@ -319,7 +316,7 @@ class Service:
             raise HttpError(503, "service_stopping", message)
         self.backend.require_connection()
 
-    def start(self, prompt: Prompt, extra: Mapping[str, Any]) -> Tuple[RunRecord, Dict[str, Any]]:
+    def start(self, prompt: Prompt, extra: JsonObject) -> Tuple[RunRecord, JsonObject]:
         """launch(), from a thread."""
         self.require_comfyui()
         limits = self.backend.server.limits
@@ -332,7 +329,7 @@ class Service:
         seconds = self.backend.server.limits.cancel + 10.0
         self.run_in_loop(record.session.cancel(record.run), seconds)
 
-    def status(self) -> Dict[str, Any]:
+    def status(self) -> JsonObject:
         """The service as GET /status shows it. May be called in both worlds."""
         running = self.records.running()
         return {

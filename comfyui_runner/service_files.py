@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import urllib.parse
 import weakref
-from typing import Any, BinaryIO, Callable, Dict, Mapping, Optional
+from typing import BinaryIO, Callable, Dict, Mapping, Optional
 
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import INLINE_TYPES, Headers, HttpError, Request, Response
 from comfyui_runner.server import Server, uploaded_value
+from comfyui_runner.text import JsonObject
 
 #: Bytes of a file that are passed on at once.
 FILE_PIECE_SIZE = 1 << 16
@@ -46,7 +47,7 @@ class UploadedFile:
         weakref.finalize(self, self._form.close)
         body.save(limit, self._form)
 
-    def upload(self, server: Server) -> Dict[str, Any]:
+    def upload(self, server: Server) -> JsonObject:
         """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""
         self._form.seek(0)
         return server.upload(data=self._form, headers={"Content-Type": self._content_type})
@@ -62,7 +63,7 @@ class UploadedFile:
 
 def require_form(request: Request) -> str:
     """The content type of a multipart form. Raises HttpError 400 for anything else."""
-    content_type = request.headers.get("content-type", "")
+    content_type = request.header("content-type")
     if not content_type.startswith("multipart/form-data"):
         message = "Send the file as multipart/form-data: curl -F image=@cat.png"
         raise HttpError(400, "not_multipart", message)
@@ -73,9 +74,10 @@ def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
     """The answer when ComfyUI does not take a file; None if it is not the file's fault."""
     if error.status not in UPLOAD_REFUSALS:
         return None
-    status = 413 if error.status == 413 else 400
     message = f"ComfyUI does not take this upload (HTTP {error.status})."
-    return HttpError(status, "not_uploaded", message)
+    if error.status == 413:
+        return HttpError(413, "not_uploaded", message)
+    return HttpError(400, "not_uploaded", message)
 
 
 # -- GET /view -------------------------------------------------------------------------------------
@@ -102,12 +104,16 @@ def open_view(request: Request, server: Server) -> Response:
             answer.close()
 
     content_type = answer.headers.get("Content-Type", "")
-    is_harmless = INLINE_TYPES.match(content_type) is not None
-    opens_in_place = is_harmless and "download" not in request.query
+    disposition = "inline"
+    if not INLINE_TYPES.match(content_type):  # a browser might run it
+        content_type = "application/octet-stream"
+        disposition = "attachment"
+    if "download" in request.query:
+        disposition = "attachment"
     return Response(
         answer.status_code,
-        type=content_type if is_harmless else "application/octet-stream",
-        headers=view_answer_headers(answer.headers, query["filename"], opens_in_place),
+        type=content_type,
+        headers=view_answer_headers(answer.headers, query["filename"], disposition),
         stream=send_file,
     )
 
@@ -138,10 +144,9 @@ def view_request_headers(request: Request) -> Dict[str, str]:
     return headers
 
 
-def view_answer_headers(headers: Mapping[str, str], filename: str, opens_in_place: bool) -> Headers:
+def view_answer_headers(headers: Mapping[str, str], filename: str, disposition: str) -> Headers:
     """What is sent to the client: ``headers`` are those of ComfyUI's answer."""
     passed_on = [(name, headers[name]) for name in VIEW_ANSWER_HEADERS if name in headers]
-    disposition = "inline" if opens_in_place else "attachment"
     base_name = filename.replace("\\", "/").rpartition("/")[2]
     quoted_name = urllib.parse.quote(base_name, errors="replace")
     passed_on.append(("Content-Disposition", f"{disposition}; filename*=UTF-8''{quoted_name}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Iterable, List, Mapping, Optional, Tuple
 
 from comfyui_runner.documents import Prompt, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
@@ -31,6 +31,7 @@ from comfyui_runner.run_records import problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
 from comfyui_runner.service_files import UploadedFile, open_view, require_form, upload_refusal
+from comfyui_runner.text import JsonObject
 
 #: Seconds that GET /runs/{prompt_id}?wait= waits at most.
 MAX_WAIT = 60.0
@@ -99,9 +100,7 @@ class RouteCall:
         self.records = self.service.records
         self.options = self.service.options
 
-    def read_fields(
-        self, required: Mapping[str, type], optional: Mapping[str, type]
-    ) -> Dict[str, Any]:
+    def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
         """The fields of a JSON body. Raises HttpError as parse_fields() does."""
         return parse_fields(self.body.read(JSON_LIMIT), required, optional)
 
@@ -109,7 +108,7 @@ class RouteCall:
 
     def get_page(self) -> Response:
         """The page for browsers; the list of routes for all others."""
-        if self.page and "text/html" in self.request.headers.get("accept", ""):
+        if self.page and "text/html" in self.request.header("accept"):
             return Response(200, self.page, "text/html; charset=utf-8")
         lines = curl_lines("http://" + self.request.headers.get("host", "127.0.0.1"))
         return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
@@ -173,7 +172,7 @@ class RouteCall:
         }
         return json_response(200, answer)
 
-    def _check(self, prompt: Prompt) -> Tuple[Mapping[str, Any], List[Problem]]:
+    def _check(self, prompt: Prompt) -> Tuple[JsonObject, List[Problem]]:
         """What is known of the nodes of ``prompt``, and what is wrong with it."""
         from comfyui_runner.extras.checks import check_prompt  # only PUT /workflow needs it
 
@@ -213,7 +212,7 @@ class RouteCall:
         node_id = find_node(self.held.now.prompt, node_name)
         return self._edit(node_id, fields["inputs"])
 
-    def _edit(self, node_id: str, inputs: Mapping[str, Any]) -> Response:
+    def _edit(self, node_id: str, inputs: JsonObject) -> Response:
         """Set inputs of the held workflow.
 
         ComfyUI, which may be slow, is asked without the lock. If another edit comes first, this one
@@ -232,7 +231,7 @@ class RouteCall:
         }
         return json_response(200, answer)
 
-    def _try_edit(self, held: HeldPrompt, node_id: str, inputs: Mapping[str, Any]) -> EditedPrompt:
+    def _try_edit(self, held: HeldPrompt, node_id: str, inputs: JsonObject) -> EditedPrompt:
         """``held`` with inputs set in it. Raises EditError."""
         object_info = self.backend.look_up(held.prompt)
         try:
@@ -268,7 +267,7 @@ class RouteCall:
         loaders = upload_inputs(prompt, self.backend.look_up(prompt))
         return find_loaders(prompt, loaders, name)
 
-    def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> Dict[str, Any]:
+    def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> JsonObject:
         """ComfyUI's answer to an upload.
 
         Behind a load balancer the file is kept for ``refs``: the servers of the runs to come need
@@ -297,7 +296,7 @@ class RouteCall:
                 raise HttpError(400, "not_supported", message)
         return json_response(202, self._run_held())
 
-    def _run_held(self) -> Dict[str, Any]:
+    def _run_held(self) -> JsonObject:
         """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
         prompt, extra = self.held.take_for_run(self.backend.object_info)
         try:
@@ -316,7 +315,9 @@ class RouteCall:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
         known = {"prompt": dict, "prompt_id": str, "extra_data": dict}
         fields = self.read_fields({}, known)
-        extra = {key: fields[key] for key in fields if key not in ("prompt", "client_id")}
+        extra: JsonObject = {
+            key: fields[key] for key in fields if key not in ("prompt", "client_id")
+        }
         prompt = fields.get("prompt")
         if prompt is None:
             prompt, held_extra = self.held.take_for_run(self.backend.object_info)
@@ -405,13 +406,13 @@ class RouteCall:
         return open_view(self.request, server)
 
 
-def name_of_node(fields: Mapping[str, Any]) -> Optional[str]:
+def name_of_node(fields: JsonObject) -> Optional[str]:
     """What a request calls a node: its id, else its title; None if it names none."""
     name: Optional[str] = fields.get("node_id", fields.get("title"))
     return name
 
 
-def merge_extra(held: Mapping[str, Any], requested: Mapping[str, Any]) -> Dict[str, Any]:
+def merge_extra(held: JsonObject, requested: JsonObject) -> JsonObject:
     """More fields of POST /prompt for the held workflow: those of a request, and its own."""
     merged = {**held, **requested}
     if "extra_data" in held and "extra_data" in requested:
@@ -419,7 +420,7 @@ def merge_extra(held: Mapping[str, Any], requested: Mapping[str, Any]) -> Dict[s
     return merged
 
 
-def check_prompt_request(prompt: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+def check_prompt_request(prompt: JsonObject, extra: JsonObject) -> None:
     """Raises HttpError 400 for what ComfyUI would answer with 500, or for an odd prompt_id."""
     is_number_fine = isinstance(extra.get("number", 0), (int, float))
     are_targets_fine = isinstance(extra.get("partial_execution_targets", []), list)
