@@ -17,7 +17,7 @@ from comfyui_runner.third_party import import_third_party
 
 
 class Cookies:
-    """The cookies of one connection. ``jar`` is that of a requests.Session, which does HTTP's part."""
+    """The cookies of one connection. ``jar`` is a requests.Session's, which does HTTP's part."""
 
     def __init__(self, address: Address, jar: Any) -> None:
         self.affinity: Dict[str, str] = {}  #: those by which a load balancer keeps us on one server
@@ -70,18 +70,19 @@ class Cookies:
         self.require_same_server()
 
     def find_affinity(self, before: Dict[str, str]) -> None:
-        """Takes those for affinity that one more request did not change: ``before`` it they were so."""
+        """Takes for affinity what one request did not change; ``before`` was before it."""
         now = self.from_server
         self.affinity = {name: value for name, value in now.items() if before.get(name) == value}
 
     def require_same_server(self) -> None:
-        """Raises ServerGone if an affinity cookie has changed: ours is gone, and nothing more is asked."""
+        """Raises ServerGone if an affinity cookie has changed, and from then on."""
         now = self.from_server
         if any(now.get(name) != value for name, value in self.affinity.items()):
             self.gone = True
         if self.gone:
+            url = self._address.url
             raise ServerGone(
-                f"The load balancer at {self._address.url} sends us to another server: ours is gone."
+                f"The load balancer at {url} sends us to another server: ours is gone."
             )
 
     def _handshake(self) -> Any:

@@ -85,8 +85,8 @@ class NotConfirmed(RunnerError):
 class ServerError(RunnerError):
     """ComfyUI did not answer a call, or not as the call expects.
 
-    ``refused``: nothing listens at the address, so nothing was received. ``status`` is the HTTP status of the
-    answer, None if none came.
+    ``refused``: nothing listens at the address, so nothing was received. ``status`` is the HTTP
+    status of the answer, None if none came.
     """
 
     exit_status = ExitStatus.NO_SERVER
@@ -104,7 +104,7 @@ class ServerUnreachable(ServerError):
 
 
 class ServerGone(ServerUnreachable):
-    """The load balancer sends us to another server: what was on ours is lost, and nothing more is asked."""
+    """The load balancer sends us to another server: what was on ours is lost."""
 
 
 class ServerAnswer(ServerError):

@@ -6,13 +6,16 @@ import json
 import struct
 from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
 
+#: The ``data`` of a message.
+MessageData = Mapping[str, Any]
+
 
 class Event(NamedTuple):
     """One WebSocket message. ``at`` is when it came, in seconds of any one clock."""
 
     type: str
     prompt_id: Optional[str]  # None: the message does not say which prompt it is about
-    data: Mapping[str, Any]
+    data: MessageData
     at: float
 
 
@@ -84,6 +87,6 @@ def _split_by_length(frame: bytes) -> Tuple[bytes, bytes]:
     return frame[8:end], frame[end:]
 
 
-def _prompt_id_in(data: Mapping[str, Any]) -> Optional[str]:
+def _prompt_id_in(data: MessageData) -> Optional[str]:
     prompt_id = data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None

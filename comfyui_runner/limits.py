@@ -14,10 +14,10 @@ class Limits(NamedTuple):
     websocket: float = 10.0  # the handshake, and again the first status message
     settle: float = 5.0  # absent from queue and history for so long: gone
     absent: float = 2.0  # absent for so long: a prompt whose POST was cut is posted again
-    silence: float = 30.0  # no message for so long while running: say what the server says
-    poll: float = 5.0  # silence before queue and history are read all the same
-    give_up: float = 300.0  # no answer at all for so long: the run is told as lost
-    cancel: float = 8.0  # the server's word on a cancel
+    silence: float = 30.0  # no message for so long while running: report what the queue says
+    poll: float = 5.0  # silence before queue and history are read
+    give_up: float = 300.0  # no answer at all for so long: the run counts as lost
+    cancel: float = 8.0  # ComfyUI's confirmation of a cancel
 
 
 DEFAULT_LIMITS = Limits()

@@ -20,7 +20,7 @@ class Output(NamedTuple):
     text: Optional[str] = None
 
 
-_KINDS = {
+_ENDINGS = {
     "image": "png jpg jpeg webp gif bmp tif tiff avif jxl svg exr hdr psd",
     "video": "mp4 webm mkv mov avi m4v",
     "audio": "flac mp3 wav ogg opus m4a aac",
@@ -28,39 +28,52 @@ _KINDS = {
     "text": "txt json csv md srt yaml xml",
 }
 
-_KIND_OF_ENDING = {ending: kind for kind, endings in _KINDS.items() for ending in endings.split()}
+_KIND_OF_ENDING = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings.split()}
 
 
 def collect_outputs(
     outputs: Mapping[str, Mapping[str, Any]], prompt: Mapping[str, Any]
 ) -> List[Output]:
-    """Every output of every node, whatever its key (``images``, ``gifs``, ``audio``, ``3d``, ``text``,
-    a custom node's own): an object with a ``filename`` is a file, a text is a text."""
-    found: List[Output] = []
+    """Every output of every node, each once. ``outputs`` are those of a history entry.
+
+    The key does not matter (``images``, ``gifs``, ``audio``, ``3d``, ``text``, a custom node's
+    own): an object with a ``filename`` is a file, and a text is a text.
+    """
+    collected: List[Output] = []
     for node_id, ui in outputs.items():
         title = node_title(prompt, node_id)
-        for items in ui.values():
-            for item in items if isinstance(items, (list, tuple)) else [items]:
-                if (
-                    isinstance(item, dict)
-                    and isinstance(item.get("filename"), str)
-                    and item["filename"]
-                ):
-                    name = item["filename"]
-                    kind = _KIND_OF_ENDING.get(name.rpartition(".")[2].lower(), "file")
-                    folder, type_ = item.get("subfolder"), item.get("type")
-                    output = Output(
-                        node_id, title, kind, name,
-                        folder if isinstance(folder, str) else "",
-                        type_ if isinstance(type_, str) and type_ else "output",
-                    )  # fmt: skip
-                elif isinstance(item, str) and item:
-                    output = Output(node_id, title, "text", text=item)
-                else:
-                    continue
-                if output not in found:
-                    found.append(output)
-    return found
+        for value in ui.values():
+            items = value if isinstance(value, (list, tuple)) else [value]
+            for item in items:
+                output = _output_of(item, node_id, title)
+                if output is not None and output not in collected:
+                    collected.append(output)
+    return collected
+
+
+def _output_of(item: Any, node_id: str, title: str) -> Optional[Output]:
+    """The file or text that ``item`` is; None for anything else, such as a flag."""
+    if isinstance(item, str) and item:
+        return Output(node_id, title, "text", text=item)
+    if not isinstance(item, dict):
+        return None
+
+    filename = item.get("filename")
+    if not isinstance(filename, str) or not filename:
+        return None
+    ending = filename.rpartition(".")[2].lower()
+    return Output(
+        node_id,
+        title,
+        _KIND_OF_ENDING.get(ending, "file"),
+        filename=filename,
+        subfolder=_text_or(item.get("subfolder"), ""),
+        type=_text_or(item.get("type"), "") or "output",
+    )
+
+
+def _text_or(value: Any, default: str) -> str:
+    return value if isinstance(value, str) else default
 
 
 def view_path(output: Output) -> str:

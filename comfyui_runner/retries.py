@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 
-#: What a reverse proxy or load balancer answers while the server behind it restarts or is overloaded:
-#: Bad Gateway, Service Unavailable, Gateway Timeout. ComfyUI itself has none of them.
+#: What a reverse proxy or load balancer answers while the server behind it restarts or is
+#: overloaded: Bad Gateway, Service Unavailable, Gateway Timeout. ComfyUI itself has none of them.
 PROXY_FAILURES = (502, 503, 504)
 
 

@@ -141,7 +141,7 @@ class Server:
         )
 
     def _require_whole_head(self, response: "requests.Response") -> None:
-        """Raises ServerUnreachable for a head that was cut off: http.client takes that for its end."""
+        """Raises ServerUnreachable for a head that was cut off, which http.client does not see."""
         headers = response.headers
         says_where_it_ends = (
             headers.get("Content-Length", "").isdigit()
@@ -189,15 +189,14 @@ class Server:
         try:
             return json.loads(answer) if answer else None
         except (ValueError, RecursionError):
-            raise ServerUnreachable(
-                f"{self.address.url} answered {path.partition('?')[0]} with something that is not JSON.",
-                "Check that it is ComfyUI's address.",
-            ) from None
+            route = path.partition("?")[0]
+            message = f"{self.address.url} answered {route} with something that is not JSON."
+            raise ServerUnreachable(message, "Check that it is ComfyUI's address.") from None
 
     # -- the server ------------------------------------------------------------------------------
 
     def system_stats(self) -> Dict[str, Any]:
-        """GET /system_stats. Raises ServerAnswer for an answer that is not ComfyUI's, ServerTooOld."""
+        """GET /system_stats. Raises ServerAnswer if that is not ComfyUI, and ServerTooOld."""
         timeout = min(self.limits.read, STATS_SECONDS)
         stats = self.call("GET", "/system_stats", timeout=timeout)
         if not isinstance(stats, dict) or "system" not in stats:
@@ -254,7 +253,7 @@ class Server:
         self.call("POST", "/interrupt", body={"prompt_id": prompt_id})
 
     def cancel_job(self, prompt_id: str) -> bool:
-        """Cancels a prompt, waiting or running; False where the server has no such route (before 0.26)."""
+        """Cancels a prompt, waiting or running; False where the route is missing (before 0.26)."""
         if self._has_jobs is False:
             return False
         try:

@@ -49,7 +49,7 @@ GONE = "its server is gone: the load balancer sends us to another"
 #: Tries to open the first WebSocket before a run is followed without one.
 OPENING_TRIES = 3
 
-#: Tries in a row to read the definition of a class; when they are used up, an error is explained with less.
+#: Tries in a row to read definitions; when they are used up, an error is explained with less.
 LOOK_UP_TRIES = 6
 
 #: Seconds for each of the requests that take a copy of a prompt off the queue when its run is over.
@@ -66,7 +66,7 @@ LONGEST_DEAF_PATIENCE = 600.0
 
 
 def is_lost(server: Server, error: ServerError) -> bool:
-    """Whether a run that failed with ``error`` is lost with its server: a load balancer has others."""
+    """Whether a run that failed with ``error`` is lost with its server, and others may take it."""
     if isinstance(error, ServerGone):
         return True
     return bool(server.affinity) and may_be_retried(error)
@@ -106,9 +106,9 @@ class Session:
     async def open(self, patience: float = 0.0) -> None:
         """Opens the WebSocket and reads its first status.
 
-        Tries for ``patience`` seconds, and OPENING_TRIES times at least. Raises ServerUnreachable if
-        the connection is refused. Where a WebSocket cannot be had (a proxy without them), runs are
-        followed without it.
+        Tries for ``patience`` seconds, and OPENING_TRIES times at least. Raises ServerUnreachable
+        if the connection is refused. Where a WebSocket cannot be had (a proxy without them), runs
+        are followed without it.
         """
         started = time.monotonic()
         for attempt in itertools.count():
@@ -129,7 +129,7 @@ class Session:
         self.begin()
 
     def begin(self) -> None:
-        """Starts to follow; where open() was not called, the WebSocket is opened when it can be had."""
+        """Starts to follow. Without open(), the WebSocket is opened as soon as that succeeds."""
         self._tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._watch())]
 
     @property
@@ -152,7 +152,10 @@ class Session:
     # -- runs ------------------------------------------------------------------------------------
 
     def new_run(self, prompt: Prompt, prompt_id: str, extra: Mapping[str, Any] = {}) -> Run:
-        """A run of ``prompt`` under ``prompt_id``, a new UUID; ``extra`` are more fields of POST /prompt."""
+        """A run of ``prompt`` under ``prompt_id``, a new UUID.
+
+        ``extra`` are more fields of POST /prompt.
+        """
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         if not self.connected:
             run.note_gap()
@@ -161,7 +164,7 @@ class Session:
         return run
 
     async def attach(self, prompt_id: str) -> Run:
-        """The run of a prompt in the queue or the history, whoever submitted it. Raises PromptUnknown."""
+        """The run of a prompt that anybody submitted. Raises PromptUnknown, ServerError."""
         queue = await self._read_queue()
         entry = await self._read_entry(prompt_id)
         prompt = prompt_on_server(queue, entry, prompt_id)
@@ -283,7 +286,7 @@ class Session:
         return answer
 
     def _accept(self, run: Run, answer: Mapping[str, Any]) -> None:
-        """The server has the prompt. ``answer`` is what it said to the POST, {} if that was lost."""
+        """The server has the prompt. ``answer`` is its answer to the POST, {} if that was lost."""
         state = run.state
         run.dropped = dropped_outputs(answer)
         if run.dropped:
@@ -448,8 +451,8 @@ class Session:
             self._wake.set()
             return
 
-        # Messages of custom nodes to everybody (monitors send one a second) say nothing of our runs:
-        # they must not put off the look at queue and history.
+        # Messages of custom nodes to everybody (monitors send one a second) say nothing about our
+        # runs: they must not put off the look at queue and history.
         is_about_a_run = event.type in REDUCERS or event.type in ("preview", "progress_text")
         if not is_about_a_run:
             return
@@ -544,9 +547,9 @@ class Session:
     ) -> Reading:
         """Reads the queue and then the history, and changes ``run`` by what they say.
 
-        Raises ServerError. In this order: the other way, a prompt could move between the two unseen.
-        ``queue`` is an answer of GET /queue that has just come, if there is one; ``settle`` replaces
-        ``limits.settle``.
+        Raises ServerError. In this order: the other way, a prompt could move between the two
+        unseen. ``queue`` is an answer of GET /queue that has just come, if there is one; ``settle``
+        replaces ``limits.settle``.
         """
         if queue is None:
             queue = await self._read_queue()
@@ -687,7 +690,7 @@ class Session:
             self._change(run, run.state._replace(phase=Phase.REJECTED, ended_at=now))
 
     def _ask_to_cancel(self, prompt_id: str, is_running: bool) -> None:
-        """Blocks. Since ComfyUI 0.26.0 one route does both, without a gap in which the prompt can begin."""
+        """Blocks. Since ComfyUI 0.26.0 one route does both, so that no prompt begins in between."""
         if self.server.cancel_job(prompt_id):
             return
         if is_running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from comfyui_runner.events import Event
+from comfyui_runner.events import Event, MessageData
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import upstream
 from comfyui_runner.retries import backoff
@@ -30,7 +30,7 @@ class Phase(enum.Enum):
 
 
 class NodeProgress(NamedTuple):
-    """A node that runs: when it started, its last ``value`` of ``max``, and its first one, for the rate."""
+    """A node that runs: when it started, its last ``value`` of ``max``, its first for the rate."""
 
     started: float
     value: float = 0.0
@@ -77,7 +77,9 @@ def reduce(state: PromptState, event: Event) -> PromptState:
     if reducer is None or state.phase.over:
         return state
     after = reducer(state, event.data, event.at)
-    return state if after == state else after
+    if after == state:
+        return state
+    return after
 
 
 def _mark_running(state: PromptState, at: float) -> PromptState:
@@ -86,28 +88,31 @@ def _mark_running(state: PromptState, at: float) -> PromptState:
     return state._replace(phase=Phase.RUNNING, ahead=0, missing_since=None, started_at=at)
 
 
-def _on_start(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_start(state: PromptState, data: MessageData, at: float) -> PromptState:
     return _mark_running(state, at)
 
 
-def _on_cached(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_cached(state: PromptState, data: MessageData, at: float) -> PromptState:
     cached = frozenset(map(str, as_list(data.get("nodes"))))
     return _mark_running(state, at)._replace(cached=state.cached | (cached & state.planned))
 
 
-def _node_on_screen(data: Mapping[str, Any]) -> Optional[str]:
+def _node_on_screen(data: MessageData) -> Optional[str]:
     """The node that a person knows: for one that was made at run time, the one that made it."""
     node_id = data.get("display_node") or data.get("node")
-    return None if node_id is None else str(node_id)
+    if node_id is None:
+        return None
+    return str(node_id)
 
 
-def _on_executing(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_executing(state: PromptState, data: MessageData, at: float) -> PromptState:
     node_id = _node_on_screen(data)
     if node_id is None:
         # "executing" with null follows every end, errors and interrupts too. The one that a
         # reconnect sends has no prompt_id and is about whatever ran last.
-        says_over = "node" in data and bool(data.get("prompt_id"))
-        return state._replace(over_seen=True) if says_over else state
+        if "node" not in data or not data.get("prompt_id"):
+            return state
+        return state._replace(over_seen=True)
 
     state = _mark_running(state, at)
     if node_id in state.running:
@@ -115,7 +120,7 @@ def _on_executing(state: PromptState, data: Mapping[str, Any], at: float) -> Pro
     return state._replace(running={**state.running, node_id: NodeProgress(at)})
 
 
-def _on_progress(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_progress(state: PromptState, data: MessageData, at: float) -> PromptState:
     state = _mark_running(state, at)
     node_id = _node_on_screen(data)
     if node_id is None or node_id not in state.running:
@@ -124,8 +129,8 @@ def _on_progress(state: PromptState, data: Mapping[str, Any], at: float) -> Prom
     return state._replace(running={**state.running, node_id: progress})
 
 
-def _on_progress_state(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
-    """Every node that runs or is finished. One that was expanded is finished when all its parts are."""
+def _on_progress_state(state: PromptState, data: MessageData, at: float) -> PromptState:
+    """Every node that runs or is finished. One in parts is finished when all its parts are."""
     state = _mark_running(state, at)
     running = dict(state.running)
     finished: List[str] = []
@@ -153,7 +158,7 @@ def _on_progress_state(state: PromptState, data: Mapping[str, Any], at: float) -
     return state
 
 
-def _advance(progress: NodeProgress, data: Mapping[str, Any], at: float) -> NodeProgress:
+def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgress:
     value = as_number(data.get("value"))
     maximum = as_number(data.get("max"))
     if value == progress.value and maximum == progress.max:
@@ -176,7 +181,7 @@ def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
     return state._replace(running=running, finished={**state.finished, node_id: seconds})
 
 
-def _on_executed(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_executed(state: PromptState, data: MessageData, at: float) -> PromptState:
     node_id = _node_on_screen(data)
     output = data.get("output")
     if node_id is None or not isinstance(output, dict):
@@ -184,11 +189,11 @@ def _on_executed(state: PromptState, data: Mapping[str, Any], at: float) -> Prom
     return _mark_running(state, at)._replace(outputs={**state.outputs, node_id: output})
 
 
-def _on_success(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_success(state: PromptState, data: MessageData, at: float) -> PromptState:
     return _mark_running(state, at)._replace(ending=Phase.SUCCESS)
 
 
-def _on_error(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_error(state: PromptState, data: MessageData, at: float) -> PromptState:
     if _is_blocked_branch(data):
         node_id = str(data.get("node_id"))
         message = one_line(data.get("exception_message"), 200)
@@ -196,17 +201,17 @@ def _on_error(state: PromptState, data: Mapping[str, Any], at: float) -> PromptS
     return _mark_running(state, at)._replace(ending=Phase.ERROR, failure=data)
 
 
-def _is_blocked_branch(data: Mapping[str, Any]) -> bool:
-    """Whether an execution_error only ends a branch: the run goes on (execution.py, ExecutionBlocker)."""
+def _is_blocked_branch(data: MessageData) -> bool:
+    """Whether an execution_error only ends a branch, and the run goes on (ExecutionBlocker)."""
     return data.get("exception_type") == "ExecutionBlocked"
 
 
-def _on_interrupted(state: PromptState, data: Mapping[str, Any], at: float) -> PromptState:
+def _on_interrupted(state: PromptState, data: MessageData, at: float) -> PromptState:
     return _mark_running(state, at)._replace(ending=Phase.INTERRUPTED, failure=data)
 
 
 #: What each message does to the state; all others do nothing.
-REDUCERS: Mapping[str, Callable[[PromptState, Mapping[str, Any], float], PromptState]] = {
+REDUCERS: Mapping[str, Callable[[PromptState, MessageData, float], PromptState]] = {
     "execution_start": _on_start,
     "execution_cached": _on_cached,
     "executing": _on_executing,
@@ -258,13 +263,13 @@ def place_in_queue(queue: Mapping[str, Any], prompt_id: str) -> QueuePlace:
 
 
 def _queue_items(queue: Mapping[str, Any], key: str) -> List[List[Any]]:
-    """The items under ``key``: [number, prompt_id, prompt, extra_data, ids of the outputs to make]."""
+    """The items under ``key``: [number, prompt_id, prompt, extra_data, outputs to make]."""
     items = as_list(queue.get(key))
     return [item for item in items if isinstance(item, list) and len(item) > 1]
 
 
 def _target_outputs(item: List[Any]) -> FrozenSet[str]:
-    """The outputs that a queue item makes, as far as it says so (newer servers change the length)."""
+    """The outputs that a queue item makes, if it says so (newer servers change its length)."""
     if len(item) < 5:
         return frozenset()
     return frozenset(map(str, as_list(item[4])))
@@ -384,24 +389,27 @@ def _conclude(
         if name == "execution_cached":
             state = _on_cached(state, data, at)
 
-    phase, failure = _end_in_history(status, messages, state)
     seconds = _seconds_in_history(messages)
-    started_at = at if state.started_at is None else state.started_at
-    outputs = as_dict(entry.get("outputs"))
-    state = state._replace(
-        failure=failure,
-        outputs={
-            **state.outputs,
-            **{str(i): ui for i, ui in outputs.items() if isinstance(ui, dict)},
-        },
-        seconds=state.seconds if seconds is None else seconds,
-        started_at=started_at,
-    )
+    if seconds is not None:
+        state = state._replace(seconds=seconds)
+    if state.started_at is None:
+        state = state._replace(started_at=at)
+
+    outputs = {
+        str(node_id): ui
+        for node_id, ui in as_dict(entry.get("outputs")).items()
+        if isinstance(ui, dict)
+    }
+    phase, failure = _end_in_history(status, messages, state)
+    state = state._replace(failure=failure, outputs={**state.outputs, **outputs})
     return _end(state, phase, at)
 
 
-def _history_messages(status: Mapping[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
-    """The messages of the run that a history entry keeps: their names and data."""
+#: The messages of the run that a history entry keeps: their names and data.
+HistoryMessages = List[Tuple[str, MessageData]]
+
+
+def _history_messages(status: Mapping[str, Any]) -> HistoryMessages:
     return [
         (str(message[0]), as_dict(message[1]))
         for message in as_list(status.get("messages"))
@@ -414,8 +422,8 @@ _FAILURES = {"execution_error": Phase.ERROR, "execution_interrupted": Phase.INTE
 
 
 def _end_in_history(
-    status: Mapping[str, Any], messages: List[Tuple[str, Dict[str, Any]]], state: PromptState
-) -> Tuple[Phase, Mapping[str, Any]]:
+    status: Mapping[str, Any], messages: HistoryMessages, state: PromptState
+) -> Tuple[Phase, MessageData]:
     """The end and the data of the failure.
 
     The messages are trusted over ``status_str``, which says success after an error while the run
@@ -435,7 +443,7 @@ def _end_in_history(
     return Phase.SUCCESS, state.failure
 
 
-def _seconds_in_history(messages: List[Tuple[str, Dict[str, Any]]]) -> Optional[float]:
+def _seconds_in_history(messages: HistoryMessages) -> Optional[float]:
     """How long the run took by the server's clock, None where its messages do not say so."""
     times = {name: as_number(data.get("timestamp")) for name, data in messages}  # milliseconds
     start = times.get("execution_start", 0.0)

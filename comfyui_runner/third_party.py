@@ -17,5 +17,6 @@ def import_third_party(name: str) -> Any:
         package = name.partition(".")[0]
         raise RunnerError(
             f"The Python package {package} is missing ({error}).",
-            f'Install what the runner needs: "{sys.executable}" -m pip install websockets requests rich',
+            "Install what the runner needs: "
+            f'"{sys.executable}" -m pip install websockets requests rich',
         ) from None

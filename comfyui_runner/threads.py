@@ -13,33 +13,50 @@ from comfyui_runner.text import duration
 Result = TypeVar("Result")
 
 
-async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+def start_thread(
+    function: Callable[..., Result], *arguments: Any
+) -> "concurrent.futures.Future[Result]":
     """``function(*arguments)`` in a daemon thread: unlike an executor's, it holds no exit up."""
-
-    loop = asyncio.get_running_loop()
-    future: "asyncio.Future[Result]" = loop.create_future()
-
-    def deliver(result: Optional[Result], error: Optional[BaseException]) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    future: "concurrent.futures.Future[Result]" = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # whoever waits may leave, but the call goes on
 
     def work() -> None:
-        result, error = None, None
         try:
-            result = function(*arguments)
-        except BaseException as exception:  # handed to whoever waits
-            error = exception
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
+            future.set_result(function(*arguments))
+        except BaseException as error:  # raised again where the result is waited for
+            future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return await future
+    return future
+
+
+async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of ``function(*arguments)``, which blocks."""
+    return await asyncio.wrap_future(start_thread(function, *arguments))
+
+
+async def bounded(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
+    """in_thread() with an end. Raises ServerUnreachable after ``seconds``.
+
+    A read timeout is not enough: a server that sends a byte now and then never reaches it.
+    """
+    try:
+        return await asyncio.wait_for(in_thread(function, *arguments), seconds)
+    except asyncio.TimeoutError:
+        raise no_answer_in(seconds) from None
+
+
+def bounded_here(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
+    """bounded() for a caller that is not in an event loop: blocks, at most ``seconds`` long."""
+    try:
+        return start_thread(function, *arguments).result(seconds)
+    except concurrent.futures.TimeoutError:
+        raise no_answer_in(seconds) from None
+
+
+def no_answer_in(seconds: float) -> ServerUnreachable:
+    """The error of a call that took too long."""
+    return ServerUnreachable(f"The server did not answer in {duration(seconds)}.")
 
 
 async def done_or_set(
@@ -56,55 +73,25 @@ async def done_or_set(
 
 async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
     """Cancels tasks until they are over: before Python 3.12, wait_for() can lose a cancellation."""
-
-    left = set(tasks)
-    while left:
-        for task in left:
+    unfinished = set(tasks)
+    while unfinished:
+        for task in unfinished:
             task.cancel()
-        done, left = await asyncio.wait(left, timeout=0.1)
-        for task in done:
+        finished, unfinished = await asyncio.wait(unfinished, timeout=0.1)
+        for task in finished:
             if not task.cancelled():
-                task.exception()  # looked at, so that asyncio does not complain
-
-
-async def bounded(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
-    """in_thread() with an end: a server that sends a byte now and then would pass a read timeout."""
-
-    try:
-        return await asyncio.wait_for(in_thread(function, *arguments), seconds)
-    except asyncio.TimeoutError:
-        raise ServerUnreachable("The server did not answer in %s." % duration(seconds)) from None
-
-
-def bounded_here(function: Callable[..., Result], *arguments: Any, seconds: float) -> Result:
-    """``bounded()`` for a caller that is not in an event loop: blocks, at most ``seconds`` long."""
-    future: "concurrent.futures.Future[Result]" = concurrent.futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:  # raised again in the thread that waits
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except concurrent.futures.TimeoutError:
-        raise ServerUnreachable(f"The server did not answer in {duration(seconds)}.") from None
+                task.exception()  # asyncio complains about exceptions that nobody looks at
 
 
 def run_loop(coroutine: Awaitable[Result]) -> Result:
-    """asyncio.run() without its wait for executor threads: a name look-up that hangs must not hold
-    the exit up."""
-
+    """asyncio.run() that does not wait for threads: a name look-up that hangs holds no exit up."""
     loop = asyncio.new_event_loop()
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(coroutine)
     finally:
         loop.run_until_complete(end_tasks(asyncio.all_tasks(loop)))
-        loop.run_until_complete(
-            asyncio.sleep(0)
-        )  # transports that were closed let go of their sockets
+        # One more turn, in which transports that were closed let go of their sockets.
+        loop.run_until_complete(asyncio.sleep(0))
         asyncio.set_event_loop(None)
         loop.close()

@@ -19,12 +19,12 @@ from comfyui_runner.threads import bounded
 #: The library's own limit is 1 MiB, beyond which it closes the connection (1009).
 MAX_MESSAGE = 256 << 20
 
-#: Asks for binary frames that say which node a preview is about. ComfyUI reads the first frame only.
+#: Asks for previews that name their node. ComfyUI reads this in the first frame only.
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 async def connect_websocket(server: Server, client_id: str) -> Any:
-    """An open WebSocket whose first message, ``status``, was read; with previews' metadata asked for.
+    """An open WebSocket whose first message, ``status``, was read.
 
     Raises ServerUnreachable, or ServerAnswer when the handshake is answered with an HTTP status.
     """
