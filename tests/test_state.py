@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, node_ids, numbers, recorded
+from recorded import VERSIONS, answers, anything, few, history_entries, many, messages, numbers, recorded
 from support import node, slow_prompt
 
-from comfyui_runner.events import Event, Preview, parse_message
+from comfyui_runner.events import Event, parse_message
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.nodes import planned_nodes
-from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import dropped_outputs
 from comfyui_runner.state import (
     NOT_IN_QUEUE,
@@ -70,101 +67,6 @@ def progress_state(**states: Tuple[float, float, str]) -> Tuple[str, Dict[str, A
         for key, (value, maximum, state) in states.items()
     }
     return ("progress_state", {"nodes": nodes})
-
-
-# ------------------------------------------------------------------------------------------------
-# One frame
-# ------------------------------------------------------------------------------------------------
-
-
-def test_a_message_in_json_becomes_an_event() -> None:
-    frame = '{"type": "executing", "data": {"node": "3", "prompt_id": "p"}}'
-    assert parse_message(frame, 7.5) == Event("executing", "p", {"node": "3", "prompt_id": "p"}, 7.5)
-
-
-@pytest.mark.parametrize(
-    ("frame", "event"),
-    [
-        ('{"type": "status", "data": {"status": {}}}', Event("status", None, {"status": {}}, 0)),
-        ('{"type": "status"}', Event("status", None, {}, 0)),
-        ('{"type": "status", "data": null}', Event("status", None, {}, 0)),
-        ('{"type": "x", "data": {"prompt_id": 5}}', Event("x", None, {"prompt_id": 5}, 0)),
-        ('{"type": "x", "data": {"value": Infinity}}', Event("x", None, {"value": float("inf")}, 0)),
-    ],
-)
-def test_a_message_need_not_say_whose_it_is(frame: str, event: Event) -> None:
-    assert parse_message(frame, 0) == event
-
-
-def test_a_message_may_hold_nan() -> None:
-    event = parse_message('{"type": "progress", "data": {"value": NaN, "max": 5}}', 0)
-    assert event.type == "progress" and event.data["value"] != event.data["value"]
-
-
-@pytest.mark.parametrize(
-    ("frame", "mime"),
-    [
-        (b"\0\0\0\1\0\0\0\1\xff\xd8picture", "image/jpeg"),
-        (b"\0\0\0\1\0\0\0\2\xff\xd8picture", "image/png"),
-        (b"\0\0\0\1\0\0\0\x63\xff\xd8picture", "application/octet-stream"),
-    ],
-)
-def test_a_binary_frame_of_type_1_is_a_picture(frame: bytes, mime: str) -> None:
-    picture = Preview(None, mime, b"\xff\xd8picture")
-    assert parse_message(frame, 3) == Event("preview", None, {"preview": picture}, 3)
-
-
-def test_a_binary_frame_of_type_3_is_a_text_about_a_node() -> None:
-    frame = b"\0\0\0\3\0\0\0\5" + b"12:34" + "width: 64 狐".encode()
-    assert parse_message(frame, 3) == Event("progress_text", None, {"node": "12:34", "text": "width: 64 狐"}, 3)
-
-
-def frame_of_type_4(meta: bytes, picture: bytes = b"\x89PNG") -> bytes:
-    return struct.pack(">II", 4, len(meta)) + meta + picture
-
-
-def test_a_binary_frame_of_type_4_is_a_picture_that_says_whose_it_is() -> None:
-    meta = b'{"node_id": "5.0.0.1", "prompt_id": "p", "display_node_id": "5", "image_type": "image/png"}'
-    picture = Preview("5", "image/png", b"\x89PNG")
-    assert parse_message(frame_of_type_4(meta), 3) == Event("preview", "p", {"preview": picture}, 3)
-    meta = b'{"display_node_id": 5, "image_type": "image/jpeg"}'
-    picture = Preview("5", "image/jpeg", b"")
-    assert parse_message(frame_of_type_4(meta, b""), 3) == Event("preview", None, {"preview": picture}, 3)
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        "", "not json", "[]", "[1, 2]", "null", "7", '"text"', "{}", '{"data": {}}', '{"type": "x", "data": []}{',
-        '{"type": "x", "data": [1]}', '{"type": "x", "data": "text"}', '{"type": "x", "data": 5}',
-        "[" * 100000, '{"type": ' + "9" * 5000 + "}x",
-        b"", b"\0\0\0", b"\0\0\0\1", b"\0\0\0\1\0\0\0", b"\0\0\0\2\0\0\0\1png",
-        b"\0\0\0\x09abcdefgh", b"\1\0\0\0\1\0\0\0a",
-        b"\0\0\0\3", b"\0\0\0\3\0\0", b"\0\0\0\3\0\0\0\1\xff\xfe", b"\0\0\0\3\0\0\0\1" + b"5\xff",
-        b"\0\0\0\3\0\0\0\x64" + b"5 text", b"\0\0\0\3\xff\xff\xff\xff" + b"5 text",
-        b"\0\0\0\4", b"\0\0\0\4\0\0\0\x64{}", frame_of_type_4(b"{}"), frame_of_type_4(b"[]"), frame_of_type_4(b"no"),
-        frame_of_type_4(b'"text"'), frame_of_type_4(b"5"), frame_of_type_4(b'{"display_node_id": "5"}'),
-        frame_of_type_4(b'{"display_node_id": "5", "image_type": "image/png"}')[:30], b'{"type": "status"}',
-    ],
-)  # fmt: skip
-def test_a_frame_that_is_broken_or_unknown_is_no_news(frame: Union[str, bytes]) -> None:
-    assert parse_message(frame, 3) == Event("unknown", None, {}, 3)
-
-
-@few
-@given(
-    st.text()
-    | st.binary()
-    | anything.map(json.dumps)
-    | messages.map(lambda message: json.dumps({"type": message[0], "data": message[1]}))
-    | st.builds(lambda kind, rest: struct.pack(">I", kind) + rest, st.integers(0, 5), st.binary())
-    | st.builds(lambda meta, cut: frame_of_type_4(json.dumps(meta).encode())[:cut], anything, st.integers(0, 99))
-)
-def test_any_frame_becomes_an_event(frame: Union[str, bytes]) -> None:
-    event = parse_message(frame, 1.0)
-    assert isinstance(event.type, str) and event.at == 1.0
-    assert event.prompt_id is None or isinstance(event.prompt_id, str)
-    assert isinstance(event.data, dict)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -292,18 +194,6 @@ def test_the_progress_of_a_recorded_sampler(version: str) -> None:
             ticks.append(state.running["3"].value)
             assert list(state.running) == ["3"]
     assert ticks == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    ("scenario", "node_id", "mime"),
-    [("preview_frames", None, "image/jpeg"), ("preview_frames_with_metadata", "1", "image/jpeg")],
-)
-def test_recorded_previews(version: str, scenario: str, node_id: Optional[str], mime: str) -> None:
-    frames = [step.frame for step in recorded(version, scenario) if isinstance(step.frame, bytes)]
-    events = [parse_message(frame, 0) for frame in frames]
-    assert len(events) == 5
-    assert {(event.data["preview"].node_id, event.data["preview"].mime) for event in events} == {(node_id, mime)}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -1021,94 +911,6 @@ def test_a_short_poll_holds_without_the_socket_too(poll: float, seconds: float) 
 
 def test_no_wait_for_the_next_read_is_longer_than_15_seconds() -> None:
     assert seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), Limits(poll=100.0)) == 15.0
-
-
-# ------------------------------------------------------------------------------------------------
-# Outputs
-# ------------------------------------------------------------------------------------------------
-
-
-def made(ui: Any) -> List[Tuple[str, ...]]:
-    """What is collected of what one node, "Save", made: (kind, filename, subfolder, type), or ("text", text)."""
-    outputs = collect_outputs({"3": ui}, CHAIN)
-    assert {(output.node_id, output.title) for output in outputs} <= {("3", "Save")}
-    return [
-        (found.kind, found.filename, found.subfolder, found.type) if found.text is None else (found.kind, found.text)
-        for found in outputs
-    ]
-
-
-@pytest.mark.parametrize(
-    ("ui", "outputs"),
-    [
-        (
-            {"images": [{"filename": "a.png", "subfolder": "x", "type": "output"}], "animated": [False]},
-            [("image", "a.png", "x", "output")],
-        ),
-        (
-            {"images": [{"filename": "a.webp", "subfolder": "", "type": "temp"}], "animated": (True,)},
-            [("image", "a.webp", "", "temp")],
-        ),
-        (
-            {"gifs": [{"filename": "v.MP4", "subfolder": "", "type": "output", "format": "video/h264-mp4"}]},
-            [("video", "v.MP4", "", "output")],
-        ),
-        ({"audio": [{"filename": "a.flac", "subfolder": "s", "type": "output"}]}, [("audio", "a.flac", "s", "output")]),
-        ({"3d": [{"filename": "m.glb", "subfolder": "mesh", "type": "output"}]}, [("3d", "m.glb", "mesh", "output")]),
-        ({"result": ["m.glb", None, {}]}, [("text", "m.glb")]),
-        ({"text": ["hello", "", "from comfy"]}, [("text", "hello"), ("text", "from comfy")]),
-        ({"text": "hello"}, [("text", "hello")]),
-        ({"files": [{"filename": "data.csv"}, {"filename": "x.weird"}, {"filename": "noending"}]},
-         [("text", "data.csv", "", "output"), ("file", "x.weird", "", "output"), ("file", "noending", "", "output")]),
-        ({"my_node": {"filename": "a.png", "subfolder": None, "type": 5}}, [("image", "a.png", "", "output")]),
-        ({"images": [{"filename": "a.png"}], "ui": [{"filename": "a.png", "subfolder": "", "type": "output"}]},
-         [("image", "a.png", "", "output")]),
-        ({"images": [{"filename": "a.png", "type": "temp"}, {"filename": "a.png", "type": "output"}]},
-         [("image", "a.png", "", "temp"), ("image", "a.png", "", "output")]),
-        ({"images": None, "a": 5, "b": True, "c": [[], 7, {"filename": 5}, {"filename": ""}, {"name": "a.png"}]}, []),
-        ({}, []),
-    ],
-)  # fmt: skip
-def test_what_a_node_made_is_found_under_any_key(ui: Any, outputs: List[Tuple[str, ...]]) -> None:
-    assert made(ui) == outputs
-
-
-def test_outputs_come_node_by_node_with_their_titles() -> None:
-    outputs = collect_outputs({"3": {"text": ["a"]}, "2.0.0.1": {"text": ["a"]}, "99": {"text": ["b"]}}, CHAIN)
-    assert [(output.node_id, output.title, output.text) for output in outputs] == [
-        ("3", "Save", "a"),
-        ("2.0.0.1", "Sampler", "a"),
-        ("99", "99", "b"),
-    ]
-
-
-@few
-@given(st.dictionaries(node_ids.map(str), st.dictionaries(st.text(max_size=4), anything, max_size=3), max_size=3))
-def test_any_output_can_be_collected(outputs: Dict[str, Any]) -> None:
-    for output in collect_outputs(outputs, CHAIN):
-        assert output.filename if output.text is None else output.text
-
-
-def of_file(filename: str, subfolder: str = "", kind: str = "output") -> Output:
-    return Output("3", "Save", "image", filename, subfolder, kind)
-
-
-@pytest.mark.parametrize(
-    ("output", "path"),
-    [
-        (of_file("a.png"), "/view?filename=a.png&subfolder=&type=output"),
-        (of_file("a b&c=d#?.png", "x/y z", "temp"), "/view?filename=a+b%26c%3Dd%23%3F.png&subfolder=x%2Fy+z&type=temp"),
-        (of_file("狐.png", "..", "in&put"), "/view?filename=%E7%8B%90.png&subfolder=..&type=in%26put"),
-    ],
-)
-def test_the_path_of_a_file_is_quoted(output: Output, path: str) -> None:
-    assert view_path(output) == path
-
-
-def test_a_file_name_that_is_no_unicode_has_a_path_too() -> None:
-    """JSON can hold a lone surrogate: Python makes one of a byte in a file name that is not UTF-8."""
-    name = json.loads('"\\udcff.png"')
-    assert view_path(of_file(name)).startswith("/view?filename=")
 
 
 def test_the_prompt_of_the_recordings_is_the_one_that_the_tests_use() -> None:
