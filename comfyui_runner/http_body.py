@@ -32,7 +32,7 @@ class RequestBody:
         self._send = send
         self._broke_off = False
         expectation = head.request.header("expect")
-        #: the client sends the body when it has been told to (curl does so with large files)
+        #: the client waits for CONTINUE before it sends the body (curl does so with large files)
         self._is_held_back = expectation.lower() == "100-continue"
 
     def read(self, limit: int) -> bytes:

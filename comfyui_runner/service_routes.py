@@ -74,9 +74,7 @@ class ServiceRoutes:
             call = RouteCall(self, request, body)
             handler: Callable[..., Response] = getattr(call, route.handler)
             return handler(**parts)
-        except (
-            Exception
-        ) as error:  # of a fault of ours the client is told too, and the service goes on
+        except Exception as error:  # a fault of ours is answered too, and the service goes on
             return error_response(error)
 
 

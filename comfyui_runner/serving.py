@@ -131,7 +131,7 @@ def listen(
 
 
 def cannot_listen(error: OSError, host: str, port: int) -> UsageError:
-    """What a person is told when ``error`` came of listening at ``host`` and ``port``."""
+    """The error for a person: ``error`` came of listening at ``host`` and ``port``."""
     is_in_use = (
         error.errno == errno.EADDRINUSE or getattr(error, "winerror", None) == WINDOWS_PORT_IN_USE
     )

@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The type of the error that a failure tells."""
+        """The type of the error."""
         return str(self.json["error"]["type"])
 
 
@@ -139,9 +139,9 @@ class Middleware:
             self.thread.start()
             ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
             wait_until(lambda: ready.search(self.out.getvalue()) or not self.thread.is_alive(), what="the start")
-        found = ready.search(self.out.getvalue())
-        assert found, self.out.getvalue() + self.err.getvalue()
-        self.port = int(found.group(1))
+        match = ready.search(self.out.getvalue())
+        assert match, self.out.getvalue() + self.err.getvalue()
+        self.port = int(match.group(1))
         self.listener = self.inside["listener"]
         self.service = self.listener.routes.service
 
@@ -190,8 +190,8 @@ class Middleware:
 
     def upload(self, path: str = "/upload/image", name: str = "cat.png", data: bytes = PNG, **fields: str) -> Answer:
         """An upload as ``curl -F image=@cat.png`` sends it."""
-        body, kind = multipart(name, data, **fields)
-        return self.post(path, body, Content_Type=kind)
+        body, content_type = multipart(name, data, **fields)
+        return self.post(path, body, Content_Type=content_type)
 
     def hold(self, prompt: Json) -> None:
         """Makes ``prompt`` the held workflow."""
@@ -213,8 +213,8 @@ class Middleware:
         """The run when it is over."""
         answer = self.get("/runs/%s?wait=15" % prompt_id)
         assert answer.status == 200 and answer.json["over"], answer
-        told: Json = answer.json
-        return told
+        run: Json = answer.json
+        return run
 
     def running(self, prompt_id: str) -> None:
         """Comes back when the run runs."""
@@ -291,11 +291,11 @@ def make_middleware(make_simulator: Make, tmp_path: Any) -> Iterator[Callable[..
         path = tmp_path / "held.json"
         path.write_text(json.dumps(prompt or slow_prompt(steps=2, seconds=0.0)), encoding="utf-8")
         server = simulator if isinstance(simulator, str) else simulator.url
-        made = Middleware(["--server", server, str(path), *arguments], environment or {}, limits)
-        started.append(made)
+        program = Middleware(["--server", server, str(path), *arguments], environment or {}, limits)
+        started.append(program)
         if not isinstance(simulator, str) and simulator._server is not None:
-            wait_until(lambda: made.get("/status").json["comfyui"]["connected"], what="the connection to ComfyUI")
-        return made
+            wait_until(lambda: program.get("/status").json["comfyui"]["connected"], what="the connection to ComfyUI")
+        return program
 
     yield make
     for each in started:
@@ -340,6 +340,6 @@ def service(shared: Tuple[Any, Middleware]) -> Iterator[Middleware]:
         simulator._server.life.interrupt(job.item()[1]) or simulator._server.life.delete(job.item()[1])
 
 
-def put_file(simulator: Any, name: str, data: bytes, kind: str = "output") -> None:
-    with open(os.path.join(simulator.folder(kind), name), "wb") as file:
+def put_file(simulator: Any, name: str, data: bytes, folder: str = "output") -> None:
+    with open(os.path.join(simulator.folder(folder), name), "wb") as file:
         file.write(data)

@@ -14,8 +14,8 @@ from comfyui_runner.routes import ROUTES
 
 
 def request(method: str = "GET", path: str = "/queue", **headers: str) -> Any:
-    given = {"host": "127.0.0.1:8189", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return Request(method, path, {}, given)
+    sent = {"host": "127.0.0.1:8189", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return Request(method, path, {}, sent)
 
 
 OPEN = make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.example/"])
@@ -87,7 +87,7 @@ def test_a_link_from_elsewhere_may_lead_to_the_page_and_to_nothing_else() -> Non
     assert OPEN.refusal(request("GET", "/", host="evil.example")) is not None
 
 
-def test_a_referer_that_is_no_url_is_foreign_and_no_fault_of_ours() -> None:
+def test_a_referer_that_is_not_a_url_is_foreign() -> None:
     for referer in ("http://[", "http://[::1", "//[x"):
         refusal = OPEN.refusal(request(referer=referer))
         assert refusal is not None and refusal.http_status == 403

@@ -69,7 +69,7 @@ def test_a_body_above_the_limit_is_not_read() -> None:
 
 
 @pytest.mark.parametrize(("source", "status"), [(io.BytesIO(b"x"), 400), (Broken(), 400), (Silent(b"x"), 408)])
-def test_a_body_that_does_not_come_whole_is_told_so(source: io.BytesIO, status: int) -> None:
+def test_a_body_that_does_not_come_whole_is_an_error(source: io.BytesIO, status: int) -> None:
     body = make_body(source, 2)
     assert refusal(body).http_status == status
     assert not body.skip_rest()

@@ -45,7 +45,7 @@ from comfyui_runner.messages import (
         (b'{"text": "a", "inputs": []}', "wrong_type"),
     ],
 )
-def test_what_is_no_such_object_is_told_with_400(body: bytes, reason: str) -> None:
+def test_what_is_not_such_an_object_gets_400(body: bytes, reason: str) -> None:
     with pytest.raises(HttpError) as caught:
         parse_fields(body, {"text": str}, {"node_id": str, "inputs": dict})
     assert (caught.value.http_status, caught.value.type) == (400, reason)

@@ -16,8 +16,8 @@ from comfyui_runner.service_routes import RouteCall
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
     for row in ROUTES:
-        found, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
-        assert found is row
+        route, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
+        assert route is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
         assert callable(getattr(RouteCall, row.handler))
 
@@ -40,7 +40,7 @@ def test_head_is_taken_wherever_get_is() -> None:
         ("get", "/status", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_another_method_is_told_what_the_path_takes(method: str, path: str, allow: str) -> None:
+def test_another_method_gets_the_list_of_those_that_the_path_takes(method: str, path: str, allow: str) -> None:
     with pytest.raises(HttpError) as caught:
         find_route(method, path)
     assert caught.value.http_status == 405

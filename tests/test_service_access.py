@@ -104,12 +104,12 @@ def test_comfyuis_credentials_never_reach_our_clients(make_middleware: Make, mak
     events = service.events()
     assert service.upload().status == 200
     prompt_id = service.start()
-    told = service.end(prompt_id)
-    assert told["phase"] == "success"
+    shown = service.end(prompt_id)
+    assert shown["phase"] == "success"
     seen = [repr(events.until(lambda name, data: name == "run" and data["over"]))]
     answers = [service.get(row.path.replace("{prompt_id}", prompt_id)) for row in ROUTES if row.method == "GET"
                and row.path not in ("/events", "/queue")]  # fmt: skip
-    answers.append(service.get("/" + told["outputs"][0]["url"].lstrip("/")))
+    answers.append(service.get("/" + shown["outputs"][0]["url"].lstrip("/")))
     simulator.token = "changed"
     answers += [service.get("/view?filename=none.png"), service.upload(), service.get("/queue"), service.get("/status")]
     events.close()

@@ -54,13 +54,13 @@ def test_what_was_known_of_comfyui_is_used_while_it_is_away(make_middleware: Mak
     assert service.post("/update/inputs", {"node_id": "5", "inputs": {"steps": 7}}).json["checked"] is True
 
 
-def test_a_run_that_a_restart_lost_is_told_and_the_service_goes_on(make_middleware: Make, simulator: Any) -> None:
+def test_a_run_that_a_restart_lost_is_reported_and_the_service_goes_on(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, prompt=slow_prompt(steps=10, seconds=30.0))
     prompt_id = service.start()
     service.running(prompt_id)
     simulator.restart()
-    told = service.end(prompt_id)
-    assert told["phase"] == "lost"
+    shown = service.end(prompt_id)
+    assert shown["phase"] == "lost"
     assert service.post("/update/inputs", {"node_id": "1", "inputs": {"seconds": 0.0}}).status == 200
     wait_until(lambda: service.get("/health").json["comfyui"])
     assert service.end(service.start())["phase"] == "success"

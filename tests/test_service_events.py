@@ -10,7 +10,7 @@ from served import Middleware
 from support import slow_prompt, wait_until
 
 
-def test_the_stream_begins_with_the_state_and_tells_a_run(service: Middleware) -> None:
+def test_the_stream_begins_with_the_state_and_follows_a_run(service: Middleware) -> None:
     service.hold(slow_prompt(steps=3, seconds=0.3, seed=41))
     events = service.events()
     assert b"text/event-stream" in events.head and b"no-store" in events.head and b"nosniff" in events.head
@@ -26,7 +26,7 @@ def test_the_stream_begins_with_the_state_and_tells_a_run(service: Middleware) -
     events.close()
 
 
-def test_a_stream_of_one_run_tells_of_no_other(service: Middleware) -> None:
+def test_a_stream_of_one_run_has_no_other(service: Middleware) -> None:
     service.hold(slow_prompt(steps=2, seconds=0.0, seed=43))
     mine = service.start()
     service.end(mine)
@@ -92,12 +92,12 @@ def test_the_newest_preview_is_shown(service: Middleware) -> None:
     service.end(prompt_id)
 
 
-def test_very_large_runs_are_told_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_large_runs_are_sent_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
     slower = service.service.options._replace(event_bytes_per_second=1.0)
     monkeypatch.setattr(service.service, "options", slower)
     service.hold(slow_prompt(steps=10, seconds=1.0, seed=101))  # nobody else's: it is not in the cache
     events = service.events()
     prompt_id = service.start()
     seen = events.until(lambda name, data: name == "run" and data["prompt_id"] == prompt_id and data["over"])
-    told = [data for name, data in seen if name == "run" and data["prompt_id"] == prompt_id]
-    assert len(told) == 2  # the first one is followed by a pause, which the end does not wait for
+    sent = [data for name, data in seen if name == "run" and data["prompt_id"] == prompt_id]
+    assert len(sent) == 2  # the first one is followed by a pause, which the end does not wait for

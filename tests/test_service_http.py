@@ -101,13 +101,13 @@ def test_a_chunked_body_needs_a_length(service: Middleware) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "BREW"])
-def test_an_unknown_method_is_told_what_is_allowed(service: Middleware, method: str) -> None:
+def test_an_unknown_method_gets_the_list_of_those_that_are_allowed(service: Middleware, method: str) -> None:
     answer = service.raw(b"%s /queue HTTP/1.1\r\nHost: localhost\r\n\r\n" % method.encode())
     assert (answer.status, answer.error) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "GET, POST, HEAD, OPTIONS"
 
 
-def test_options_tells_what_a_path_takes(service: Middleware) -> None:
+def test_options_lists_what_a_path_takes(service: Middleware) -> None:
     answer = service.call("OPTIONS", "/queue")
     assert (answer.status, answer.headers["allow"], answer.body) == (204, "GET, POST, HEAD, OPTIONS", b"")
     assert "access-control-allow-origin" not in answer.headers
@@ -276,7 +276,7 @@ def test_64_connections_are_served_and_8_more_for_health(service: Middleware) ->
     assert service.get("/status").status == 200
 
 
-def test_what_is_no_text_in_unicode_is_no_fault_of_ours(service: Middleware) -> None:
+def test_text_that_is_not_unicode_is_refused(service: Middleware) -> None:
     odd = {"1": node("\ud800", "\ud800", **{"\ud800": "\ud800"})}
     for answer in (service.call("PUT", "/workflow", odd), service.post("/prompt", {"prompt": odd}),
                    service.post("/update/inputs", {"node_id": "\ud800", "inputs": {}}),

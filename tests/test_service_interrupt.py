@@ -42,16 +42,16 @@ def test_somebody_elses_run_is_never_stopped(service: Middleware, comfyui: Any) 
     assert phase_elsewhere(comfyui, foreign) == "running"
 
 
-def test_an_interrupt_that_comfyui_ignores_is_told_as_requested(service: Middleware, comfyui: Any) -> None:
+def test_an_interrupt_that_comfyui_ignores_is_shown_as_requested(service: Middleware, comfyui: Any) -> None:
     comfyui.faults.ignore_interrupt = True
     service.hold(slow_prompt(steps=4, seconds=2.5, seed=35))
     prompt_id = service.start()
     service.running(prompt_id)
     answer = service.post("/interrupt")
     assert (answer.status, answer.json["message"]) == (202, "requested")
-    told = service.end(prompt_id)
-    assert told["phase"] == "success"
-    assert len(told["outputs"]) == 1
+    shown = service.end(prompt_id)
+    assert shown["phase"] == "success"
+    assert len(shown["outputs"]) == 1
 
 
 def test_what_is_over_or_unknown_cannot_be_interrupted(service: Middleware) -> None:

@@ -68,11 +68,11 @@ def test_what_comfyui_says_is_wrong_comes_back_as_it_is(service: Middleware, com
 
 
 @pytest.mark.parametrize("prompt", [{"1": node("NoSuchNode", "A node")}, {"1": "text"}, {"1": {}}, {"1": None}])
-def test_a_part_that_is_refused_is_told_with_400(service: Middleware, prompt: Json) -> None:
+def test_a_prompt_that_is_refused_gets_400(service: Middleware, prompt: Json) -> None:
     assert service.post("/prompt", {"prompt": prompt}).status == 400
 
 
-def test_half_of_a_prompt_that_runs_is_told_with_what_was_refused(service: Middleware, comfyui: Any) -> None:
+def test_half_of_a_prompt_runs_and_what_was_refused_is_listed(service: Middleware, comfyui: Any) -> None:
     prompt = {
         **slow_prompt(steps=1, seconds=0.0, seed=21),
         "3": node("SaveImage", "Other", filename_prefix="y", images=["9", 0]),
@@ -84,7 +84,7 @@ def test_half_of_a_prompt_that_runs_is_told_with_what_was_refused(service: Middl
         assert answer.json["node_errors"] == theirs.json["node_errors"]
 
 
-def test_a_request_that_breaks_comfyui_is_no_undeclared_answer(service: Middleware, comfyui: Any) -> None:
+def test_a_request_that_breaks_comfyui_gets_a_declared_answer(service: Middleware, comfyui: Any) -> None:
     body = {"prompt": slow_prompt(), "number": "first"}
     assert straight(comfyui, body).status == 500
     answer = service.post("/prompt", body)

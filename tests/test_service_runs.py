@@ -11,15 +11,15 @@ from served import LOADER, Answer, Json, Make, Middleware, phase_elsewhere, post
 from support import node, slow_prompt, wait_until
 
 
-def test_a_run_is_started_followed_and_told_with_its_pictures(service: Middleware) -> None:
+def test_a_run_is_started_followed_and_shown_with_its_pictures(service: Middleware) -> None:
     answer = service.get("/queue")
     assert (answer.status, answer.json["message"]) == (202, "execution started")
     assert isinstance(answer.json["ahead"], int)  # its place in the queue
-    told = service.end(answer.json["prompt_id"])
-    assert told["phase"] == "success"
-    assert told["message"].startswith("Done in ")
-    assert sorted(each["node_id"] for each in told["nodes"]) == ["1", "2", "3", "4", "5", "6", "7"]
-    (output,) = told["outputs"]
+    shown = service.end(answer.json["prompt_id"])
+    assert shown["phase"] == "success"
+    assert shown["message"].startswith("Done in ")
+    assert sorted(each["node_id"] for each in shown["nodes"]) == ["1", "2", "3", "4", "5", "6", "7"]
+    (output,) = shown["outputs"]
     picture = service.get("/" + output["url"].lstrip("/"))
     assert (picture.status, picture.headers["content-type"]) == (200, "image/png")
     assert picture.body.startswith(b"\x89PNG")
@@ -41,7 +41,7 @@ def test_the_queue_of_comfyui_cannot_be_emptied_from_here(service: Middleware, c
     assert not [call for call in comfyui.requests if call[0] == "POST"]
 
 
-def test_a_body_that_is_no_json_starts_nothing(service: Middleware, comfyui: Any) -> None:
+def test_a_body_that_is_not_json_starts_nothing(service: Middleware, comfyui: Any) -> None:
     assert service.post("/queue", b"{").status == 400
     assert service.post("/queue", b"[]").status == 400
     assert ("POST", "/prompt") not in comfyui.requests
@@ -63,7 +63,7 @@ def test_an_edit_during_a_run_is_for_the_next_one(service: Middleware, comfyui: 
     assert life.history[first]["prompt"][2]["1"]["inputs"]["seed"] == 1
 
 
-def test_a_place_in_the_queue_is_told(service: Middleware, comfyui: Any) -> None:
+def test_the_place_in_the_queue_is_shown(service: Middleware, comfyui: Any) -> None:
     foreign = post_elsewhere(comfyui, slow_prompt(steps=10, seconds=20.0))
     wait_until(lambda: phase_elsewhere(comfyui, foreign) == "running")
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=5))
@@ -101,23 +101,23 @@ def test_many_at_once_do_not_pass_max_queue_either(make_middleware: Make, simula
     assert len([answer for answer in answers if answer.status == 202]) <= 3
 
 
-def test_a_workflow_that_comfyui_refuses_is_told_in_words(service: Middleware) -> None:
+def test_what_comfyui_refuses_of_a_workflow_is_put_in_words(service: Middleware) -> None:
     service.service.held.hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])})
     answer = service.get("/queue")
     assert (answer.status, answer.error) == (400, "prompt_rejected")
     assert answer.json["error"]["details"]["problems"]
 
 
-def test_what_went_wrong_is_told_with_the_run(service: Middleware) -> None:
+def test_what_went_wrong_is_shown_with_the_run(service: Middleware) -> None:
     service.hold({
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("FailNode", "Broken", message="out of luck", image=["1", 0]),
         "3": node("SaveImage", "Save", filename_prefix="x", images=["2", 0]),
     })  # fmt: skip
-    told = service.end(service.start())
-    assert told["phase"] == "error"
-    assert (told["failure"]["node_id"], told["failure"]["message"]) == ("2", "out of luck")
-    assert told["failure"]["traceback"]
+    shown = service.end(service.start())
+    assert shown["phase"] == "error"
+    assert (shown["failure"]["node_id"], shown["failure"]["message"]) == ("2", "out of luck")
+    assert shown["failure"]["traceback"]
 
 
 def test_a_run_that_nobody_knows_is_not_found(service: Middleware) -> None:
@@ -126,7 +126,7 @@ def test_a_run_that_nobody_knows_is_not_found(service: Middleware) -> None:
 
 
 @pytest.mark.parametrize("wait", ["-1", "soon", "inf", "nan", "1e3", "1" * 20])
-def test_a_wait_that_is_no_number_is_refused(service: Middleware, wait: str) -> None:
+def test_a_wait_that_is_not_a_number_is_refused(service: Middleware, wait: str) -> None:
     prompt_id = service.start()
     assert service.get("/runs/%s?wait=%s" % (prompt_id, wait)).status == 400
     service.end(prompt_id)
@@ -144,12 +144,12 @@ def test_a_wait_ends_with_the_run_or_in_time(service: Middleware, monkeypatch: p
     service.get("/runs/%s?wait=100000" % prompt_id)
     assert waits == [60.0]
     monkeypatch.undo()
-    told: List[Json] = []
-    client = threading.Thread(target=lambda: told.append(service.end(prompt_id)))
+    shown: List[Json] = []
+    client = threading.Thread(target=lambda: shown.append(service.end(prompt_id)))
     client.start()
     assert service.post("/interrupt").status == 200
     client.join(5.0)
-    assert told[0]["phase"] == "interrupted"
+    assert shown[0]["phase"] == "interrupted"
 
 
 def test_the_last_200_runs_are_kept(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_outputs_are_saved_where_o_says(make_middleware: Make, simulator: Any, t
     wait_until(lambda: "could not be saved" in service.out.getvalue() + service.err.getvalue())
 
 
-def test_the_timeout_cancels_a_run_and_tells_it(make_middleware: Make, simulator: Any) -> None:
+def test_the_timeout_cancels_a_run_and_says_so(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, "--timeout", "0.5", prompt=slow_prompt(steps=100, seconds=30.0))
     run = service.end(service.start())
     assert run["phase"] == "interrupted" and "timeout" in run["message"]

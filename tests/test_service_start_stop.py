@@ -22,7 +22,7 @@ from comfyui_runner.errors import ExitStatus
 from comfyui_runner.routes import ROUTES
 
 
-def test_the_start_tells_the_address_the_routes_and_a_line_of_curl_for_each(service: Middleware) -> None:
+def test_the_start_shows_the_address_the_routes_and_a_line_of_curl_for_each(service: Middleware) -> None:
     printed = service.out.getvalue()
     for row in ROUTES:
         if row.curl:
@@ -63,7 +63,7 @@ def test_a_server_that_is_another_such_service_is_refused(service: Middleware, w
     assert address in result.err and port not in result.err
 
 
-def test_a_workflow_that_is_not_there_is_told_at_the_start(simulator: Any) -> None:
+def test_a_missing_workflow_is_reported_at_the_start(simulator: Any) -> None:
     result = run("--mode", "continuous", "--server", simulator.url, "--port", "0", "nowhere.json")
     assert result.status == ExitStatus.BAD_WORKFLOW
 
@@ -96,15 +96,15 @@ def test_the_output_as_json_stays_json(make_middleware: Make, simulator: Any, tm
     try:
         assert program.stdout is not None
         lines = [program.stdout.readline() for _ in range(3)]
-        told = [json.loads(line) for line in lines]
-        assert [event["event"] for event in told] == ["workflow", "server", "listening"]
-        assert set(told[-1]) == {"event", "time", "prompt_id", "url", "routes"}
+        events = [json.loads(line) for line in lines]
+        assert [event["event"] for event in events] == ["workflow", "server", "listening"]
+        assert set(events[-1]) == {"event", "time", "prompt_id", "url", "routes"}
     finally:
         program.terminate()
         program.communicate(timeout=15)
 
 
-def test_a_stop_cancels_our_runs_and_tells_the_streams(make_middleware: Make, simulator: Any) -> None:
+def test_a_stop_cancels_our_runs_and_ends_the_streams(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, prompt=slow_prompt(steps=20, seconds=60.0))
     events = service.events()
     first, second = service.start(), service.start()
@@ -212,7 +212,7 @@ def test_a_fault_of_ours_ends_the_service_and_is_not_a_success(make_middleware: 
         service.connect()
 
 
-def test_an_address_of_ipv6_is_told_in_brackets(simulator: Any, workflow_file: Make) -> None:
+def test_an_ipv6_address_is_shown_in_brackets(simulator: Any, workflow_file: Make) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -247,12 +247,12 @@ def test_a_signal_stops_what_is_ours_and_leaves_the_rest_alone(number: int, simu
     )
     try:
         assert program.stdout is not None
-        found = None
-        while not found:
+        match = None
+        while not match:
             line = program.stdout.readline().decode()
             assert line, "it ended"
-            found = re.search(r"Continuous mode at http://127\.0\.0\.1:(\d+)", line)
-        port = int(found.group(1))
+            match = re.search(r"Continuous mode at http://127\.0\.0\.1:(\d+)", line)
+        port = int(match.group(1))
         events = Events(port)
         assert events.next()
 

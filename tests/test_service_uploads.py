@@ -81,7 +81,7 @@ def test_a_loader_is_named_by_id_or_title_or_all_are(service: Middleware, name: 
     ("name", "status", "reason"),
     [("99", 400, "no_such_node"), ("4", 409, "no_loader"), ("LoadImage", 409, "ambiguous_node")],
 )
-def test_a_node_that_is_no_loader_is_refused(
+def test_a_node_that_loads_no_file_is_refused(
     service: Middleware, comfyui: Any, name: str, status: int, reason: str
 ) -> None:
     service.hold(TWO_LOADERS)
@@ -105,14 +105,14 @@ def test_masks_videos_and_audio_are_loaders_by_their_marks(service: Middleware) 
     assert service.upload(name="mask.png").json["nodes"] == ["1"]
 
 
-def test_an_upload_that_is_no_form_is_refused(service: Middleware, comfyui: Any) -> None:
+def test_an_upload_that_is_not_a_form_is_refused(service: Middleware, comfyui: Any) -> None:
     service.hold(LOADER)
     assert service.post("/upload/image", PNG, Content_Type="image/png").error == "not_multipart"
     assert service.post("/upload/image", b"").error == "not_multipart"
     assert uploads(comfyui) == 0
 
 
-def test_what_comfyui_refuses_is_told_with_400(service: Middleware) -> None:
+def test_an_upload_that_comfyui_refuses_gets_400(service: Middleware) -> None:
     service.hold(LOADER)
     nothing = service.post("/upload/image", b"--cut--\r\n", Content_Type="multipart/form-data; boundary=cut")
     assert nothing.status == 400
@@ -143,10 +143,10 @@ def test_with_auto_execute_an_upload_runs(make_middleware: Make, simulator: Any)
 def test_a_client_that_goes_away_in_the_middle_leaves_nothing_in_comfyui(service: Middleware, comfyui: Any) -> None:
     service.hold(LOADER)
     before = files(comfyui)
-    body, kind = multipart("half.png", b"x" * 300000)
+    body, content_type = multipart("half.png", b"x" * 300000)
     head = "POST /upload/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
     with service.connect() as connection:
-        connection.sendall((head % (kind, len(body))).encode() + body[:200000])
+        connection.sendall((head % (content_type, len(body))).encode() + body[:200000])
     wait_until(lambda: not service.listener.open, what="the end of the connection")
     assert uploads(comfyui) == 0
     assert files(comfyui) == before
@@ -195,7 +195,7 @@ def test_json_of_more_than_16_mib_is_refused(service: Middleware) -> None:
         ("/status", "Content-Length: 10", 405),
     ],
 )
-def test_a_client_that_asks_first_is_told_no_instead_of_to_go_on(
+def test_a_client_that_asks_first_gets_the_refusal_at_once(
     service: Middleware, path: str, headers: str, status: int
 ) -> None:
     service.hold(LOADER)
@@ -207,8 +207,10 @@ def test_a_client_that_asks_first_is_told_no_instead_of_to_go_on(
 
 def test_a_client_that_asks_first_is_told_to_go_on(service: Middleware) -> None:
     service.hold(LOADER)
-    body, kind = multipart("asked.png", PNG)
-    head = "POST /upload/image HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: %s\r\n" % kind
+    body, content_type = multipart("asked.png", PNG)
+    head = (
+        "POST /upload/image HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: %s\r\n" % content_type
+    )
     with service.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body))
         assert read_answer(file).status == 100

@@ -10,11 +10,11 @@ from served import LOADER, TEXTS, Make, Middleware
 from support import node, slow_prompt
 
 
-def test_the_workflow_is_told_with_what_can_be_set(service: Middleware) -> None:
-    told = service.get("/workflow").json
-    assert told["prompt"] == TEXTS
-    assert told["file"].endswith("held.json")
-    assert [field["role"] for field in told["fields"]][:2] == ["positive", "negative"]
+def test_the_workflow_is_shown_with_what_can_be_set(service: Middleware) -> None:
+    shown = service.get("/workflow").json
+    assert shown["prompt"] == TEXTS
+    assert shown["file"].endswith("held.json")
+    assert [field["role"] for field in shown["fields"]][:2] == ["positive", "negative"]
 
 
 def test_another_workflow_takes_its_place_and_reset_brings_the_file_back(service: Middleware) -> None:
@@ -55,7 +55,7 @@ def test_reset_reads_the_file_as_it_is_now(make_middleware: Make, simulator: Any
         b"[" * 50000,
     ],
 )
-def test_what_is_no_workflow_is_refused(service: Middleware, body: bytes) -> None:
+def test_what_is_not_a_workflow_is_refused(service: Middleware, body: bytes) -> None:
     answer = service.call("PUT", "/workflow", body)
     assert (answer.status, answer.error) == (400, "workflow_error")
     assert service.held() == TEXTS
@@ -87,7 +87,7 @@ def test_the_workflow_with_an_uploaded_picture_can_be_put_back(service: Middlewa
         assert service.end(service.start())["phase"] == "success"
 
 
-def test_a_deep_chain_of_nodes_is_read_all_the_same(service: Middleware) -> None:
+def test_even_a_deep_chain_of_nodes_is_read(service: Middleware) -> None:
     chain = {str(i): node("ConditioningAverage", conditioning_to=[str(i + 1), 0]) for i in range(1000, 4000)}
     sampler = {**TEXTS["5"]["inputs"], "positive": ["1000", 0]}
     service.service.held.hold({**TEXTS, **chain, "4000": TEXTS["2"], "5": node("KSampler", **sampler)})
