@@ -163,7 +163,7 @@ def url_of_service(host: str, port: int) -> str:
 
 async def serve(service: Service, console: Console) -> None:
     """Serve until Ctrl+C or SIGTERM."""
-    console.interrupts.farewell = "Left at once: runs of ours may still run on the server."
+    console.interrupts.farewell = "Left at once: runs of ours may still be running on the server."
     following = asyncio.ensure_future(service.follow())
     try:
         await console.done_or_stopped(following)

@@ -35,7 +35,7 @@ class Watch:
             self._deadline = time.monotonic() + settings.timeout
         if not self._is_row_of_batch:
             console.interrupts.farewell = (
-                f"Left at once: prompt {run.prompt_id} may still run on the server."
+                f"Left at once: prompt {run.prompt_id} may still be running on the server."
             )
 
     async def until_stopped(self, work: Callable[[Run], Awaitable[object]]) -> None:

@@ -157,7 +157,7 @@ class BatchJob:
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
         """Runs the rows with --in-flight workers, until there are no more or Ctrl+C comes."""
         self.console.interrupts.farewell = (
-            "Left at once: prompts of ours may still run on the server."
+            "Left at once: prompts of ours may still be running on the server."
         )
         workers = [
             asyncio.ensure_future(self._work(rows, prompts)) for _ in range(self.settings.in_flight)
