@@ -21,9 +21,17 @@ from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, UsageError
 from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.flags import describe_parser_error
 from comfyui_runner.limits import DEFAULT_LIMITS
-from comfyui_runner.loading import Loaded, load_document, prepare_workflow, read_object_info
+from comfyui_runner.loading import (
+    Loaded,
+    find_example,
+    load_document,
+    offer_uploads,
+    prepare_workflow,
+    read_object_info,
+)
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.outputs import Output
+from comfyui_runner.problems import Problem
 from comfyui_runner.saving import Destination, save_bytes, save_jobs, write_file
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings, make_settings
@@ -290,6 +298,13 @@ def test_the_workflow_that_comes_along_is_found_from_any_folder(folder: Any) -> 
     assert path == os.path.join(os.path.dirname(os.path.abspath(script.__file__)), "workflow_api.json")
 
 
+def test_the_example_comes_from_the_first_folder_that_has_it(folder: Any) -> None:
+    (folder / "b").mkdir()
+    (folder / "b" / "w.json").write_bytes(PROMPT)
+    assert find_example("w.json", ["a", "b"]) == os.path.join("b", "w.json")
+    assert find_example("other.json", ["a", "b"]) is None
+
+
 def test_a_workflow_in_the_current_folder_comes_first(folder: Any) -> None:
     (folder / "workflow_api.json").write_bytes(PROMPT)
     assert loaded() == (Document({"1": node("TextOut", text="hello")}), "workflow_api.json")
@@ -456,6 +471,32 @@ def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
     for named, kind in (("Fox=fox.png", "no_such_node"), ("1=fox.png", "no_loader")):
         error = not_prepared("--image", named)
         assert isinstance(error, EditError) and error.type == kind
+
+
+@pytest.mark.parametrize("error_type", ["custom_validation_failed", "value_not_in_list"])
+@pytest.mark.parametrize("file", ["fox.png", os.path.join("flows", "fox.png")])
+def test_a_file_that_the_server_lacks_can_be_uploaded_from_here(folder: Any, error_type: str, file: str) -> None:
+    (folder / "flows").mkdir()
+    (folder / file).write_bytes(b"x")
+    problem = Problem(error_type, "image: Invalid image file: fox.png.", "2", value="fox.png", hints=("Upload it.",))
+    (offered,) = offer_uploads([problem], "flows")
+    assert offered.hints == (f'It is on this machine: --image "2={file}" uploads it.',)
+    assert offered._replace(hints=problem.hints) == problem
+
+
+@pytest.mark.parametrize(
+    ("error_type", "value"),
+    [
+        ("custom_validation_failed", "elsewhere.png"), ("value_bigger_than_max", "fox.png"),
+        ("value_not_in_list", "fox.safetensors"), ("value_not_in_list", 7),
+    ],
+)  # fmt: skip
+def test_nothing_else_is_offered_for_upload(folder: Any, error_type: str, value: Any) -> None:
+    """Models are too large to upload, and the server would look for them in another folder."""
+    for name in ("fox.png", "fox.safetensors", "7"):
+        (folder / name).write_bytes(b"x")
+    problem = Problem(error_type, "It is wrong.", "2", value=value)
+    assert offer_uploads([problem], "") == [problem]
 
 
 def test_a_text_is_read_from_a_file(folder: Any) -> None:
