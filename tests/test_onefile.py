@@ -18,7 +18,6 @@ from comfyui_runner.onefile import (
     SCRIPT,
     BuildError,
     Module,
-    build,
     join,
     make_resources_module,
     read_modules,
@@ -201,8 +200,8 @@ def test_the_script_is_not_overwritten_with_the_one_file() -> None:
 # -- the file ----------------------------------------------------------------------------------------
 
 
-def test_it_begins_as_the_script_does_with_the_dependencies_the_settings_and_the_story() -> None:
-    text, script = build(), read_text(SCRIPT)
+def test_it_begins_as_the_script_does_with_the_dependencies_the_settings_and_the_story(one_file: str) -> None:
+    text, script = read_text(one_file), read_text(SCRIPT)
     before_the_note = script[: script.index("This is the script that you read")]
     settings = script[script.index("\n# -- settings") : script.index("\n# -- the folder beside this script")]
     assert text.startswith(before_the_note)
@@ -218,12 +217,10 @@ def test_its_files_are_those_that_the_program_serves() -> None:
     assert {name: namespace["read_resource"](name) for name in RESOURCES} == texts
 
 
-@pytest.mark.parametrize("flags", [[], ["-I"], ["-P"]])
+@pytest.mark.parametrize("flags", [[], ["-I"]])
 def test_it_runs_a_workflow_alone_in_its_folder(
     flags: List[str], one_file: str, simulator: Any, workflow_file: Callable[..., str], tmp_path: Any
 ) -> None:
-    if flags == ["-P"] and sys.version_info < (3, 11):
-        pytest.skip("-P is new in 3.11")
     out = str(tmp_path / "out")
     command = [*flags, one_file, "--server", simulator.url, "--yes", "-o", out, workflow_file(slow_prompt())]
     done = process(*command, cwd=os.path.dirname(one_file))
