@@ -51,7 +51,7 @@ def test_a_cell_may_hold_marks_and_lines() -> None:
     assert values("6.text", '"a ""fox"",', 'and more"', "x") == [{"6.text": 'a "fox",\nand more'}, {"6.text": "x"}]
 
 
-def test_empty_lines_are_no_rows_and_short_rows_leave_values_alone() -> None:
+def test_empty_lines_are_not_rows_and_short_rows_leave_values_alone() -> None:
     assert rows("6.text,3.steps", "", "a", "", "b,4") == [
         Row(1, {"6.text": "a"}), Row(2, {"6.text": "b", "3.steps": "4"}),
     ]  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_pattern_is_filled_in(pattern: str, filled: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["{rows}", "{KSampler.colour}", "{Nobody.text}", "{CON}", "{3.}"])
-def test_what_a_pattern_may_not_name_is_told_with_what_it_may(pattern: str) -> None:
+def test_what_a_pattern_may_not_name_is_refused_with_what_it_may(pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
         fill_pattern(pattern, FIELDS, PROMPT)
     assert caught.value.message == "%s is neither one of {row}, {name} nor {NODE.INPUT}." % pattern
@@ -207,7 +207,7 @@ def test_the_limit_of_a_cell_is_far() -> None:
     assert csv.field_size_limit() >= 1 << 26
 
 
-def test_a_column_that_no_row_can_set_spoils_them_all() -> None:
+def test_a_column_that_no_row_can_set_is_refused_before_any_row() -> None:
     prompt = {"1": node("A", "Text", text="a", model=["2", 0]), "2": node("B")}
     info = {"A": {"input": {"required": {"text": ["STRING"]}, "optional": {"extra": ["INT", {}]}}}}
     check_columns(prompt, ["Text.text", "1.extra"], info)

@@ -175,7 +175,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
     st.sampled_from([INT, FLOAT, OLD, NEW, MANY, ["STRING"], ["BOOLEAN"], ["MODEL"], ["INT", None], ["FLOAT", []]]),
     anything,
 )
-def test_whatever_is_taken_is_json_that_every_server_reads(spec: Any, value: Any) -> None:
+def test_every_value_that_is_taken_is_json_that_every_server_reads(spec: Any, value: Any) -> None:
     try:
         taken = check_value(parse_spec(spec), "x", value)
     except EditError:
@@ -279,7 +279,7 @@ def test_links_that_go_round_or_nowhere_end() -> None:
     assert text_inputs(prompt, "3") == []
 
 
-def test_a_link_to_nowhere_hides_no_text_beside_it() -> None:
+def test_a_link_to_nowhere_does_not_hide_a_text_beside_it() -> None:
     """Nor does a source that was seen before."""
     prompt = {"1": node("Join", text_a=["9", 0], text_b=["2", 0], text_c=["2", 0], text_d=["3", 0])}
     prompt.update({"2": node("PrimitiveString", value="a"), "3": node("PrimitiveString", value="b")})
@@ -313,7 +313,7 @@ def test_a_text_on_the_way_to_another_is_the_one_that_counts() -> None:
     assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
 
 
-def test_a_value_that_no_json_has_is_refused_in_words() -> None:
+def test_a_value_that_json_does_not_have_is_refused_in_words() -> None:
     assert "is not a whole number" in refused(check_value, DeclaredInput("INT"), "steps", {5}).message
 
 
@@ -325,7 +325,7 @@ def test_texts_that_are_shared_on_many_levels_are_found_at_once() -> None:
 
 
 @pytest.mark.parametrize("class_type", ["KSampler", "KSamplerAdvanced", "SamplerCustom"])
-def test_a_sampler_tells_positive_from_negative(class_type: str) -> None:
+def test_a_sampler_separates_positive_from_negative(class_type: str) -> None:
     prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0], class_type)}
     assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
     assert prompt_texts(prompt, "negative") == [Ref("1", "text")]
@@ -333,7 +333,7 @@ def test_a_sampler_tells_positive_from_negative(class_type: str) -> None:
     assert find_text(prompt, None, "negative") == Ref("1", "text")
 
 
-def test_two_samplers_of_one_text_tell_it_once() -> None:
+def test_a_text_that_two_samplers_share_is_found_once() -> None:
     prompt = {"1": text("n"), "2": text("p"), "3": sampler(["2", 0], ["1", 0]), "4": sampler(["2", 0], ["1", 0])}
     assert prompt_texts(prompt, "positive") == [Ref("2", "text")]
 
@@ -403,7 +403,7 @@ def test_conditionings_that_go_round_or_nowhere_end() -> None:
     assert prompt_texts(prompt, "positive") == prompt_texts(prompt, "negative") == []
 
 
-def test_titles_tell_only_where_links_do_not() -> None:
+def test_titles_count_only_where_links_say_nothing() -> None:
     prompt = {"1": text("a", "My Positive words"), "2": text("b", "Negative"), "3": node("OddSampler", a=["1", 0])}
     assert find_text(prompt, None, "positive") == Ref("1", "text")
     assert find_text(prompt, None, "negative") == Ref("2", "text")
@@ -485,7 +485,7 @@ def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:
     assert check_prompt(complete, SAMPLER) == []
 
 
-def test_a_file_that_is_no_entry_of_the_list_may_be_there_all_the_same() -> None:
+def test_a_file_that_is_not_listed_may_still_exist() -> None:
     known = info("LoadImage", image=[["example.png"], {"image_upload": True}])
     known["LoadImage"]["output_node"] = True
     for value in ("deep/cat.png", "cat.png [output]", "cat.png [temp]"):
@@ -554,7 +554,7 @@ infos = st.dictionaries(
 
 @many
 @given(prompts, infos, st.sampled_from(["1", "A", "KSampler", "positive", "none", ""]), _names, anything)
-def test_nothing_but_an_edit_error_comes_of_an_odd_prompt(
+def test_odd_prompts_raise_nothing_but_edit_errors(
     prompt: Json, known: Json, name: str, input_name: str, value: Any
 ) -> None:
     before = copy.deepcopy(prompt)

@@ -121,7 +121,7 @@ def test_a_recorded_refusal_of_a_node_without_class(version: str) -> None:
     assert explained(body, prompt, known) == ['"99" (' + NO_CLASS[version], EXPORT]
 
 
-def test_a_workflow_in_ui_format_that_was_posted_all_the_same() -> None:
+def test_a_workflow_in_ui_format_that_was_posted_by_mistake() -> None:
     body, _ = refused("0.3.64", "a UI-format workflow posted by mistake")
     assert explained(body, {})[1:] == [EXPORT]
 
@@ -349,7 +349,7 @@ def test_an_error_of_a_node_that_is_not_in_the_prompt() -> None:
     assert explained(answer, PROMPT) == ['"Sampler" (KSampler, node 2.0.0.1): Wrong.']
 
 
-def test_an_error_without_a_word_is_told_without_python_words() -> None:
+def test_an_error_without_a_message_is_reported_without_python_words() -> None:
     answer = {"error": {"type": "x"}, "node_errors": {"2": {"errors": [{}, None]}}}
     assert not [
         line for line in explained(answer, PROMPT) + explained({"error": {"type": "x"}}, PROMPT) if "None" in line
@@ -464,13 +464,15 @@ def test_of_an_unknown_class_all_classes_are_looked_up_as_the_server_names_the_f
         ),
     ],
 )
-def test_an_unknown_class_is_told_in_the_servers_words_when_nothing_can_be_looked_up(version: str, line: str) -> None:
+def test_an_unknown_class_is_reported_in_the_servers_words_when_nothing_can_be_looked_up(
+    version: str, line: str
+) -> None:
     body, prompt = refused(version, "unknown class_type")
     assert [text for problem in explain_answer(body, prompt, {}) for text in read(problem)] == [line, INSTALL]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_nothing_is_looked_up_that_the_answer_tells(version: str) -> None:
+def test_nothing_is_looked_up_that_the_answer_says(version: str) -> None:
     for note in ("value bigger than max", "value not in list: a checkpoint that is not installed", "no output node"):
         assert classes_to_look_up(*refused(version, note)) == []
 
@@ -478,7 +480,7 @@ def test_nothing_is_looked_up_that_the_answer_tells(version: str) -> None:
 OPTIONS = ["euler_%02d" % number for number in range(30)]
 
 
-def test_of_more_than_20_options_the_server_tells_only_how_many() -> None:
+def test_of_more_than_20_options_the_server_says_only_how_many() -> None:
     answer = node_error("value_not_in_list", "Value not in list", "sampler_name: 'eular' not in (list of length 30)",
                         input_name="sampler_name", input_config=None, received_value="euler_17")  # fmt: skip
     assert classes_to_look_up(answer, PROMPT) == ["KSampler"]
@@ -545,7 +547,7 @@ def test_the_options_most_like_the_value_come_first() -> None:
     )
 
 
-def test_options_that_are_no_texts_are_shown_as_such_and_cleaned() -> None:
+def test_options_that_are_not_strings_are_shown_as_they_are_and_cleaned() -> None:
     assert nearest_first(2, [1, 2, True, "a\x1b[31m\nb"]) == "2, 1, True, a b"
     assert nearest_first(None, []) == ""
 
@@ -618,7 +620,7 @@ FRAMES = [
 ]
 
 
-def test_the_last_frames_of_a_traceback_tell_most() -> None:
+def test_the_last_frames_of_a_traceback_say_most() -> None:
     assert traceback_lines({"traceback": FRAMES}) == [
         "  (1 frame left out: --verbose shows all)",
         '  File "/ComfyUI/nodes.py", line 2, in b',

@@ -99,7 +99,7 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
     ],
 )  # fmt: skip
-def test_a_name_that_means_no_input_is_refused(name: str, kind: str, words: str) -> None:
+def test_a_name_that_does_not_mean_an_input_is_refused(name: str, kind: str, words: str) -> None:
     error = refused(find_input, DOTTED, name)
     assert error.type == kind and words in error.message
 
@@ -127,7 +127,7 @@ def test_an_edit_that_names_nothing_is_refused() -> None:
     assert 'no node "Nobody"' in refused(parse_set, DOTTED, "Nobody.text=a=b").message
 
 
-def test_a_typo_before_a_long_text_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_typo_before_a_long_text_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     many = {str(number): node("C%d" % number, "Some title %d" % number) for number in range(200)}
     walks: List[int] = []
 
@@ -157,7 +157,7 @@ def edits(*texts: str) -> List[InputEdit]:
     return [parse_set(WORKFLOW, text) for text in texts]
 
 
-def test_edits_are_made_in_a_copy_and_random_seeds_are_told() -> None:
+def test_edits_are_made_in_a_copy_and_random_seeds_are_listed() -> None:
     before = copy.deepcopy(WORKFLOW)
     made, drawn = apply_edits(WORKFLOW, edits("Positive Prompt.text=12", "5.steps=9", "5.seed=random"), SAMPLER)
     assert (made["2"]["inputs"]["text"], made["5"]["inputs"]["steps"]) == ("12", 9)
@@ -230,7 +230,7 @@ def test_a_loader_is_named(known: Any, name: Any, found: Any) -> None:
     assert find_loaders(LOADERS, known, name) == (found or known)
 
 
-def test_a_loader_that_cannot_be_told_is_refused() -> None:
+def test_a_loader_that_is_not_clear_is_refused() -> None:
     both = [Ref("1", "image"), Ref("2", "image")]
     assert refused(find_loaders, LOADERS, [], None).type == "no_loader"
     assert refused(find_loaders, LOADERS, both, None).type == "ambiguous_node"
@@ -276,7 +276,7 @@ def checked(spec: Any, **inputs: Any) -> List[Problem]:
         ([["a"]], {"__value__": ["a", "c"]}, "value_not_in_list"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_as_the_server_tells_it(spec: Any, value: Any, kind: str) -> None:
+def test_a_wrong_value_is_reported_as_by_the_server(spec: Any, value: Any, kind: str) -> None:
     (problem,) = checked(spec, x=value)
     assert (problem.type, problem.node_id, problem.input) == (kind, "1", "x")
 
@@ -295,12 +295,12 @@ def test_what_may_be_right_is_left_to_the_server(spec: Any, value: Any) -> None:
     assert checked(spec, x=value) == []
 
 
-def test_a_missing_input_is_told_where_it_is_required() -> None:
+def test_a_missing_input_is_reported_where_it_is_required() -> None:
     assert [problem.type for problem in checked(INT)] == ["required_input_missing"]
     assert check_prompt({"1": node("N")}, {"N": {"input": {"optional": {"x": INT}}, "output_node": True}}) == []
 
 
-def test_a_model_that_is_not_there_comes_with_the_nearest() -> None:
+def test_a_model_that_the_server_lacks_comes_with_the_nearest() -> None:
     (problem,) = check_prompt(
         {"1": node("L", ckpt_name="sdxl.safetensors")},
         {"L": {"input": {"required": {"ckpt_name": [["sd_xl.safetensors", "flux.sft"]]}}, "output_node": True}},
@@ -309,12 +309,12 @@ def test_a_model_that_is_not_there_comes_with_the_nearest() -> None:
     assert "models/checkpoints" in problem.hints[1]
 
 
-def test_without_an_output_all_else_is_told_too() -> None:
+def test_without_an_output_everything_else_is_reported_too() -> None:
     problems = check_prompt({"1": node("N")}, info("N", x=INT))
     assert [problem.type for problem in problems] == ["required_input_missing", "prompt_no_outputs"]
 
 
-def test_what_no_output_needs_is_not_looked_at() -> None:
+def test_nodes_that_no_output_needs_are_not_checked() -> None:
     """ComfyUI does not, and the frontend exports nodes that lie about unconnected."""
     prompt = {"1": node("Save"), "2": node("N")}
     assert check_prompt(prompt, {**info("N", x=INT), "Save": {"output_node": True}}) == []
@@ -334,7 +334,7 @@ _texts = st.text("1A.=@ positive", max_size=14) | st.builds(
 
 @few
 @given(prompts, infos, _texts, anything)
-def test_nothing_but_an_edit_error_comes_of_odd_edits(prompt: Json, known: Json, text: str, value: Any) -> None:
+def test_odd_edits_raise_nothing_but_edit_errors(prompt: Json, known: Json, text: str, value: Any) -> None:
     before = repr(prompt)
     try:
         edit = parse_set(prompt, text)

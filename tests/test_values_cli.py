@@ -1,4 +1,4 @@
-"""Stories of documents and values: what may be run, what is set in it, what reaches ComfyUI, what is told."""
+"""Stories of documents and values: what may be run, what is set in it, what reaches ComfyUI, what is reported."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def go(simulator: Any, *arguments: str, **options: Any) -> Outcome:
 
 
 def pipe(simulator: Any, data: bytes, *arguments: str) -> Outcome:
-    """A call of the program with bytes on its standard input, which is no terminal."""
+    """A call of the program with bytes on its standard input, which is not a terminal."""
     stdin = io.TextIOWrapper(io.BytesIO(data), encoding="ascii")
     out, err = io.StringIO(), io.StringIO()
     with stdin:
@@ -226,7 +226,7 @@ def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
         (PNG, "Standard input is a picture that carries no workflow"),
     ],
 )
-def test_what_is_no_workflow_on_standard_input_is_told(data: bytes, words: str, idle: Any) -> None:
+def test_what_is_not_a_workflow_on_standard_input_is_refused(data: bytes, words: str, idle: Any) -> None:
     result = pipe(idle, data, "-", "--yes")
     assert result.status == ExitStatus.BAD_WORKFLOW
     assert words in result.err
@@ -306,7 +306,7 @@ def test_an_export_with_object_info_needs_no_server(idle: Any, object_info: str,
     assert not idle.requests
 
 
-def test_an_export_that_cannot_be_written_is_told(idle: Any, tmp_path: Any) -> None:
+def test_an_export_that_cannot_be_written_is_reported(idle: Any, tmp_path: Any) -> None:
     (tmp_path / "folder").write_text("")
     result = go(idle, API_FILE, "--export-api", str(tmp_path / "folder" / "x.json"))
     assert result.status == ExitStatus.NOT_SAVED
@@ -317,7 +317,7 @@ def test_an_export_that_cannot_be_written_is_told(idle: Any, tmp_path: Any) -> N
     "content, words",
     [(None, "No such file"), (b"{", "is not JSON"), (b"\x1f\x8b??", "is not JSON"), (b"[]", "is not an answer of")],
 )
-def test_a_bad_object_info_is_told(content: Optional[bytes], words: str, tmp_path: Any) -> None:
+def test_a_bad_object_info_is_reported(content: Optional[bytes], words: str, tmp_path: Any) -> None:
     path = tmp_path / "info.json"
     if content is not None:
         path.write_bytes(content)
@@ -396,7 +396,7 @@ def test_a_title_may_look_like_an_edit(simulator: Any, workflow_file: Make) -> N
         ("2.text=@nowhere.txt", ["@nowhere.txt cannot be read", "No such file", "@@"]),
     ],
 )
-def test_what_cannot_be_set_is_told_and_nothing_runs(edit: str, words: List[str], idle: Any) -> None:
+def test_what_cannot_be_set_is_reported_and_nothing_runs(edit: str, words: List[str], idle: Any) -> None:
     path = UI_FILE if edit.startswith("5.s") else API_FILE
     result = go(idle, "--yes", "--set", "5.cfg=3", "--set", edit, path)
     assert result.status == ExitStatus.USAGE
@@ -416,14 +416,14 @@ def test_a_value_comes_from_a_file(simulator: Any, workflow_file: Make, tmp_path
     assert prompt["5"]["inputs"]["steps"] == 3
 
 
-def test_a_file_that_is_no_text_is_told(idle: Any, tmp_path: Any) -> None:
+def test_a_file_that_is_not_text_is_refused(idle: Any, tmp_path: Any) -> None:
     (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
     result = go(idle, "--yes", "--set", "2.text=@%s" % (tmp_path / "text.txt"), API_FILE)
     assert result.status == ExitStatus.USAGE
     assert "it is not text in UTF-8" in result.err
 
 
-def test_an_edited_value_stands_in_the_workflow_that_goes_along(simulator: Any, workflow_file: Make) -> None:
+def test_an_edited_value_is_in_the_workflow_that_goes_along(simulator: Any, workflow_file: Make) -> None:
     edits = ("--set", "KSampler.steps=3", "--set", "Negative Prompt.text=dark")
     assert go(simulator, "--yes", *edits, workflow_file(small(UI), "ui.json")).status == 0
     workflow = along(simulator)
@@ -528,20 +528,20 @@ def test_one_seed_alone_is_drawn_by_set(simulator: Any, workflow_file: Make) -> 
 
 
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", " ", "1" * 21])
-def test_a_seed_that_is_none_is_told(seed: str, idle: Any) -> None:
+def test_a_seed_that_is_not_a_number_is_refused(seed: str, idle: Any) -> None:
     result = go(idle, "--yes", "--seed=" + seed, API_FILE)
     assert result.status == ExitStatus.USAGE
     assert "--seed must be a number, random or keep" in result.err
     assert not idle.requests
 
 
-def test_a_seed_above_the_range_is_told_before_anything_runs(idle: Any) -> None:
+def test_a_seed_above_the_range_is_reported_before_anything_runs(idle: Any) -> None:
     result = go(idle, "--yes", "--seed", str(2**64), API_FILE)
     assert result.status == ExitStatus.USAGE
     assert "--seed" in result.err and "0 to %d" % (2**64 - 1) in result.err
 
 
-def test_a_workflow_without_a_seed_is_told_and_runs(simulator: Any, workflow_file: Make) -> None:
+def test_a_workflow_without_a_seed_is_reported_and_runs(simulator: Any, workflow_file: Make) -> None:
     result = go(simulator, "--yes", "--seed", "random", workflow_file(LOADER))
     assert result.status == 0
     assert "no seed to change" in result.out
@@ -641,7 +641,7 @@ def test_other_media_are_uploaded(
         (API, "{}/cat.png", ["no node that loads a file"]),
     ],
 )
-def test_a_picture_that_cannot_be_placed_is_told(
+def test_a_picture_that_cannot_be_placed_is_reported(
     prompt: Json, image: str, words: List[str], idle: Any, workflow_file: Make, cat: str
 ) -> None:
     image = image.format(os.path.dirname(cat))
@@ -650,7 +650,9 @@ def test_a_picture_that_cannot_be_placed_is_told(
     assert not [word for word in words if word not in result.err], result.err
 
 
-def test_a_server_that_takes_no_file_of_that_size_is_told(make_simulator: Make, workflow_file: Make, cat: str) -> None:
+def test_a_server_that_takes_no_file_of_that_size_is_reported(
+    make_simulator: Make, workflow_file: Make, cat: str
+) -> None:
     simulator = make_simulator(max_upload_size=100)
     result = go(simulator, "--yes", "--image", cat, workflow_file(LOADER))
     assert result.status == ExitStatus.NO_SERVER
@@ -680,9 +682,7 @@ def test_a_file_that_is_nowhere_is_not_offered(idle: Any, workflow_file: Make) -
     assert "dog.png" in result.out and "--image" not in result.out
 
 
-def test_an_uploaded_picture_stands_in_the_workflow_that_goes_along(
-    simulator: Any, workflow_file: Make, cat: str
-) -> None:
+def test_an_uploaded_picture_is_in_the_workflow_that_goes_along(simulator: Any, workflow_file: Make, cat: str) -> None:
     assert go(simulator, "--yes", "--image", "Photo=" + cat, workflow_file(UI_LOADER, "ui.json")).status == 0
     assert last(simulator)["1"]["inputs"]["image"] == "cat.png"
     assert widgets(along(simulator) or {}, 1) == ["cat.png", "image"]
@@ -757,7 +757,7 @@ WRONG: Json = {
 }
 
 
-def test_a_check_tells_all_problems_at_once_and_runs_nothing(idle: Any, workflow_file: Make) -> None:
+def test_a_check_reports_all_problems_at_once_and_runs_nothing(idle: Any, workflow_file: Make) -> None:
     result = go(idle, "--check", workflow_file(WRONG))
     assert result.status == ExitStatus.REJECTED
     for words in (
@@ -809,7 +809,7 @@ def test_a_check_does_not_wait_for_ever_for_definitions(
     assert time.monotonic() - began < 9.0
 
 
-def test_a_check_is_told_as_json_too(idle: Any, workflow_file: Make) -> None:
+def test_a_check_is_reported_as_json_too(idle: Any, workflow_file: Make) -> None:
     result = go(idle, "--check", "--json", workflow_file(WRONG))
     problems = {(event["node_id"], event["input"]): event["type"] for event in result.events if "hints" in event}
     assert problems == {
@@ -847,16 +847,16 @@ def test_a_check_says_what_the_server_would_say(
     prompt[node_id]["inputs"].update(inputs)
     path = workflow_file(prompt)
 
-    def told(*flags: str) -> List[Json]:
+    def reported(*flags: str) -> List[Json]:
         result = go(simulator, *flags, "--json", path)
         assert result.status == ExitStatus.REJECTED
         problems = [event for event in result.events if event["event"] == "problem"]
         return [{name: event[name] for name in ("message", "node_id", "title", "hints")} for event in problems]
 
-    assert told("--check") == told("--yes") != []
+    assert reported("--check") == reported("--yes") != []
 
 
-def test_a_link_to_an_output_that_is_not_there_is_told(simulator: Any, workflow_file: Make) -> None:
+def test_a_link_to_an_output_that_does_not_exist_is_reported(simulator: Any, workflow_file: Make) -> None:
     prompt = small(API)
     prompt["5"]["inputs"]["model"] = ["1", 9]
     path = workflow_file(prompt)
@@ -865,7 +865,7 @@ def test_a_link_to_an_output_that_is_not_there_is_told(simulator: Any, workflow_
     assert 'model links to output 9 of "Load Checkpoint"' in result.out
 
 
-def test_an_input_that_is_missing_is_told_as_by_the_server(simulator: Any, workflow_file: Make) -> None:
+def test_an_input_that_is_missing_is_reported_as_by_the_server(simulator: Any, workflow_file: Make) -> None:
     prompt = small(API)
     del prompt["5"]["inputs"]["cfg"]
     path = workflow_file(prompt)
@@ -876,14 +876,14 @@ def test_an_input_that_is_missing_is_told_as_by_the_server(simulator: Any, workf
 
 
 @pytest.mark.parametrize("path", [UI_FILE, API_FILE], ids=["ui", "api"])
-def test_nothing_wrong_is_told_as_such(path: str, idle: Any) -> None:
+def test_a_workflow_without_problems_is_reported_as_such(path: str, idle: Any) -> None:
     result = go(idle, "--check", path)
     assert result.status == 0
     assert "No problems found in 7 nodes." in result.out
 
 
 @pytest.mark.parametrize("name", ["Wörter?", "a b&c=d#e", "..", "100%"])
-def test_a_missing_class_of_any_name_is_told(name: str, idle: Any, workflow_file: Make) -> None:
+def test_a_missing_class_of_any_name_is_reported(name: str, idle: Any, workflow_file: Make) -> None:
     document = {**slow_prompt(), "3": node(name, "Own")}
     result = go(idle, "--check", workflow_file(document))
     assert result.status == ExitStatus.REJECTED
@@ -891,7 +891,7 @@ def test_a_missing_class_of_any_name_is_told(name: str, idle: Any, workflow_file
     assert "1 problem found" in result.out
 
 
-def test_the_missing_classes_of_a_ui_file_are_told(idle: Any, workflow_file: Make) -> None:
+def test_the_missing_classes_of_a_ui_file_are_reported(idle: Any, workflow_file: Make) -> None:
     document = small(UI)
     for each in document["nodes"]:
         each["type"] = {"SaveImage": "SaveBetter", "VAEDecode": "DecodeBetter"}.get(each["type"], each["type"])
@@ -974,7 +974,7 @@ def read(path: Any) -> Json:
     return made
 
 
-def test_a_record_tells_what_ran_and_what_came_of_it(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+def test_a_record_says_what_ran_and_what_came_of_it(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     path, folder = str(tmp_path / "run.json"), str(tmp_path / "made")
     result = go(
         simulator, "--yes", "--json", "--seed", "9", "--save-run", path, "-o", folder, workflow_file(small(API))
@@ -1070,7 +1070,7 @@ def test_no_record_of_what_was_refused(simulator: Any, workflow_file: Make, tmp_
     assert not path.exists()
 
 
-def test_a_record_that_cannot_be_written_is_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+def test_a_record_that_cannot_be_written_is_reported(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     path = workflow_file(slow_prompt(seconds=0.0))
     result = go(simulator, "--yes", "--save-run", os.path.join(path, "run.json"), path)
     assert result.status == ExitStatus.NOT_SAVED
@@ -1120,7 +1120,7 @@ def test_a_waiting_prompt_is_followed_to_its_end(simulator: Any) -> None:
     assert phase_elsewhere(simulator, first) == "success"
 
 
-def test_a_prompt_that_is_over_tells_how_it_ended(simulator: Any, workflow_file: Make) -> None:
+def test_a_prompt_that_is_over_reports_how_it_ended(simulator: Any, workflow_file: Make) -> None:
     made = go(simulator, "--yes", "--json", workflow_file(slow_prompt(seconds=0.0)))
     prompt_id = made.event("end")["prompt_id"]
     result = go(simulator, "--attach", prompt_id)
@@ -1128,7 +1128,7 @@ def test_a_prompt_that_is_over_tells_how_it_ended(simulator: Any, workflow_file:
     assert "slow_00001_.png" in result.out and "1 output" in result.out
 
 
-def test_a_prompt_that_failed_tells_why(simulator: Any) -> None:
+def test_a_prompt_that_failed_reports_why(simulator: Any) -> None:
     prompt = slow_prompt(seconds=0.0)
     prompt["2"] = node("FailNode", "Bad", message="out of luck", image=["1", 0])
     prompt["3"] = node("PreviewImage", images=["2", 0])
@@ -1139,7 +1139,7 @@ def test_a_prompt_that_failed_tells_why(simulator: Any) -> None:
     assert "out of luck" in result.out and '"Bad"' in result.out
 
 
-def test_a_running_prompt_that_somebody_stops_is_told(simulator: Any) -> None:
+def test_a_running_prompt_that_somebody_stops_is_reported(simulator: Any) -> None:
     prompt_id = post_elsewhere(simulator, slow_prompt(steps=100, seconds=20.0))
     in_queue(simulator, prompt_id, "running")
     thread = once_followed(simulator, lambda: simulator._server.life.interrupt(prompt_id))
@@ -1149,7 +1149,7 @@ def test_a_running_prompt_that_somebody_stops_is_told(simulator: Any) -> None:
     assert result.event("end")["status"] == "interrupted"
 
 
-def test_a_waiting_prompt_that_somebody_takes_away_is_told(simulator: Any) -> None:
+def test_a_waiting_prompt_that_somebody_takes_away_is_reported(simulator: Any) -> None:
     ids = [post_elsewhere(simulator, slow_prompt(steps=100, seconds=20.0, seed=seed)) for seed in (1, 2)]
     in_queue(simulator, ids[0], "running")
     thread = once_followed(simulator, lambda: simulator._server.life.delete(ids[1]))
@@ -1160,7 +1160,7 @@ def test_a_waiting_prompt_that_somebody_takes_away_is_told(simulator: Any) -> No
 
 
 @pytest.mark.parametrize("prompt_id", ["3f0c6c1e-0000-4000-8000-000000000000", "nonsense", "a b"])
-def test_a_prompt_that_is_not_known_is_told(prompt_id: str, idle: Any) -> None:
+def test_a_prompt_that_is_not_known_is_reported(prompt_id: str, idle: Any) -> None:
     result = go(idle, "--attach", prompt_id)
     assert result.status == ExitStatus.LOST
     assert "does not know a prompt " + prompt_id in result.err and "restart" in result.err
@@ -1291,14 +1291,14 @@ def test_a_record_and_an_entry_of_the_history_are_put(
         (b'"http://127.0.0.1/workflow.json"', "it contains a string"),
     ],
 )
-def test_what_is_no_workflow_is_not_put(body: bytes, words: str, simulator: Any, make_middleware: Make) -> None:
+def test_what_is_not_a_workflow_is_not_put(body: bytes, words: str, simulator: Any, make_middleware: Make) -> None:
     program = make_middleware(simulator)
     held = program.held()
     assert words in message(program.call("PUT", "/workflow", body))
     assert program.held() == held
 
 
-def test_a_workflow_that_cannot_run_is_told_as_by_check(
+def test_a_workflow_that_cannot_run_is_reported_as_by_check(
     simulator: Any, make_middleware: Make, workflow_file: Make
 ) -> None:
     prompt = {i: WRONG[i] for i in "34567"}
@@ -1308,9 +1308,9 @@ def test_a_workflow_that_cannot_run_is_told_as_by_check(
     answer = program.call("PUT", "/workflow", prompt)
     assert answer.status == 400
     problems = answer.json["error"]["details"]["problems"]
-    told = [event for event in checked if event["event"] == "problem"]
+    reported = [event for event in checked if event["event"] == "problem"]
     assert [(p["node_id"], p["message"], p["hints"]) for p in problems] == [
-        (p["node_id"], p["message"], p["hints"]) for p in told
+        (p["node_id"], p["message"], p["hints"]) for p in reported
     ]
     assert len(problems) == 4 and program.held() == held
 
@@ -1322,13 +1322,13 @@ def test_a_workflow_that_cannot_run_is_told_as_by_check(
 def test_an_edit_is_refused_in_the_words_of_set(name: str, value: Any, simulator: Any, make_middleware: Make) -> None:
     program = make_middleware(simulator, prompt=small(UI))
     answer = program.post("/update/inputs", {"node_id": "5", "inputs": {name: value}})
-    told = message(answer, 409 if name == "model" else 400)
+    refusal = message(answer, 409 if name == "model" else 400)
     result = go(simulator, "--yes", "--set", "5.%s=%s" % (name, value), UI_FILE)
-    assert result.err.strip() == told
+    assert result.err.strip() == refusal
     assert same(program.held()) == same(small(API))
 
 
-def test_an_edit_of_a_held_ui_workflow_stands_in_the_one_that_goes_along(simulator: Any, make_middleware: Make) -> None:
+def test_an_edit_of_a_held_ui_workflow_is_in_the_one_that_goes_along(simulator: Any, make_middleware: Make) -> None:
     program = make_middleware(simulator, prompt=small(UI))
     assert program.post("/update/inputs", {"node_id": "5", "inputs": {"steps": 3, "seed": "random"}}).status == 200
     assert program.post("/update/prompt", {"type": "positive", "text": "a red door"}).status == 200
@@ -1454,7 +1454,7 @@ def test_standard_input_is_held_through_a_reset(simulator: Any) -> None:
         assert program.stop() == 0
 
 
-def test_an_upload_stands_in_the_workflow_that_goes_along(simulator: Any, make_middleware: Make) -> None:
+def test_an_upload_is_in_the_workflow_that_goes_along(simulator: Any, make_middleware: Make) -> None:
     program = make_middleware(simulator, prompt=UI_LOADER)
     assert program.upload().status == 200
     ran(program)

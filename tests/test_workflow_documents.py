@@ -94,7 +94,7 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b'{"1": {"class_type": "KSampler", "inputs": []}}', "w.json: node 1 (KSampler) has no inputs object."),
     ],
 )
-def test_what_is_no_prompt_is_refused_with_what_it_is(data: bytes, message: str) -> None:
+def test_what_is_not_a_workflow_is_refused_with_what_it_is(data: bytes, message: str) -> None:
     assert refusal(data).message == message
 
 
@@ -113,7 +113,7 @@ def test_json_that_is_too_deep_is_refused_without_a_crash(data: bytes) -> None:
     assert refusal(data).message.startswith("w.json cannot be read as JSON: ")
 
 
-def test_what_stands_in_the_file_is_shown_in_one_line() -> None:
+def test_names_in_the_file_are_shown_on_one_line() -> None:
     entry = json.dumps({"a\n\x1b[31m" + "b" * 100: 1}).encode()
     assert refusal(entry).message == (
         'w.json is not a workflow: its entry "a ' + "b" * 37 + '…" is a number without a class_type, not a node.'
@@ -168,7 +168,7 @@ def test_a_whole_history_and_an_item_of_the_queue_are_not_workflows() -> None:
     assert item.message == "w.json is not a workflow: it contains a list, not an object of nodes."
 
 
-def test_what_the_history_notes_in_a_node_is_no_part_of_the_next_run() -> None:
+def test_what_the_history_notes_in_a_node_is_not_part_of_the_next_run() -> None:
     noted = {"1": {**node("LoadImage", image="a.png"), "is_changed": [float("nan")]}}
     assert prompt_in(json.dumps({"prompt": noted}).encode()) == {"1": node("LoadImage", image="a.png")}
 
@@ -242,7 +242,7 @@ def test_a_webp_carries_its_prompt_and_its_workflow(order: str, marked: bool) ->
      png(text_chunk("tEXt", "prompt", {})), png(chunk(b"eXIf", b"prompt\0{}")),
      png(chunk(b"zTXt", b"other\0\0broken")), b"RIFF\0\0\0\0WEBP"],
 )  # fmt: skip
-def test_a_picture_that_carries_nothing_is_told_as_such(data: bytes) -> None:
+def test_a_picture_that_carries_nothing_is_reported_as_such(data: bytes) -> None:
     error = refusal(data)
     assert error.message == "w.json is a picture that carries no workflow."
     assert "many sites and programs strip it" in error.remedy
@@ -253,7 +253,7 @@ def test_a_picture_that_carries_nothing_is_told_as_such(data: bytes) -> None:
     [png(chunk(b"tEXt", b"prompt\0{")), webp("prompt:{"), png(chunk(b"zTXt", b"prompt\0\0broken")),
      png(chunk(b"tEXt", b"prompt\0" + b"[" * 100000)), png(chunk(b"iTXt", b"prompt"))],
 )  # fmt: skip
-def test_a_picture_whose_prompt_is_broken_is_told_as_such(data: bytes) -> None:
+def test_a_picture_whose_prompt_is_broken_is_reported_as_such(data: bytes) -> None:
     assert refusal(data).message == "w.json carries a prompt that is not JSON."
 
 
@@ -265,7 +265,7 @@ def test_only_the_texts_of_comfyui_are_kept() -> None:
 
 
 def outcome(data: bytes) -> Optional[Document]:
-    """The document in ``data``; None where a person is told why there is none."""
+    """The document in ``data``; None where the reason is reported."""
     try:
         return parse_document(data, "w.json")
     except WorkflowError:
