@@ -5,7 +5,6 @@ Nothing else in the program reads them from sys or os.environ.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import Mapping, Optional, Sequence, TextIO
@@ -41,5 +40,6 @@ class Environment:
 
         # A console that lacks a character must not end a run.
         for stream in (self.stdout, self.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+            reconfigure = getattr(stream, "reconfigure", None)  # not every stand-in has it
+            if reconfigure is not None:
+                reconfigure(errors="replace")
