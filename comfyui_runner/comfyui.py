@@ -22,11 +22,11 @@ from comfyui_runner.versions import server_in_words, version_warning
 FIRST_TRIES = 3
 
 START_COMFYUI = (
-    "Start ComfyUI (in its folder: python main.py, or the Desktop app), name its address with\n"
+    "Start ComfyUI (in its folder: python main.py, or the Desktop app), give its address with\n"
     "--server URL, or try the runner without it: --demo"
 )
 START_COMFYUI_THERE = (
-    "Start ComfyUI there, or name another address with --server URL; --demo needs none."
+    "Start ComfyUI there, or give another address with --server URL. --demo needs no ComfyUI."
 )
 
 
@@ -86,7 +86,7 @@ class ComfyUI:
         except ImportError:
             raise UsageError(
                 "--demo needs the folder comfyui_runner/simulator, which is missing.",
-                "Get the whole project, not one file of it.",
+                "Get the whole project: the one file does not contain the simulator.",
             ) from None
         import_third_party("websockets")
         self._simulator = Simulator(step_seconds=0.15, previews=True)

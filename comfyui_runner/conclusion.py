@@ -23,8 +23,8 @@ from comfyui_runner.session import GONE, Session
 from comfyui_runner.state import Phase, PromptState, lost
 from comfyui_runner.threads import done_or_set, end_tasks, in_thread
 
-#: What cancels a run when --timeout expires, in the words of the reports.
-THE_TIMEOUT = "the timeout"
+#: What cancels a run when --timeout expires.
+TIMED_OUT = Stop("--timeout expired", ExitStatus.TIMEOUT)
 
 #: How many frames of a traceback are reported, unless it is to be whole.
 TRACEBACK_FRAMES = 2
@@ -39,7 +39,7 @@ class Ending(NamedTuple):
     exit_status: ExitStatus
     report: Report
     outputs: List[Output]  # as the server lists them
-    received: List[Output]  # pictures that came over the WebSocket alone
+    received: List[Output]  # pictures that came over the WebSocket only
     saved: Optional[Dict[Output, str]]  # the paths; None: nothing was to be saved
 
 
@@ -47,18 +47,16 @@ class Ending(NamedTuple):
 
 
 def stop_that_counts(state: PromptState, stop: Optional[Stop]) -> Optional[Stop]:
-    """``stop``, unless the run had ended by itself when the timeout expired."""
-    if stop is None:
-        return None
+    """``stop``, unless the run had ended by itself when --timeout expired."""
     ended_by_itself = state.phase in (Phase.SUCCESS, Phase.ERROR)
-    if stop.name == THE_TIMEOUT and ended_by_itself:
+    if stop == TIMED_OUT and ended_by_itself:
         return None
     return stop
 
 
 def is_saved_after(stop: Optional[Stop]) -> bool:
     """Whether what a single run made is saved: a person who presses Ctrl+C wants to leave."""
-    return stop is None or stop.name == THE_TIMEOUT
+    return stop in (None, TIMED_OUT)
 
 
 def exit_status_before_saving(

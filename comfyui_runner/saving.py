@@ -185,9 +185,7 @@ def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
     root = os.path.realpath(folder)
     subfolder = os.path.realpath(os.path.join(root, *parts[:-1]))
     if os.path.commonpath([root, subfolder]) != root:
-        raise SaveError(
-            f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link that stands there."
-        )
+        raise SaveError(f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link.")
     return subfolder
 
 
@@ -209,7 +207,7 @@ def save_jobs(
 ) -> List[Tuple[Output, Callable[[], Saved]]]:
     """What to call for each thing that ``run`` made. The calls block, and raise SaveError.
 
-    ``outputs`` are what the server lists; pictures that came over the WebSocket alone are added.
+    ``outputs`` are what the server lists; pictures that came over the WebSocket only are added.
     """
     folder, overwrite, rename = destination.folder, destination.overwrite, destination.rename
     jobs: List[Tuple[Output, Callable[[], Saved]]] = []
@@ -232,7 +230,7 @@ def save_jobs(
 
 
 def received_outputs(run: Run, rename: Callable[[str], str]) -> List[Output]:
-    """The pictures that came over the WebSocket alone, with the names that they are saved under."""
+    """The pictures that came over the WebSocket only, with the names that they are saved under."""
     outputs = []
     for number, preview in enumerate(run.received, 1):
         node_id = preview.node_id or ""
@@ -247,7 +245,7 @@ def websocket_notice(run: Run) -> Report:
     """What is said of pictures that nobody asked to save and no server keeps."""
     pictures = plural(len(run.received), "picture")
     message = (
-        f"{pictures} came over the WebSocket alone (SaveImageWebsocket): give -o to keep them."
+        f"{pictures} arrived over the WebSocket only (SaveImageWebsocket): add -o DIR to save them."
     )
     return {"event": "notice", "message": message}
 
@@ -283,7 +281,7 @@ def download(
             gives_up = destination.is_stopped or server.gone or time.monotonic() > deadline
             if gives_up:
                 raise SaveError(
-                    f"{name} could not be fetched ({error})", f"It is at {url}"
+                    f"{name} could not be downloaded ({error})", f"The file is at {url}"
                 ) from None
             time.sleep(backoff(attempt))
         except OSError as error:
@@ -316,7 +314,9 @@ def chunks_of(response: Any, output: Output, url: str, destination: Destination)
     size = 0
     for chunk in response.iter_content(CHUNK_SIZE):
         if destination.is_stopped:
-            raise SaveError(f"Stopped while {output.filename} was saved.", f"It is still at {url}")
+            raise SaveError(
+                f"Stopped while saving {output.filename}.", f"The file is still at {url}"
+            )
         size += len(chunk)
         yield chunk
     if not is_whole(response.headers, size):
@@ -334,10 +334,10 @@ def is_whole(headers: Mapping[str, str], size: int) -> bool:
 
 def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:
     """The error for a file for which the server answers with an error."""
-    remedy = f"It is at {url}"
+    remedy = f"The file is at {url}"
     if error.status == 404:
         remedy = (
-            "The server has the result in its cache, but no longer the file: "
+            "The server has the result in its cache, but the file is gone: "
             "change a seed to render it again."
         )
-    return SaveError(f"{name} could not be fetched (HTTP {error.status}).", remedy)
+    return SaveError(f"{name} could not be downloaded (HTTP {error.status}).", remedy)

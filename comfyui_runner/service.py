@@ -29,10 +29,10 @@ from typing import (
 
 from comfyui_runner import __version__
 from comfyui_runner.backend import Backend
-from comfyui_runner.conclusion import THE_TIMEOUT, conclude, stop_that_counts
+from comfyui_runner.conclusion import TIMED_OUT, conclude
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import with_values
-from comfyui_runner.errors import ExitStatus, PromptRejected, RunnerError, ServerUnreachable
+from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.guard import Guard
 from comfyui_runner.held_workflow import HeldWorkflow
@@ -251,7 +251,7 @@ class Service:
         if self.options.output is not None:
             folder, overwrite = self.options.output, self.options.overwrite
             destination = Destination(folder, overwrite, stopping=self.stopping)
-        ending = await conclude(session, run, stop_that_counts(run.state, stop), destination)
+        ending = await conclude(session, run, stop, destination)
         await self._end(record, ending.report["message"])
 
     async def _follow_run(self, record: RunRecord) -> Optional[Stop]:
@@ -262,7 +262,7 @@ class Service:
         except asyncio.TimeoutError:
             await session.cancel(run)
             await session.follow(run)
-            return Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
+            return TIMED_OUT
         if not run.cancelling:
             return None
         stopped_by = "POST /interrupt"

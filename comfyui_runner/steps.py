@@ -45,7 +45,7 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
     """
     document, path = load_document(settings, console.stdin)
     if settings.object_info is not None and settings.images:
-        raise UsageError("--image uploads to a server, so --object-info cannot stand for it.")
+        raise UsageError("--image uploads to a server, so it cannot be used with --object-info.")
     define = await find_definitions(settings, comfyui, is_ui_format=document.prompt is None)
     work = in_thread(prepare_workflow, document, path, settings, define)
     workflow = await console.unless_stopped(work)
@@ -108,7 +108,7 @@ def require_terminal_or_yes(settings: Settings, console: Console) -> None:
     """Raises NotConfirmed where the question could not be asked, before anything else is done."""
     if not settings.yes and not console.stdin.isatty():
         raise NotConfirmed(
-            "There is no terminal to ask in, so nothing was run.",
+            "Nothing was run: the question needs a terminal.",
             "Add --yes to run without being asked.",
         )
 

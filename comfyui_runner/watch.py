@@ -7,9 +7,9 @@ import os
 import time
 from typing import Awaitable, Callable, Optional
 
-from comfyui_runner.conclusion import THE_TIMEOUT
+from comfyui_runner.conclusion import TIMED_OUT
 from comfyui_runner.console import Console
-from comfyui_runner.errors import ExitStatus, PromptRejected, Stopped
+from comfyui_runner.errors import PromptRejected, Stopped
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import offer_uploads
 from comfyui_runner.meter import Meter, make_meter
@@ -67,19 +67,19 @@ class Watch:
     def _what_stopped(self) -> Stop:
         if self.console.stop.is_set():
             return self.console.what_stopped
-        return Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
+        return TIMED_OUT
 
     async def _cancel(self, task: "asyncio.Future[object]", stop: Stop) -> None:
         if self.run.attached:  # somebody else's, perhaps: it is left alone
             error = Stopped(
-                f"Not followed any more ({stop.name}): prompt {self.run.prompt_id} goes on."
+                f"{stop.name}: no longer following prompt {self.run.prompt_id}, which goes on."
             )
             error.exit_status = stop.exit_status
             raise error
 
         if not self._is_row_of_batch:  # which says once what stops all of its rows
-            name = stop.name[0].upper() + stop.name[1:]
-            self.console.notice(f"{name}: cancelling our prompt, and nothing else.", self.run)
+            message = f"{stop.name}: cancelling our prompt and nothing else."
+            self.console.notice(message, self.run)
         await self.session.cancel(self.run)
 
         # The work ends by itself when the run is over: it may still take copies off the queue.

@@ -557,7 +557,7 @@ def test_a_press_cancels_our_rows_and_nobody_elses(
     assert result.status == status
     assert batch.posts() == 3
     told = [event["message"] for event in result.events if event["event"] == "notice"]
-    assert told == ["%s: cancelling our prompts, and nothing else." % name]
+    assert told == ["%s: cancelling our prompts and nothing else." % name]
     assert "--resume" in result.event("batch")["message"]
     assert result.event("batch")["exit_status"] == status
     assert [(line["exit_status"], line["end"]) for line in batch.lines()] == [(status, "cancelled")] * 2
@@ -996,7 +996,7 @@ def test_the_counts_of_a_batch_that_goes_on_include_what_was_done_before(batch: 
         (5, 5, 5),
     ]
     assert "2 rows done in" in result.event("batch")["message"]
-    assert ", 3 were done before" in result.event("batch")["message"]
+    assert ", 3 done before" in result.event("batch")["message"]
 
 
 def test_quiet_prints_what_was_made_and_tells_what_failed_as_errors(batch: Batch) -> None:

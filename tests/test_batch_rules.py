@@ -153,5 +153,5 @@ def test_a_manifest_lists_a_row_as_done_that_has_the_same_values(tmp_path: Any) 
     assert again.lists_as_done(row)
     assert not again.lists_as_done(row._replace(values={"1.seed": 7}))
     assert not again.lists_as_done(failed)
-    with pytest.raises(UsageError, match="manifest of an earlier batch"):
+    with pytest.raises(UsageError, match="is the manifest of an earlier batch"):
         Manifest(path, resume=False)

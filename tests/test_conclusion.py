@@ -8,7 +8,7 @@ from typing import Dict, Optional
 import pytest
 
 from comfyui_runner.conclusion import (
-    THE_TIMEOUT,
+    TIMED_OUT,
     exit_status_before_saving,
     exit_status_if_not_saved,
     stop_that_counts,
@@ -19,7 +19,6 @@ from comfyui_runner.saving import Destination, is_whole, keep_name, value_of_fie
 from comfyui_runner.state import Phase, PromptState
 
 CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
-TIMEOUT = Stop(THE_TIMEOUT, ExitStatus.TIMEOUT)
 
 
 def ended(phase: Phase) -> PromptState:
@@ -29,12 +28,12 @@ def ended(phase: Phase) -> PromptState:
 
 @pytest.mark.parametrize("phase", [Phase.SUCCESS, Phase.ERROR])
 def test_a_timeout_that_comes_as_the_run_ends_by_itself_does_not_count(phase: Phase) -> None:
-    assert stop_that_counts(ended(phase), TIMEOUT) is None
+    assert stop_that_counts(ended(phase), TIMED_OUT) is None
 
 
 @pytest.mark.parametrize("phase", [Phase.INTERRUPTED, Phase.DELETED, Phase.RUNNING, Phase.LOST])
 def test_a_timeout_that_ended_the_run_counts(phase: Phase) -> None:
-    assert stop_that_counts(ended(phase), TIMEOUT) is TIMEOUT
+    assert stop_that_counts(ended(phase), TIMED_OUT) is TIMED_OUT
 
 
 @pytest.mark.parametrize("phase", [Phase.SUCCESS, Phase.ERROR, Phase.INTERRUPTED])
@@ -54,7 +53,7 @@ def test_without_a_stop_there_is_none() -> None:
         (Phase.ERROR, False, None, ExitStatus.FAILED),
         (Phase.LOST, True, None, ExitStatus.LOST),
         (Phase.INTERRUPTED, False, None, ExitStatus.INTERRUPTED),
-        (Phase.INTERRUPTED, False, TIMEOUT, ExitStatus.TIMEOUT),
+        (Phase.INTERRUPTED, False, TIMED_OUT, ExitStatus.TIMEOUT),
         (Phase.SUCCESS, True, CTRL_C, ExitStatus.CANCELLED),
     ],
 )

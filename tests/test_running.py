@@ -153,7 +153,7 @@ def test_pictures_that_come_over_the_socket_alone_are_kept(simulator: Any, workf
     }
     path = workflow_file(prompt)
     told = go(simulator, path)
-    assert "give -o to keep" in told.event("notice")["message"]
+    assert "add -o DIR to save" in told.event("notice")["message"]
     prompt["1"]["inputs"]["color"] = 128
     saved = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out")).event("saved")
     with open(saved["path"], "rb") as file:

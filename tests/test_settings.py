@@ -662,7 +662,7 @@ def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Any) -> None:
     with pytest.raises(SaveError) as caught:
         write(tmp_path / "out", "sub", "a.png")
     assert caught.value.message == "%s leads out of %s." % (os.path.join("sub", "a.png"), tmp_path / "out")
-    assert caught.value.remedy == "Remove the link that stands there."
+    assert caught.value.remedy == "Remove the link."
     assert files_in(tmp_path) == []
 
 

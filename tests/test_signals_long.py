@@ -560,7 +560,7 @@ def test_ctrl_c_typed_during_the_run_cancels_it(version: str, make_simulator: An
         terminal.until(lambda: simulator.executions and HIDE_CURSOR in terminal.text, "the run's begin")
         terminal.type("\x03")
         assert terminal.wait(CANCEL + MARGIN) == 130
-    assert "Ctrl+C: cancelling our prompt, and nothing else." in terminal.text
+    assert "Ctrl+C: cancelling our prompt and nothing else." in terminal.text
     assert "Cancelled: ComfyUI interrupted our run" in terminal.text
     assert "Traceback" not in terminal.text
     assert _shown_last(terminal.text)

@@ -1171,7 +1171,7 @@ def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
     in_queue(simulator, prompt_id, "running")
     result = go(simulator, "--attach", prompt_id, "--timeout", "0.2")
     assert result.status == ExitStatus.TIMEOUT
-    assert "prompt %s goes on" % prompt_id in result.err
+    assert "no longer following prompt %s, which goes on" % prompt_id in result.err
     assert phase_elsewhere(simulator, prompt_id) == "running"
 
 

@@ -159,8 +159,8 @@ def read_manifest(path: str, resume: bool) -> Dict[int, str]:
         return {}
     if not resume:
         raise UsageError(
-            f"There is a manifest of an earlier batch: {path}.",
-            "Add --resume to go on with it, or name another with --manifest.",
+            f"{path} is the manifest of an earlier batch.",
+            "Add --resume to go on with that batch, or choose another file with --manifest.",
         )
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:

@@ -9,7 +9,7 @@ import time
 from typing import Any, AsyncIterator, Dict, Iterator, Optional
 
 from comfyui_runner.comfyui import ComfyUI
-from comfyui_runner.conclusion import Ending, conclude, output_entry
+from comfyui_runner.conclusion import Ending, conclude, output_entry, stop_that_counts
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
@@ -97,6 +97,7 @@ def exit_status_of_failed_row(
 
 def stop_of_row(state: PromptState, has_dropped: bool, stop: Optional[Stop]) -> Optional[Stop]:
     """``stop``, with the row's own exit status if the row had succeeded by then: it is done."""
+    stop = stop_that_counts(state, stop)
     if stop is None or state.phase is not Phase.SUCCESS:
         return stop
     return stop._replace(exit_status=exit_status_of(state, has_dropped))
@@ -178,7 +179,7 @@ class BatchJob:
     async def _let_rows_end(self, all_work: "asyncio.Future[Any]") -> None:
         """Waits, after Ctrl+C, until each row has cancelled its run, and saved what was made."""
         name = self.console.what_stopped.name
-        self.console.notice(f"{name}: cancelling our prompts, and nothing else.")
+        self.console.notice(f"{name}: cancelling our prompts and nothing else.")
         runs = [attempt.run for attempt in self.attempts.values() if attempt.run is not None]
         all_over: "asyncio.Future[Any]" = asyncio.gather(*(run.over.wait() for run in runs))
         await asyncio.wait([all_over], timeout=self.server.limits.cancel)
@@ -378,14 +379,14 @@ class BatchJob:
     def _end_in_words(self, tally: Tally, exit_status: ExitStatus) -> str:
         message = f"{plural(tally.done, 'row')} done in {duration(tally.seconds)}"
         if tally.skipped:
-            message += f", {tally.skipped} were done before"
+            message += f", {tally.skipped} done before"
         if tally.failed:
             message += f", {tally.failed} failed"
         if self.fatal is not None:
             message += f"\n{self.fatal.message} {self.fatal.remedy}"
         if exit_status is not ExitStatus.OK:
-            message += "\nThe same command with --resume does what is left."
-            message += f" The manifest: {self.manifest.path}"
+            message += "\nRun the same command with --resume to do the rest."
+            message += f" The manifest is {self.manifest.path}."
         return message
 
     def _exit_status(self) -> ExitStatus:
