@@ -40,7 +40,7 @@ CLIENT_SECONDS = 30.0
 POLL_SECONDS = 0.1
 
 #: Bytes that are sent at once. Each piece has CLIENT_SECONDS of its own.
-SEND_SIZE = 1 << 18
+SEND_SIZE = 1 << 16
 
 #: Seconds, in all and for each piece, in which what a client still sends is taken before the
 #: connection is closed. To close it with bytes unread resets it, and the answer may be lost.

@@ -110,13 +110,14 @@ class Service:
     async def follow(self) -> None:
         """Keep in touch with ComfyUI and publish what changes, until it is cancelled."""
         self.session.begin()
-        next_check = time.monotonic()
+        last_check = float("-inf")
         while True:
-            if time.monotonic() >= next_check:
+            interval = CHECK_INTERVAL_IN_TROUBLE
+            if self.backend.connected and self.session.connected:
+                interval = CHECK_INTERVAL
+            if time.monotonic() - last_check >= interval:
                 await self.check_comfyui()
-                is_steady = self.backend.connected and self.session.connected
-                interval = CHECK_INTERVAL if is_steady else CHECK_INTERVAL_IN_TROUBLE
-                next_check = time.monotonic() + interval
+                last_check = time.monotonic()
             self.publish_changed_runs()
             await asyncio.sleep(PUBLISH_INTERVAL)
 

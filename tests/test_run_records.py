@@ -58,7 +58,9 @@ def test_a_run_is_shown_with_its_nodes_and_outputs(session: Session) -> None:
         {"node_id": "1", "title": "Sampler", "class_type": "KSampler", "value": 3.0, "max": 20.0}
     ]
     assert shown["nodes"] == [{"node_id": "2", "title": "Save", "class_type": "SaveImage", "seconds": 1.235}]
-    assert [output["url"] for output in shown["outputs"]] == ["view?filename=b.png&subfolder=&type=output", None]
+    picture, text = shown["outputs"]
+    assert (picture["filename"], picture["url"]) == ("b.png", "view?filename=b.png&subfolder=&type=output")
+    assert (text["text"], text["url"]) == ("hello", None)
 
 
 def test_problems_are_shown_with_their_fields(session: Session) -> None:

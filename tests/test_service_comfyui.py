@@ -54,6 +54,15 @@ def test_what_was_known_of_comfyui_is_used_while_it_is_away(make_middleware: Mak
     assert service.post("/update/inputs", {"node_id": "5", "inputs": {"steps": 7}}).json["checked"] is True
 
 
+def test_the_loss_of_a_steady_comfyui_is_seen_soon(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    wait_until(lambda: service.service.session.connected, what="the WebSocket")
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 2.5)  # all is well: the next check is due in more than 10 s
+    simulator.crash()
+    wait_until(lambda: not service.get("/health").json["comfyui"], 8.0, "the loss")
+
+
 def test_a_run_that_a_restart_lost_is_reported_and_the_service_goes_on(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, prompt=slow_prompt(steps=10, seconds=30.0))
     prompt_id = service.start()
