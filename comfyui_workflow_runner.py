@@ -125,7 +125,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
         confirm("Run it? [y/N] ", settings, console)  # NOT_CONFIRMED: the answer was no
 
         async def run_once(connection: Server) -> ExitStatus:
-            # The WebSocket comes first: what ComfyUI has sent before it is open does not come again.
+            # The WebSocket comes first: what ComfyUI sent before it is open does not come again.
             async with Session(connection, console.report) as session:
                 await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
@@ -163,7 +163,8 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         try:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console)
-            servers = await find_or_expect_servers(settings, comfyui, console)  # ComfyUI may come later
+            # ComfyUI may come later.
+            servers = await find_or_expect_servers(settings, comfyui, console)
         except Stopped:
             return ExitStatus.OK
 

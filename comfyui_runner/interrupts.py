@@ -14,7 +14,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Stop(NamedTuple):
-    """What ends work early ("Ctrl+C", "--timeout expired"), and the exit status that it leads to."""
+    """What ends work early ("Ctrl+C", "--timeout expired"), and the exit status it leads to."""
 
     name: str
     exit_status: ExitStatus
