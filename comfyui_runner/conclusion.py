@@ -7,13 +7,13 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import ExitStatus, SaveError
+from comfyui_runner.files import Saved
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.outputs import Output, collect_outputs
 from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import (
     Destination,
-    Saved,
     keep_name,
     received_outputs,
     save_jobs,

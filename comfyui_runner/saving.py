@@ -1,18 +1,14 @@
-"""Outputs to files."""
+"""What a run made, to files: downloads, texts, and pictures that came over the WebSocket."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import itertools
-import os
-import re
-import tempfile
 import time
 from typing import (
     Any,
     Callable,
-    Iterable,
     Iterator,
     List,
     Mapping,
@@ -22,29 +18,25 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.edits import EditError, find_input
 from comfyui_runner.errors import (
     ExitStatus,
     SaveError,
     ServerAnswer,
     ServerError,
     ServerUnreachable,
-    UsageError,
 )
+from comfyui_runner.files import Saved, save_bytes, write_file
 from comfyui_runner.nodes import node_title
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.reports import Report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
-from comfyui_runner.text import cut_to_bytes, flat, numbered_name, one_line, plural, safe_path_parts
+from comfyui_runner.text import flat, plural, safe_path_parts
 from comfyui_runner.third_party import import_third_party
 
 #: Bytes that are read of a download at a time.
 CHUNK_SIZE = 1 << 16
-
-#: What a {field} of a pattern becomes is cut to so many bytes: names are mostly limited to 255.
-MOST_BYTES_OF_FIELD = 80
 
 
 def keep_name(name: str) -> str:
@@ -75,128 +67,6 @@ class Destination(NamedTuple):
         if self.status_if_stopped is None or not self.is_stopped:
             return None
         return self.status_if_stopped()
-
-
-class Saved(NamedTuple):
-    """A file that was written: its path, and its size in bytes."""
-
-    path: str
-    bytes: int
-
-
-# -- patterns of folders and names -----------------------------------------------------------------
-
-
-def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
-    """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``.
-
-    What is put in is a part of one name, never a path. Raises UsageError for what is neither.
-    """
-
-    def fill(match: "re.Match[str]") -> str:
-        text = value_of_field(match.group(1), fields, prompt)
-        part = safe_path_parts("", flat(text) or "_")[-1]
-        # Windows drops dots and spaces at the end of a name.
-        return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
-
-    return re.sub(r"\{([^{}]+)\}", fill, pattern)
-
-
-def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
-    """What ``{name}`` in a pattern stands for. Raises UsageError."""
-    if name in fields:
-        return fields[name]
-    try:
-        ref = find_input(prompt, name)
-        return str(prompt[ref.node_id]["inputs"][ref.input])
-    except (EditError, KeyError):
-        field = one_line(f"{{{name}}}", 60)
-        known = ", ".join(f"{{{known}}}" for known in fields)
-        raise UsageError(f"{field} is neither one of {known} nor {{NODE.INPUT}}.") from None
-
-
-# -- writing files ---------------------------------------------------------------------------------
-
-
-def write_file(
-    folder: str, parts: Sequence[str], overwrite: bool, chunks: Iterable[bytes]
-) -> Saved:
-    """Writes ``chunks`` to ``parts`` below ``folder``: under that name only when all have come.
-
-    Raises SaveError, OSError, and what ``chunks`` raises; nothing is left behind then.
-    """
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            size = sum(file.write(chunk) for chunk in chunks)
-        let_others_read(temporary)
-        path = reserve(folder, parts, overwrite)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if not overwrite:
-                os.unlink(path)  # the empty file that reserve() made
-            raise
-    except BaseException:
-        remove_if_there(temporary)
-        raise
-    return Saved(path, size)
-
-
-def let_others_read(path: str) -> None:
-    """Gives ``path``, which mkstemp() made for us alone, the mode of any new file."""
-    if os.name == "posix":
-        mask = os.umask(0)  # it cannot be read without being set
-        os.umask(mask)
-        os.chmod(path, 0o666 & ~mask)
-
-
-def remove_if_there(path: str) -> None:
-    """Removes a file, if it can be removed."""
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
-
-
-def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
-    """The path for ``parts`` below ``folder``; unless ``overwrite``, an empty file is made there.
-
-    A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of it.
-    """
-    subfolder = subfolder_inside(folder, parts)
-    os.makedirs(subfolder, exist_ok=True)
-    for number in range(100000):
-        path = os.path.join(subfolder, numbered_name(parts[-1], number))
-        may_be_replaced = overwrite and not os.path.isdir(path)
-        if may_be_replaced:
-            return path
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:
-            continue
-        return path
-    raise SaveError(f"There are too many files named {parts[-1]} in {subfolder}.")
-
-
-def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
-    """The real folder of ``parts``. Raises SaveError if a link leads out of ``folder``."""
-    root = os.path.realpath(folder)
-    subfolder = os.path.realpath(os.path.join(root, *parts[:-1]))
-    if os.path.commonpath([root, subfolder]) != root:
-        raise SaveError(f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link.")
-    return subfolder
-
-
-def write_text_file(path: str, text: str) -> None:
-    """Writes a file whole or not at all, in place of one that is there. Raises SaveError."""
-    folder, name = os.path.split(path)
-    data = text.encode(errors="replace")
-    try:
-        write_file(folder or ".", [name], True, [data])
-    except OSError as error:
-        raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from None
 
 
 # -- what a run made -------------------------------------------------------------------------------
@@ -248,15 +118,6 @@ def websocket_notice(run: Run) -> Report:
         f"{pictures} arrived over the WebSocket only (SaveImageWebsocket): add -o DIR to save them."
     )
     return {"event": "notice", "message": message}
-
-
-def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
-    """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
-    try:
-        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
-    except OSError as error:
-        reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
-        raise SaveError(reason, "Choose another folder with -o.") from None
 
 
 # -- downloads -------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ from comfyui_runner.loading import (
     read_object_info,
 )
 from comfyui_runner.nodes import InputRef, describe_nodes
+from comfyui_runner.patterns import fill_pattern
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import Destination, fill_pattern, keep_name
+from comfyui_runner.saving import Destination, keep_name
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings

@@ -20,7 +20,7 @@ PURE_MODULES = [
     "addresses", "versions", "http_failures", "retries", "events", "state", "outputs",
     "text", "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
-    "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings",
+    "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]

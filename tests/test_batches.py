@@ -17,7 +17,7 @@ from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.extras.batches import Row, Tally, check_columns, read_rows, row_edits, row_key, rows_done
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.saving import fill_pattern
+from comfyui_runner.patterns import fill_pattern
 
 PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),

@@ -13,9 +13,9 @@ from comfyui_runner.conclusion import (
     exit_status_if_not_saved,
     stop_that_counts,
 )
-from comfyui_runner.errors import ExitStatus, UsageError
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.saving import Destination, is_whole, keep_name, value_of_field
+from comfyui_runner.saving import Destination, is_whole
 from comfyui_runner.state import Phase, PromptState
 
 CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
@@ -110,13 +110,3 @@ def test_a_body_is_whole_when_it_has_the_bytes_that_were_announced(
     headers: Dict[str, str], size: int, expected: bool
 ) -> None:
     assert is_whole(headers, size) is expected
-
-
-def test_a_field_is_one_that_is_known_or_an_input() -> None:
-    prompt = {"1": {"class_type": "A", "inputs": {"seed": 7}}}
-    assert value_of_field("row", {"row": "00001"}, prompt) == "00001"
-    assert value_of_field("1.seed", {"row": "00001"}, prompt) == "7"
-    with pytest.raises(UsageError) as caught:
-        value_of_field("1.sede", {"name": "x", "row": "00001"}, prompt)
-    assert caught.value.message == "{1.sede} is neither one of {name}, {row} nor {NODE.INPUT}."
-    assert keep_name("a.png") == "a.png"

@@ -18,11 +18,12 @@ from support import FAST, Outcome, node, run, slow_prompt, wait_until
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.events import Preview
+from comfyui_runner.files import write_file
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import parse_spec
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import received_outputs, write_file
+from comfyui_runner.saving import received_outputs
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
 from comfyui_runner.state import Phase

@@ -11,11 +11,11 @@ from comfyui_runner.console import Console
 from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
+from comfyui_runner.files import write_text_file
 from comfyui_runner.loading import Loaded, offer_uploads
 from comfyui_runner.nodes import spec_of, value_of
 from comfyui_runner.problems import Problem, explain_answer
 from comfyui_runner.reports import problem_report
-from comfyui_runner.saving import write_text_file
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import complete_prompt, load_workflow, upload_files

@@ -10,10 +10,10 @@ from typing import Any, Dict, List, Mapping
 from comfyui_runner import __version__
 from comfyui_runner.conclusion import Ending
 from comfyui_runner.edits import seed_inputs
+from comfyui_runner.files import write_text_file
 from comfyui_runner.nodes import describe_node, value_of
 from comfyui_runner.outputs import Output
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import write_text_file
 from comfyui_runner.session import Session
 from comfyui_runner.text import as_dict, plain_json
 from comfyui_runner.versions import server_in_words

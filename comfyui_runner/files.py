@@ -1,0 +1,107 @@
+"""Files are written whole or not at all, below one folder, and never over another by accident."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Iterable, NamedTuple, Sequence
+
+from comfyui_runner.errors import SaveError
+from comfyui_runner.text import flat, numbered_name, safe_path_parts
+
+
+class Saved(NamedTuple):
+    """A file that was written: its path, and its size in bytes."""
+
+    path: str
+    bytes: int
+
+
+def write_file(
+    folder: str, parts: Sequence[str], overwrite: bool, chunks: Iterable[bytes]
+) -> Saved:
+    """Writes ``chunks`` to ``parts`` below ``folder``: under that name only when all have come.
+
+    Raises SaveError, OSError, and what ``chunks`` raises; nothing is left behind then.
+    """
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            size = sum(file.write(chunk) for chunk in chunks)
+        let_others_read(temporary)
+        path = reserve(folder, parts, overwrite)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not overwrite:
+                os.unlink(path)  # the empty file that reserve() made
+            raise
+    except BaseException:
+        remove_if_there(temporary)
+        raise
+    return Saved(path, size)
+
+
+def let_others_read(path: str) -> None:
+    """Gives ``path``, which mkstemp() made for us alone, the mode of any new file."""
+    if os.name == "posix":
+        mask = os.umask(0)  # it cannot be read without being set
+        os.umask(mask)
+        os.chmod(path, 0o666 & ~mask)
+
+
+def remove_if_there(path: str) -> None:
+    """Removes a file, if it can be removed."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
+    """The path for ``parts`` below ``folder``; unless ``overwrite``, an empty file is made there.
+
+    A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of it.
+    """
+    subfolder = subfolder_inside(folder, parts)
+    os.makedirs(subfolder, exist_ok=True)
+    for number in range(100000):
+        path = os.path.join(subfolder, numbered_name(parts[-1], number))
+        may_be_replaced = overwrite and not os.path.isdir(path)
+        if may_be_replaced:
+            return path
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return path
+    raise SaveError(f"There are too many files named {parts[-1]} in {subfolder}.")
+
+
+def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
+    """The real folder of ``parts``. Raises SaveError if a link leads out of ``folder``."""
+    root = os.path.realpath(folder)
+    subfolder = os.path.realpath(os.path.join(root, *parts[:-1]))
+    if os.path.commonpath([root, subfolder]) != root:
+        raise SaveError(f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link.")
+    return subfolder
+
+
+def write_text_file(path: str, text: str) -> None:
+    """Writes a file whole or not at all, in place of one that is there. Raises SaveError."""
+    folder, name = os.path.split(path)
+    data = text.encode(errors="replace")
+    try:
+        write_file(folder or ".", [name], True, [data])
+    except OSError as error:
+        raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
+    """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
+    try:
+        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
+    except OSError as error:
+        reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
+        raise SaveError(reason, "Choose another folder with -o.") from None

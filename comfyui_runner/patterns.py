@@ -1,0 +1,41 @@
+"""Patterns in -o and --name: {row}, {name} and {NODE.INPUT} are filled in. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Mapping
+
+from comfyui_runner.edits import EditError, find_input
+from comfyui_runner.errors import UsageError
+from comfyui_runner.text import cut_to_bytes, flat, one_line, safe_path_parts
+
+#: What a {field} becomes is cut to so many bytes: most systems limit a name to 255.
+MOST_BYTES_OF_FIELD = 80
+
+
+def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
+    """``pattern`` with each ``{field}`` replaced, and each ``{NODE.INPUT}`` of ``prompt``.
+
+    What is put in is a part of one name, never a path. Raises UsageError for what is neither.
+    """
+
+    def fill(match: "re.Match[str]") -> str:
+        text = value_of_field(match.group(1), fields, prompt)
+        part = safe_path_parts("", flat(text) or "_")[-1]
+        # Windows drops dots and spaces at the end of a name.
+        return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
+
+    return re.sub(r"\{([^{}]+)\}", fill, pattern)
+
+
+def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
+    """What ``{name}`` in a pattern stands for. Raises UsageError."""
+    if name in fields:
+        return fields[name]
+    try:
+        ref = find_input(prompt, name)
+        return str(prompt[ref.node_id]["inputs"][ref.input])
+    except (EditError, KeyError):
+        field = one_line(f"{{{name}}}", 60)
+        known = ", ".join(f"{{{known}}}" for known in fields)
+        raise UsageError(f"{field} is neither one of {known} nor {{NODE.INPUT}}.") from None

@@ -1,0 +1,144 @@
+"""Where outputs go: files are written whole or not at all, below the folder, and not over others."""
+
+from __future__ import annotations
+
+import os
+import stat
+import types
+from typing import Any, Iterator, List
+
+import pytest
+
+from comfyui_runner.addresses import parse_address
+from comfyui_runner.errors import SaveError
+from comfyui_runner.files import save_bytes, write_file
+from comfyui_runner.outputs import Output
+from comfyui_runner.saving import Destination, save_jobs
+from comfyui_runner.server import Server
+
+
+def write(folder: Any, *parts: str, overwrite: bool = False, data: bytes = b"new") -> str:
+    """Writes a file below ``folder``; its path there."""
+    saved = write_file(str(folder), parts, overwrite, [data[:1], data[1:]])
+    assert saved.bytes == len(data)
+    return os.path.relpath(saved.path, os.path.realpath(folder)).replace(os.sep, "/")
+
+
+def files_in(folder: Any) -> List[str]:
+    return sorted(
+        os.path.relpath(os.path.join(where, name), folder).replace(os.sep, "/")
+        for where, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def test_an_output_is_written_below_the_folder_which_is_made(tmp_path: Any) -> None:
+    assert write(tmp_path / "new" / "out", "sub", "a.png") == "sub/a.png"
+    assert (tmp_path / "new" / "out" / "sub" / "a.png").read_bytes() == b"new"
+    assert files_in(tmp_path) == ["new/out/sub/a.png"]  # nothing temporary is left
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Any) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    assert [write(tmp_path, "a.png"), write(tmp_path, "a.png")] == ["a (1).png", "a (2).png"]
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_with_overwrite_it_is_replaced(tmp_path: Any) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    assert write(tmp_path, "a.png", overwrite=True) == "a.png"
+    assert (tmp_path / "a.png").read_bytes() == b"new" and files_in(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_that_name_is_kept(tmp_path: Any, overwrite: bool) -> None:
+    (tmp_path / "a.png").mkdir()
+    assert write(tmp_path, "a.png", overwrite=overwrite) == "a (1).png"
+    assert (tmp_path / "a.png").is_dir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SaveError) as caught:
+        write(tmp_path / "out", "sub", "a.png")
+    assert caught.value.message == "%s leads out of %s." % (os.path.join("sub", "a.png"), tmp_path / "out")
+    assert caught.value.remedy == "Remove the link."
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_to_a_file_is_replaced_and_its_target_is_kept(tmp_path: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine.txt").write_bytes(b"mine")
+    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "mine.txt")
+    assert write(tmp_path / "out", "a.png", overwrite=True) == "a.png"
+    assert (tmp_path / "mine.txt").read_bytes() == b"mine"
+    assert not (tmp_path / "out" / "a.png").is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_the_folder_itself_may_be_a_link(tmp_path: Any) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    assert write(tmp_path / "out", "a.png") == "a.png"
+    assert files_in(tmp_path / "real") == ["a.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_others_may_read_an_output_as_any_file(tmp_path: Any) -> None:
+    before = os.umask(0o027)
+    try:
+        write(tmp_path, "a.png")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o640
+
+
+def test_an_output_that_breaks_off_leaves_nothing_behind(tmp_path: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionError("broken off")
+
+    with pytest.raises(ConnectionError):
+        write_file(str(tmp_path), ["a.png"], False, chunks())
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_name_below_a_file_leaves_nothing_behind(tmp_path: Any, overwrite: bool) -> None:
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(OSError):
+        write(tmp_path, "a.png", "b.png", overwrite=overwrite)
+    assert files_in(tmp_path) == ["a.png"]
+
+
+def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        write(tmp_path, "a.png")
+    assert files_in(tmp_path) == []
+
+
+def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
+    output = Output("1", "My/Text: 1", "text", text="狐\ud800")
+    server = Server(parse_address("host"))
+    run: Any = types.SimpleNamespace(received=[], prompt={})
+    ((saved_of, save),) = save_jobs(server, run, [output], Destination(str(tmp_path)))
+    saved = save()
+    assert saved_of == output
+    assert os.path.basename(saved.path) == "My_Text_ 1.txt"
+    assert (tmp_path / "My_Text_ 1.txt").read_bytes() == "狐?".encode()
+
+
+def test_a_picture_that_cannot_be_saved_says_why(tmp_path: Any) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SaveError) as caught:
+        save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
+    assert caught.value.message.startswith("a.png could not be saved in %s: " % (tmp_path / "file"))
+    assert caught.value.remedy == "Choose another folder with -o."
