@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.nodes import class_of, node_in_words, node_title
+from comfyui_runner.nodes import describe_node, node_in_words
 from comfyui_runner.outputs import collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
@@ -83,13 +83,7 @@ def changes(
 
 def node_report(event: str, prompt: Mapping[str, Any], node_id: str, **fields: Any) -> Report:
     """A report of one node, with ``fields`` besides those that name the node."""
-    return {
-        "event": event,
-        "node_id": node_id,
-        "title": node_title(prompt, node_id),
-        "class_type": class_of(prompt, node_id),
-        **fields,
-    }
+    return {"event": event, **describe_node(prompt, node_id), **fields}
 
 
 def _changes_in_queue(before: PromptState, after: PromptState) -> Iterator[Report]:

@@ -22,7 +22,7 @@ from comfyui_runner.loading import (
     prepare_workflow,
     read_object_info,
 )
-from comfyui_runner.nodes import InputRef, describe_nodes
+from comfyui_runner.nodes import InputRef, describe_node
 from comfyui_runner.patterns import fill_pattern
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
@@ -89,7 +89,7 @@ async def upload_files(workflow: Loaded, server: Server, console: Console) -> Di
             "path": path,
             "value": names[ref],
             "message": f"Uploaded {path} as {names[ref]}.",
-            **describe_nodes(workflow.prompt, [ref.node_id])[0],
+            **describe_node(workflow.prompt, ref.node_id),
             "input": ref.input,
         }
         console.report(None, report)

@@ -34,7 +34,15 @@ _FILE_INPUTS = ("image", "video", "audio", "mask", "file")
 
 def summarize(prompt: JsonObject) -> Summary:
     """The summary of a prompt, from the prompt alone: a server's object_info is not needed."""
-    summary = Summary(len(prompt), [], [], [], [], [], [])
+    summary = Summary(
+        nodes=len(prompt),
+        models=[],
+        texts=[],
+        sampling=[],
+        sizes=[],
+        files=[],
+        saves=[],
+    )
     for node_id in prompt:
         title = node_title(prompt, node_id)
         class_type = class_of(prompt, node_id)
@@ -45,15 +53,17 @@ def summarize(prompt: JsonObject) -> Summary:
         }
         _summarize_strings(summary, title, inputs)
 
-        sampling = [name for name in SAMPLING_INPUTS if name in inputs]
-        if len(sampling) > 1 or sampling in (["seed"], ["noise_seed"]):
-            words = ", ".join(f"{name} {one_line(inputs[name], 40)}" for name in sampling)
-            summary.sampling.append((title, words))
+        names = [name for name in SAMPLING_INPUTS if name in inputs]
+        is_sampling = len(names) > 1 or names in (["seed"], ["noise_seed"])
+        if is_sampling:
+            sampling = [f"{name} {one_line(inputs[name], 40)}" for name in names]
+            summary.sampling.append((title, ", ".join(sampling)))
 
-        if "filename_prefix" in inputs or _SAVING_CLASSES.search(class_type):
-            prefix = inputs.get("filename_prefix")
-            saves = one_line(prefix, 80) if isinstance(prefix, str) else class_type
-            summary.saves.append((title, saves))
+        prefix = inputs.get("filename_prefix")
+        if isinstance(prefix, str):
+            summary.saves.append((title, one_line(prefix, 80)))
+        elif "filename_prefix" in inputs or _SAVING_CLASSES.search(class_type):
+            summary.saves.append((title, class_type))
         elif "width" in inputs and "height" in inputs:
             summary.sizes.append((title, _describe_size(inputs)))
     return summary
@@ -73,8 +83,9 @@ def _summarize_strings(summary: Summary, title: str, inputs: JsonObject) -> None
 
 def _describe_size(inputs: Dict[str, Any]) -> str:
     """``832 x 480, 33 frames, 2 in a batch``."""
-    words = f"{one_line(inputs['width'], 12)} x {one_line(inputs['height'], 12)}"
+    shown = {name: one_line(value, 12) for name, value in inputs.items()}
+    words = f"{shown['width']} x {shown['height']}"
     for name, unit in (("length", "frames"), ("batch_size", "in a batch")):
         if as_number(inputs.get(name), 1) > 1:
-            words += f", {one_line(inputs[name], 12)} {unit}"
+            words += f", {shown[name]} {unit}"
     return words
