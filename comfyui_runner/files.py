@@ -31,16 +31,21 @@ def write_file(
             size = sum(file.write(chunk) for chunk in chunks)
         let_others_read(temporary)
         path = reserve(folder, parts, overwrite)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if not overwrite:
-                os.unlink(path)  # the empty file that reserve() made
-            raise
+        move_to_reserved(temporary, path, overwrite)
     except BaseException:
         remove_if_there(temporary)
         raise
     return Saved(path, size)
+
+
+def move_to_reserved(temporary: str, path: str, overwrite: bool) -> None:
+    """Renames a file to the path that reserve() returned. Raises OSError."""
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if not overwrite:
+            os.unlink(path)  # the empty file that reserve() made
+        raise
 
 
 def let_others_read(path: str) -> None:

@@ -65,13 +65,19 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         server = await comfyui.find()
         total = count_rows(settings, workflow, console.stdin)
         manifest = Manifest(manifest_path(settings), settings.resume)
-        rows_in_words = "the rows as they come" if total is None else plural(total, "row")
-        confirm(f"Run {rows_in_words}? [y/N] ", settings, console)
+        confirm(question_about(total), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, server, manifest, total)
             await job.run(rows, RowPrompts(workflow, settings, console))
         return job.report_end()
+
+
+def question_about(total: Optional[int]) -> str:
+    """What a person is asked before ``total`` rows run; None: their number is not known yet."""
+    if total is None:
+        return "Run the rows as they come? [y/N] "
+    return f"Run {plural(total, 'row')}? [y/N] "
 
 
 # -- rules -----------------------------------------------------------------------------------------
@@ -267,10 +273,11 @@ class BatchJob:
         return ending
 
     def _make_destination(self, row: Row, prompt: Prompt) -> Optional[Destination]:
-        """Where the row's outputs are saved. Raises UsageError if a pattern cannot be filled in."""
+        """Where the row's outputs are saved, if anywhere. Raises UsageError for a bad pattern."""
         folder = pattern_of_folder(self.settings)
-        destination = make_destination(self.settings, prompt, row.number, folder)
-        return destination if folder else None
+        if not folder:
+            return None
+        return make_destination(self.settings, prompt, row.number, folder)
 
     async def _conclude(
         self,
@@ -334,9 +341,11 @@ class BatchJob:
         if self.settings.printer == "human" and event not in READ_BY_PEOPLE:
             return
         number = self._row_number(run)
+        prefix = ""
         names_its_row = event in ("row", "saved", "output")
-        prefix = "" if number is None or names_its_row else f"[row {number}] "
-        prompt_id = None if run is None else run.prompt_id
+        if number is not None and not names_its_row:
+            prefix = f"[row {number}] "
+        prompt_id = run.prompt_id if run is not None else None
         report = {"prompt_id": prompt_id, "row": number, **report}
         self.console.report(None, report, prefix)
 

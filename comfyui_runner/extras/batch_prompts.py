@@ -58,9 +58,11 @@ def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
 
 def values_by_name(prompt: Prompt, refs: List[InputRef]) -> Dict[str, Any]:
     """The values of some inputs, by NODE.INPUT."""
-    return {
-        f"{ref.node_id}.{ref.input}": prompt[ref.node_id]["inputs"].get(ref.input) for ref in refs
-    }
+    values = {}
+    for ref in refs:
+        inputs = prompt[ref.node_id]["inputs"]
+        values[f"{ref.node_id}.{ref.input}"] = inputs.get(ref.input)
+    return values
 
 
 # -- uploads ---------------------------------------------------------------------------------------
