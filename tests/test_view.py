@@ -1,0 +1,96 @@
+"""Uploads and GET /view: what is passed on and what is refused, without a socket."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import pytest
+
+from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.messages import HttpError, Request
+from comfyui_runner.service_files import (
+    require_form,
+    upload_refusal,
+    view_answer_headers,
+    view_query,
+    view_refusal,
+    view_request_headers,
+)
+
+
+def request(headers: Any = (), **query: str) -> Request:
+    return Request("GET", "/view", query, dict(headers))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"filename": ""},
+        {"filename": "/etc/passwd"},
+        {"filename": "../secret.txt"},
+        {"filename": "a\\..\\secret.txt"},
+        {"filename": "a\0.png"},
+        {"filename": "a.png", "subfolder": "\0"},
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_not_even_passed_on(query: Any) -> None:
+    with pytest.raises(HttpError) as caught:
+        view_query(request(**query))
+    assert (caught.value.http_status, caught.value.type) == (400, "wrong_filename")
+
+
+def test_only_comfyuis_own_parameters_are_passed_on() -> None:
+    theirs = {"filename": "a.png", "subfolder": "b", "type": "temp", "preview": "webp", "channel": "rgb"}
+    assert view_query(request(**theirs, download="1", prompt_id="x", token="y")) == theirs
+
+
+def test_only_ranges_and_what_the_client_has_are_passed_on() -> None:
+    headers = {"range": "bytes=0-1", "if-range": "x", "if-none-match": "y", "cookie": "z", "accept-encoding": "gzip"}
+    assert view_request_headers(request(headers)) == {
+        "Range": "bytes=0-1",
+        "If-Range": "x",
+        "If-None-Match": "y",
+        "Accept-Encoding": "identity",
+    }
+
+
+def test_the_client_gets_lengths_and_a_name_and_nothing_else() -> None:
+    theirs = {"Content-Length": "7", "ETag": "x", "Set-Cookie": "secret", "Content-Disposition": "theirs"}
+    assert view_answer_headers(theirs, 'a/b\\狐 "c".png', "inline") == (
+        ("Content-Length", "7"),
+        ("ETag", "x"),
+        ("Content-Disposition", "inline; filename*=UTF-8''%E7%8B%90%20%22c%22.png"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(400, 400), (403, 400), (404, 404), (416, 416), (401, 503), (500, 503)],
+)
+def test_why_there_is_no_file(theirs: int, ours: int) -> None:
+    refusal = view_refusal(ServerAnswer("It failed.", status=theirs))
+    assert refusal.http_status == ours
+    assert (refusal.message == "It failed.") is (ours == 503)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(400, 400), (403, 400), (413, 413), (500, 400), (401, None), (404, None), (503, None)],
+)
+def test_why_an_upload_is_not_taken(theirs: int, ours: Optional[int]) -> None:
+    refusal = upload_refusal(ServerAnswer("It failed.", status=theirs))
+    assert (refusal and (refusal.http_status, refusal.type)) == (ours and (ours, "not_uploaded"))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "taken"),
+    [("multipart/form-data; boundary=x", True), ("image/png", False), ("", False), ("x multipart/form-data", False)],
+)
+def test_an_upload_is_a_form(content_type: str, taken: bool) -> None:
+    headers: Tuple[Any, ...] = (("content-type", content_type),)
+    if taken:
+        assert require_form(request(headers)) == content_type
+    else:
+        with pytest.raises(HttpError, match="multipart"):
+            require_form(request(headers))
