@@ -26,7 +26,7 @@ from comfyui_runner.nodes import InputRef, describe_node
 from comfyui_runner.patterns import fill_pattern
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import Destination, keep_name
+from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
@@ -126,16 +126,29 @@ def confirm(question: str, settings: Settings, console: Console) -> None:
 async def conclude_run(
     session: Session, run: Run, stop: Optional[Stop], settings: Settings, console: Console
 ) -> Ending:
-    """Reports how a single run ended, and saves what it made to -o (--demo: a temporary folder)."""
+    """Reports how a single run ended, and saves what it made."""
+    destination = None
+    if is_saved_after(stop):
+        destination = destination_of_run(settings, run.prompt, console)
+    return await conclude(session, run, stop, destination, whole_traceback=settings.verbose)
+
+
+def destination_of_run(
+    settings: Settings, prompt: Prompt, console: Console
+) -> Optional[Destination]:
+    """Where a single run is saved, if anywhere: in -o, with --demo else in a temporary folder.
+
+    Ctrl+C and SIGTERM end the saving.
+    """
     folder = settings.output
     if folder is None and settings.demo:
         folder = tempfile.mkdtemp(prefix="comfyui-demo-")
-    destination = None
-    if folder is not None and is_saved_after(stop):
-        destination = make_destination(settings, run.prompt, 1, folder)._replace(
-            stopping=console.stop, status_if_stopped=lambda: console.what_stopped.exit_status
-        )
-    return await conclude(session, run, stop, destination, whole_traceback=settings.verbose)
+    if folder is None:
+        return None
+    destination = make_destination(settings, prompt, 1, folder)
+    return destination._replace(
+        stopping=console.stop, status_if_stopped=lambda: console.what_stopped.exit_status
+    )
 
 
 def make_destination(
@@ -143,7 +156,8 @@ def make_destination(
 ) -> Destination:
     """Where a run of ``prompt`` is saved: patterns in ``folder`` and --name are filled in.
 
-    ``row_number`` is that of a batch's row, 1 for a single run. Raises UsageError, also ``rename``.
+    ``row_number`` is that of a batch's row, 1 for a single run. Raises UsageError for a pattern
+    that names nothing, and so does the destination's ``rename``.
     """
     fields = {"row": f"{row_number:05d}"}
 
@@ -151,11 +165,10 @@ def make_destination(
         stem, ending = os.path.splitext(filename)
         return fill_pattern(settings.name, {"name": stem, **fields}, prompt) + ending
 
-    return Destination(
-        fill_pattern(folder, fields, prompt),
-        settings.overwrite,
-        rename if settings.name else keep_name,
-    )
+    folder = fill_pattern(folder, fields, prompt)
+    if not settings.name:
+        return Destination(folder, settings.overwrite)
+    return Destination(folder, settings.overwrite, rename)
 
 
 def save_record(
