@@ -21,6 +21,7 @@ def test_the_stream_begins_with_the_state_and_follows_a_run(service: Middleware)
     reports = [data["event"] for name, data in seen if name == "report" and data["prompt_id"] == prompt_id]
     assert reports[0] == "submitted"
     assert {"started", "node_started", "progress", "node_finished"} <= set(reports)
+    assert "output" not in reports  # the run lists its outputs
     service.post("/update/inputs", {"node_id": "1", "inputs": {"seed": 42}})
     events.until(lambda name, data: name == "workflow" and data["revision"] > 1)
     events.close()

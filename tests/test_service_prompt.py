@@ -11,6 +11,7 @@ from served import TEXTS, Answer, Json, Middleware, submitted
 from support import node, slow_prompt
 
 from comfyui_runner.server import new_uuid
+from comfyui_runner.service_routes import merge_extra
 
 
 def straight(simulator: Any, body: Any) -> Answer:
@@ -96,3 +97,14 @@ def test_with_no_body_the_held_workflow_runs(service: Middleware, comfyui: Any) 
     assert answer.status == 200
     service.end(answer.json["prompt_id"])
     assert submitted(comfyui)[-1] == TEXTS
+
+
+def test_a_clients_own_fields_come_before_those_of_the_held_workflow() -> None:
+    held = {"extra_data": {"extra_pnginfo": {"workflow": 1}, "x": 1}, "number": 1}
+    assert merge_extra(held, {"extra_data": {"x": 2}, "front": True}) == {
+        "extra_data": {"extra_pnginfo": {"workflow": 1}, "x": 2},
+        "number": 1,
+        "front": True,
+    }
+    assert merge_extra({}, {"extra_data": {"x": 2}}) == {"extra_data": {"x": 2}}
+    assert merge_extra(held, {}) == held

@@ -134,6 +134,15 @@ def seconds_to_stop(service: Middleware) -> float:
     return time.monotonic() - began
 
 
+def test_a_service_that_is_stopping_starts_nothing(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    service.inside["loop"].call_soon_threadsafe(service.service.stopping.set)
+    wait_until(service.service.stopping.is_set)
+    answer = service.get("/queue")
+    assert (answer.status, answer.error) == (503, "service_stopping") and "retry-after" in answer.headers
+    assert ("POST", "/prompt") not in simulator.requests
+
+
 def test_a_service_that_does_nothing_stops_at_once(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator)
     with service.connect() as kept, kept.makefile("rb") as file:
