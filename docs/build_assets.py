@@ -229,7 +229,8 @@ def shrink(path: str, colours: int) -> None:
 COLUMNS, LINES, FONT_SIZE, MARGIN, FRAME = 104, 23, 17, 16, 0.1
 COMMAND = "python comfyui_workflow_runner.py --demo -o results"
 BACKGROUND, FOREGROUND, DIM = "#1e2228", "#d8dee9", "#5c6675"
-COLOURS = {"green": "#98c379", "red": "#e06c75", "brown": "#e5c07b", "yellow": "#e5c07b", "blue": "#61afef",
+COLOURS = {"default": FOREGROUND, "dim": DIM,
+           "green": "#98c379", "red": "#e06c75", "brown": "#e5c07b", "yellow": "#e5c07b", "blue": "#61afef",
            "cyan": "#56b6c2", "magenta": "#c678dd", "white": "#d8dee9", "black": "#1e2228"}  # fmt: skip
 
 
@@ -320,6 +321,13 @@ def frames(recording: Iterable[Tuple[float, bytes]]) -> Iterator[Tuple[float, An
             yield tick, rows, cursor
 
 
+def colour_of(name: str) -> str:
+    """The colour of text that the terminal was told to show in ``name``: a word, or hex digits."""
+    if name in COLOURS:
+        return COLOURS[name]
+    return f"#{name}"
+
+
 def make_gif() -> None:
     """running.gif: the recording as it was shown, in its own time."""
     from PIL import Image, ImageDraw, ImageFont
@@ -338,8 +346,7 @@ def make_gif() -> None:
                 if (x, y) == cursor:
                     draw.rectangle((place[0], place[1], place[0] + across - 1, place[1] + down - 2), fill=FOREGROUND)
                 if cell.data.strip():
-                    colour = FOREGROUND if cell.fg == "default" else DIM if cell.fg == "dim" else COLOURS[cell.fg]
-                    draw.text(place, cell.data, font=bold if cell.bold else plain, fill=colour)
+                    draw.text(place, cell.data, font=bold if cell.bold else plain, fill=colour_of(cell.fg))
         pictures.append(picture)
         times.append(at)
     sample = Image.new("RGB", (size[0], size[1] * 2))  # the last screen and one with bars have every colour
