@@ -76,8 +76,9 @@ def _parse_json(data: bytes, name: str) -> Any:
 def unwrap_document(document: Any, name: str) -> Document:
     """The prompt and the workflow in what ComfyUI, its clients and --save-run wrap around them.
 
-    A prompt may come alone, as ``{"prompt": ...}`` with or without its workflow, or as an entry of
-    the history. Raises WorkflowError.
+    A prompt may come alone, as ``{"prompt": ...}`` with or without its workflow, as
+    ``{"workflow": ...}``, as the job of a hosted worker, or as an entry of the history. Raises
+    WorkflowError.
     """
     if not isinstance(document, dict):
         raise WorkflowError(
@@ -88,8 +89,9 @@ def unwrap_document(document: Any, name: str) -> Document:
     if _is_ui_format(document):
         return Document(workflow=document)
 
-    document = _unwrap_history_entry(document)
-    workflow = document.get("workflow")
+    document = _unwrap_history_entry(_unwrap_job(document))
+    wrapped = document.get("workflow")
+    workflow = wrapped
     if not workflow:  # as in the body of POST /prompt
         extra_data = as_dict(document.get("extra_data"))
         workflow = as_dict(extra_data.get("extra_pnginfo")).get("workflow")
@@ -101,11 +103,36 @@ def unwrap_document(document: Any, name: str) -> Document:
         return Document(_check_nodes(prompt, name), workflow)
     if workflow is not None:
         return Document(workflow=workflow)
+    if has_nodes(wrapped):  # in API format, as hosted services call it
+        return Document(_check_nodes(wrapped, name))
     return Document(_check_nodes(document, name))
 
 
 def _is_ui_format(document: Any) -> bool:
     return isinstance(as_dict(document).get("nodes"), list)
+
+
+def is_node(entry: object) -> bool:
+    """Whether ``entry`` is a node of a prompt: an object with a class_type."""
+    return isinstance(as_dict(entry).get("class_type"), str)
+
+
+def has_nodes(document: object) -> bool:
+    """Whether an entry of ``document`` is a node of a prompt."""
+    return any(is_node(entry) for entry in as_dict(document).values())
+
+
+def _unwrap_job(document: Dict[str, Any]) -> Dict[str, Any]:
+    """The input of a job, as RunPod's workers take it; any other document as it is.
+
+    The job is ``{"input": {"workflow": ...}}`` (runpod-workers/worker-comfyui, handler.py); other
+    workers call the workflow prompt. A node whose id is "input" has a class_type.
+    """
+    job_input = as_dict(document.get("input"))
+    has_workflow = any(isinstance(job_input.get(key), dict) for key in ("workflow", "prompt"))
+    if has_workflow and not is_node(job_input):
+        return job_input
+    return document
 
 
 def _unwrap_history_entry(document: Dict[str, Any]) -> Dict[str, Any]:

@@ -7,9 +7,21 @@ import hashlib
 import http
 import json
 import re
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 from comfyui_runner.errors import RunnerError, ServerAnswer
+from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.text import one_line, plain_json
 
 Headers = Tuple[Tuple[str, str], ...]
@@ -95,11 +107,23 @@ TYPES_IN_WORDS: Mapping[type, str] = {str: "a text", dict: "an object"}
 def parse_fields(
     body: bytes, required: Mapping[str, type], optional: Mapping[str, type]
 ) -> Dict[str, Any]:
-    """The fields of a JSON object, those that are not asked for included. An empty body is ``{}``.
+    """The fields of a JSON object. An empty body is ``{}``.
 
-    Raises HttpError 400 if the body is not an object, or lacks a required field, or has a field of
-    another type. The types are those of TYPES_IN_WORDS.
+    Raises HttpError 400 if the body is not an object, has an unknown field or one of another type,
+    or lacks a required field. The types are those of TYPES_IN_WORDS.
     """
+    fields = parse_object(body)
+    known = {**required, **optional}
+    check_names(fields, known)
+    for name in required:
+        if name not in fields:
+            raise HttpError(400, "missing_field", f"The field {name} is missing.")
+    check_types(fields, known)
+    return fields
+
+
+def parse_object(body: bytes) -> Dict[str, Any]:
+    """A JSON object. An empty body is ``{}``. Raises HttpError 400 if it is anything else."""
     try:
         fields = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
@@ -107,15 +131,30 @@ def parse_fields(
         raise HttpError(400, "not_json", f"The body is not JSON: {reason}.") from None
     if not isinstance(fields, dict):
         raise HttpError(400, "not_an_object", "The body must be a JSON object.")
-
-    for name in required:
-        if name not in fields:
-            raise HttpError(400, "missing_field", f"The field {name} is missing.")
-    for name, wanted in {**required, **optional}.items():
-        if name in fields and not isinstance(fields[name], wanted):
-            message = f"The field {name} must be {TYPES_IN_WORDS[wanted]}."
-            raise HttpError(400, "wrong_type", message)
     return fields
+
+
+def check_names(fields: Iterable[str], known: Collection[str]) -> None:
+    """Raises HttpError 400 for the first of ``fields`` that is not known.
+
+    Ignoring it would do something else than what was asked for, and report success.
+    """
+    for name in fields:
+        if name in known:
+            continue
+        message = f"There is no field {quote_name(name)} here: this route takes no fields."
+        if known:
+            nearest = nearest_first(name, sorted(known))
+            message = f"There is no field {quote_name(name)} here. Nearest: {nearest}."
+        raise HttpError(400, "unknown_field", message)
+
+
+def check_types(fields: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
+    """Raises HttpError 400 for a field that is not of the type that is ``wanted`` for it."""
+    for name, type_ in wanted.items():
+        if name in fields and not isinstance(fields[name], type_):
+            message = f"The field {name} must be {TYPES_IN_WORDS[type_]}."
+            raise HttpError(400, "wrong_type", message)
 
 
 # -- errors ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Callable, Iterable, List, Mapping, Optional, Tuple
 
-from comfyui_runner.documents import Prompt, parse_document
+from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
@@ -19,11 +19,14 @@ from comfyui_runner.messages import (
     HttpError,
     Request,
     Response,
+    check_names,
+    check_types,
     error_response,
     json_response,
     parse_fields,
+    parse_object,
 )
-from comfyui_runner.nodes import InputRef, class_of
+from comfyui_runner.nodes import InputRef, class_of, quote_name
 from comfyui_runner.problems import Problem
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines, find_route, options_response
@@ -183,6 +186,7 @@ class RouteCall:
 
     def reset_workflow(self) -> Response:
         """The workflow from its file, as it is there now."""
+        self.read_fields({}, {})
         loaded = self.options.reload()
         revision = self.held.hold_file(loaded)
         return json_response(200, {"nodes": len(loaded.prompt), "revision": revision})
@@ -288,10 +292,11 @@ class RouteCall:
     def start_run(self) -> Response:
         """Run the held workflow."""
         if self.request.method == "POST":
-            fields = self.read_fields({}, {})
+            fields = parse_object(self.body.read(JSON_LIMIT))
             if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
                 message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
                 raise HttpError(400, "not_supported", message)
+            check_names(fields, ())
         return json_response(202, self._run_held())
 
     def _run_held(self) -> JsonObject:
@@ -311,15 +316,9 @@ class RouteCall:
 
     def post_prompt(self) -> Response:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
-        known = {"prompt": dict, "prompt_id": str, "extra_data": dict}
-        fields = self.read_fields({}, known)
-        extra: JsonObject = {
-            key: fields[key] for key in fields if key not in ("prompt", "client_id")
-        }
-        prompt = fields.get("prompt")
+        prompt, extra = split_prompt_body(parse_object(self.body.read(JSON_LIMIT)))
         if prompt is None:
-            prompt, held_extra = self.held.take_for_run(self.backend.object_info)
-            extra = merge_extra(held_extra, extra)
+            prompt, extra = self.held.take_for_run(self.backend.object_info)
         check_prompt_request(prompt, extra)
         if self.records.get(extra.get("prompt_id")) is not None:
             raise HttpError(400, "invalid_prompt_id", "This prompt_id is taken.")
@@ -410,12 +409,34 @@ def name_of_node(fields: JsonObject) -> Optional[str]:
     return name
 
 
-def merge_extra(held: JsonObject, requested: JsonObject) -> JsonObject:
-    """More fields of POST /prompt for the held workflow: those of a request, and its own."""
-    merged = {**held, **requested}
-    if "extra_data" in held and "extra_data" in requested:
-        merged["extra_data"] = {**held["extra_data"], **requested["extra_data"]}
-    return merged
+def split_prompt_body(fields: JsonObject) -> Tuple[Optional[Prompt], JsonObject]:
+    """The prompt in a body of POST /prompt, and ComfyUI's other fields.
+
+    The body is ComfyUI's own, or a workflow in API format alone. Of one that is empty the prompt is
+    None. Raises HttpError 400 for any other body: the held workflow must not run in place of what
+    was sent.
+    """
+    if not fields:
+        return None, {}
+    strays = [name for name, entry in fields.items() if not is_node(entry)]
+    if not strays:
+        return dict(fields), {}
+    if "prompt" in fields:
+        check_types(fields, {"prompt": dict, "prompt_id": str, "extra_data": dict})
+        extra = {key: fields[key] for key in fields if key not in ("prompt", "client_id")}
+        return fields["prompt"], extra
+
+    if has_nodes(fields):
+        stray = quote_name(strays[0])
+        message = f"The entry {stray} of the workflow in the body is not a node with a class_type."
+        raise HttpError(400, "invalid_prompt", message)
+    listed = ", ".join(quote_name(name) for name in strays[:3])
+    message = (
+        f'The body has {listed}, but not the field "prompt". Send {{"prompt": …}}, a '
+        "workflow in API format alone, or no body, which runs the held workflow. "
+        "PUT /workflow takes a workflow in any format."
+    )
+    raise HttpError(400, "missing_field", message)
 
 
 def check_prompt_request(prompt: JsonObject, extra: JsonObject) -> None:

@@ -21,6 +21,7 @@ from comfyui_runner.messages import (
     error_response,
     json_response,
     parse_fields,
+    parse_object,
     security_headers,
     strict_json,
 )
@@ -43,6 +44,8 @@ from comfyui_runner.messages import (
         (b'{"text": null}', "wrong_type"),
         (b'{"text": "a", "node_id": 6}', "wrong_type"),
         (b'{"text": "a", "inputs": []}', "wrong_type"),
+        (b'{"text": "a", "more": 1}', "unknown_field"),
+        (b'{"Text": "a"}', "unknown_field"),
     ],
 )
 def test_what_is_not_such_an_object_gets_400(body: bytes, reason: str) -> None:
@@ -52,10 +55,9 @@ def test_what_is_not_such_an_object_gets_400(body: bytes, reason: str) -> None:
 
 
 def test_the_fields_of_an_object_come_as_they_are() -> None:
-    assert parse_fields(b'\xef\xbb\xbf{"text": "\xe7\x8b\x90", "more": 1}', {"text": str}, {}) == {
-        "text": "狐",
-        "more": 1,
-    }
+    known = {"text": str}
+    assert parse_fields(b'\xef\xbb\xbf{"text": "\xe7\x8b\x90"}', known, {}) == {"text": "狐"}
+    assert parse_object(b'{"more": 1}') == {"more": 1}
     assert parse_fields(b" \r\n", {}, {"prompt": dict}) == {}
 
 
@@ -73,9 +75,12 @@ def test_fields_are_named_in_the_message() -> None:
         (b"{}", "The field text is missing."),
         (b'{"text": 1}', "The field text must be a text."),
         (b'{"text": "", "inputs": 1}', "The field inputs must be an object."),
+        (b'{"txt": ""}', r'There is no field "txt" here\. Nearest: text, inputs\.'),
     ]:
         with pytest.raises(HttpError, match=message):
             parse_fields(body, {"text": str}, {"inputs": dict})
+    with pytest.raises(HttpError, match=r'There is no field "text" here: this route takes no fields\.'):
+        parse_fields(b'{"text": ""}', {}, {})
 
 
 # -- JSON ----------------------------------------------------------------------------------------------

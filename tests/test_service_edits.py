@@ -37,6 +37,7 @@ def test_a_text_is_named_by_id_or_title(service: Middleware) -> None:
         ({"type": "positive"}, 400, "missing_field"),
         ({"type": "positive", "text": 7}, 400, "wrong_type"),
         ({"node_id": 2, "text": "a"}, 400, "wrong_type"),
+        ({"type": "positive", "text": "a", "nodeid": "3"}, 400, "unknown_field"),
         ({"node_id": "99", "text": "a"}, 400, "no_such_node"),
         ({"node_id": "5", "text": "a"}, 409, "no_such_text"),
         ({"title": "CLIPTextEncode", "text": "a"}, 409, "ambiguous_node"),
@@ -88,6 +89,15 @@ def test_a_bad_edit_changes_nothing(service: Middleware, inputs: Json, status: i
     answer = service.post("/update/inputs", {"node_id": "5", "inputs": {"denoise": 0.5, **inputs}})
     assert (answer.status, answer.error) == (status, reason)
     assert service.get("/workflow").json == before
+
+
+@pytest.mark.parametrize("path", ["/queue", "/workflow/reset"])
+def test_a_route_that_takes_no_fields_refuses_any(service: Middleware, path: str) -> None:
+    service.post("/update/prompt", {"node_id": "2", "text": "kept"})
+    answer = service.post(path, {"text": "a fox"})
+    assert (answer.status, answer.error) == (400, "unknown_field")
+    assert service.held()["2"]["inputs"]["text"] == "kept"
+    assert service.service.records.not_over() == []
 
 
 def test_an_edit_without_a_node_is_refused(service: Middleware) -> None:

@@ -54,6 +54,16 @@ def test_an_interrupt_that_comfyui_ignores_is_shown_as_requested(service: Middle
     assert len(shown["outputs"]) == 1
 
 
+def test_a_misspelled_field_stops_nothing(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=20, seconds=20.0, seed=36))
+    prompt_id = service.start()
+    service.running(prompt_id)
+    answer = service.post("/interrupt", {"id": prompt_id})
+    assert (answer.status, answer.error) == (400, "unknown_field")
+    assert answer.json["error"]["message"] == 'There is no field "id" here. Nearest: prompt_id.'
+    assert service.get("/runs/" + prompt_id).json["phase"] == "running"
+
+
 def test_what_is_over_or_unknown_cannot_be_interrupted(service: Middleware) -> None:
     prompt_id = service.start()
     service.end(prompt_id)

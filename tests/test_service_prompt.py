@@ -10,8 +10,9 @@ import pytest
 from served import TEXTS, Answer, Json, Middleware, submitted
 from support import node, slow_prompt
 
+from comfyui_runner.messages import HttpError
 from comfyui_runner.server import new_uuid
-from comfyui_runner.service_routes import merge_extra
+from comfyui_runner.service_routes import split_prompt_body
 
 
 def straight(simulator: Any, body: Any) -> Answer:
@@ -99,12 +100,55 @@ def test_with_no_body_the_held_workflow_runs(service: Middleware, comfyui: Any) 
     assert submitted(comfyui)[-1] == TEXTS
 
 
-def test_a_clients_own_fields_come_before_those_of_the_held_workflow() -> None:
-    held = {"extra_data": {"extra_pnginfo": {"workflow": 1}, "x": 1}, "number": 1}
-    assert merge_extra(held, {"extra_data": {"x": 2}, "front": True}) == {
-        "extra_data": {"extra_pnginfo": {"workflow": 1}, "x": 2},
-        "number": 1,
-        "front": True,
-    }
-    assert merge_extra({}, {"extra_data": {"x": 2}}) == {"extra_data": {"x": 2}}
-    assert merge_extra(held, {}) == held
+def test_a_workflow_alone_is_the_prompt(service: Middleware, comfyui: Any) -> None:
+    prompt = slow_prompt(steps=1, seconds=0.0, seed=78)
+    answer = service.post("/prompt", prompt)
+    assert answer.status == 200
+    service.end(answer.json["prompt_id"])
+    assert submitted(comfyui)[-1] == prompt
+    assert service.held() == TEXTS
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"workflow": TEXTS, "client_id": "x"},
+        {"Prompt": TEXTS},
+        {"input": {"workflow": TEXTS}},
+        {"extra_data": {"x": 1}},
+        {"nodes": [], "links": []},
+        {**TEXTS, "2": {"inputs": {}}},
+        {"prompt": None},
+    ],
+)
+def test_the_held_workflow_never_runs_in_place_of_what_was_sent(service: Middleware, comfyui: Any, body: Json) -> None:
+    assert service.post("/prompt", body).status == 400
+    assert ("POST", "/prompt") not in comfyui.requests
+    assert service.service.records.not_over() == []
+
+
+NODES: Json = {"1": node("A"), "prompt": node("B")}
+
+
+def test_a_body_is_divided_into_the_prompt_and_the_other_fields() -> None:
+    body = {"prompt": NODES, "client_id": "x", "extra_data": {"a": 1}, "number": 3}
+    assert split_prompt_body(body) == (NODES, {"extra_data": {"a": 1}, "number": 3})
+    assert split_prompt_body(NODES) == (NODES, {})  # one of the nodes has the id "prompt"
+    assert split_prompt_body({}) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "message"),
+    [
+        ({"Prompt": NODES}, "missing_field", 'The body has "Prompt", but not the field "prompt".'),
+        ({"id": 1, "workflow": NODES}, "missing_field", 'The body has "id", "workflow", but not the field'),
+        ({"1": node("A"), "2": {}}, "invalid_prompt", 'The entry "2" of the workflow in the body is not a node'),
+        ({"prompt": []}, "wrong_type", "The field prompt must be an object."),
+        ({"prompt": NODES, "extra_data": 1}, "wrong_type", "The field extra_data must be an object."),
+    ],
+)
+def test_a_body_without_a_prompt_is_refused_with_what_it_has(body: Json, reason: str, message: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        split_prompt_body(body)
+    assert caught.value.type == reason
+    assert caught.value.message.startswith(message)

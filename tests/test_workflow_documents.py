@@ -155,6 +155,13 @@ ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"c
         (ENTRY, Document(PROMPT, UI)),
         ({"id": ENTRY}, Document(PROMPT, UI)),
         ({"prompt": node("X")}, Document({"prompt": node("X")})),  # a node whose id is "prompt"
+        ({"workflow": PROMPT}, Document(PROMPT)),
+        ({"workflow": node("X")}, Document({"workflow": node("X")})),
+        ({"input": {"workflow": PROMPT, "images": []}}, Document(PROMPT)),  # a job for RunPod's workers
+        ({"input": {"workflow": UI}, "id": "job"}, Document(None, UI)),
+        ({"input": {"workflow": PROMPT, "prompt": "a fox"}}, Document(PROMPT)),
+        ({"input": {"prompt": PROMPT, "workflow": UI}}, Document(PROMPT, UI)),
+        ({"input": node("X")}, Document({"input": node("X")})),
     ],
 )
 def test_a_prompt_is_found_in_what_is_around_it(document: Any, found: Document) -> None:
@@ -166,6 +173,13 @@ def test_a_whole_history_and_an_item_of_the_queue_are_not_workflows() -> None:
     assert whole.message == 'w.json is not a workflow: its entry "a" is an object without a class_type, not a node.'
     item = refusal(json.dumps(ENTRY["prompt"]).encode())
     assert item.message == "w.json is not a workflow: it contains a list, not an object of nodes."
+
+
+def test_what_is_wrong_inside_a_wrapped_workflow_is_named() -> None:
+    broken = {**PROMPT, "2": {"inputs": {}}}
+    message = 'w.json is not a workflow: its entry "2" is an object without a class_type, not a node.'
+    for document in ({"workflow": broken}, {"input": {"workflow": broken}}):
+        assert refusal(json.dumps(document).encode()).message == message
 
 
 def test_what_the_history_notes_in_a_node_is_not_part_of_the_next_run() -> None:
