@@ -121,7 +121,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/prompt",
         handler="post_prompt",
         summary="Runs the prompt in the body, as ComfyUI's own route does.",
-        statuses=(200, 400, 429, 503),
+        statuses=(200, 400, 409, 429, 503),
         curl="-d @request.json {url}/prompt",
     ),
     Route(

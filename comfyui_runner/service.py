@@ -176,10 +176,14 @@ class Service:
 
         ``extra`` are more fields of POST /prompt.
 
-        Raises HttpError 429 if too many runs wait, and what Session.submit() raises.
+        Raises HttpError 429 if too many runs wait, 409 if the prompt_id in ``extra`` is taken, and
+        what Session.submit() raises.
         """
         session, prompt = await self._session_for(prompt)
-        run = session.new_run(prompt, str(extra.get("prompt_id") or new_uuid()), extra)
+        prompt_id = extra.get("prompt_id")
+        if prompt_id is not None:
+            await self._require_new(prompt_id, session)
+        run = session.new_run(prompt, prompt_id or new_uuid(), extra)
         run.patience = POST_PATIENCE
         record = RunRecord(run, session)
         if not self.records.add(record, self.options.max_queue):
@@ -211,6 +215,22 @@ class Service:
             await session.close()
             raise
         return session, with_values(prompt, values)
+
+    async def _require_new(self, prompt_id: str, session: Session) -> None:
+        """Raises HttpError 409 if we or ComfyUI know ``prompt_id``, and closes ``session`` then.
+
+        ComfyUI takes the same prompt_id twice, and would stop somebody else's prompt for ours.
+        """
+        try:
+            is_taken = await session.knows(prompt_id)
+            # Last, without a wait before the run is added: another request may have brought it.
+            is_taken = is_taken or self.records.get(prompt_id) is not None
+            if is_taken:
+                message = "There is a prompt with this prompt_id already: choose a new UUID."
+                raise HttpError(409, "prompt_id_taken", message)
+        except BaseException:
+            await self._close_own(session)
+            raise
 
     def _upload_again(self, prompt: Prompt, server: Server) -> Dict[InputRef, str]:
         """Upload the files of ``prompt`` to ``server``: what it calls them. Blocks."""
@@ -282,8 +302,12 @@ class Service:
     async def _leave(self, record: RunRecord) -> None:
         """Have the session of a run follow it no more."""
         record.session.forget(record.run)
-        if record.session is not self.session:
-            await record.session.close()
+        await self._close_own(record.session)
+
+    async def _close_own(self, session: Session) -> None:
+        """Close the session of a single run."""
+        if session is not self.session:
+            await session.close()
 
     # -- in the loop: the end --------------------------------------------------------------------
 

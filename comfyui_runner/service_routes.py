@@ -320,8 +320,6 @@ class RouteCall:
         if prompt is None:
             prompt, extra = self.held.take_for_run(self.backend.object_info)
         check_prompt_request(prompt, extra)
-        if self.records.get(extra.get("prompt_id")) is not None:
-            raise HttpError(400, "invalid_prompt_id", "This prompt_id is taken.")
         try:
             _, answer = self.service.start(prompt, extra)
         except PromptRejected as error:

@@ -182,6 +182,12 @@ class Session:
         self._wake.set()
         return run
 
+    async def knows(self, prompt_id: str) -> bool:
+        """Whether the server has a prompt of that id in queue or history. Raises ServerError."""
+        queue = await self._read_queue()
+        entry = await self._read_entry(prompt_id)  # in this order: a prompt that ends goes there
+        return entry is not None or place_in_queue(queue, prompt_id).found
+
     async def follow(self, run: Run) -> None:
         """Follows ``run``, which is submitted, to its end, which is ``run.state``."""
         over = asyncio.ensure_future(run.over.wait())

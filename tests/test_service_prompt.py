@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import http.client
 import json
 from typing import Any
 
 import pytest
-from served import TEXTS, Answer, Json, Middleware, submitted
-from support import node, slow_prompt
+from served import TEXTS, Answer, Json, Middleware, phase_elsewhere, post_elsewhere, submitted
+from support import node, slow_prompt, wait_until
 
 from comfyui_runner.messages import HttpError
 from comfyui_runner.server import new_uuid
@@ -46,9 +47,47 @@ def test_the_prompt_id_of_a_client_is_kept(service: Middleware) -> None:
     body = {"prompt": slow_prompt(steps=1, seconds=0.0), "prompt_id": prompt_id}
     assert service.post("/prompt", body).json["prompt_id"] == prompt_id
     service.end(prompt_id)
-    assert service.post("/prompt", body).status == 400  # it is taken
+    answer = service.post("/prompt", body)
+    assert (answer.status, answer.error) == (409, "prompt_id_taken")
     for wrong in ("", "x", prompt_id.upper(), 7, "../../x"):
         assert service.post("/prompt", {**body, "prompt_id": wrong}).status == 400
+
+
+def test_a_prompt_id_of_somebody_else_is_refused_and_their_prompt_goes_on(service: Middleware, comfyui: Any) -> None:
+    running = post_elsewhere(comfyui, slow_prompt(steps=10, seconds=20.0, seed=79))
+    wait_until(lambda: phase_elsewhere(comfyui, running) == "running")
+    waiting = post_elsewhere(comfyui, slow_prompt(steps=1, seconds=0.0, seed=80))
+    for prompt_id in (running, waiting):
+        body = {"prompt": slow_prompt(steps=1, seconds=0.0), "prompt_id": prompt_id}
+        answer = service.post("/prompt", body)
+        assert (answer.status, answer.error) == (409, "prompt_id_taken")
+        assert service.get("/runs/" + prompt_id).status == 404
+        assert service.post("/interrupt", {"prompt_id": prompt_id}).status == 409
+    assert phase_elsewhere(comfyui, running) == "running"
+    assert phase_elsewhere(comfyui, waiting) == "pending"
+
+
+def test_a_prompt_id_in_the_history_is_taken(service: Middleware, comfyui: Any) -> None:
+    prompt_id = post_elsewhere(comfyui, slow_prompt(steps=1, seconds=0.0, seed=81))
+    wait_until(lambda: phase_elsewhere(comfyui, prompt_id) == "success")
+    body = {"prompt": slow_prompt(steps=1, seconds=0.0), "prompt_id": prompt_id}
+    assert service.post("/prompt", body).status == 409
+
+
+def test_of_two_requests_with_the_same_prompt_id_one_runs(service: Middleware, comfyui: Any) -> None:
+    body = {"prompt": slow_prompt(steps=1, seconds=0.0, seed=82), "prompt_id": new_uuid()}
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: service.post("/prompt", body).status, range(4)))
+    assert sorted(answers) == [200, 409, 409, 409]
+    assert service.end(body["prompt_id"])["phase"] == "success"
+    assert comfyui.requests.count(("POST", "/prompt")) == 1
+
+
+def test_a_prompt_id_that_cannot_be_looked_up_is_not_submitted(service: Middleware, comfyui: Any) -> None:
+    comfyui.faults.http_status = {"/queue": 500}
+    body = {"prompt": slow_prompt(steps=1, seconds=0.0), "prompt_id": new_uuid()}
+    assert service.post("/prompt", body).status == 503
+    assert ("POST", "/prompt") not in comfyui.requests
 
 
 @pytest.mark.parametrize(
