@@ -332,7 +332,7 @@ def add_service_flags(group: Any) -> None:
         "--allow-host",
         metavar="NAME",
         action="append",
-        help="also answer to this host name; repeatable",
+        help="also answer to this name or address; repeatable",
     )
     group.add_argument(
         "--allow-origin",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import ipaddress
 import re
 import socket
-from typing import FrozenSet, NamedTuple, Optional, Sequence
+from typing import FrozenSet, NamedTuple, Optional, Sequence, Union
 
 from comfyui_runner.errors import UsageError
 from comfyui_runner.messages import Headers, HttpError, Request
@@ -23,13 +24,31 @@ COOKIE = "comfyui_workflow_runner"
 #: What may be had without a token: the page that asks for it, and what a watchdog asks for.
 PATHS_WITHOUT_TOKEN = ("/login", "/health")
 
+#: The only path whose GET starts something.
+PATH_THAT_STARTS = "/queue"
+
+#: Headers in which browsers say that nobody has asked for the page yet, and how they say it: the
+#: standard, older Chromium, Safari, and Firefox.
+PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
+PREFETCH_WORDS = ("prefetch", "prerender", "preview")
+
+IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+#: A Host header: a name or an address, in brackets if it has colons, and a port.
+_match_host = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?").fullmatch
+
 
 class Guard(NamedTuple):
-    """The names that the service answers to, the origins that are allowed, and the token."""
+    """The hosts that the service answers to, the origins that are allowed, and the token.
 
-    hosts: FrozenSet[str] = frozenset(("localhost", "127.0.0.1"))
+    It answers to every loopback address and to ``localhost`` too; ``takes_any_address`` adds all
+    other addresses, for a service that listens on all of them.
+    """
+
+    hosts: FrozenSet[str] = frozenset()  # names and addresses as read_host() returns them
     origins: FrozenSet[str] = frozenset()
     token: Optional[str] = None
+    takes_any_address: bool = False
 
     def refusal(self, request: Request) -> Optional[HttpError]:
         """Why a request is refused, or None."""
@@ -37,22 +56,43 @@ class Guard(NamedTuple):
             self._refuse_foreign_host(request)
             or self._refuse_foreign_page(request)
             or self._refuse_prefetch(request)
+            or self._refuse_browser_without_page(request)
             or self._refuse_without_token(request)
         )
 
     def _refuse_foreign_host(self, request: Request) -> Optional[HttpError]:
         """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then has the
-        same origin as the service. The browser still sends Host: evil.example. An address in Host
-        cannot be made to point elsewhere, so every address is taken."""
-        host = request.header("host")
-        name = _host_name(host)
-        if name == "" or name in self.hosts:
+        same origin as the service. The browser still sends Host: evil.example.
+
+        Addresses that nobody uses on purpose are refused too: browsers reach this machine by
+        0.0.0.0 and [::ffff:127.0.0.1], but do not treat them as this machine's, and then leave out
+        Sec-Fetch-Site (W3C Secure Contexts, section 3.1).
+        """
+        host = request.headers.get("host")
+        if host is None:
+            return HttpError(400, "bad_request", "The request has no Host header.")
+        if self._answers_to(read_host(host)):
             return None
+        name = one_line(host, 80)
         message = (
-            f"This service does not answer to the name {one_line(host, 80)}. "
-            "Start it with --allow-host NAME if it should."
+            f"This service does not answer to the host {name}. If it should, start it with "
+            "--allow-host and the name or address that clients use "
+            "(behind Docker, WSL or ssh -L, for example)."
         )
         return HttpError(403, "foreign_host", message)
+
+    def _answers_to(self, host: str) -> bool:
+        if host == "":
+            return False
+        if host in self.hosts or is_loopback(host):
+            return True
+        address = parse_ip(host)
+        return (
+            self.takes_any_address
+            and address is not None
+            and not address.is_unspecified
+            and not _is_ipv4_mapped(address)
+        )
 
     def _refuse_foreign_page(self, request: Request) -> Optional[HttpError]:
         """Other web pages: an <img> with the URL of GET /queue would be enough to start a run.
@@ -85,10 +125,34 @@ class Guard(NamedTuple):
 
     def _refuse_prefetch(self, request: Request) -> Optional[HttpError]:
         """A browser may ask for what somebody might click on; GET /queue would start a run."""
-        purposes = request.header("sec-purpose") + request.header("purpose")  # new and old name
-        if "prefetch" not in purposes:
+        purposes = " ".join(request.header(name) for name in PREFETCH_HEADERS).lower()
+        if not any(word in purposes for word in PREFETCH_WORDS):
             return None
         return HttpError(403, "prefetch", "This service does not answer prefetch requests.")
+
+    def _refuse_browser_without_page(self, request: Request) -> Optional[HttpError]:
+        """A browser that starts or changes something must say that our own page wants it.
+
+        A foreign page can make it say nothing: it sends no Sec-Fetch-Site to most addresses over
+        plain HTTP, no Origin with an <img>, and no Referer if the page forbids it.
+        _refuse_foreign_page() has refused an Origin and a Referer that are not ours.
+        """
+        if not _starts_or_changes(request) or not is_browser(request):
+            return None
+        if request.header("origin"):
+            return None
+        site = request.headers.get("sec-fetch-site")
+        if site is None and request.header("referer"):
+            return None
+        # "none" is the address bar or a bookmark.
+        is_from_address_bar = site == "none" and is_loopback(read_host(request.header("host")))
+        if site == "same-origin" or is_from_address_bar:
+            return None
+        message = (
+            "The browser does not say which page this comes from: open the page instead "
+            f"(http://{one_line(request.header('host'), 80)}/)."
+        )
+        return HttpError(403, "foreign_origin", message)
 
     def _refuse_without_token(self, request: Request) -> Optional[HttpError]:
         if (
@@ -104,7 +168,7 @@ class Guard(NamedTuple):
 
     def _origins_of(self, request: Request) -> FrozenSet[str]:
         """The origins whose pages may send ``request``: its own, and those that are allowed."""
-        host = request.header("host")
+        host = request.header("host").lower()
         return self.origins | {f"http://{host}", f"https://{host}"}
 
     def cors_headers(self, request: Request) -> Headers:
@@ -140,15 +204,71 @@ def _equal_in_constant_time(first: str, second: str) -> bool:
     return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
 
 
+def _starts_or_changes(request: Request) -> bool:
+    if request.method == "GET":
+        return request.path == PATH_THAT_STARTS
+    return request.method != "HEAD"
+
+
+def is_browser(request: Request) -> bool:
+    """Whether a browser sends ``request``, and not a program.
+
+    Every browser sends these two headers, and no page can take them away or change User-Agent
+    unless it asks first (CORS preflight). PowerShell calls itself Mozilla too; other programs that
+    do so send no Accept-Language.
+    """
+    user_agent = request.header("user-agent")
+    return (
+        user_agent.startswith("Mozilla/")
+        and "PowerShell/" not in user_agent
+        and "accept-language" in request.headers
+    )
+
+
+# -- hosts -----------------------------------------------------------------------------------------
+
+
 @functools.lru_cache(64)
-def _host_name(host: str) -> str:
-    """The name in a Host header, in lower case; "" for an address, "?" where there is none."""
-    name = re.sub(r":\d+$", "", host).strip("[]").lower()
-    is_ipv4 = re.match(r"^[\d.]+$", name)
-    is_ipv6 = re.match(r"^[\da-f:.]*:[\da-f:.]*$", name)
-    if is_ipv4 or is_ipv6:
+def read_host(text: str) -> str:
+    """The name or the address in a Host header: in lower case, without its port.
+
+    Addresses are in their usual spelling, without brackets. "" if ``text`` is neither.
+    """
+    address = parse_ip(text)  # an IPv6 address without brackets: some clients send that
+    if address is not None:
+        return str(address)
+    match = _match_host(text)
+    if match is None:
         return ""
-    return name or "?"
+    address_in_brackets, name = match.groups()
+    if address_in_brackets is None:
+        return str(parse_ip(name) or name.lower())
+    address = parse_ip(address_in_brackets)
+    if not isinstance(address, ipaddress.IPv6Address):
+        return ""
+    return str(address)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, as read_host() returns it, is this machine and nothing else."""
+    if host == "localhost":
+        return True
+    address = parse_ip(host)
+    return address is not None and address.is_loopback and not _is_ipv4_mapped(address)
+
+
+def parse_ip(text: str) -> Optional[IPAddress]:
+    """The address that ``text`` is, or None."""
+    if "%" in text:  # a zone (fe80::1%eth0): its interface means nothing to clients
+        return None
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_ipv4_mapped(address: IPAddress) -> bool:
+    return isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
 
 
 def make_guard(
@@ -156,21 +276,42 @@ def make_guard(
 ) -> Guard:
     """The guard of a service that listens on ``host``.
 
-    ``hosts`` are more names that it answers to, ``origins`` those whose pages are allowed.
+    ``hosts`` are more names and addresses that it answers to, ``origins`` those whose pages are
+    allowed.
     Raises UsageError where other machines could use it without a token, unless ``no_token``.
     """
-    is_local = host in ("localhost", "::1") or host.startswith("127.")
+    bound_host = read_host(host.partition("%")[0])
+    is_local = is_loopback(bound_host)
     if not is_local and not token and not no_token:
         raise UsageError(
             f"--host {host} lets other machines in, so it needs a token.",
             "Add --token SECRET (or set COMFYUI_RUNNER_TOKEN), "
             "or --no-token if everybody there may use your GPU.",
         )
-    names = {"localhost", host.lower(), *(name.lower() for name in hosts)}
+    allowed_hosts = {read_allowed_host(name) for name in hosts}
+    bound_address = parse_ip(bound_host)
+    listens_on_all = bound_address is not None and bound_address.is_unspecified
     if not is_local:
-        names |= _names_of_this_machine()
-    allowed_origins = frozenset(origin.rstrip("/").lower() for origin in origins)
-    return Guard(frozenset(names), allowed_origins, token or None)
+        allowed_hosts |= _names_of_this_machine()
+        if not listens_on_all:
+            allowed_hosts.add(bound_host)
+    return Guard(
+        hosts=frozenset(allowed_hosts),
+        origins=frozenset(origin.rstrip("/").lower() for origin in origins),
+        token=token or None,
+        takes_any_address=listens_on_all,
+    )
+
+
+def read_allowed_host(text: str) -> str:
+    """The host of --allow-host. Raises UsageError if it is neither a name nor an address."""
+    host = read_host(text)
+    if host == "":
+        raise UsageError(
+            f"--allow-host {one_line(text, 80)} is not a name or an address.",
+            "Give it as it appears in the address bar: gpu.example or 192.168.1.20.",
+        )
+    return host
 
 
 def _names_of_this_machine() -> FrozenSet[str]:

@@ -18,7 +18,7 @@ def request(method: str = "GET", path: str = "/queue", **headers: str) -> Any:
     return Request(method, path, {}, sent)
 
 
-OPEN = make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.example/"])
+OPEN = make_guard("127.0.0.1", None, False, ["gpu.example", "192.168.1.20"], ["https://App.example/"])
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,10 @@ OPEN = make_guard("127.0.0.1", None, False, ["gpu.example"], ["https://App.examp
         {"host": "LocalHost"},
         {"host": "[::1]:8189"},
         {"host": "::1"},
+        {"host": "127.0.0.53:8189"},
+        {"host": "GPU.example:8189"},
         {"host": "192.168.1.20:8189"},
-        {"host": "gpu.example:8189"},
+        {"host": "LOCALHOST:8189", "origin": "http://localhost:8189"},
         {"origin": "http://127.0.0.1:8189"},
         {"host": "localhost", "origin": "http://localhost", "sec_fetch_site": "same-origin"},
         {"host": "gpu.example", "origin": "https://gpu.example"},
@@ -57,6 +59,17 @@ def test_our_own_pages_scripts_and_those_that_are_allowed_are_let_in(headers: Di
         ({"host": ""}, "foreign_host"),
         ({"host": "[evil.example]"}, "foreign_host"),
         ({"host": "evil.example:127.0.0.1"}, "foreign_host"),
+        ({"host": "0.0.0.0:8189"}, "foreign_host"),
+        ({"host": "[::]:8189"}, "foreign_host"),
+        ({"host": "[::ffff:127.0.0.1]:8189"}, "foreign_host"),
+        ({"host": "[::ffff:7f00:1]:8189"}, "foreign_host"),
+        ({"host": "192.168.1.21:8189"}, "foreign_host"),
+        ({"host": "[::1%eth0]:8189"}, "foreign_host"),
+        ({"host": "[localhost]:8189"}, "foreign_host"),
+        ({"host": "[127.0.0.1]:8189"}, "foreign_host"),
+        ({"host": "localhost:"}, "foreign_host"),
+        ({"host": "localhost:80x"}, "foreign_host"),
+        ({"host": "localhost:evil.example"}, "foreign_host"),
         ({"origin": "http://evil.example"}, "foreign_origin"),
         ({"origin": "null"}, "foreign_origin"),
         ({"origin": ""}, "foreign_origin"),
@@ -71,11 +84,133 @@ def test_our_own_pages_scripts_and_those_that_are_allowed_are_let_in(headers: Di
         ({"sec_purpose": "prefetch"}, "prefetch"),
         ({"sec_purpose": "prefetch;prerender"}, "prefetch"),
         ({"purpose": "prefetch"}, "prefetch"),
+        ({"purpose": "Prefetch"}, "prefetch"),
+        ({"sec_purpose": "PREFETCH;anonymous-client-ip"}, "prefetch"),
+        ({"x_moz": "prefetch"}, "prefetch"),
+        ({"x_purpose": "preview"}, "prefetch"),
     ],
 )
 def test_a_page_of_somebody_else_may_not_even_start_a_run_by_a_picture(headers: Dict[str, str], reason: str) -> None:
     refusal = OPEN.refusal(request(**headers))
     assert refusal is not None and (refusal.http_status, refusal.type) == (403, reason)
+
+
+def test_a_request_without_host_gets_400() -> None:
+    refusal = OPEN.refusal(Request("GET", "/status", {}, {}))
+    assert refusal is not None and refusal.http_status == 400
+
+
+@pytest.mark.parametrize(
+    ("bound", "answers", "refuses"),
+    [
+        ("127.0.0.1", "127.0.0.1 127.1.2.3 localhost [::1]", "192.168.1.20 0.0.0.0 [::ffff:127.0.0.1]"),
+        ("LocalHost", "127.0.0.1 localhost", "192.168.1.20 0.0.0.0"),
+        ("192.168.1.20", "192.168.1.20 127.0.0.1 localhost [::1]", "192.168.1.21 0.0.0.0 [::ffff:192.168.1.20]"),
+        ("fe80:0::1%eth0", "[fe80::1] [FE80:0:0::1] 127.0.0.1", "[fe80::2] [::] 10.0.0.1"),
+        ("gpu.example", "gpu.example 127.0.0.1", "evil.example 10.0.0.1"),
+        ("0.0.0.0", "10.0.0.1 [fe80::1] 127.0.0.1 localhost", "0.0.0.0 [::] [::ffff:10.0.0.1] evil.example"),
+        ("::", "10.0.0.1 [2001:db8::1] [::1]", "0.0.0.0 [::] [::ffff:10.0.0.1] evil.example"),
+    ],
+)
+def test_the_service_answers_to_where_it_listens(bound: str, answers: str, refuses: str) -> None:
+    guard = make_guard(bound, None, True, [], [])
+    for host in answers.split():
+        assert guard.refusal(request(host=f"{host}:8189")) is None, host
+    for host in refuses.split():
+        refusal = guard.refusal(request(host=f"{host}:8189"))
+        assert refusal is not None and refusal.type == "foreign_host", host
+        assert "--allow-host" in refusal.message
+
+
+def test_addresses_can_be_allowed_and_what_is_neither_name_nor_address_is_a_usage_error() -> None:
+    guard = make_guard("127.0.0.1", None, False, ["172.17.0.2", "[FE80::1]", "WSL.local"], [])
+    for host in ("172.17.0.2:8189", "[fe80::1]:8189", "wsl.LOCAL"):
+        assert guard.refusal(request(host=host)) is None
+    for odd in ("", "http://gpu.example", "[gpu.example]", "a:b"):
+        with pytest.raises(UsageError, match="--allow-host"):
+            make_guard("127.0.0.1", None, False, [odd], [])
+
+
+# -- browsers ------------------------------------------------------------------------------------------
+
+CHROMIUM = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36"
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+POWERSHELL = "Mozilla/5.0 (Windows NT; Windows NT 10.0; de-DE) WindowsPowerShell/5.1.22621.2506"
+STARTS_OR_CHANGES = [(row.method, row.path) for row in ROUTES if row.method != "GET" or row.path == "/queue"]
+
+LAN = make_guard("0.0.0.0", None, True, [], ["https://app.example"])
+
+
+def browser(method: str, path: str, **headers: str) -> Any:
+    """What a browser sends in any case, and ``headers``."""
+    return request(method, path, **{"user_agent": CHROMIUM, "accept_language": "en", **headers})
+
+
+@pytest.mark.parametrize("user_agent", [CHROMIUM, FIREFOX])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},  # <img referrerpolicy=no-referrer> where the address is not one to trust
+        {"host": "192.168.1.20:8189"},
+        {"host": "192.168.1.20:8189", "sec_fetch_site": "none"},  # its address bar, behind TLS
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"sec_fetch_site": ""},
+        {"sec_fetch_site": "cross-site", "origin": "null"},  # a page of file://, a sandbox
+        {"origin": "http://evil.example"},
+        {"referer": "http://evil.example/"},
+        {"accept_language": ""},  # fetch() may empty it, but not leave it out
+    ],
+)
+def test_a_browser_that_does_not_come_from_our_page_starts_and_changes_nothing(
+    user_agent: str, headers: Dict[str, str]
+) -> None:
+    for method, path in STARTS_OR_CHANGES:
+        refusal = LAN.refusal(browser(method, path, user_agent=user_agent, **headers))
+        assert refusal is not None and (refusal.http_status, refusal.type) == (403, "foreign_origin")
+    assert "open the page" in str(LAN.refusal(browser("GET", "/queue")))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_fetch_site": "same-origin"},
+        {"sec_fetch_site": "same-origin", "origin": "http://127.0.0.1:8189", "referer": "http://127.0.0.1:8189/"},
+        {"sec_fetch_site": "none"},  # typed into the address bar
+        {"sec_fetch_site": "none", "host": "localhost:8189"},
+        {"host": "192.168.1.20:8189", "origin": "http://192.168.1.20:8189"},  # no Sec-Fetch-Site without TLS
+        {"host": "192.168.1.20:8189", "referer": "http://192.168.1.20:8189/"},
+        {"origin": "https://app.example", "sec_fetch_site": "cross-site"},
+    ],
+)
+def test_a_browser_that_shows_our_page_or_an_allowed_one_may(headers: Dict[str, str]) -> None:
+    for method, path in STARTS_OR_CHANGES:
+        assert LAN.refusal(browser(method, path, **headers)) is None
+
+
+def test_a_browser_may_look_without_saying_where_it_comes_from() -> None:
+    for path in ("/", "/status", "/runs", "/view", "/events"):
+        assert LAN.refusal(browser("GET", path, host="192.168.1.20:8189")) is None
+    assert LAN.refusal(browser("HEAD", "/queue")) is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"user_agent": "curl/8.5.0"},
+        {"user_agent": POWERSHELL},
+        {"user_agent": POWERSHELL, "accept_language": "de"},
+        {"user_agent": "Mozilla/5.0 (Windows NT 10.0; de-DE) PowerShell/7.4.1", "accept_language": "de"},
+        {"user_agent": "axios/1.7.2"},
+        {"user_agent": "python-requests/2.32.3"},
+        {"user_agent": "node", "accept_language": "*", "sec_fetch_mode": "cors"},  # fetch() of Node.js
+        {"user_agent": "Deno/2.1.0", "accept_language": "*"},
+        {"user_agent": CHROMIUM},  # a program that calls itself a browser
+    ],
+)
+def test_programs_need_no_page(headers: Dict[str, str]) -> None:
+    for method, path in STARTS_OR_CHANGES:
+        assert OPEN.refusal(request(method, path, **headers)) is None
 
 
 def test_a_link_from_elsewhere_may_lead_to_the_page_and_to_nothing_else() -> None:
@@ -134,13 +269,15 @@ def test_nobody_knows_a_token_where_there_is_none() -> None:
     assert not OPEN.is_token("None")
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.20", "gpu.example"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.168.1.20", "gpu.example", "127.evil.example", "::ffff:127.0.0.1"]
+)
 def test_another_address_needs_a_token_or_a_spoken_no(host: str) -> None:
     with pytest.raises(UsageError, match="needs a token"):
         make_guard(host, None, False, [], [])
     assert make_guard(host, None, True, [], []).token is None
     names = make_guard(host, "t", False, ["More.example"], []).hosts
-    assert {"localhost", host, socket.gethostname().lower(), "more.example"} <= names
+    assert {socket.gethostname().lower(), "more.example"} <= names
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])

@@ -38,6 +38,42 @@ def test_a_foreign_page_starts_edits_and_reads_nothing(service: Middleware, comf
     assert not [call for call in comfyui.requests if call[0] == "POST"]
 
 
+#: What Chromium and Firefox send with an <img>, an <iframe> and a link of a foreign page that hides
+#: itself (referrerpolicy=no-referrer), and with fetch(..., {mode: "no-cors"}).
+BROWSER = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+    "Accept-Language": "en-US,en;q=0.5",
+    "Accept": "image/avif,image/webp,*/*",
+}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::ffff:7f00:1]"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+        {"Origin": "null"},
+        {"X-Moz": "prefetch", "Sec-Fetch-Site": "none"},
+    ],
+)
+def test_a_foreign_page_that_hides_itself_starts_nothing(
+    service: Middleware, comfyui: Any, host: str, more: Json
+) -> None:
+    headers = {"Host": f"{host}:{service.port}", **BROWSER, **more}
+    for method, path in [("GET", "/queue"), ("GET", "/api/queue"), ("POST", "/queue"), ("POST", "/prompt")]:
+        assert service.call(method, path, None, headers).status == 403
+    assert not [call for call in comfyui.requests if call[0] == "POST"]
+
+
+def test_the_page_and_the_address_bar_start_runs(service: Middleware) -> None:
+    typed = {**BROWSER, "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
+    clicked = {**BROWSER, "Sec-Fetch-Site": "same-origin", "Origin": f"http://127.0.0.1:{service.port}"}
+    assert service.call("GET", "/queue", None, typed).status == 202
+    assert service.call("POST", "/queue", None, clicked).status == 202
+
+
 def test_an_origin_that_is_allowed_may_use_all(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, "--allow-origin", "https://app.example", "--allow-host", "gpu.example")
     headers = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site", "Host": "gpu.example:8189"}
