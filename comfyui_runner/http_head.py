@@ -12,7 +12,7 @@ import re
 import urllib.parse
 from typing import Callable, Dict, Iterator, NamedTuple, Tuple
 
-from comfyui_runner.messages import HttpError, Request
+from comfyui_runner.messages import HttpError, Request, is_header_value, is_http_token
 
 #: Bytes of a head, its empty line included, and the number of its headers.
 MAX_HEAD_BYTES, MAX_HEADERS = 65536, 100
@@ -20,13 +20,8 @@ MAX_HEAD_BYTES, MAX_HEADERS = 65536, 100
 #: Headers that decide where a request goes and where it ends: two of one kind cannot both be right.
 SINGLE_HEADERS = ("host", "content-length", "transfer-encoding")
 
-#: A method or the name of a header (RFC 9110, section 5.6.2).
-_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
-
-#: What a target and a value may have: no control characters but the tab in a value (RFC 9110,
-#: section 5.5). Bytes from 0x80 on are let through: clients send UTF-8.
+#: What a target may have: no control characters and no spaces.
 _is_target = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
-_is_header_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 _is_length = re.compile(r"[0-9]{1,18}").fullmatch
 
@@ -97,7 +92,7 @@ def _parse_request_line(line: str) -> Tuple[str, str, str]:
     if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
         raise bad_request("The first line is not a request of HTTP/1.1.")
     method, target, version = words
-    if not _is_token(method) or not _is_target(target):
+    if not is_http_token(method) or not _is_target(target):
         raise bad_request("The first line has characters that HTTP forbids.")
     return method, target, version
 
@@ -105,10 +100,10 @@ def _parse_request_line(line: str) -> Tuple[str, str, str]:
 def _parse_header_line(line: str) -> Tuple[str, str]:
     """The name of a header in lower case, and its value."""
     name, colon, value = line.partition(":")
-    if not colon or not _is_token(name):
+    if not colon or not is_http_token(name):
         raise bad_request("A line of the head is not a header.")
     value = value.strip(" \t")
-    if not _is_header_value(value):
+    if not is_header_value(value):
         raise bad_request(f"The header {name} has a control character.")
     return name.lower(), value
 

@@ -72,7 +72,8 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             head = self._read_head()
             self.server.busy.add(self.connection)
             self._answer(head)
-        except HttpError as error:  # of the head: where the next request begins is not certain
+        except HttpError as error:  # of a head: of a request, or of an answer that cannot be sent
+            self.close_connection = True  # where the next request begins may not be certain
             self._send(error_response(error), UNREADABLE_REQUEST)
         except OSError:
             pass  # the connection broke

@@ -30,9 +30,22 @@ Headers = Tuple[Tuple[str, str], ...]
 JSON_LIMIT = 16 << 20
 
 #: Content types that a browser may open in place. Others are downloaded: HTML and SVG run scripts.
-INLINE_TYPES = re.compile(
-    r"^(image/(png|jpeg|webp|gif|avif|bmp)|video/[\w.+-]+|audio/[\w.+-]+|text/plain)\b"
+INLINE_TYPES = frozenset(
+    (
+        *("image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"),
+        *("video/mp4", "video/webm", "video/ogg", "video/quicktime", "video/x-matroska"),
+        *("video/mpeg", "video/x-msvideo", "video/mp2t", "video/3gpp"),
+        *("audio/mpeg", "audio/mp3", "audio/wav", "audio/x-wav", "audio/vnd.wave", "audio/wave"),
+        *("audio/flac", "audio/x-flac", "audio/ogg", "audio/opus", "audio/webm", "audio/aac"),
+        *("audio/mp4", "audio/mp4a-latm", "audio/x-m4a", "audio/x-aiff", "audio/aiff"),
+        *("text/plain", "text/plain; charset=utf-8"),
+    )
 )
+
+#: What a header may have: no control characters but the tab in a value (RFC 9110, sections 5.1 and
+#: 5.5). Bytes from 0x80 on are let through: clients send UTF-8.
+is_http_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+is_header_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 #: Seconds after which a client may try again when the service or ComfyUI is not available.
 RETRY_AFTER = "5"
@@ -226,14 +239,39 @@ def security_headers(page: bytes) -> Headers:
     )
 
 
+def choose_disposition(content_type: str) -> Tuple[str, str]:
+    """The type with which foreign data of ``content_type`` is sent, and "inline" or "attachment".
+
+    The whole value must be a known type: browsers read ``image/png,text/html`` as HTML.
+    """
+    known_type = content_type.strip().lower()
+    if known_type in INLINE_TYPES:
+        return known_type, "inline"
+    return "application/octet-stream", "attachment"
+
+
 def encode_head(response: Response, more_headers: Headers) -> bytes:
-    """The head of an answer: its status, its own headers, and ``more_headers``."""
-    lines = [f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}"]
+    """The head of an answer: its status, its own headers, and ``more_headers``.
+
+    Raises HttpError 500 for a header with a control character: a line break in it would split the
+    answer in two.
+    """
     headers: List[Tuple[str, str]] = [*response.headers]
     has_no_body = response.status in (204, 304)
     if not has_no_body:
         headers.append(("Content-Type", response.type))
     if not has_no_body and response.stream is None:
         headers.append(("Content-Length", str(len(response.body))))
-    lines += [f"{name}: {value}" for name, value in (*headers, *more_headers)]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+    status_line = f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}\r\n"
+    lines = [encode_header(name, value) for name, value in (*headers, *more_headers)]
+    return b"".join((status_line.encode(), *lines, b"\r\n"))
+
+
+def encode_header(name: str, value: str) -> bytes:
+    """One line of the head of an answer. Raises HttpError 500 for what HTTP forbids."""
+    plain_value = value.encode("latin-1", "replace").decode("latin-1")
+    if not is_http_token(name) or not is_header_value(plain_value):
+        message = f"The header {one_line(name, 80)} of the answer has characters that HTTP forbids."
+        raise HttpError(500, "internal_error", message)
+    return f"{name}: {plain_value}\r\n".encode("latin-1")

@@ -9,7 +9,7 @@ from typing import BinaryIO, Callable, Dict, Mapping, Optional
 
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.http_body import RequestBody
-from comfyui_runner.messages import INLINE_TYPES, Headers, HttpError, Request, Response
+from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
 from comfyui_runner.server import Server, uploaded_value
 from comfyui_runner.text import JsonObject
 
@@ -103,11 +103,7 @@ def open_view(request: Request, server: Server) -> Response:
         finally:
             answer.close()
 
-    content_type = answer.headers.get("Content-Type", "")
-    disposition = "inline"
-    if not INLINE_TYPES.match(content_type):  # a browser might run it
-        content_type = "application/octet-stream"
-        disposition = "attachment"
+    content_type, disposition = choose_disposition(answer.headers.get("Content-Type", ""))
     if "download" in request.query:
         disposition = "attachment"
     return Response(

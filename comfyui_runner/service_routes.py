@@ -14,13 +14,13 @@ from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
 from comfyui_runner.messages import (
-    INLINE_TYPES,
     JSON_LIMIT,
     HttpError,
     Request,
     Response,
     check_names,
     check_types,
+    choose_disposition,
     error_response,
     json_response,
     parse_fields,
@@ -387,8 +387,10 @@ class RouteCall:
         """The newest preview picture, of one run or of any."""
         for record in self.records.newest_first(self.request.query.get("prompt_id")):
             preview = record.run.preview
-            if preview is not None and INLINE_TYPES.match(preview.mime):
-                return Response(200, preview.image, preview.mime)
+            if preview is not None:
+                type_, disposition = choose_disposition(preview.mime)
+                headers = (("Content-Disposition", disposition),)
+                return Response(200, preview.image, type_, headers)
         message = "There is no preview. (ComfyUI sends them with --preview-method auto.)"
         raise HttpError(404, "no_preview", message)
 

@@ -17,6 +17,7 @@ from comfyui_runner.errors import ServerAnswer, ServerUnreachable, WorkflowError
 from comfyui_runner.messages import (
     HttpError,
     Response,
+    choose_disposition,
     encode_head,
     error_response,
     json_response,
@@ -183,6 +184,79 @@ def test_503_says_when_to_try_again() -> None:
 )
 def test_the_head_of_an_answer(response: Response, head: bytes) -> None:
     assert encode_head(response, (("X", "y"),)) == head
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("A", "b\r\nSet-Cookie: c"),
+        ("A", "b\r\n c"),  # as http.client reads a folded header of ComfyUI's
+        ("A", "b\nc"),
+        ("A", "b\rc"),
+        ("A", "b\0c"),
+        ("A", "b\x7fc"),
+        ("A\r\nB", "c"),
+        ("A b", "c"),
+        ("", "c"),
+    ],
+)
+def test_a_header_with_a_control_character_is_not_sent(header: Tuple[str, str]) -> None:
+    for response, more in [(Response(200, headers=(header,)), ()), (Response(200), (header,))]:
+        with pytest.raises(HttpError) as caught:
+            encode_head(response, more)
+        assert caught.value.http_status == 500
+
+
+def test_a_type_with_a_line_break_does_not_split_the_answer() -> None:
+    for type_ in ("image/png\r\nContent-Type: text/html", "image/png\r\n\r\n<script>"):
+        with pytest.raises(HttpError, match="Content-Type"):
+            encode_head(Response(200, b"", type_), ())
+
+
+@few
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_a_header_is_one_line_or_refused(name: str, value: str) -> None:
+    try:
+        head = encode_head(Response(204), ((name, value),))
+    except HttpError:
+        return
+    assert len(head.splitlines()) == 3 and head.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "sent"),
+    [
+        ("image/png", ("image/png", "inline")),
+        (" Image/PNG ", ("image/png", "inline")),
+        ("video/mp4", ("video/mp4", "inline")),
+        ("audio/flac", ("audio/flac", "inline")),
+        ("text/plain; charset=utf-8", ("text/plain; charset=utf-8", "inline")),
+    ],
+)
+def test_known_types_are_shown_in_place(content_type: str, sent: Tuple[str, str]) -> None:
+    assert choose_disposition(content_type) == sent
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "text/html",
+        "image/svg+xml",
+        "image/png,text/html",
+        "image/png, text/html",
+        "image/png;text/html",
+        "image/png; charset=utf-7",
+        "image/png\r\n\r\n<script>",
+        "image/png-x",
+        "image/png+xml",
+        "video/anything+xml",
+        "text/plain; charset=utf-7",
+        "x image/png",
+    ],
+)
+def test_any_other_type_is_a_download(content_type: str) -> None:
+    assert choose_disposition(content_type) == ("application/octet-stream", "attachment")
 
 
 def test_a_stream_without_a_length_ends_with_its_connection() -> None:

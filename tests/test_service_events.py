@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from served import Middleware
+from served import Middleware, read_answer
 from support import slow_prompt, wait_until
+
+from comfyui_runner.events import Preview
+from comfyui_runner.messages import Response
 
 
 def test_the_stream_begins_with_the_state_and_follows_a_run(service: Middleware) -> None:
@@ -91,6 +94,31 @@ def test_the_newest_preview_is_shown(service: Middleware) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert service.get("/preview?prompt_id=none").status == 404
     service.end(prompt_id)
+
+
+@pytest.mark.parametrize(
+    "mime",
+    ["image/png,text/html", "text/html", "image/png\r\nContent-Type: text/html\r\n\r\n<script>", "image/svg+xml"],
+)
+def test_a_preview_of_an_odd_type_is_a_download(service: Middleware, mime: str) -> None:
+    prompt_id = service.start()
+    service.end(prompt_id)
+    record = service.service.records.get(prompt_id)
+    record.run.preview = Preview("3", mime, b"<script>alert(1)</script>")
+    answer = service.get("/preview?prompt_id=" + prompt_id)
+    assert (answer.status, answer.body) == (200, b"<script>alert(1)</script>")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == "attachment"
+
+
+def test_an_answer_that_cannot_be_sent_becomes_an_error(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Response(200, headers=(("ETag", "x\r\n\r\n<script>"),))
+    monkeypatch.setattr(service.listener.routes, "respond", lambda *_: odd)
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = read_answer(file)
+        assert (answer.status, answer.error) == (500, "internal_error")
+        assert file.read() == b""
 
 
 def test_very_large_runs_are_sent_less_often(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
