@@ -88,10 +88,9 @@ class HeldWorkflow:
         self, loaded: Loaded, lock: "threading.RLock", on_change: Callable[[int], object]
     ) -> None:
         self.now = HeldPrompt(loaded.prompt, frozenset(loaded.drawn), revision=1)
-        self.path = loaded.path
         self._lock = lock
         self._on_change = on_change
-        self._prompt_of_file = loaded.prompt
+        self._file = loaded
         self._before_edits = loaded
         #: inputs that name an uploaded file: their value, and how another server gets the file
         self._uploads: Dict[InputRef, Tuple[Any, UploadAgain]] = {}
@@ -105,8 +104,19 @@ class HeldWorkflow:
             "file": self.path,
             "nodes": len(self.now.prompt),
             "revision": self.now.revision,
-            "changed": self.now.prompt != self._prompt_of_file,
+            "changed": self.now.prompt != self._original().prompt,
         }
+
+    @property
+    def path(self) -> str:
+        """The path of the file, or the name that a client gave; "" if it gave none."""
+        return self._before_edits.path
+
+    def _original(self) -> Loaded:
+        """The workflow of the name that is shown; without a name, that of the file."""
+        if self.path in ("", self._file.path):
+            return self._file
+        return self._before_edits
 
     # -- holding ---------------------------------------------------------------------------------
 
@@ -139,7 +149,7 @@ class HeldWorkflow:
     def hold_file(self, loaded: Loaded) -> int:
         """Hold what the workflow's file has now: its revision."""
         with self._lock:
-            self._prompt_of_file = loaded.prompt
+            self._file = loaded
             return self.hold_loaded(loaded)
 
     # -- running ---------------------------------------------------------------------------------

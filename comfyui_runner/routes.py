@@ -64,7 +64,7 @@ ROUTES: Tuple[Route, ...] = (
         method="PUT",
         path="/workflow",
         handler="put_workflow",
-        summary="Checks a workflow and holds it instead of the present one.",
+        summary="Holds another workflow, and lists what is wrong with it.",
         statuses=(200, 400, 503),
         curl="-T workflow_api.json {url}/workflow",
     ),

@@ -34,7 +34,7 @@ from comfyui_runner.run_records import problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
 from comfyui_runner.service_files import UploadedFile, open_view, require_form, upload_refusal
-from comfyui_runner.text import JsonObject
+from comfyui_runner.text import JsonObject, one_line
 
 #: Seconds that GET /runs/{prompt_id}?wait= waits at most.
 MAX_WAIT = 60.0
@@ -154,22 +154,29 @@ class RouteCall:
         return json_response(200, answer)
 
     def put_workflow(self) -> Response:
-        """Another workflow takes the place of the held one, if it could run."""
+        """Another workflow takes the place of the held one.
+
+        What is wrong with it is listed: a model can be installed, a value edited. One that has
+        classes that ComfyUI does not have is refused, as a text or a seed cannot be found in it.
+        """
         document = parse_document(self.body.read(JSON_LIMIT), "The body")
         conversion = make_prompt(document, self.backend.look_up_all)
         prompt = conversion.prompt
         object_info, problems = self._check(prompt)
-        if problems:
-            details = {"problems": [problem_as_json(problem) for problem in problems]}
-            raise HttpError(400, "invalid_workflow", "The workflow cannot run here.", details)
+        listed = [problem_as_json(problem) for problem in problems]
+        if any(problem.type == "missing_node_type" for problem in problems):
+            message = "The workflow has nodes of classes that this ComfyUI does not have."
+            raise HttpError(400, "invalid_workflow", message, {"problems": listed})
 
-        loaded = Loaded(prompt, self.held.path, document.workflow, conversion)
+        name = one_line(self.request.query.get("name", ""), 200)
+        loaded = Loaded(prompt, name, document.workflow, conversion)
         revision = self.held.hold_loaded(loaded)
         answer = {
             "nodes": len(prompt),
             "revision": revision,
             "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
             "warnings": list(conversion.warnings),
+            "problems": listed,
         }
         return json_response(200, answer)
 

@@ -99,6 +99,18 @@ def test_what_the_file_has_now_is_what_counts_as_unchanged() -> None:
     assert held.to_json()["changed"] is False
 
 
+def test_a_workflow_of_another_name_is_compared_with_itself() -> None:
+    held, _ = make_held()
+    held.hold_loaded(Loaded(OTHER, "other.json"))
+    assert held.to_json() == {"file": "other.json", "nodes": 1, "revision": 2, "changed": False}
+    held.hold_values({SEED: 9})
+    assert held.to_json()["changed"] is True
+    held.hold_loaded(Loaded(PROMPT, "flow.json"))
+    assert held.to_json()["changed"] is False
+    held.hold_loaded(Loaded(OTHER, ""))
+    assert held.to_json()["changed"] is True
+
+
 def test_an_edit_of_what_is_not_held_any_more_is_not_held() -> None:
     held, revisions = make_held()
     before = held.now

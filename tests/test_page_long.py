@@ -477,13 +477,23 @@ def test_any_workflow_gets_its_form(make_service: Any, visit: Any, tmp_path: Any
     expect(page.get_by_role("group", name="Photo")).to_be_visible()
     expect(page.locator(TEXT)).to_have_count(0)
     assert service.get("/workflow")["prompt"] == LOADER
+    expect(page.locator("#file")).to_have_text("other.json")
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(TEXT)).to_be_visible()
+    expect(page.locator("#file")).to_have_text("held.json")
     assert service.get("/workflow")["prompt"] == TEXTS and seed_is_random(service)
     other.write_text(json.dumps({"1": node("Nope", "Mine")}), encoding="utf-8")
     page.locator("#load-file").set_input_files(str(other))
     expect(alerts(page)).to_contain_text("does not have the class Nope")
     expect(page.locator(TEXT)).to_be_visible()
+    missing = {**TEXTS, "1": node("CheckpointLoaderSimple", "Model", ckpt_name="not here.safetensors")}
+    other.write_text(json.dumps(missing), encoding="utf-8")
+    page.locator("#load-file").set_input_files(str(other))
+    expect(alerts(page)).to_contain_text("other.json is loaded.")
+    expect(alerts(page)).to_contain_text("not here.safetensors")
+    assert service.get("/workflow")["prompt"] == missing
+    page.get_by_role("button", name="Undo").click()
+    expect(alerts(page)).to_contain_text("Undone.")
     page.locator(TEXT).fill("changed")
     wait_until(lambda: service.value("2", "text") == "changed", what="the edit")
     page.get_by_label("Menu").click()

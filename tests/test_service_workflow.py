@@ -20,7 +20,13 @@ def test_the_workflow_is_shown_with_what_can_be_set(service: Middleware) -> None
 def test_another_workflow_takes_its_place_and_reset_brings_the_file_back(service: Middleware) -> None:
     answer = service.call("PUT", "/workflow", slow_prompt())
     assert answer.status == 200
-    assert answer.json == {"nodes": 2, "revision": answer.json["revision"], "checked": True, "warnings": []}
+    assert answer.json == {
+        "nodes": 2,
+        "revision": answer.json["revision"],
+        "checked": True,
+        "warnings": [],
+        "problems": [],
+    }
     assert service.held() == slow_prompt()
     assert service.get("/status").json["workflow"]["changed"] is True
     back = service.post("/workflow/reset")
@@ -62,7 +68,54 @@ def test_what_is_not_a_workflow_is_refused(service: Middleware, body: bytes) -> 
     assert service.held() == TEXTS
 
 
-def test_a_workflow_that_cannot_run_here_is_refused_with_all_reasons(service: Middleware) -> None:
+def test_a_workflow_whose_model_is_missing_is_held_with_its_problems(service: Middleware) -> None:
+    missing = {**TEXTS, "1": node("CheckpointLoaderSimple", "Model", ckpt_name="not here.safetensors")}
+    answer = service.call("PUT", "/workflow?name=flux.json", missing)
+    assert answer.status == 200
+    (problem,) = answer.json["problems"]
+    assert (problem["node_id"], problem["input"], problem["type"]) == ("1", "ckpt_name", "value_not_in_list")
+    assert service.held() == missing
+    assert service.get("/queue").status == 400
+    model = TEXTS["1"]["inputs"]["ckpt_name"]
+    assert service.post("/update/inputs", {"node_id": "1", "inputs": {"ckpt_name": model}}).status == 200
+    assert service.end(service.start())["phase"] == "success"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ({"1": node("EmptyImage", width=8, height=8, batch_size=1, color=0)}, "prompt_no_outputs"),
+        ({"1": node("SaveImage", filename_prefix="x", images=["9", 0])}, "exception_during_inner_validation"),
+        ({"1": node("SaveImage", filename_prefix="x")}, "required_input_missing"),
+    ],
+)
+def test_what_is_wrong_with_a_workflow_is_listed_and_it_is_held(service: Middleware, prompt: Any, problem: str) -> None:
+    answer = service.call("PUT", "/workflow", prompt)
+    assert answer.status == 200
+    assert [each["type"] for each in answer.json["problems"]] == [problem]
+    assert service.held() == prompt
+
+
+def test_the_name_that_is_shown_is_that_of_the_held_workflow(service: Middleware) -> None:
+    def shown() -> Any:
+        workflow = service.get("/status").json["workflow"]
+        assert workflow["file"] == service.get("/workflow").json["file"]
+        return workflow["file"], workflow["changed"]
+
+    service.call("PUT", "/workflow?name=my%20other.json", slow_prompt())
+    assert shown() == ("my other.json", False)
+    service.post("/update/inputs", {"node_id": "1", "inputs": {"steps": 7}})
+    assert shown() == ("my other.json", True)
+    service.call("PUT", "/workflow?name=a%0Ab", slow_prompt())
+    assert shown() == ("a b", False)
+    service.call("PUT", "/workflow", slow_prompt())
+    assert shown() == ("", True)
+    service.post("/workflow/reset")
+    name, is_changed = shown()
+    assert name.endswith("held.json") and not is_changed
+
+
+def test_a_workflow_of_unknown_classes_is_refused_with_all_that_is_wrong(service: Middleware) -> None:
     prompt = {
         "1": node("NoSuchNode", "Missing", image=["2", 0]),
         "2": node("SlowProgress", steps=-1, seconds=0.0, seed=1, preview=False),
