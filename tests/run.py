@@ -31,6 +31,10 @@ REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
+#: The fast set mostly waits, so three files run at a time; the long set measures times and must be alone.
+FAST_SET = ["-m", "not long", "-n", "3", "--dist", "loadfile"]
+LONG_SET = ["-m", "long"]
+
 #: What the one-file build must pass as well.
 ONE_FILE_TESTS = ["cli", "running", "batch", "service_*", "values_cli", "signals_long"]
 
@@ -97,8 +101,11 @@ def test_one_file(python: str, more: List[str]) -> int:
         patterns = [os.path.join("tests", f"test_{name}.py") for name in ONE_FILE_TESTS]
         tests = sorted(path for pattern in patterns for path in glob.glob(os.path.join(ROOT, pattern)))
         environment = {**os.environ, "COMFYUI_RUNNER_UNDER_TEST": one_file}
-        command = [python, "-m", "pytest", "-n", "3", "--dist", "loadfile", *tests, *more]
-        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        runs = [
+            subprocess.run([python, "-m", "pytest", *how, *tests, *more], cwd=ROOT, env=environment, check=False)
+            for how in (FAST_SET, LONG_SET)
+        ]
+        return max(run.returncode for run in runs)
 
 
 def main() -> int:
@@ -123,9 +130,7 @@ def main() -> int:
             os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py", "bench_conversion.py")
         ]
         return sum(subprocess.run([python, bench], cwd=ROOT, check=False).returncode != 0 for bench in benches)
-    # the fast set mostly waits, so three files at a time; the long set measures and must be alone
-    how = ["-m", "long"] if options.long else ["-m", "not long", "-n", "3", "--dist", "loadfile"]
-    command = [python, "-m", "pytest", *how, *options.pytest]
+    command = [python, "-m", "pytest", *(LONG_SET if options.long else FAST_SET), *options.pytest]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

@@ -15,7 +15,7 @@ from comfyui_runner.http_failures import causes_of, explain_no_answer, explain_s
 URL = "http://gpu:8188"
 
 
-def wrapped(kind: Any, reason: BaseException) -> BaseException:
+def wrapped(kind: Any, reason: Exception) -> BaseException:
     """An exception of requests around urllib3's, as they come."""
     pool = urllib3.HTTPConnectionPool("gpu", 8188)
     error = kind(urllib3.exceptions.MaxRetryError(pool, "/queue", reason))
