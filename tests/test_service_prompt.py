@@ -75,7 +75,7 @@ def test_a_prompt_id_in_the_history_is_taken(service: Middleware, comfyui: Any) 
 
 
 def test_of_two_requests_with_the_same_prompt_id_one_runs(service: Middleware, comfyui: Any) -> None:
-    body = {"prompt": slow_prompt(steps=1, seconds=0.0, seed=82), "prompt_id": new_uuid()}
+    body: Any = {"prompt": slow_prompt(steps=1, seconds=0.0, seed=82), "prompt_id": new_uuid()}
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: service.post("/prompt", body).status, range(4)))
     assert sorted(answers) == [200, 409, 409, 409]
