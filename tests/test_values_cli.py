@@ -1340,15 +1340,6 @@ def test_an_edit_of_a_held_ui_workflow_is_in_the_one_that_goes_along(simulator: 
     assert widgets(workflow, 2) == ["a red door"] == [prompt["2"]["inputs"]["text"]]
 
 
-def test_a_clients_own_extra_data_leaves_the_workflow_there(simulator: Any, make_middleware: Make) -> None:
-    program = make_middleware(simulator, prompt=small(UI))
-    answer = program.post("/prompt", {"extra_data": {"note": 1}})
-    assert answer.status == 200
-    program.end(answer.json["prompt_id"])
-    assert history(simulator)[-1][1]["note"] == 1
-    assert along(simulator) == small(UI)
-
-
 def test_the_values_of_the_command_line_are_held_and_come_back(
     simulator: Any, make_middleware: Make, tmp_path: Any, cat: str
 ) -> None:
