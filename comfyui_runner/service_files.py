@@ -64,7 +64,8 @@ class UploadedFile:
 def require_form(request: Request) -> str:
     """The content type of a multipart form. Raises HttpError 400 for anything else."""
     content_type = request.header("content-type")
-    if not content_type.startswith("multipart/form-data"):
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "multipart/form-data":
         message = "Send the file as multipart/form-data: curl -F image=@cat.png"
         raise HttpError(400, "not_multipart", message)
     return content_type

@@ -20,6 +20,15 @@ def files(simulator: Any) -> List[str]:
     return sorted(name for _, _, names in os.walk(simulator.root) for name in names)
 
 
+def test_a_form_is_a_form_in_capitals_too(service: Middleware) -> None:
+    service.hold(LOADER)
+    body, content_type = multipart("capitals.png", PNG)
+    kind, boundary = content_type.split(";")
+    assert kind == "multipart/form-data"
+    answer = service.post("/upload/image", body, Content_Type=f"Multipart/Form-Data;{boundary}")
+    assert (answer.status, answer.json["name"]) == (200, "capitals.png")
+
+
 def test_a_picture_goes_into_the_one_loader(service: Middleware, comfyui: Any) -> None:
     service.hold(LOADER)
     answer = service.upload(name="only.png")

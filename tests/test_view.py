@@ -85,7 +85,14 @@ def test_why_an_upload_is_not_taken(theirs: int, ours: Optional[int]) -> None:
 
 @pytest.mark.parametrize(
     ("content_type", "taken"),
-    [("multipart/form-data; boundary=x", True), ("image/png", False), ("", False), ("x multipart/form-data", False)],
+    [
+        ("multipart/form-data; boundary=x", True),
+        ("Multipart/Form-Data;boundary=X", True),
+        ("multipart/form-database", False),
+        ("image/png", False),
+        ("", False),
+        ("x multipart/form-data", False),
+    ],
 )
 def test_an_upload_is_a_form(content_type: str, taken: bool) -> None:
     headers: Tuple[Any, ...] = (("content-type", content_type),)

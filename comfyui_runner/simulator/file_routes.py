@@ -68,7 +68,8 @@ def post_upload(request: Request, what: str) -> Reply:
     """Store a file ("image", of whatever type), or the picture of a "mask"."""
     content_type = request.headers.get("Content-Type", "")
     boundary = re.search(r'boundary="?([^";]+)', content_type)
-    if not content_type.startswith("multipart/form-data") or boundary is None:
+    is_form = content_type.lower().startswith("multipart/form-data")
+    if not is_form or boundary is None:
         return Reply(400)
     form = read_form(request.body, boundary[1], request.installation.root)
     try:
