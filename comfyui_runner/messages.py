@@ -74,9 +74,14 @@ class Response(NamedTuple):
     stream: Optional[Callable[[Callable[[bytes], None]], None]] = None
 
     @property
+    def has_no_body(self) -> bool:
+        """Whether its status says that the head is all (RFC 9112, section 6.3)."""
+        return self.status in (204, 304)
+
+    @property
     def ends_with_connection(self) -> bool:
         """Whether only the end of the connection ends the answer, as with an event stream."""
-        if self.stream is None:
+        if self.stream is None or self.has_no_body:
             return False
         return all(name != "Content-Length" for name, _ in self.headers)
 
@@ -257,10 +262,9 @@ def encode_head(response: Response, more_headers: Headers) -> bytes:
     answer in two.
     """
     headers: List[Tuple[str, str]] = [*response.headers]
-    has_no_body = response.status in (204, 304)
-    if not has_no_body:
+    if not response.has_no_body:
         headers.append(("Content-Type", response.type))
-    if not has_no_body and response.stream is None:
+    if not response.has_no_body and response.stream is None:
         headers.append(("Content-Length", str(len(response.body))))
 
     status_line = f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}\r\n"

@@ -144,7 +144,8 @@ class Server:
         """Raises ServerUnreachable for a head that was cut off, which http.client does not see."""
         headers = response.headers
         says_where_it_ends = (
-            headers.get("Content-Length", "").isdigit()
+            response.status_code in (204, 304)  # these have no body (RFC 9112, section 6.3)
+            or headers.get("Content-Length", "").isdigit()
             or "Transfer-Encoding" in headers
             or headers.get("Connection", "").lower() == "close"
         )

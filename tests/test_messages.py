@@ -263,6 +263,7 @@ def test_a_stream_without_a_length_ends_with_its_connection() -> None:
     assert Response(200, stream=print).ends_with_connection
     assert Response(200, stream=print, headers=(("ETag", "x"),)).ends_with_connection
     assert not Response(200, stream=print, headers=(("Content-Length", "7"),)).ends_with_connection
+    assert not Response(304, stream=print, headers=(("ETag", "x"),)).ends_with_connection
     assert not Response(200).ends_with_connection
 
 

@@ -66,6 +66,20 @@ def test_a_name_with_odd_characters_stays_in_its_header(service: Middleware, com
     assert service.get("/view?filename=%0d%0aSet-Cookie:x.png").status in (400, 404)
 
 
+def test_a_file_that_the_client_has_is_not_sent_again(service: Middleware, comfyui: Any) -> None:
+    """ComfyUI's 304 has no length."""
+    put_file(comfyui, "kept.png", PNG)
+    etag = service.get("/view?filename=kept.png").headers["etag"]
+    head = "GET /view?filename=kept.png HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: %s\r\n\r\n"
+    with service.connect() as connection, connection.makefile("rb") as file:
+        for _ in range(2):  # on one connection
+            connection.sendall((head % etag).encode())
+            answer = read_answer(file)
+            assert (answer.status, answer.headers["etag"]) == (304, etag)
+        connection.sendall((head % '"another"').encode())
+        assert read_answer(file).body == PNG
+
+
 def test_asking_for_a_file_with_head_leaves_no_connection_behind(service: Middleware, comfyui: Any) -> None:
     put_file(comfyui, "head.png", PNG)
     with service.connect() as connection, connection.makefile("rb") as file:

@@ -92,6 +92,16 @@ def test_ranges(sim: Simulator, secret: Path) -> None:
     assert (head.headers["Content-Length"], head.content) == ("10", b"")
 
 
+def test_a_file_that_the_client_has_is_304_without_a_length(sim: Simulator) -> None:
+    Path(sim.root, "output", "etag.txt").write_text("0123456789")
+    etag = get(sim, "/view?filename=etag.txt").headers["ETag"]
+    for known in (etag, f'"other", W/{etag}', "*"):
+        answer = get(sim, "/view?filename=etag.txt", headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
+        assert "Content-Length" not in answer.headers
+    assert get(sim, "/view?filename=etag.txt", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
 def upload(sim: Simulator, name: str, data: Any = b"data", **form: str) -> requests.Response:
     files = {"image": (name, data)}
     return requests.post(sim.url + "/upload/image", files=files, data=form, timeout=WAIT)

@@ -18,7 +18,14 @@ from comfyui_runner.simulator.faults import keys_of_path
 from comfyui_runner.simulator.http_request import Request, is_authorized, is_foreign
 from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.life import Life
-from comfyui_runner.simulator.replies import TROUBLE, Reply, as_text, choose_range
+from comfyui_runner.simulator.replies import (
+    TROUBLE,
+    Reply,
+    as_text,
+    choose_range,
+    has_etag,
+    make_etag,
+)
 from comfyui_runner.simulator.routes import NOT_FOUND, answer_request
 from comfyui_runner.simulator.running import work
 from comfyui_runner.simulator.sockets import abort
@@ -135,7 +142,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.write_content(reply.status, headers, io.BytesIO(reply.body), len(reply.body))
             return
         with open(reply.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            about = os.fstat(file.fileno())
+            size = about.st_size
+            etag = make_etag(size, about.st_mtime_ns)
+            headers.append(("ETag", etag))
+            if has_etag(self.headers.get("If-None-Match", ""), etag):
+                self.connection.sendall(self.make_head(304, headers, None))
+                return
             part = choose_range(self.headers.get("Range", ""), size)
             headers.append(("Accept-Ranges", "bytes"))
             if part.content_range:
@@ -157,16 +170,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not left or not piece:
                 return
 
-    def make_head(self, status: int, headers: list[tuple[str, str]], length: int) -> bytes:
-        """The status line and the headers."""
+    def make_head(self, status: int, headers: list[tuple[str, str]], length: int | None) -> bytes:
+        """The status line and the headers. A 304 has no length (aiohttp sends none)."""
         reason = http.client.responses.get(status, "Simulated")
         if self.close_connection:
             headers = [*headers, ("Connection", "close")]
-        headers = [
-            *headers,
-            ("Content-Length", str(length)),
-            ("Date", self.date_time_string()),
-        ]
+        if length is not None:
+            headers = [*headers, ("Content-Length", str(length))]
+        headers = [*headers, ("Date", self.date_time_string())]
         lines = [f"HTTP/1.1 {status} {reason}"]
         for name, value in headers:
             lines.append(re.sub(r"[\r\n]", " ", f"{name}: {value}"))  # a name may have such

@@ -31,6 +31,18 @@ def as_text(text: str, status: int) -> Reply:
 TROUBLE = as_text("500 Internal Server Error\n\nServer got itself in trouble", 500)
 
 
+def make_etag(size: int, modified_ns: int) -> str:
+    """The ETag of a file, as aiohttp's FileResponse makes it."""
+    return f'"{modified_ns:x}-{size:x}"'
+
+
+def has_etag(header: str, etag: str) -> bool:
+    """Whether an If-None-Match header says that the client has the file of `etag`."""
+    if header.strip() == "*":
+        return True
+    return etag in [part.strip() for part in header.replace("W/", "").split(",")]
+
+
 class Range(NamedTuple):
     """A part of a file, and how it is answered."""
 
