@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import re
 import socket
+import threading
 from typing import FrozenSet, NamedTuple, Optional, Sequence, Union
 
 from comfyui_runner.errors import UsageError
@@ -31,6 +32,10 @@ PATH_THAT_STARTS = "/queue"
 #: standard, older Chromium, Safari, and Firefox.
 PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 PREFETCH_WORDS = ("prefetch", "prerender", "preview")
+
+#: Seconds by which wrong tokens are answered late: the first one, and at most. Each failure doubles
+#: them; after so many seconds without one they begin anew.
+FIRST_DELAY, LONGEST_DELAY, FORGET_FAILURES = 0.05, 5.0, 60.0
 
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -193,6 +198,34 @@ class Guard(NamedTuple):
     def cookie_value(self) -> str:
         """What the cookie of the login holds. The token cannot be read from it."""
         return hmac.new(str(self.token).encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
+
+
+class FailedGuesses:
+    """Slows down those who guess the token: all of them together, as an attacker can have many
+    addresses. The right token is never late."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._last_failure = float("-inf")
+
+    def count_failure(self, now: float) -> float:
+        """Count one more failure, ``now`` on the monotonic clock: the seconds it has to wait."""
+        with self._lock:
+            if now - self._last_failure > FORGET_FAILURES:
+                self._failures = 0
+            delay = FIRST_DELAY * 2.0 ** min(self._failures, 30)
+            self._failures += 1
+            self._last_failure = now
+            return min(delay, LONGEST_DELAY)
+
+
+def is_wrong_guess(request: Request, error: BaseException) -> bool:
+    """Whether ``request`` ended with ``error`` because it had a wrong token, not none at all."""
+    if not isinstance(error, HttpError):
+        return False
+    has_credentials = "authorization" in request.headers or COOKIE in request.header("cookie")
+    return error.type == "wrong_token" or (error.type == "unauthorized" and has_credentials)
 
 
 def _asks_for_page(request: Request) -> bool:

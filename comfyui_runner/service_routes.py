@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Callable, Iterable, List, Mapping, Optional, Tuple
 
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
-from comfyui_runner.guard import COOKIE
+from comfyui_runner.guard import COOKIE, FailedGuesses, is_wrong_guess
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
@@ -59,6 +60,7 @@ class ServiceRoutes:
         self.service = service
         self.page = page
         self.guard = service.options.guard
+        self.failed_guesses = FailedGuesses()
 
     def respond(self, request: Request, body: RequestBody, is_crowded: bool) -> Response:
         """The answer to a request, whatever happens. ``is_crowded``: only /health is answered."""
@@ -78,6 +80,8 @@ class ServiceRoutes:
             handler: Callable[..., Response] = getattr(call, route.handler)
             return handler(**parts)
         except Exception as error:  # a fault of ours is answered too, and the service goes on
+            if is_wrong_guess(request, error):
+                time.sleep(self.failed_guesses.count_failure(time.monotonic()))
             return error_response(error)
 
 

@@ -8,8 +8,8 @@ from typing import Any, Dict
 import pytest
 
 from comfyui_runner.errors import UsageError
-from comfyui_runner.guard import make_guard
-from comfyui_runner.messages import Request
+from comfyui_runner.guard import FailedGuesses, is_wrong_guess, make_guard
+from comfyui_runner.messages import HttpError, Request
 from comfyui_runner.routes import ROUTES
 
 
@@ -262,6 +262,25 @@ def test_the_token_is_taken_as_bearer_or_as_the_cookie_of_the_login(headers: Dic
     headers = {name: value.replace("COOKIE", guard.cookie_value()) for name, value in headers.items()}
     assert (guard.refusal(request(**headers)) is None) is known
     assert "s3cret" not in guard.cookie_value()
+
+
+def test_each_wrong_token_is_answered_later_than_the_one_before() -> None:
+    guesses = FailedGuesses()
+    assert [guesses.count_failure(float(now)) for now in range(9)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert {guesses.count_failure(10.0) for _ in range(5000)} == {5.0}
+    assert guesses.count_failure(69.0) == 5.0
+    assert guesses.count_failure(200.0) == 0.05
+
+
+def test_a_guess_is_a_request_with_a_wrong_token_and_not_one_without() -> None:
+    unauthorized = HttpError(401, "unauthorized", "No.")
+    assert is_wrong_guess(request(authorization="Bearer x"), unauthorized)
+    assert is_wrong_guess(request(cookie="comfyui_workflow_runner=0"), unauthorized)
+    assert is_wrong_guess(request("POST", "/login"), HttpError(403, "wrong_token", "No."))
+    assert not is_wrong_guess(request(), unauthorized)
+    assert not is_wrong_guess(request(cookie="other=0"), unauthorized)
+    assert not is_wrong_guess(request(authorization="Bearer x"), HttpError(404, "not_found", "No."))
+    assert not is_wrong_guess(request(authorization="Bearer x"), KeyError())
 
 
 def test_nobody_knows_a_token_where_there_is_none() -> None:

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import os
 import re
-from typing import Any
+import time
+from typing import Any, Callable
 
 import pytest
 from served import LOADER, Json, Make, Middleware
@@ -122,6 +123,31 @@ def test_the_token_opens_the_door(simulator: Any) -> None:
     finally:
         assert program.stop() == 0
     assert "s3cret" not in program.out.getvalue() + program.err.getvalue()
+
+
+def test_guessing_the_token_takes_longer_and_longer(simulator: Any) -> None:
+    program = Middleware(
+        ["--server", simulator.url, os.path.join(ROOT, "workflow_api.json")],
+        {"COMFYUI_RUNNER_TOKEN": "s3cret-of-the-tests"},
+        FAST,
+    )
+
+    def seconds(status: int, guess: Callable[[], Any]) -> float:
+        start = time.monotonic()
+        assert guess().status == status
+        return time.monotonic() - start
+
+    try:
+        for delay in (0.05, 0.1, 0.2):
+            assert seconds(403, lambda: program.post("/login", {"token": "wrong"})) >= delay
+        for delay in (0.4, 0.8):
+            assert seconds(401, lambda: program.get("/status", Authorization="Bearer wrong")) >= delay
+        # the next failure would wait for 1.6 seconds
+        assert seconds(204, lambda: program.post("/login", {"token": "s3cret-of-the-tests"})) < 1.5
+        assert seconds(200, lambda: program.get("/status", Authorization="Bearer s3cret-of-the-tests")) < 1.5
+        assert seconds(401, lambda: program.get("/status")) < 1.5
+    finally:
+        assert program.stop() == 0
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
