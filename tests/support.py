@@ -154,7 +154,7 @@ def slow_prompt(steps: int = 4, seconds: float = 0.2, seed: int = 1, preview: bo
     }
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
     """The first true value of ``condition()``; fails after ``seconds``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -648,12 +648,12 @@ def test_the_history_that_trickles_after_the_sockets_word_is_given_up(
 ) -> None:
     proxy = make_slow(simulator)
     proxy.trickling = {"GET /history/": 100}
-    limits = FAST._replace(read=0.3, connect=0.3, give_up=1.0)
+    limits = FAST._replace(read=0.3, connect=0.3, give_up=3.0)
     result = go(proxy, workflow_file(slow_prompt()), limits=limits)
     assert result.status == ExitStatus.LOST
     assert "did not answer for" in result.event("end")["message"]
     assert proxy.trickled >= 2
-    quick(9.0)
+    quick(12.0)
 
 
 def test_a_refused_prompt_is_told_though_the_definitions_trickle(

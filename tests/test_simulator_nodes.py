@@ -83,6 +83,7 @@ def test_pictures_say_that_they_are_simulated(sim: Simulator) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (40, 9), (300, 20), (20, 300)])
 def test_pictures_of_every_size_can_be_drawn(size: Tuple[int, int]) -> None:
     data = draw(*size, 5, ["SIMULATED", "SEED 5"])
+    assert data.endswith(b"\0\0\0\0IEND\xaeB`\x82")  # without its last chunk, a PNG file is cut off
     assert struct.unpack(">II", data[16:24]) == size
     assert len(pixels_of(data)) == size[1] * (1 + 3 * size[0])
 
