@@ -27,6 +27,7 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_nodes,
+    find_part,
     input_specs,
     inputs_of,
     is_link,
@@ -195,10 +196,16 @@ def set_inputs(
         spec = spec_of(prompt, ref, object_info)
         check_can_be_set(prompt, ref, spec)
         try:
-            checked[name] = check_value(spec, name, value)
+            value = check_value(spec, name, value)
         except EditError as error:
             message = f"{node_in_words(prompt, node_id)}: {error.message}"
             raise EditError(error.type, message, error.details) from None
+        part = find_part(inputs_of(prompt, node_id), name)
+        if part:
+            whole = checked.get(part.input) or value_of(prompt, InputRef(node_id, part.input))
+            checked[part.input] = {**whole, part.key: value}
+        else:
+            checked[name] = value
     node = prompt[node_id]
     changed = {**node, "inputs": {**node["inputs"], **checked}}
     is_known = bool(object_info.get(class_of(prompt, node_id)))
@@ -214,7 +221,8 @@ def check_can_be_set(prompt: JsonObject, ref: InputRef, spec: DeclaredInput) -> 
         raise EditError("linked_input", message, describe_nodes(prompt, [source]))
 
     names = inputs_of(prompt, ref.node_id)
-    if ref.input not in names and not spec.type:
+    is_there = ref.input in names or find_part(names, ref.input)
+    if not is_there and not spec.type:
         node = node_in_words(prompt, ref.node_id)
         listed = nearest_first(ref.input, sorted(map(str, names)), 20) or "none"
         message = f"{node} has no input {quote_name(ref.input)}. It has: {listed}."

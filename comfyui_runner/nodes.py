@@ -60,9 +60,30 @@ def inputs_of(prompt: JsonObject, node_id: str) -> Dict[str, Any]:
     return as_dict(as_dict(prompt.get(node_id)).get("inputs"))
 
 
+class InputPart(NamedTuple):
+    """One value of an input that has several by name: ``strength`` in a row of LoRAs."""
+
+    input: str
+    key: str
+
+
+def find_part(inputs: JsonObject, name: str) -> Optional[InputPart]:
+    """The part that ``INPUT.KEY`` means; None if that is an input itself, or nothing."""
+    if name in inputs:
+        return None
+    input_name, _, key = name.rpartition(".")
+    if key not in as_dict(inputs.get(input_name)):
+        return None
+    return InputPart(input_name, key)
+
+
 def value_of(prompt: JsonObject, ref: InputRef) -> Any:
-    """The value of an input, a link too; None for one that is not in the prompt."""
-    return inputs_of(prompt, ref.node_id).get(ref.input)
+    """The value of an input, a link too, or of a part of one; None if it is not in the prompt."""
+    inputs = inputs_of(prompt, ref.node_id)
+    part = find_part(inputs, ref.input)
+    if part:
+        return inputs[part.input][part.key]
+    return inputs.get(ref.input)
 
 
 def is_link(value: object) -> bool:
@@ -262,8 +283,14 @@ def input_spec(object_info: JsonObject, class_type: str, name: str) -> DeclaredI
     return DeclaredInput()
 
 
+#: What may be set in place of a value that nothing declares.
+_TYPES_OF_PARTS = {bool: "BOOLEAN", int: "FLOAT", float: "FLOAT", str: "STRING"}
+
+
 def spec_of(prompt: JsonObject, ref: InputRef, object_info: JsonObject) -> DeclaredInput:
-    """``input_spec()`` of an input in a prompt."""
+    """``input_spec()`` of an input in a prompt; a part of one takes what is like its value."""
+    if find_part(inputs_of(prompt, ref.node_id), ref.input):
+        return DeclaredInput(_TYPES_OF_PARTS.get(type(value_of(prompt, ref)), ""))
     return input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
 
 

@@ -15,10 +15,12 @@ from support import ROOT, node
 
 from comfyui_runner.edits import (
     EditError,
+    apply_edits,
     check_value,
     draw_seeds,
     find_node,
     find_text,
+    parse_set,
     prompt_texts,
     set_inputs,
     text_inputs,
@@ -223,6 +225,50 @@ def test_what_cannot_be_set_is_refused() -> None:
     assert refused(set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_smaller_than_min"
     assert refused(set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
     assert refused(set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
+
+
+def rows(**more: Any) -> Json:
+    row = {"on": True, "lora": "a.safetensors", "strength": 1, "two": None}
+    return {"1": node("Loader", lora_1=row, lora_2={"strength": 0.5}, **more)}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("strength", 0.25), ("strength", 2), ("on", False), ("lora", "b"), ("two", 3)]
+)
+def test_a_part_of_an_input_is_set_alone(key: str, value: Any) -> None:
+    before = rows()
+    prompt, _ = set_inputs(before, "1", {f"lora_1.{key}": value, "lora_2.strength": 0.75}, {})
+    assert prompt["1"]["inputs"]["lora_1"] == {**before["1"]["inputs"]["lora_1"], key: value}
+    assert prompt["1"]["inputs"]["lora_2"] == {"strength": 0.75}
+    assert before == rows()
+
+
+@pytest.mark.parametrize(("key", "value"), [("strength", "much"), ("on", 1), ("lora", 5)])
+def test_a_part_of_an_input_keeps_its_type(key: str, value: Any) -> None:
+    error = refused(set_inputs, rows(), "1", {f"lora_1.{key}": value}, {})
+    assert error.type == "invalid_input_type" and f"lora_1.{key}" in error.message
+
+
+@pytest.mark.parametrize("name", ["lora_1.weight", "lora_3.strength", "strength"])
+def test_a_part_that_an_input_does_not_have_is_refused(name: str) -> None:
+    assert refused(set_inputs, rows(), "1", {name: 1}, {}).type == "no_such_input"
+
+
+def test_an_input_whose_name_has_a_dot_is_no_part() -> None:
+    """The inputs of a dynamic combo have such names."""
+    before = {"1": node("Saver", **{"format": {"codec": "h264"}, "format.codec": "av1"})}
+    prompt, _ = set_inputs(before, "1", {"format.codec": "vp9"}, {})
+    assert prompt["1"]["inputs"] == {"format": {"codec": "h264"}, "format.codec": "vp9"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("strength=0.5", 0.5), ("on=false", False), ("lora=b.safetensors", "b.safetensors"), ("two=[1]", [1])],
+)
+def test_a_part_is_typed_as_its_value_is(text: str, value: Any) -> None:
+    prompt, drawn = apply_edits(rows(), [parse_set(rows(), f"Loader.lora_1.{text}")], {})
+    assert prompt["1"]["inputs"]["lora_1"][text.partition("=")[0]] == value
+    assert drawn == []
 
 
 def test_a_seed_is_known_by_its_mark_or_its_name() -> None:
