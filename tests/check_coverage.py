@@ -19,7 +19,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "addresses", "versions", "http_failures", "retries", "events", "state", "outputs",
     "text", "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
-    "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/proxy_widgets", "extras/widgets",
+    "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
+    "extras/pack_values", "extras/proxy_widgets", "extras/templates", "extras/widgets",
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
 ]  # fmt: skip

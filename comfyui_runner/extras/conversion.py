@@ -4,7 +4,12 @@ The frontend loads the document into a graph and exports the graph; so do we, in
 because the order shows in the result. ``graph_loading.py`` builds each node from /object_info and
 lets it take over what the file has; here, each node that runs writes its widget values and, over
 them, its links to nodes that run (executionUtil.ts, graphToPrompt). The rules are those of frontend
-1.49; each names the file of ComfyUI_frontend that it comes from.
+1.58; each names the file of ComfyUI_frontend that it comes from. Where 1.58.1 loses something that
+the file has, the file counts:
+
+- links of a file without ``version``, and of an output of a subgraph that names another link;
+- a seed above 2**53, and values and links that a widget of a dynamic combo has no place for;
+- that a group node is muted or bypassed, and the order of its values.
 """
 
 from __future__ import annotations
@@ -144,16 +149,28 @@ def is_written_out(host: LGraphNode, scope: Scope) -> bool:
     return scope.parent is not None or not host.is_off
 
 
-def check_classes(scopes: Sequence[Scope]) -> None:
-    """Raises ConversionError if the server does not have the class of a node that would run."""
-    missing = []
+def check_classes(scopes: Sequence[Scope]) -> Sequence[LGraphNode]:
+    """Returns the nodes whose class the server does not have, and that no other node misses.
+
+    Raises ConversionError if one of them is linked to others and would run.
+    """
+    alone: List[LGraphNode] = []
+    missed: List[LGraphNode] = []
     for scope in scopes:
+        linked_ids: Set[str] = set()
+        for link in scope.graph.links.values():
+            linked_ids.update((link.origin_id, link.target_id))
         for node in scope.graph.nodes.values():
             can_run = node.is_known or node.subgraph or node.type in BROWSER_NODES
-            if not can_run and not node.is_off:
-                missing.append(node)
-    if missing:
-        raise missing_classes_error(missing)
+            if can_run or node.is_off:
+                continue
+            if node.id in linked_ids:
+                missed.append(node)
+            else:
+                alone.append(node)
+    if missed:
+        raise missing_classes_error(missed)
+    return alone
 
 
 def missing_classes_error(nodes: Sequence[LGraphNode]) -> ConversionError:
@@ -167,8 +184,8 @@ def missing_classes_error(nodes: Sequence[LGraphNode]) -> ConversionError:
     )
     if any(re.match("workflow[>/]", node.type) for node in nodes):
         remedy += (
-            " workflow>... is a group node: open the file in ComfyUI, "
-            "convert the group node to a subgraph and save again."
+            " workflow>... is a group node that the file says nothing more of: "
+            "open it in the ComfyUI that it was made in, and convert it to a subgraph."
         )
     count = plural(len(lines), "node")
     listed = "\n".join(lines)
@@ -289,7 +306,11 @@ class Export:
 
     def convert(self) -> Conversion:
         scopes = find_scopes(self.root)
-        check_classes(scopes)
+        for node in check_classes(scopes):
+            self.warn(node, "the server does not have its class; nothing is linked to it")
+        for node in self.root.nodes.values():
+            if node.subgraph and not node.is_off:
+                self.warn_of_file(node)
         prompt: Dict[str, Any] = {}
         places = {}
         primitives = {}
@@ -297,6 +318,7 @@ class Export:
             for node in scope.graph.nodes.values():
                 if not node.is_known or node.subgraph or node.is_off:
                     continue
+                self.warn_of_file(node)
                 node_id = scope.prefix + node.id
                 prompt[node_id] = {
                     "inputs": self.export_inputs(scope, node),
@@ -326,6 +348,24 @@ class Export:
     def warn(self, node: LGraphNode, what: str) -> None:
         self.warnings.append(f"{node}: {what}.")
 
+    def warn_of_file(self, node: LGraphNode) -> None:
+        """Warns where the file and the class of a node do not fit together."""
+        for name in node.lost_inputs:
+            what = f'the link to its input "{one_line(name, 40)}" comes from nowhere'
+            if node.subgraph:
+                what = (
+                    f'its input "{one_line(name, 40)}" leads to a Reroute inside, where '
+                    "ComfyUI's frontend loses it; link it to the nodes themselves"
+                )
+            self.warn(node, what)
+        if node.unused_values:
+            count = plural(len(node.unused_values), "value")
+            listed = ", ".join(one_line(value, 40) for value in node.unused_values[:3])
+            self.warn(node, f"the file has {count} that no widget of it takes ({listed})")
+        if node.widgets_without_value:
+            listed = ", ".join(f'"{one_line(name, 40)}"' for name in node.widgets_without_value[:3])
+            self.warn(node, f"the file has too few values, so the defaults count for {listed}")
+
     # --- The values of widgets --------------------------------------------------------------------
 
     def export_value(self, node: LGraphNode, widget: Widget) -> Any:
@@ -338,7 +378,8 @@ class Export:
         if isinstance(value, str):
             if widget.has_dynamic_prompt:
                 return choose_from_dynamic_prompt(value, self.rng)
-            if widget.name == "filename_prefix" and node.type in SAVING_CLASSES:
+            has_file_name = node.type in SAVING_CLASSES or node.type == "VHS_VideoCombine"
+            if widget.name == "filename_prefix" and has_file_name:
                 return re.sub("%([^%]+)%", self.replace_in_file_name, value)
         return wrap_list(value)
 
@@ -390,6 +431,10 @@ class Export:
                 if key in self.resolved:
                     answer = self.resolved[key]
                     continue
+                if key in asked and answer.node.type in BROWSER_NODES:
+                    self.warn(answer.node, "its links form a loop, so nothing comes out of it")
+                    answer = None
+                    break
                 if key in asked:
                     raise ConversionError(
                         f"The links around {answer.node} form a loop.", SAVE_AGAIN

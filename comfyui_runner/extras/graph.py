@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 from typing import (
     Any,
+    Collection,
+    Container,
     Dict,
     Iterable,
     Iterator,
     List,
     NamedTuple,
     Optional,
+    Sequence,
     Tuple,
 )
 
@@ -33,6 +36,8 @@ from comfyui_runner.extras.widgets import (
     forced_positions,
     inputs_of_class,
     inputs_of_option,
+    javascript_text,
+    widgets_of_format,
 )
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
@@ -76,8 +81,22 @@ BROWSER_NODES = {
     "Fast Actions Button (rgthree)",
     "Mute / Bypass Repeater (rgthree)",
     "Mute / Bypass Relay (rgthree)",
+    "Node Combiner (rgthree)",
     "Random Unmuter (rgthree)",
 }
+
+
+#: The classes whose sampler_name once began with "sample_".
+OLD_SAMPLERS = ("KSampler", "KSamplerAdvanced")
+
+
+def parse_type(value: Any) -> Any:
+    """The type of a socket: a list, the choices of a combo, is one, too."""
+    if isinstance(value, list):
+        return "COMBO"
+    if isinstance(value, dict):
+        return "*"
+    return value
 
 
 def parse_link_id(value: Any) -> Any:
@@ -146,7 +165,7 @@ def parse_subgraph_slots(raw_slots: Any) -> List[SubgraphSlot]:
     for entry in as_list(raw_slots):
         raw = as_dict(entry)
         link_ids = as_list(raw.get("linkIds"))
-        slots.append(SubgraphSlot(str(raw.get("name")), raw.get("type"), link_ids))
+        slots.append(SubgraphSlot(str(raw.get("name")), parse_type(raw.get("type")), link_ids))
     return slots
 
 
@@ -158,6 +177,7 @@ class LGraph:
         self.name = name
         self.nodes: Dict[str, LGraphNode] = {}
         self.links: Dict[Any, LLink] = {}
+        self.input_links: Dict[Tuple[str, int], Any] = {}  # by node and slot in the file
         self.setters: Dict[Any, LGraphNode] = {}  # by the name that they set
         # Of a subgraph:
         self.inputs: List[SubgraphSlot] = []
@@ -220,11 +240,17 @@ class LGraphNode:
         self.match_inputs: Dict[str, Dict[str, Any]] = {}  # {template id: {input: allowed types}}
         self.match_outputs: List[Any] = []  # the template id of each output
         self.forced_positions: List[bool] = []
+        self.optional_inputs: Collection[str] = ()
         self.promoted_as: Optional[str] = None  # the input that replaced this PrimitiveNode
         # For those who edit the file: where in widgets_values the value of a widget is, and which
         # PrimitiveNode overrides it.
         self.value_positions: Dict[str, Any] = {}
         self.primitives: Dict[str, JsonObject] = {}
+        # What a person should know: inputs whose links are lost, and where the file has more or
+        # fewer values than the node has widgets.
+        self.lost_inputs: Sequence[str] = ()
+        self.unused_values: Sequence[Any] = ()
+        self.widgets_without_value: Sequence[str] = ()
 
     def __str__(self) -> str:
         name = f"node {one_line(self.id, 40)}"
@@ -285,6 +311,17 @@ class LGraphNode:
     def value_behind(self, socket: Socket, widget: Widget) -> Any:
         return self.values.get(self.value_name(socket, widget), UNDEFINED)
 
+    def is_needed(self, widget: Widget) -> bool:
+        """Whether a file should have a value for a widget: the server cannot do without."""
+        is_made_here = widget.type in IGNORE_STORED_VALUE or not widget.in_prompt
+        input_name = widget.name.partition(".")[0]  # "format.codec" comes with "format"
+        return not is_made_here and input_name not in self.optional_inputs
+
+    def takes_values(self, count: int) -> bool:
+        """Whether a file has this many values of a node: those of its widgets, or dummies too."""
+        in_workflow = [widget for widget in self.widgets if widget.in_workflow]
+        return count in (len(in_workflow), len(self.forced_positions))
+
     def first_stored_value(self) -> Any:
         """The value of a node of the browser that has one."""
         values = as_list(self.raw.get("widgets_values"))
@@ -326,6 +363,8 @@ class LGraphNode:
             widget = self.add_widget(new_widget, value)
             if widget.type == DYNAMIC_COMBO:
                 self.choose_option(widget, value)
+            elif "formats" in widget.options:
+                self.choose_format(widget, value)
         self.inputs.append(Socket(name, spec.type, widget_name=name))
 
     def add_widget(self, widget: Widget, value: Any) -> Widget:
@@ -341,11 +380,17 @@ class LGraphNode:
         if widget.type in IGNORE_STORED_VALUE:
             return
         is_text_area = widget.type == "MARKDOWN" or widget.options.get("multiline")
-        if value is None and is_text_area:
-            value = ""
+        if is_text_area:
+            value = javascript_text(value)
+        # app.ts, loadGraphData: the samplers' names of 2023.
+        has_old_name = isinstance(value, str) and value.startswith("sample_")
+        if has_old_name and widget.name == "sampler_name" and self.type in OLD_SAMPLERS:
+            value = value[len("sample_") :]
         self.values[widget.name] = value
         if widget.type == DYNAMIC_COMBO:
             self.choose_option(widget, value)
+        elif "formats" in widget.options:
+            self.choose_format(widget, value)
         elif widget.type == "option" and value and self.widgets[-1] is widget:
             # customWidgets.ts: a CustomCombo always has one more option, which is empty.
             number = len(self.widgets) - 1
@@ -371,6 +416,19 @@ class LGraphNode:
             self.renumber_links(slot + 1)
         for old in removed:
             self._take_over_link(old)
+
+    def choose_format(self, combo: Widget, value: Any) -> None:
+        """Replaces the widgets of a combo's last format by those of the format ``value``."""
+        for widget in list(self.widgets):
+            if widget.format_of == combo.name:
+                self.widgets.remove(widget)  # in place, too
+                self.values.pop(widget.name, None)
+        first_widget = len(self.widgets)
+        for widget, first_value in widgets_of_format(combo, value):
+            self.add_widget(widget, first_value)
+            if self.slot_of(widget.name) is None:
+                self.inputs.append(Socket(widget.name, widget.type, widget_name=widget.name))
+        _move_end(self.widgets, first_widget, self.widgets.index(combo) + 1)
 
     def _remove_inputs_below(self, combo: Widget) -> List[Socket]:
         """Removes the inputs and widgets of a dynamic combo's option; returns the inputs."""
@@ -490,13 +548,18 @@ def _move_end(items: List[Any], begin: int, to: int) -> None:
     items[to:] = items[begin:] + items[to:begin]
 
 
-def create_template(type_: str, object_info: JsonObject) -> LGraphNode:
-    """What a new node of a class has: nothing, if the server does not have the class."""
+def create_template(
+    type_: str, object_info: JsonObject, custom_inputs: Container[str] = ()
+) -> LGraphNode:
+    """What a new node of a class has: nothing, if the server does not have the class.
+
+    ``custom_inputs`` are those for which a custom node's script makes a widget.
+    """
     template = LGraphNode(type_)
     definition = object_info.get(type_)
     if not isinstance(definition, dict):
         return template
-    inputs = inputs_of_class(type_, definition)
+    inputs = inputs_of_class(type_, definition, custom_inputs)
     # litegraphService.ts: first the inputs without a widget, then those that have one.
     for name in inputs.creation_order:
         if not inputs.specs[name].has_widget:
@@ -512,13 +575,12 @@ def create_template(type_: str, object_info: JsonObject) -> LGraphNode:
     template.title = str(definition.get("display_name") or type_)
     template.output_types = [_output_type(output) for output in as_list(definition.get("output"))]
     template.match_outputs = as_list(definition.get("output_matchtypes"))
+    template.optional_inputs = inputs.optional
     template.forced_positions = forced_positions(inputs, template.values)
     return template
 
 
 def _output_type(output: Any) -> Any:
-    if isinstance(output, list):  # the choices of a combo
-        return "COMBO"
     if output == MATCH_TYPE:
         return "*"
-    return output
+    return parse_type(output)

@@ -5,8 +5,9 @@ The order of the steps is the frontend's, because it shows in the result.
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from comfyui_runner.extras.graph import (
     PRIMITIVE,
@@ -20,28 +21,56 @@ from comfyui_runner.extras.graph import (
     LLink,
     NodeSocket,
     Socket,
-    create_template,
     parse_link_id,
     parse_node_id,
+    parse_type,
+)
+from comfyui_runner.extras.group_nodes import (
+    ExpandedGroup,
+    expand_group_node,
+    find_group_definition,
+)
+from comfyui_runner.extras.node_ids import NodeIds, RawNodes, assign_node_ids
+from comfyui_runner.extras.pack_values import (
+    POWER_LORA_LOADER,
+    NamedValue,
+    names_that_matter,
+    read_named_values,
+    read_power_loras,
+    values_that_matter,
 )
 from comfyui_runner.extras.proxy_widgets import (
     migrate_proxy_widgets,
     parse_json_list,
     primitive_targets,
 )
-from comfyui_runner.extras.widgets import FIRST_VALUES, UNDEFINED, Widget
-from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
+from comfyui_runner.extras.templates import Templates
+from comfyui_runner.extras.widgets import (
+    CUSTOM,
+    FIRST_VALUES,
+    UNDEFINED,
+    Widget,
+)
+from comfyui_runner.text import JsonObject, as_dict, as_list, as_number, one_line
 
 #: How many levels of subgraphs a workflow may have: far more than anybody draws.
 DEEPEST_NESTING = 100
 
-#: The nodes of a graph, as they are in the file.
-RawNodes = Sequence[JsonObject]
-
 
 def load_graph(workflow: JsonObject, object_info: JsonObject) -> LGraph:
     """The root graph of a workflow, as it is when all is loaded. Raises ConversionError."""
+    templates = Templates(object_info)
+    root_nodes = read_nodes(workflow, "the workflow")
+    groups = expand_group_nodes(workflow, root_nodes, templates)
+    root_nodes = [
+        groups[index].host if index in groups else raw for index, raw in enumerate(root_nodes)
+    ]
     definitions = find_subgraph_definitions(workflow)
+    group_keys: Dict[str, int] = {}
+    for index, group in groups.items():
+        key = group.host["type"]
+        group_keys[key] = index
+        definitions[key] = group.subgraph
     subgraphs = {
         key: LGraph(raw, one_line(raw.get("name") or key, 60) or "?")
         for key, raw in definitions.items()
@@ -50,24 +79,35 @@ def load_graph(workflow: JsonObject, object_info: JsonObject) -> LGraph:
         key: read_nodes(raw, f"the subgraph {subgraphs[key].name}")
         for key, raw in definitions.items()
     }
-    root = LGraph(workflow)
-    root_nodes = read_nodes(workflow, "the workflow")
-    subgraph_ids = assign_subgraph_ids(workflow, root_nodes, nodes)
-    root_ids = NodeIds([parse_node_id(raw["id"]) for raw in root_nodes], {})
+    subgraph_ids, root_ids = assign_node_ids(workflow, root_nodes, nodes, group_keys)
 
-    loader = GraphLoader(object_info, subgraphs, subgraph_ids)
+    root = LGraph(workflow)
+    loader = GraphLoader(templates, subgraphs, subgraph_ids)
     for key in order_of_loading(subgraphs, nodes):
         loader.load(subgraphs[key], nodes[key], subgraph_ids[key])
     loader.load(root, root_nodes, root_ids)
+    for index, group in groups.items():
+        note_losses(root.nodes[root_ids.ids[index]], group)
+    finish_loading([*subgraphs.values(), root])
+    return root
 
-    graphs = [*subgraphs.values(), root]
+
+def note_losses(host: LGraphNode, group: ExpandedGroup) -> None:
+    """Keeps what of a group node got lost, for warnings."""
+    links = {socket.name: socket.link for socket in host.inputs}
+    host.lost_inputs = [name for name in group.lost_inputs if links[name] is not None]
+    host.unused_values = group.unused_values
+    host.widgets_without_value = group.widgets_without_value
+
+
+def finish_loading(graphs: Sequence[LGraph]) -> None:
+    """What the frontend does when it has loaded all graphs."""
     for graph in graphs:
         repair_graph(graph)
         for node in graph.nodes.values():
             if node.type == PRIMITIVE and not node.is_known:
                 apply_primitive(graph, node)
     narrow_match_types([node for graph in graphs for node in graph.nodes.values()])
-    return root
 
 
 # ------------------------------------------------------------------------------------------------
@@ -99,45 +139,6 @@ def read_nodes(raw_graph: JsonObject, graph_name: str) -> RawNodes:
                 SAVE_AGAIN,
             )
     return nodes
-
-
-class NodeIds(NamedTuple):
-    """The ids of the nodes of a graph, in the order of the file."""
-
-    ids: Sequence[str]
-    renamed: Mapping[str, str]  # {id in the file: id} of those that had to change
-
-
-def assign_subgraph_ids(
-    workflow: JsonObject, root_nodes: RawNodes, nodes: Mapping[str, RawNodes]
-) -> Dict[str, NodeIds]:
-    """The ids of the nodes of each subgraph, by the id of the subgraph.
-
-    The ids of all graphs differ: a node whose id is taken gets the next free number
-    (subgraphDeduplication.ts).
-    """
-    taken = {str(raw["id"]) for raw in root_nodes if type(raw["id"]) is int}
-    last = workflow.get("last_node_id", as_dict(workflow.get("state")).get("lastNodeId"))
-    if not isinstance(last, int):
-        last = 0
-    assigned: Dict[str, NodeIds] = {}
-    for key, raw_nodes in nodes.items():
-        ids: List[str] = []
-        renamed: Dict[str, str] = {}
-        for raw in raw_nodes:
-            node_id = parse_node_id(raw["id"])
-            if node_id in taken:
-                last += 1
-                while str(last) in taken:
-                    last += 1
-                renamed[node_id] = str(last)
-                node_id = str(last)
-            elif re.fullmatch("0|[1-9][0-9]{0,14}", node_id):
-                last = max(last, int(node_id))
-            taken.add(node_id)
-            ids.append(node_id)
-        assigned[key] = NodeIds(ids, renamed)
-    return assigned
 
 
 def order_of_loading(
@@ -194,22 +195,41 @@ def count_levels(inner: Mapping[str, Sequence[str]]) -> Dict[str, int]:
 # ------------------------------------------------------------------------------------------------
 
 
+def expand_group_nodes(
+    workflow: JsonObject, root_nodes: RawNodes, templates: Templates
+) -> Dict[int, ExpandedGroup]:
+    """The group nodes of a workflow, by their index among its nodes."""
+    groups: Dict[int, ExpandedGroup] = {}
+    keys: Set[str] = set()
+    for index, raw in enumerate(root_nodes):
+        definition = find_group_definition(workflow, raw["type"])
+        if definition is None or templates.of_class(raw["type"]).is_known:
+            continue
+        # The key is shown as the class of the node, which gets another id.
+        key = f"{raw['type']}, node {raw['id']} of the file"
+        if key in keys:
+            key += f" (entry {index})"
+        keys.add(key)
+        groups[index] = expand_group_node(raw, definition, key, templates)
+    return groups
+
+
 class GraphLoader:
     """Fills graphs with what the file has (LGraph.ts, configure)."""
 
     def __init__(
         self,
-        object_info: JsonObject,
+        templates: Templates,
         subgraphs: Mapping[str, LGraph],
         subgraph_ids: Mapping[str, NodeIds],
     ) -> None:
-        self.object_info = object_info
+        self.templates = templates
         self.subgraphs = subgraphs
         self.subgraph_ids = subgraph_ids
-        self.templates: Dict[str, LGraphNode] = {}
 
     def load(self, graph: LGraph, raw_nodes: RawNodes, node_ids: NodeIds) -> None:
         read_links(graph, node_ids.renamed)
+        settle_links(graph, raw_nodes, node_ids.ids)
         repair_slot_links(graph)
         for raw, node_id in zip(raw_nodes, node_ids.ids):
             self.add_node(graph, raw, node_id)
@@ -229,16 +249,9 @@ class GraphLoader:
                 migrate_proxy_widgets(node, node.subgraph, renamed)
 
     def add_node(self, graph: LGraph, raw: JsonObject, node_id: str) -> None:
-        type_ = raw["type"]
-        if type_ not in self.templates:
-            self.templates[type_] = create_template(type_, self.object_info)
-        template = self.templates[type_]
-        node = template.create_node(raw, node_id, graph, self.subgraphs.get(type_))
-        if node_id in graph.nodes:
-            raise ConversionError(
-                f"Two nodes have the same id: {graph.nodes[node_id]} and {node}.", SAVE_AGAIN
-            )
-        graph.nodes[node_id] = node
+        template = self.templates.of_node(raw)
+        subgraph = self.subgraphs.get(raw["type"])
+        graph.nodes[node_id] = template.create_node(raw, node_id, graph, subgraph)
 
 
 def read_links(graph: LGraph, renamed: Mapping[str, str]) -> None:
@@ -260,6 +273,43 @@ def read_links(graph: LGraph, renamed: Mapping[str, str]) -> None:
             renamed.get(target_id, target_id),
             parse_slot(raw[4]),
         )
+
+
+def settle_links(graph: LGraph, raw_nodes: RawNodes, ids: Sequence[str]) -> None:
+    """Finds the link of each input, by its slot in the file, and removes links without an input.
+
+    Since frontend 1.53, the table of links decides. What an input says of its link only counts
+    where the table agrees on the node (slots drift when a class changes), and where two links in
+    the table lead to the same slot.
+    """
+    named: Dict[Tuple[str, int], Any] = {}
+    for raw, node_id in zip(raw_nodes, ids):
+        for slot, raw_input in enumerate(as_list(raw.get("inputs"))):
+            link_id = parse_link_id(as_dict(raw_input).get("link"))
+            link = graph.links.get(link_id)
+            if link and link.target_id == node_id:
+                named[node_id, slot] = link_id
+
+    of_slot: Dict[Tuple[str, int], Any] = {}
+    for link_id, link in list(graph.links.items()):
+        target = (link.target_id, link.target_slot)
+        if link.target_id == SUBGRAPH_OUTPUT_NODE:
+            continue
+        if target not in of_slot:
+            of_slot[target] = link_id
+        elif named.get(target) == link_id:
+            del graph.links[of_slot[target]]
+            of_slot[target] = link_id
+        else:
+            del graph.links[link_id]
+
+    claimed = set(named.values())
+    for target, link_id in of_slot.items():
+        if link_id not in claimed:
+            graph.input_links[target] = link_id
+    for target, link_id in named.items():
+        if link_id in graph.links:
+            graph.input_links[target] = link_id
 
 
 def parse_slot(value: Any) -> int:
@@ -295,38 +345,52 @@ def configure_node(node: LGraphNode) -> None:
     configure_inputs(node)
     raw_outputs = as_list(node.raw.get("outputs"))
     for raw in raw_outputs[len(node.output_types) :]:
-        node.output_types.append(as_dict(raw).get("type"))
+        node.output_types.append(parse_type(as_dict(raw).get("type")))
     grow_linked_groups(node)
     configure_widgets(node)
 
 
-def stored_inputs(node: LGraphNode) -> Sequence[Tuple[str, JsonObject]]:
-    """The inputs that the file has of a node, with their names."""
-    raw_inputs = as_list(node.raw.get("inputs"))
-    return [(str(raw.get("name")), raw) for raw in raw_inputs if isinstance(raw, dict)]
+class StoredInput(NamedTuple):
+    """An input that the file has of a node."""
+
+    name: str
+    link: Any
+    raw: JsonObject
 
 
-def connect_inputs(node: LGraphNode, stored: Sequence[Tuple[str, JsonObject]]) -> None:
+def stored_inputs(node: LGraphNode) -> Sequence[StoredInput]:
+    links = node.graph.input_links
+    return [
+        StoredInput(str(raw.get("name")), links.get((node.id, slot)), raw)
+        for slot, raw in enumerate(as_list(node.raw.get("inputs")))
+        if isinstance(raw, dict)
+    ]
+
+
+def connect_inputs(node: LGraphNode, stored: Sequence[StoredInput]) -> None:
     """Takes over the links of the inputs that the node already has."""
-    raw_inputs = dict(stored)  # of two with the same name, the last one counts
+    links = {one.name: one.link for one in stored}  # of two with the same name, the last one counts
     for socket in node.inputs:
-        if socket.name in raw_inputs:
-            socket.link = parse_link_id(raw_inputs[socket.name].get("link"))
+        if socket.name in links:
+            socket.link = links[socket.name]
 
 
 def configure_inputs(node: LGraphNode) -> None:
     stored = stored_inputs(node)
+    node.lost_inputs = [
+        name for name, link_id, raw in stored if link_id is None and raw.get("link") is not None
+    ]
     connect_inputs(node, stored)
     own_names = {socket.name for socket in node.inputs}
     # Inputs that only the file has: of an older file, or further places of an autogrow group.
-    for name, raw in stored:
+    for name, link_id, raw in stored:
         if name in own_names:
             continue
         widget_name = as_dict(raw.get("widget")).get("name")
         if widget_name is not None:
             widget_name = str(widget_name)
-        socket = Socket(name, raw.get("type"), widget_name)
-        socket.link = parse_link_id(raw.get("link"))
+        socket = Socket(name, parse_type(raw.get("type")), widget_name)
+        socket.link = link_id
         node.inputs.append(socket)
 
 
@@ -344,18 +408,39 @@ def grow_linked_groups(node: LGraphNode) -> None:
 def configure_widgets(node: LGraphNode) -> None:
     """Gives the widgets the values that the file has for them."""
     stored = node.raw.get("widgets_values")
-    if isinstance(stored, dict):  # by name: some custom nodes store them so (VideoHelperSuite)
-        for widget in node.widgets:
-            if widget.name in stored:
-                node.value_positions[widget.name] = widget.name
-                node.set_value(widget, stored[widget.name])
-        return
+    named = read_named_values(node.type, stored)
+    if named is not None:
+        set_named_values(node, named)
+    elif node.type == POWER_LORA_LOADER:
+        set_power_loras(node, as_list(stored))
+    else:
+        set_values_in_order(node, as_list(stored))
 
-    values = as_list(stored)
+
+def set_named_values(node: LGraphNode, named: Dict[str, NamedValue]) -> None:
+    """Gives the widgets the values with their names."""
+    for widget in node.widgets:  # set_value() may change what follows
+        if widget.name not in named:
+            continue
+        place, value = named.pop(widget.name)
+        if place is not None:
+            node.value_positions[widget.name] = place
+        node.set_value(widget, value)
+    node.unused_values = names_that_matter(named)
+
+
+def set_power_loras(node: LGraphNode, values: Sequence[Any]) -> None:
+    for number, (position, row) in enumerate(read_power_loras(values, node.properties), 1):
+        widget = node.add_widget(Widget(f"lora_{number}", CUSTOM), row)
+        node.value_positions[widget.name] = position
+
+
+def set_values_in_order(node: LGraphNode, values: Sequence[Any]) -> None:
     positions: Iterable[int] = range(len(values))
     if len(values) == len(node.forced_positions):  # litegraphUtil.ts, migrateWidgetsValues
         positions = [index for index in positions if not node.forced_positions[index]]
     remaining = iter(positions)
+    widgets_without_value = []
     for widget in node.widgets:  # set_value() may change what follows
         if not widget.in_workflow:
             continue
@@ -363,6 +448,12 @@ def configure_widgets(node: LGraphNode) -> None:
         if position is not None:
             node.value_positions[widget.name] = position
             node.set_value(widget, values[position])
+        elif node.is_needed(widget):
+            widgets_without_value.append(widget.name)
+    if values:  # a file without any means the defaults
+        node.widgets_without_value = widgets_without_value
+    unused_values = [values[position] for position in remaining]
+    node.unused_values = values_that_matter(node.type, unused_values)
 
 
 def configure_host(host: LGraphNode, subgraph: LGraph) -> None:
@@ -485,12 +576,18 @@ def fit_into_range(value: Any, widget: Widget) -> Any:
 
     widgetInputs.ts, useIntWidget.ts.
     """
+    if widget.type not in ("INT", "FLOAT"):
+        return value
+    if isinstance(value, str):
+        value = number_in_text(value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if widget.type not in ("INT", "FLOAT") or not is_number:
+    if not is_number or value != value or abs(value) == math.inf:
         return value
     low = widget.options.get("min")
     high = widget.options.get("max")
     step = widget.options.get("step") or 1
+    if widget.type == "FLOAT":
+        value = round_as_widget(value, widget)
     if low is not None and value < low:
         value = low
     if high is not None and value > high:
@@ -500,6 +597,39 @@ def fit_into_range(value: Any, widget: Widget) -> Any:
         offset = (low or 0) % step
         value = int(((value - offset) / step + 0.5) // 1) * step + offset
     return value
+
+
+def number_in_text(text: str) -> Any:
+    """The number that a text is, as JavaScript takes it for one; other texts stay."""
+    if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*", text, re.I):
+        return text
+    number = float(text)
+    if number.is_integer():
+        return int(number)
+    return number
+
+
+def round_as_widget(value: float, widget: Widget) -> float:
+    """A FLOAT with as many digits as its widget shows (useFloatWidget.ts).
+
+    The digits are those of ``step``; ``round`` may ask for a multiple of something else before.
+    """
+    options = widget.options
+    precision = digits_of_step(as_number(options.get("step")) or 0.5)
+    unit = as_number(options.get("round"))
+    if not unit and precision:
+        unit = 0.1**precision
+    if unit <= 0 or abs(value) > 2**53:
+        return value
+    rounded = math.floor(value / unit + 0.5) * unit
+    return round(rounded, precision)
+
+
+def digits_of_step(step: float) -> int:
+    """How many digits after the point a step has: 0.05 has two, 1 has none."""
+    if not 1e-20 < step < 1:
+        return 0
+    return -math.floor(math.log10(step))
 
 
 # ------------------------------------------------------------------------------------------------

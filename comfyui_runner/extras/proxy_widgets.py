@@ -122,16 +122,17 @@ def find_promotable(node: LGraphNode, proxy: ProxyWidget) -> Optional[Socket]:
                 return socket
         return None
 
-    for socket, subgraph_input in zip(node.inputs, node.subgraph.inputs):
-        source = node.subgraph.promoted_source(subgraph_input) or ("", "")
-        if proxy.inner_node_id is None:
-            is_meant = proxy.widget_name in (socket.name, source[1])
-        else:
-            is_meant = source == (proxy.inner_node_id, proxy.widget_name)
-        if is_meant:
-            if socket.promoted:
+    sockets = list(zip(node.inputs, node.subgraph.inputs))
+    if proxy.inner_node_id is not None:
+        for socket, subgraph_input in sockets:
+            source = node.subgraph.promoted_source(subgraph_input)
+            if socket.promoted and source == (proxy.inner_node_id, proxy.widget_name):
                 return socket
-            break
+    # The ids inside may have changed since; the name alone counts then.
+    for socket, subgraph_input in sockets:
+        source = node.subgraph.promoted_source(subgraph_input) or ("", "")
+        if socket.promoted and proxy.widget_name in (socket.name, source[1]):
+            return socket
     return None
 
 

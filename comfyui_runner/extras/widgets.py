@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import (
     Any,
+    Collection,
     Container,
     Dict,
     Iterator,
@@ -16,6 +17,7 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -29,6 +31,9 @@ DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 AUTOGROW = "COMFY_AUTOGROW_V3"
 MATCH_TYPE = "COMFY_MATCHTYPE_V3"
 
+#: A widget that a custom node's script makes: what the file has for it is sent as it is.
+CUSTOM = "CUSTOM"
+
 #: The types of input that have a widget, and its first value where the spec has no default
 #: (scripts/widgets.ts and what it imports; getCustomWidgets of the extensions).
 FIRST_VALUES: Mapping[str, Any] = {
@@ -40,6 +45,7 @@ FIRST_VALUES: Mapping[str, Any] = {
     "TEXTAREA": "",
     "COMBO": None,
     DYNAMIC_COMBO: None,
+    CUSTOM: UNDEFINED,
     "COLOR": "#000000",
     "COLORS": [],
     "RANGE": {"min": 0.0, "max": 1.0},
@@ -105,9 +111,16 @@ class InputSpec(NamedTuple):
     options: JsonObject
 
     @property
-    def widget_type(self) -> Any:
+    def widget_type(self) -> str:
         """The type whose widget the input gets; its socket may take more (FLOAT,INT)."""
-        return self.options.get("widgetType", self.type)
+        explicit = self.options.get("widgetType")
+        if explicit is None:
+            return self.type
+        if isinstance(explicit, str) and explicit in FIRST_VALUES:
+            return explicit
+        if self.type in FIRST_VALUES:  # a custom node's script draws it in a way of its own
+            return self.type
+        return CUSTOM
 
     @property
     def has_widget(self) -> bool:
@@ -130,6 +143,21 @@ def parse_input_specs(inputs: Any) -> Iterator[Tuple[str, InputSpec]]:
             yield name, parse_input_spec(spec)
 
 
+def javascript_text(value: Any) -> str:
+    """A value as JavaScript's String() writes it; a text area shows it so. None becomes ""."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(javascript_text(item) for item in value)
+    if isinstance(value, dict):
+        return "[object Object]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
 # ------------------------------------------------------------------------------------------------
 # The inputs of a class
 # ------------------------------------------------------------------------------------------------
@@ -140,10 +168,16 @@ class ClassInputs(NamedTuple):
 
     specs: Mapping[str, InputSpec]
     creation_order: Sequence[str]
+    optional: Collection[str]
 
 
-def inputs_of_class(class_type: str, definition: JsonObject) -> ClassInputs:
-    """The inputs that a new node of a class has; ``definition`` is what /object_info has of it."""
+def inputs_of_class(
+    class_type: str, definition: JsonObject, custom_inputs: Container[str] = ()
+) -> ClassInputs:
+    """The inputs that a new node of a class has; ``definition`` is what /object_info has of it.
+
+    ``custom_inputs`` are those for which a custom node's script makes a widget.
+    """
     inputs = as_dict(definition.get("input"))
     required = dict(parse_input_specs({"required": inputs.get("required")}))
     optional = dict(parse_input_specs({"optional": inputs.get("optional")}))
@@ -153,11 +187,14 @@ def inputs_of_class(class_type: str, definition: JsonObject) -> ClassInputs:
     _add_browser_inputs(class_type, required)
 
     specs = {**required, **optional}
+    for name, spec in specs.items():
+        if name in custom_inputs:
+            specs[name] = spec._replace(options={**spec.options, "widgetType": CUSTOM})
     order = as_dict(definition.get("input_order"))
     names = [name for name in as_list(order.get("required")) if name in required]
     names += [name for name in as_list(order.get("optional")) if name in optional]
     names += specs
-    return ClassInputs(specs, list(dict.fromkeys(names)))
+    return ClassInputs(specs, list(dict.fromkeys(names)), list(optional))
 
 
 def _add_browser_inputs(class_type: str, required: Dict[str, InputSpec]) -> None:
@@ -175,6 +212,25 @@ def _add_browser_inputs(class_type: str, required: Dict[str, InputSpec]) -> None
 def _takes_picture_upload(spec: InputSpec) -> bool:
     uploads = [key for key in _UPLOAD_OPTIONS if spec.options.get(key) is True]
     return spec.type == "COMBO" and bool(uploads)
+
+
+def output_types_of_all(object_info: JsonObject) -> Set[str]:
+    """The types that some class of the server puts out: an input of such a type is a socket."""
+    types: Set[str] = set()
+    for definition in object_info.values():
+        outputs = as_list(as_dict(definition).get("output"))
+        types.update(output for output in outputs if isinstance(output, str))
+    return types
+
+
+def can_have_custom_widget(socket_type: Any, output_types: Container[str]) -> bool:
+    """Whether an input may have a widget of a custom node's script, by its type.
+
+    Nothing can be linked to it then: no class puts the type out. Types of several (A,B), of any (*)
+    and those that ComfyUI itself resolves (COMFY_...) have no widgets of scripts.
+    """
+    is_one_type = isinstance(socket_type, str) and bool(re.fullmatch(r"[^,*]+", socket_type))
+    return is_one_type and socket_type not in output_types
 
 
 def forced_positions(inputs: ClassInputs, widget_names: Container[str]) -> List[bool]:
@@ -213,6 +269,7 @@ class Widget(NamedTuple):
     choices: Sequence[Any] = ()  # of a combo
     options: Mapping[str, Any] = {}
     has_dynamic_prompt: bool = False  # one of {day|night} is chosen when it is sent
+    format_of: str = ""  # the combo that has brought it
 
 
 #: A widget and its first value.
@@ -319,6 +376,22 @@ def inputs_of_option(combo: Widget, value: Any) -> Optional[List[Tuple[str, Inpu
         return None
     inputs = parse_input_specs(options[key].get("inputs"))
     return [(f"{combo.name}.{name}", spec) for name, spec in inputs]
+
+
+def widgets_of_format(combo: Widget, value: Any) -> Iterator[NewWidget]:
+    """The widgets that a combo with ``formats`` brings while ``value`` is chosen.
+
+    VideoHelperSuite's: VHS.core.js, addFormatWidgets.
+    """
+    formats = as_dict(combo.options.get("formats"))
+    if not isinstance(value, str):
+        return
+    for entry in as_list(formats.get(value)):
+        name, *spec_parts = as_list(entry) or [None]
+        spec = parse_input_spec(spec_parts)
+        if isinstance(name, str) and spec.has_widget:
+            widget, first_value = _create_main_widget(name, spec)
+            yield widget._replace(format_of=combo.name), first_value
 
 
 class AutogrowGroup:
