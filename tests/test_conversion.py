@@ -1648,6 +1648,16 @@ def test_each_of_two_group_nodes_has_nodes_of_its_own() -> None:
     assert "1 value that no widget of it takes (more)" in told
 
 
+def test_a_value_in_a_group_node_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
+    workflow = sampling()
+    made = convert_workflow(workflow, OBJECT_INFO)
+    values = {InputRef("34:32", "text"): "edited", InputRef("34:33", "cfg"): 2}
+    edited = edited_workflow(made, workflow, with_values(made.prompt, values))
+    group = edited["nodes"][2]["widgets_values"]
+    assert group == ["outer a", "edited", 99, "fixed", 11, 2, "ddim", "karras", 0.5]
+    assert convert_workflow(edited, OBJECT_INFO).prompt["34:32"]["inputs"]["text"] == "edited"
+
+
 def test_group_nodes_with_the_same_id_are_two() -> None:
     workflow = sampling()
     workflow["nodes"].append(node(5, "workflow>sampling", values=["x", "y"]))
@@ -1732,12 +1742,15 @@ def test_a_primitive_in_a_group_node_has_a_value_of_the_group_node() -> None:
         "nodes": [primitive, latent, node(-1, "PrimitiveNode", {}, [("INT",)]), text, prompt],
         "links": [[0, 0, 1, 0, 1, "INT"], [0, 0, 1, 1, 1, "INT"], [3, 0, 4, 1, 1, "STRING"]],
     }
-    workflow = flow([node(5, "workflow>g", {}, [], [640, "fixed", 2, "a fox"])])
-    made = converted(with_groups(workflow, g=definition))
+    workflow = with_groups(flow([node(5, "workflow>g", {}, [], [640, "fixed", 2, "a fox"])]), g=definition)
+    made = converted(workflow)
     assert made == {
         "36:32": {"width": 640, "height": 640, "batch_size": 2},
         "36:35": {"text": "a fox"},
     }
+    made_again = convert_workflow(workflow, OBJECT_INFO)
+    edited = with_values(made_again.prompt, {InputRef("36:32", "width"): 8, InputRef("36:32", "batch_size"): 3})
+    assert edited_workflow(made_again, workflow, edited)["nodes"][0]["widgets_values"] == [640, "fixed", 3, "a fox"]
 
 
 def test_a_reroute_in_a_group_node() -> None:
@@ -2228,6 +2241,8 @@ def test_conversion_fuzz(data: st.DataObject) -> None:
             assert made["class_type"] in PACKS
             for value in made["inputs"].values():
                 assert not isinstance(value, list) or (value[0] in result.prompt and isinstance(value[1], int))
+        edits = {InputRef(node_id, name): 7 for node_id, (_, names) in result.places.items() for name in names}
+        edited_workflow(result, workflow, with_values(result.prompt, edits))
     assert repr(workflow) == repr(before)
 
 

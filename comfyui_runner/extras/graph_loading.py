@@ -86,10 +86,30 @@ def load_graph(workflow: JsonObject, object_info: JsonObject) -> LGraph:
     for key in order_of_loading(subgraphs, nodes):
         loader.load(subgraphs[key], nodes[key], subgraph_ids[key])
     loader.load(root, root_nodes, root_ids)
-    for index, group in groups.items():
-        note_losses(root.nodes[root_ids.ids[index]], group)
     finish_loading([*subgraphs.values(), root])
+    for index, group in groups.items():
+        host = root.nodes[root_ids.ids[index]]
+        note_losses(host, group)
+        inner_nodes = subgraphs[host.type].nodes.values()
+        for inner, positions in zip(inner_nodes, group.value_positions):
+            point_to_group_node(inner, as_list(workflow["nodes"])[index], positions)
     return root
+
+
+def point_to_group_node(
+    inner: LGraphNode, raw_group_node: JsonObject, positions: Mapping[int, int]
+) -> None:
+    """Says that the values of an inner node are those of the group node in the file.
+
+    ``positions`` lead from the places of its own values to those of the group node.
+    """
+    own_positions = inner.value_positions
+    inner.value_positions = {
+        name: positions[position]
+        for name, position in own_positions.items()
+        if position in positions
+    }
+    inner.raw = raw_group_node
 
 
 def note_losses(host: LGraphNode, group: ExpandedGroup) -> None:

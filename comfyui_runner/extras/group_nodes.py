@@ -7,7 +7,7 @@ its inner nodes and links. Since 1.54, the frontend makes a subgraph of each whe
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.extras.graph import (
     PRIMITIVE,
@@ -15,7 +15,6 @@ from comfyui_runner.extras.graph import (
     SUBGRAPH_OUTPUT_NODE,
 )
 from comfyui_runner.extras.templates import Templates
-from comfyui_runner.extras.widgets import UNDEFINED
 from comfyui_runner.text import JsonObject, as_dict, as_list
 
 REROUTE = "Reroute"
@@ -29,6 +28,8 @@ class ExpandedGroup(NamedTuple):
     unused_values: Sequence[Any]  # those of the group node that no inner widget takes
     widgets_without_value: Sequence[str]
     lost_inputs: Sequence[str]
+    #: For each inner node: where in its values, and where in those of the group node, one is.
+    value_positions: Sequence[Mapping[int, int]]
 
 
 class InnerSlot(NamedTuple):
@@ -78,6 +79,7 @@ class GroupNode:
         self.targets = {(target, slot) for _, _, target, slot in self.links}
         self.origins = {(origin, slot) for origin, slot, _, _ in self.links}
         self.external = self._read_external(definition)
+        self.value_positions: List[Dict[int, int]] = [{} for _ in self.nodes]
 
     def _read_links(self, definition: JsonObject) -> Iterator[Tuple[int, int, int, int]]:
         """The links between inner nodes: node, slot, node, slot."""
@@ -131,7 +133,9 @@ class GroupNode:
             "outputs": outputs,
         }
         host["title"] = title
-        return ExpandedGroup(host, subgraph, unused_values, widgets_without_value, lost_inputs)
+        return ExpandedGroup(
+            host, subgraph, unused_values, widgets_without_value, lost_inputs, self.value_positions
+        )
 
     def _tell_primitives(self, links: Sequence[Sequence[Any]]) -> None:
         """Writes their links into the outputs of PrimitiveNodes, where they are looked for."""
@@ -250,7 +254,7 @@ class GroupNode:
         Returns those that are left, and the inner classes that got too few.
         """
         values = as_list(self.host.get("widgets_values"))
-        remaining = iter(values)
+        host_position = 0
         lacking: Dict[str, None] = {}
         for index, node in enumerate(self.nodes):
             inner_values = as_list(node.get("widgets_values"))
@@ -259,15 +263,16 @@ class GroupNode:
                 if position < len(inner_values):
                     first_value = inner_values[position]
                 if not self._is_linked_inside(index, position):
-                    value = next(remaining, UNDEFINED)
-                    if value is not UNDEFINED:
-                        first_value = value
+                    if host_position < len(values):
+                        first_value = values[host_position]
+                        self.value_positions[index][position] = host_position
+                        host_position += 1
                     elif values:
                         lacking[str(node.get("type"))] = None
                 taken.append(first_value)
             if taken and values:
                 node["widgets_values"] = taken
-        return list(remaining), list(lacking)
+        return values[host_position:], list(lacking)
 
     def _first_values(self, index: int) -> Sequence[Any]:
         """What the widgets of an inner node begin with, one for each value that a file has."""
