@@ -7,8 +7,10 @@ them, its links to nodes that run (executionUtil.ts, graphToPrompt). The rules a
 1.58; each names the file of ComfyUI_frontend that it comes from. Where 1.58.1 loses something that
 the file has, the file counts:
 
-- links of a file without ``version``, and of an output of a subgraph that names another link;
-- a seed above 2**53, and values and links that a widget of a dynamic combo has no place for;
+- the links of a file without ``version``;
+- the link of a subgraph's output that names one which is not there;
+- the last digits of a seed above 2**53;
+- the input of a link to a socket that the server's class lacks (another one gets it);
 - that a group node is muted or bypassed, and the order of its values.
 """
 
