@@ -1505,6 +1505,27 @@ def test_the_table_of_links_decides_what_is_connected() -> None:
     assert linked_latents(*rivals, latent=1, positive=2) == {"latent_image": "1"}
 
 
+def test_what_frontend_1_58_1_loses_is_kept() -> None:
+    """Faults of that version; what it does with a group node that is off has a test of its own."""
+    workflow = flow([LOAD, node(2, "PreviewImage", {"images": 1})], (1, 1, 0, 2, 0))
+    del workflow["version"]
+    assert converted(workflow)["2"] == {"images": ["1", 0]}
+
+    seed = 2**53 + 1
+    assert inputs_of(node(1, "KSampler", values=[seed, *KSAMPLER[1:]]))["seed"] == seed
+
+    # There, the text of the prompt becomes the link.
+    gone = node(2, "CLIPTextEncode", {"model.images.image_1": 1}, values=["a fox"])
+    assert converted(flow([LOAD, gone], (1, 1, 0, 2, 0)))["2"]["text"] == "a fox"
+
+    # There, values land in other widgets where the inner nodes list theirs as inputs.
+    latent = node(-1, "EmptyLatentImage", {"width": None, "height": None}, [("LATENT",)], [8, 8, 1])
+    for raw_input in latent["inputs"]:
+        raw_input["widget"] = {"name": raw_input["name"]}
+    group = with_groups(flow([node(5, "workflow>g", values=[1, 2, 3])]), g={"nodes": [latent], "links": []})
+    assert converted(group)["32:31"] == {"width": 1, "height": 2, "batch_size": 3}
+
+
 def test_a_text_area_makes_a_text_of_what_is_none() -> None:
     texts = [12, 1.0, 2.5, True, None, ["a", [1, None]], {"a": 1}]
     nodes = [node(k, "CLIPTextEncode", values=[text]) for k, text in enumerate(texts)]
