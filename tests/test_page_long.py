@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
+import functools
+import http.server
 import json
 import os
 import re
@@ -14,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
@@ -1080,3 +1084,69 @@ def test_a_screen_reader_finds_names_and_is_told(make_service: Any, visit: Any) 
     assert "error-5-steps" in described.split()
     assert page.locator("#error-5-steps").get_attribute("aria-live") == "polite"
     expect(page.locator("main")).to_have_count(1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Pages of others
+# ------------------------------------------------------------------------------------------------
+
+#: A page that tries to start runs, and hides where the requests come from. Its title says when every try is over.
+FOREIGN_PAGE = """<!doctype html><meta name="referrer" content="no-referrer"><body><script>
+const over = element => new Promise(done => {
+  element.onload = element.onerror = done;
+  document.body.append(element);
+});
+const make = (name, values) => Object.assign(document.createElement(name), values);
+const tries = [];
+for (const url of URLS) {
+  tries.push(over(make("img", {src: url, referrerPolicy: "no-referrer"})));
+  tries.push(over(make("iframe", {src: url})));
+  for (const method of ["GET", "POST"])
+    tries.push(fetch(url, {mode: "no-cors", method}).catch(() => {}));
+  const frame = make("iframe", {name: url});
+  const form = make("form", {action: url, method: "POST", target: url});
+  document.body.append(form);
+  tries.push(over(frame).then(() => new Promise(done => { frame.onload = done; form.submit(); })));
+}
+Promise.all(tries).then(() => { document.title = "over"; });
+</script>"""
+
+
+@pytest.fixture
+def foreign_pages(tmp_path: Any) -> Iterator[Callable[[str], List[str]]]:
+    """Writes a page; where it can be opened: on another port, under another name, and as a file."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def write(page: str) -> List[str]:
+        path = folder / "page.html"
+        path.write_text(page, encoding="utf-8")
+        port = server.server_address[1]
+        return ["http://127.0.0.1:%d/page.html" % port, "http://localhost:%d/page.html" % port, path.as_uri()]
+
+    yield write
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_page_of_somebody_else_starts_nothing(make_service: Any, browser: Any, foreign_pages: Any) -> None:
+    service = make_service(TEXTS)
+    hosts = ("127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]")
+    urls = ["http://%s:%d/queue" % (host, service.port) for host in hosts]
+    page = browser.new_page()
+    for address in foreign_pages(FOREIGN_PAGE.replace("URLS", json.dumps(urls))):
+        page.goto(address)
+        page.wait_for_function("document.title == 'over'")
+        for url in urls:
+            tab = browser.new_page()
+            tab.goto(address)
+            with contextlib.suppress(playwright.Error), tab.expect_navigation():  # nobody may listen there
+                tab.evaluate("url => { location = url; }", url)
+            tab.close()
+        assert service.phases() == [], address
+    page.goto(service.url + "/queue")  # the address bar may
+    wait_until(lambda: len(service.phases()) == 1)
+    page.close()
