@@ -24,6 +24,12 @@ class Document(NamedTuple):
 
     prompt: Optional[Prompt] = None
     workflow: Optional[Dict[str, Any]] = None
+    #: More for the nodes, such as the key of an API: sent along, never stored or shown.
+    extra_data: Mapping[str, Any] = {}
+
+
+#: Not kept of a file's extra_data: what ComfyUI adds itself (server.py), and the workflow.
+EXTRA_DATA_NOT_KEPT = ("client_id", "create_time", "extra_pnginfo")
 
 
 class Conversion(NamedTuple):
@@ -92,19 +98,20 @@ def unwrap_document(document: Any, name: str) -> Document:
     document = _unwrap_history_entry(_unwrap_job(document))
     wrapped = document.get("workflow")
     workflow = wrapped
+    extra_data = as_dict(document.get("extra_data"))
+    kept = {key: extra_data[key] for key in extra_data if key not in EXTRA_DATA_NOT_KEPT}
     if not workflow:  # as in the body of POST /prompt
-        extra_data = as_dict(document.get("extra_data"))
         workflow = as_dict(extra_data.get("extra_pnginfo")).get("workflow")
     if not _is_ui_format(workflow):
         workflow = None
 
     prompt = document.get("prompt")
     if isinstance(prompt, dict) and "class_type" not in prompt:  # else a node with the id "prompt"
-        return Document(_check_nodes(prompt, name), workflow)
+        return Document(_check_nodes(prompt, name), workflow, kept)
     if workflow is not None:
-        return Document(workflow=workflow)
+        return Document(None, workflow, kept)
     if has_nodes(wrapped):  # in API format, as hosted services call it
-        return Document(_check_nodes(wrapped, name))
+        return Document(_check_nodes(wrapped, name), extra_data=kept)
     return Document(_check_nodes(document, name))
 
 

@@ -142,13 +142,14 @@ class Loaded(NamedTuple):
     seeds: Tuple[InputRef, ...] = ()  # all of them, where the settings change them
     uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
     object_info: Mapping[str, Any] = {}  # empty where it was not needed
+    extra_data: Mapping[str, Any] = {}  # of the file; it may contain secrets
 
     def summary(self) -> Summary:
         """What a person is shown before a run. Seeds to be drawn are not those of the file."""
         return summarize(with_values(self.prompt, dict.fromkeys(self.drawn, "random")))
 
     def extra(self, prompt: Prompt) -> Dict[str, Any]:
-        """More fields for POST /prompt: the workflow, with the values of ``prompt``.
+        """More fields for POST /prompt: the file's, and the workflow with the values of ``prompt``.
 
         ComfyUI writes it into the pictures that it saves, so it must say what ran. A picture that
         carried both was not converted: where its values were edited, its workflow is left out, and
@@ -156,10 +157,13 @@ class Loaded(NamedTuple):
         """
         was_converted = bool(self.conversion.places)
         is_unedited = prompt == self.conversion.prompt
-        if not self.workflow or not (was_converted or is_unedited):
+        extra_data = dict(self.extra_data)
+        if self.workflow and (was_converted or is_unedited):
+            workflow = edited_workflow(self.conversion, self.workflow, prompt)
+            extra_data["extra_pnginfo"] = {"workflow": workflow}
+        if not extra_data:
             return {}
-        workflow = edited_workflow(self.conversion, self.workflow, prompt)
-        return {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+        return {"extra_data": extra_data}
 
 
 def make_prompt(document: Document, define: Define) -> Conversion:
@@ -224,6 +228,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     conversion = make_prompt(document, define)
     prompt, warnings = conversion.prompt, conversion.warnings
     loaded = Loaded(prompt, path, document.workflow, conversion, warnings)
+    loaded = loaded._replace(extra_data=document.extra_data)
     if not looks_at_values(settings):
         return loaded
 

@@ -174,6 +174,7 @@ class RouteCall:
 
         name = one_line(self.request.query.get("name", ""), 200)
         loaded = Loaded(prompt, name, document.workflow, conversion)
+        loaded = loaded._replace(extra_data=document.extra_data)
         revision = self.held.hold_loaded(loaded)
         answer = {
             "nodes": len(prompt),

@@ -1340,6 +1340,35 @@ def test_an_edit_of_a_held_ui_workflow_is_in_the_one_that_goes_along(simulator: 
     assert widgets(workflow, 2) == ["a red door"] == [prompt["2"]["inputs"]["text"]]
 
 
+SECRET = "comfyui-key-of-the-tests"
+
+
+def test_the_key_in_a_file_goes_along_and_is_neither_stored_nor_shown(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    keyed = {"prompt": small(API), "extra_data": {"api_key_comfy_org": SECRET, "note": 1}}
+    record = str(tmp_path / "run.json")
+    result = go(simulator, "--yes", "--json", "--save-run", record, "--set", "5.steps=2", workflow_file(keyed))
+    assert result.status == 0
+    assert history(simulator)[-1][1]["note"] == 1
+    assert SECRET not in result.out + result.err
+    with open(record, encoding="utf-8") as file:
+        assert SECRET not in file.read()
+
+
+def test_the_key_of_a_held_workflow_goes_along_and_is_not_shown(simulator: Any, make_middleware: Make) -> None:
+    keyed = {"prompt": small(API), "extra_data": {"api_key_comfy_org": SECRET, "note": 1}}
+    program = make_middleware(simulator, prompt=keyed)
+    ran(program)
+    assert history(simulator)[-1][1]["note"] == 1
+    program.hold({**keyed, "extra_data": {"api_key_comfy_org": SECRET, "note": 2}})
+    ran(program)
+    assert history(simulator)[-1][1]["note"] == 2
+    for path in ("/workflow", "/status", "/runs"):
+        assert SECRET.encode() not in program.get(path).body
+    assert SECRET not in program.out.getvalue() + program.err.getvalue()
+
+
 def test_the_values_of_the_command_line_are_held_and_come_back(
     simulator: Any, make_middleware: Make, tmp_path: Any, cat: str
 ) -> None:

@@ -156,6 +156,9 @@ ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"c
         ({"id": ENTRY}, Document(PROMPT, UI)),
         ({"prompt": node("X")}, Document({"prompt": node("X")})),  # a node whose id is "prompt"
         ({"workflow": PROMPT}, Document(PROMPT)),
+        ({"prompt": PROMPT, "extra_data": {**EXTRA, "key": "k"}}, Document(PROMPT, UI, {"key": "k"})),
+        ({"workflow": UI, "extra_data": {"key": "k"}}, Document(None, UI, {"key": "k"})),
+        ({"workflow": PROMPT, "extra_data": {"key": "k"}}, Document(PROMPT, None, {"key": "k"})),
         ({"workflow": node("X")}, Document({"workflow": node("X")})),
         ({"input": {"workflow": PROMPT, "images": []}}, Document(PROMPT)),  # a job for RunPod's workers
         ({"input": {"workflow": UI}, "id": "job"}, Document(None, UI)),
