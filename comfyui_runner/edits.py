@@ -260,17 +260,29 @@ def with_values(prompt: Prompt, values: Mapping[InputRef, Any]) -> Prompt:
 def seed_inputs(prompt: JsonObject, object_info: JsonObject) -> List[InputRef]:
     """Every seed of the workflow: a whole number named so, or that feeds an input named so."""
     seeds: Dict[InputRef, None] = {}  # in order, each once
+    feeding_nodes: Set[str] = set()
     for node_id in prompt:
         for name, value in inputs_of(prompt, node_id).items():
             if "seed" not in str(name).lower():
                 continue
             ref = InputRef(node_id, name)
             if is_link(value):
-                feeding = _seeds_in(prompt, str(value[0]), object_info)
-                seeds.update(dict.fromkeys(feeding))
+                source = str(value[0])
+                if source not in feeding_nodes:  # thousands of inputs may be fed by one large node
+                    seeds.update(dict.fromkeys(_seeds_in(prompt, source, object_info)))
+                feeding_nodes.add(source)
             elif type(value) is int and spec_of(prompt, ref, object_info).type in ("INT", ""):
                 seeds[ref] = None
     return list(seeds)
+
+
+def seeds_by_name(prompt: JsonObject, drawn: Iterable[InputRef] = ()) -> Dict[str, Any]:
+    """The seeds that ``prompt`` runs with, by NODE.INPUT.
+
+    ``drawn`` are inputs that were drawn for it: they are seeds whatever they are called.
+    """
+    refs = dict.fromkeys([*seed_inputs(prompt, {}), *drawn])
+    return {f"{ref.node_id}.{ref.input}": value_of(prompt, ref) for ref in refs}
 
 
 def _seeds_in(prompt: JsonObject, node_id: str, object_info: JsonObject) -> Iterator[InputRef]:
@@ -295,14 +307,18 @@ def draw_seeds(
 ) -> Prompt:
     """A copy of ``prompt`` with new seeds; ``draw`` returns numbers in [0, 1).
 
-    They lie between the bounds of their inputs, at most ``_SEED_RANGE`` above the lower one.
+    They lie between the bounds of their inputs, at most ``_SEED_RANGE`` above the lower one, and
+    are not negative unless the input takes nothing else: to nodes whose minimum is negative
+    (rgthree's Seed) -1 to -3 are not seeds, but ask for a random one.
     """
     seeds = {}
     for ref in random_inputs:
         options = spec_of(prompt, ref, object_info).options
         low = int(as_number(options.get("min")))
         high = int(as_number(options.get("max"), _SEED_RANGE))
-        high = min(high, max(low, 0) + _SEED_RANGE)
+        if high >= 0:
+            low = max(low, 0)
+        high = min(high, low + _SEED_RANGE)
         seeds[ref] = low + int(draw() * (high - low + 1))
     return with_values(prompt, seeds)
 

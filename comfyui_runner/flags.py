@@ -71,7 +71,10 @@ def read_seed(source: str, text: str) -> str:
     """What --seed takes: "keep", "random", or the digits of a number."""
     seed = text.lower()
     if not re.fullmatch(r"keep|random|[0-9]{1,20}", seed):
-        raise UsageError(f"{source} must be a number, random or keep.")
+        remedy = ""
+        if seed == "-1":  # other programs draw a seed then
+            remedy = f"For a random seed, write {source} random."
+        raise UsageError(f"{source} must be a number, random or keep.", remedy)
     return seed
 
 

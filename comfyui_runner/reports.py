@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
+from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.nodes import describe_node, node_in_words
 from comfyui_runner.outputs import collect_outputs
@@ -68,7 +69,7 @@ def changes(
 
     ``throttle`` is the run's own: this is the one place that decides which steps are reported.
     """
-    yield from _changes_in_queue(before, after)
+    yield from _changes_in_queue(before, after, prompt)
     if after.cached != before.cached:
         nodes = sorted(after.cached)
         yield {"event": "cached", "nodes": nodes, "nodes_total": len(after.planned)}
@@ -86,10 +87,12 @@ def node_report(event: str, prompt: Mapping[str, Any], node_id: str, **fields: A
     return {"event": event, **describe_node(prompt, node_id), **fields}
 
 
-def _changes_in_queue(before: PromptState, after: PromptState) -> Iterator[Report]:
+def _changes_in_queue(
+    before: PromptState, after: PromptState, prompt: Mapping[str, Any]
+) -> Iterator[Report]:
     is_on_server = after.phase in (Phase.QUEUED, Phase.RUNNING)
     if before.phase is Phase.SUBMITTING and is_on_server:
-        yield {"event": "submitted"}
+        yield {"event": "submitted", "seeds": seeds_by_name(prompt)}
 
     place_is_known = after.phase is Phase.QUEUED and after.ahead is not None
     if place_is_known and after.ahead != before.ahead:
@@ -350,7 +353,19 @@ def describe_listening(report: Report) -> List[Line]:
 
 
 def describe_submitted(report: Report) -> List[Line]:
-    return [("dim", f"Submitted as {report['prompt_id']}.")]
+    lines: List[Line] = [("dim", f"Submitted as {report['prompt_id']}.")]
+    if report["seeds"]:
+        lines.append(("dim", f"Seeds: {list_seeds(report['seeds'])}"))
+    return lines
+
+
+def list_seeds(seeds: Mapping[str, Any]) -> str:
+    """Seeds as --set takes them: ``3.seed=42, 8.noise_seed=7``. The first ENTRIES_SHOWN of them."""
+    entries = [f"{name}={value}" for name, value in seeds.items()]
+    listed = ", ".join(entries[:ENTRIES_SHOWN])
+    if len(entries) > ENTRIES_SHOWN:
+        listed += f" and {len(entries) - ENTRIES_SHOWN} more"
+    return listed
 
 
 def describe_queued(report: Report) -> List[Line]:
@@ -469,7 +484,10 @@ def describe_exported(report: Report) -> List[Line]:
 def describe_row(report: Report) -> List[Line]:
     style = style_of_result(is_good=report["status"] == "done")
     first_line = report["message"].partition("\n")[0]
-    return [(style, f"Row {report['row']}: {first_line}")]
+    line = f"Row {report['row']}: {first_line}"
+    if report["seeds"]:
+        line += f" ({list_seeds(report['seeds'])})"
+    return [(style, line)]
 
 
 def describe_batch(report: Report) -> List[Line]:

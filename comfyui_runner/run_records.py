@@ -7,6 +7,7 @@ import time
 import urllib.parse
 from typing import Dict, List, Optional, Set
 
+from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.events import Preview
 from comfyui_runner.nodes import describe_nodes
 from comfyui_runner.outputs import Output, collect_outputs, view_path
@@ -25,6 +26,7 @@ class RunRecord:
         self.run = run
         self.session = session
         self.created = time.time()
+        self.seeds = seeds_by_name(run.prompt)
         self.message = ""  #: how it ended
         self.failure: Optional[Report] = None
         #: set when it has ended and was concluded; threads wait for it
@@ -60,6 +62,7 @@ class RunRecord:
             "wholly_cached": wholly_cached(state),
             "created": round(self.created, 3),
             "seconds": round(run_seconds(state, time.monotonic()), 3),
+            "seeds": self.seeds,
             "running": self._running_nodes(),
             "nodes": self._finished_nodes(),
             "outputs": self._outputs(),

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
-from comfyui_runner.nodes import DeclaredInput, nearest_first
+from comfyui_runner.nodes import DeclaredInput, is_seed, nearest_first
 from comfyui_runner.text import one_line
 
 _CONVERTERS: Mapping[str, Callable[[Any], float]] = {"INT": int, "FLOAT": float}
@@ -140,6 +140,8 @@ def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) 
     if fault_type == "value_smaller_than_min":
         message = f"{name} = {shown} is too small."
         hints = _hint_at_range(spec)
+        if value == -1 and is_seed(name, spec):  # other programs draw a seed then
+            hints.append('For a random seed, use --seed random, or set it to "random".')
     elif fault_type == "value_bigger_than_max":
         message = f"{name} = {shown} is too big."
         hints = _hint_at_range(spec)

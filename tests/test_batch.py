@@ -344,6 +344,8 @@ def test_repeat_draws_new_seeds_each_time(batch: Batch) -> None:
     seeds = batch.values("1.seed")
     assert len(set(seeds)) == 4 and 7 not in seeds
     assert sorted(line["seeds"]["1.seed"] for line in batch.lines()) == sorted(seeds)
+    rows = [event for event in result.events if event["event"] == "row"]
+    assert sorted(row["seeds"]["1.seed"] for row in rows) == sorted(seeds)
     assert batch.rows("done") == [1, 2, 3, 4]
 
 
@@ -356,6 +358,7 @@ def test_repeat_keeps_the_seeds_where_it_is_told_to(batch: Batch) -> None:
     result = batch("--repeat", "3", "--seed", "keep")
     assert result.status == ExitStatus.OK
     assert batch.values("1.seed") == [7, 7, 7]
+    assert [event["seeds"] for event in result.events if event["event"] == "row"] == [{"1.seed": 7}] * 3
     assert "notice" not in result.names()
 
 

@@ -22,6 +22,7 @@ from comfyui_runner.edits import (
     find_text,
     parse_set,
     prompt_texts,
+    seeds_by_name,
     set_inputs,
     text_inputs,
     upload_inputs,
@@ -512,6 +513,39 @@ def test_seeds_are_drawn_in_a_copy() -> None:
     assert before == TEXTS
     assert draw_seeds(TEXTS, [], lambda: 0.5) is TEXTS
     assert draw_seeds(TEXTS, [Ref("5", "seed")], lambda: 1 - 2**-53)["5"]["inputs"]["seed"] < 2**53
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "first", "last"),
+    [
+        (-1125899906842624, 1125899906842624, 0, 2**50),  # Seed (rgthree), where -1 asks for a random seed
+        (-1, 5, 0, 5),
+        (3, 5, 3, 5),
+        (-5, -3, -5, -3),  # it takes nothing else
+        (0, 2**64 - 1, 0, 2**50),
+        (2**60, 2**64 - 1, 2**60, 2**60 + 2**50),
+    ],
+)
+def test_seeds_lie_in_the_range_of_the_input_and_not_below_0(low: int, high: int, first: int, last: int) -> None:
+    known = info("Seed (rgthree)", seed=["INT", {"min": low, "max": high}])
+    prompt = {"1": node("Seed (rgthree)", seed=7)}
+
+    def drawn(number: float) -> Any:
+        return draw_seeds(prompt, [Ref("1", "seed")], lambda: number, known)["1"]["inputs"]["seed"]
+
+    assert drawn(0.0) == first
+    assert drawn(1 - 2**-53) == last
+
+
+def test_the_seeds_of_a_prompt_are_shown_by_name_with_those_that_were_drawn() -> None:
+    prompt = {
+        "1": node("KSampler", seed=["3", 0], noise_seed=4, steps=20),
+        "2": node("KSampler", seed=["3", 0]),
+        "3": node("PrimitiveInt", value=5),
+        "4": node("Randomized", number=6),
+    }
+    assert seeds_by_name(prompt) == {"3.value": 5, "1.noise_seed": 4}
+    assert seeds_by_name(prompt, [Ref("4", "number"), Ref("3", "value")])["4.number"] == 6
 
 
 def test_a_prompt_is_checked_by_what_is_known_of_its_classes() -> None:

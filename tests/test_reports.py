@@ -38,7 +38,7 @@ ExitStatus = comfyui_runner.errors.ExitStatus
 
 PROMPT = {
     "1": node("CheckpointLoaderSimple", "Load Checkpoint"),
-    "2": node("KSampler", "Sampler", model=["1", 0]),
+    "2": node("KSampler", "Sampler", model=["1", 0], seed=7),
     "3": node("SaveImage", "Save", images=["2", 0]),
 }
 ALL = frozenset(PROMPT)
@@ -96,7 +96,7 @@ def test_the_story_of_a_run() -> None:
     sampler = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
     save = {"node_id": "3", "title": "Save", "class_type": "SaveImage"}
     assert story == [
-        {"event": "submitted"},
+        {"event": "submitted", "seeds": {"2.seed": 7}},
         {"event": "queued", "ahead": 1},
         {"event": "queued", "ahead": 0},
         {"event": "started"},
@@ -263,7 +263,17 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             {"tried": ["http://a does not answer."], "url": "http://b", "version": "", "device": ""},
             ["http://a does not answer.", "ComfyUI (version unknown) at http://b, device unknown"],
         ),
-        ("submitted", {"prompt_id": "6c1e"}, ["Submitted as 6c1e."]),
+        ("submitted", {"prompt_id": "6c1e", "seeds": {}}, ["Submitted as 6c1e."]),
+        (
+            "submitted",
+            {"prompt_id": "6c1e", "seeds": {"3.seed": 42, "8.noise_seed": 7}},
+            ["Submitted as 6c1e.", "Seeds: 3.seed=42, 8.noise_seed=7"],
+        ),
+        (
+            "submitted",
+            {"prompt_id": "6c1e", "seeds": {f"{number}.seed": 1 for number in range(15)}},
+            ["Submitted as 6c1e.", "Seeds: " + ", ".join(f"{n}.seed=1" for n in range(12)) + " and 3 more"],
+        ),
         ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),
         ("queued", {"ahead": 1}, ["Waiting: 1 prompt ahead."]),
         ("queued", {"ahead": 2}, ["Waiting: 2 prompts ahead."]),
@@ -330,7 +340,12 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
         ("exported", {"path": "a.json"}, ["Wrote a.json"]),
         ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
-        ("row", {"row": 3, "status": "done", "message": "Done.\nMore."}, ["Row 3: Done."]),
+        ("row", {"row": 3, "seeds": {}, "status": "done", "message": "Done.\nMore."}, ["Row 3: Done."]),
+        (
+            "row",
+            {"row": 3, "seeds": {"3.seed": 42}, "status": "done", "message": "Done."},
+            ["Row 3: Done. (3.seed=42)"],
+        ),
         ("batch", {"exit_status": 7, "message": "2 rows done\nMore."}, ["2 rows done", "More."]),
         ("error", {"message": "No server.", "remedy": ""}, ["No server."]),
         ("error", {"message": "No server.", "remedy": "Start it."}, ["No server.", "Start it."]),
@@ -359,7 +374,10 @@ def test_an_end_looks_as_it_is(status: str, exit_status: int, style: str) -> Non
 
 
 def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
-    assert [styles("row", row=1, status=status, message="m") for status in ("done", "error")] == [["ok"], ["bad"]]
+    assert [styles("row", row=1, seeds={}, status=status, message="m") for status in ("done", "error")] == [
+        ["ok"],
+        ["bad"],
+    ]
     assert [styles("batch", exit_status=status, message="m") for status in (0, 7)] == [["ok"], ["bad"]]
     assert [styles("checked", problems=count, message="m") for count in (0, 2)] == [["ok"], ["bad"]]
 
@@ -439,7 +457,8 @@ class Anything(Dict[str, Any]):
         **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
-        "will_be_saved": False, "routes": ["r"], "problems": 1, "row": 1, "value": 1, "max": 2, "nodes_done": 1,
+        "will_be_saved": False, "seeds": {}, "routes": ["r"], "problems": 1, "row": 1, "value": 1, "max": 2,
+        "nodes_done": 1,
     }  # fmt: skip
 
     def __missing__(self, key: str) -> Any:

@@ -18,7 +18,7 @@ from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.state import NodeProgress, Phase
 
-PROMPT: Dict[str, Any] = {"1": node("KSampler", "Sampler"), "2": node("SaveImage", "Save")}
+PROMPT: Dict[str, Any] = {"1": node("KSampler", "Sampler", seed=42), "2": node("SaveImage", "Save")}
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_a_run_is_shown_with_its_nodes_and_outputs(session: Session) -> None:
     )
     shown = record.to_json()
     assert shown["phase"] == "running" and shown["over"] is False
+    assert shown["seeds"] == {"1.seed": 42}
     assert shown["running"] == [
         {"node_id": "1", "title": "Sampler", "class_type": "KSampler", "value": 3.0, "max": 20.0}
     ]

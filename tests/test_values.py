@@ -150,7 +150,9 @@ def test_values_of_other_kinds_are_taken_as_they_are() -> None:
 # Edits, seeds
 # ------------------------------------------------------------------------------------------------
 
-SAMPLER = info("KSampler", seed=["INT", {"control_after_generate": True}], steps=INT, cfg=["FLOAT"], model=["MODEL"])
+SAMPLER = info(
+    "KSampler", seed=["INT", {"min": 0, "control_after_generate": True}], steps=INT, cfg=["FLOAT"], model=["MODEL"]
+)
 
 
 def edits(*texts: str) -> List[InputEdit]:
@@ -174,6 +176,7 @@ def test_edits_are_made_in_a_copy_and_random_seeds_are_listed() -> None:
         ("5.model=x", "linked_input", "is fed by"), ("5.colour=1", "no_such_input", "It has: "),
         ("5.steps=0", "value_smaller_than_min", "Allowed: 1 to 100."),
         ("5.steps=random", "invalid_input_type", "random"),
+        ("5.seed=-1", "value_smaller_than_min", "For a random seed, use --seed random"),
         ("5.=1", "no_such_input", 'no input ""'),
     ],
 )  # fmt: skip

@@ -527,11 +527,20 @@ def test_one_seed_alone_is_drawn_by_set(simulator: Any, workflow_file: Make) -> 
     assert ran["1"]["inputs"]["seed"] == 1 and ran["3"]["inputs"]["seed"] not in (1, "random")
 
 
+def test_a_run_shows_the_seeds_that_it_uses(simulator: Any, workflow_file: Make) -> None:
+    path = workflow_file(slow_prompt(seconds=0.0))
+    result = go(simulator, "--yes", "--seed", "random", path)
+    assert f"Seeds: 1.seed={last(simulator)['1']['inputs']['seed']}" in result.out
+    result = go(simulator, "--yes", "--json", "--seed", "random", path)
+    assert result.event("submitted")["seeds"] == {"1.seed": last(simulator)["1"]["inputs"]["seed"]}
+
+
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", " ", "1" * 21])
 def test_a_seed_that_is_not_a_number_is_refused(seed: str, idle: Any) -> None:
     result = go(idle, "--yes", "--seed=" + seed, API_FILE)
     assert result.status == ExitStatus.USAGE
     assert "--seed must be a number, random or keep" in result.err
+    assert ("For a random seed, write --seed random." in result.err) is (seed == "-1")
     assert not idle.requests
 
 

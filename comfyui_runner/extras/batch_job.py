@@ -330,8 +330,15 @@ class BatchJob:
             self.tally = self.tally._replace(done=self.tally.done + 1)
         else:
             self.tally = self.tally._replace(failed=self.tally.failed + 1)
-        counts = {"done": self.tally.ended, "total": self.tally.total}
-        self.report(attempt.run, {"event": "row", "row": attempt.row.number, **end, **counts})
+        report: Report = {
+            "event": "row",
+            "row": attempt.row.number,
+            "seeds": attempt.entry.get("seeds", {}),
+            **end,
+            "done": self.tally.ended,
+            "total": self.tally.total,
+        }
+        self.report(attempt.run, report)
 
     # -- reporting ---------------------------------------------------------------------------------
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Set, Tuple
 
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import apply_edits, with_values
+from comfyui_runner.edits import apply_edits, seeds_by_name, with_values
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.nodes import InputRef
@@ -18,7 +18,7 @@ from comfyui_runner.threads import in_thread
 
 
 class RowPrompt(NamedTuple):
-    """The prompt of a row, more fields of POST /prompt, and the seeds that were drawn for it."""
+    """The prompt of a row, more fields of POST /prompt, and the seeds in it."""
 
     prompt: Prompt
     extra: Mapping[str, Any]
@@ -56,15 +56,6 @@ def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
     return int(settings.seed) + (row_number - 1) % settings.repeat
 
 
-def values_by_name(prompt: Prompt, refs: List[InputRef]) -> Dict[str, Any]:
-    """The values of some inputs, by NODE.INPUT."""
-    values = {}
-    for ref in refs:
-        inputs = prompt[ref.node_id]["inputs"]
-        values[f"{ref.node_id}.{ref.input}"] = inputs.get(ref.input)
-    return values
-
-
 # -- uploads ---------------------------------------------------------------------------------------
 
 
@@ -97,7 +88,7 @@ class RowPrompts:
         if self.console.stopping:  # while another row uploaded the files for all
             raise self.console.stopped()
         prompt = complete_prompt(workflow, uploaded)
-        seeds = values_by_name(prompt, list(workflow.drawn))
+        seeds = seeds_by_name(prompt, workflow.drawn)
         return RowPrompt(prompt, workflow.extra(prompt), seeds)
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:

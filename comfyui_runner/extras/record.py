@@ -9,9 +9,9 @@ from typing import Any, Dict, List, Mapping
 
 from comfyui_runner import __version__
 from comfyui_runner.conclusion import Ending
-from comfyui_runner.edits import seed_inputs
+from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.files import write_text_file
-from comfyui_runner.nodes import describe_node, value_of
+from comfyui_runner.nodes import describe_node
 from comfyui_runner.outputs import Output
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
@@ -37,7 +37,7 @@ def write_record(
         "seconds": report["seconds"],
         "wholly_cached": report["wholly_cached"],
         "exit_status": int(ending.exit_status),
-        "seeds": seeds_of(run),
+        "seeds": seeds_by_name(run.prompt),
         "node_times": node_times_of(run),
         "cached": sorted(run.state.cached),
         "outputs": [
@@ -49,14 +49,6 @@ def write_record(
     if workflow:
         record["workflow"] = workflow
     write_text_file(path, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
-
-
-def seeds_of(run: Run) -> Dict[str, Any]:
-    """The seeds that ran, by NODE.INPUT."""
-    return {
-        f"{ref.node_id}.{ref.input}": value_of(run.prompt, ref)
-        for ref in seed_inputs(run.prompt, {})
-    }
 
 
 def node_times_of(run: Run) -> List[Dict[str, Any]]:
