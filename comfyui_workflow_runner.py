@@ -90,6 +90,7 @@ from comfyui_runner.session import Session  # noqa: E402
 from comfyui_runner.settings import Settings, make_settings  # noqa: E402
 from comfyui_runner.steps import (  # noqa: E402
     Program,
+    check_output_folder,
     check_patterns,
     complete_prompt,
     conclude_run,
@@ -120,6 +121,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
         workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
         show_workflow(workflow, console)
         check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
+        check_output_folder(settings)  # USAGE: -o is made, and cannot be written
         require_terminal_or_yes(settings, console)  # NOT_CONFIRMED: nobody could answer
         server = await comfyui.find()  # NO_SERVER: nothing answers, or it refuses us
         confirm("Run it? [y/N] ", settings, console)  # NOT_CONFIRMED: the answer was no
@@ -160,6 +162,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
     )
 
     async with ComfyUI(settings, console) as comfyui:
+        check_output_folder(settings)  # USAGE: -o is made, and cannot be written
         try:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console)

@@ -107,11 +107,12 @@ async def conclude(
 
     exit_status = exit_status_before_saving(run.state, bool(run.dropped), stop)
     saved: Optional[Dict[Output, str]] = None
+    unsaved: List[str] = []
     rename: Callable[[str], str] = keep_name
     if destination is not None:
         rename = destination.rename
-        saved, is_complete = await save_outputs(session, run, outputs, destination)
-        if not is_complete:
+        saved, unsaved = await save_outputs(session, run, outputs, destination)
+        if unsaved:
             exit_status = note_unsaved_outputs(session, run, destination, exit_status)
 
     end = end_report(
@@ -121,6 +122,7 @@ async def conclude(
         run.prompt,
         cancelled=stop is not None,
         received=len(run.received),
+        unsaved=unsaved,
     )
     session.report(run, end)
     return Ending(exit_status, end, outputs, received_outputs(run, rename), saved)
@@ -169,15 +171,16 @@ def note_unsaved_outputs(
 
 async def save_outputs(
     session: Session, run: Run, outputs: List[Output], destination: Destination
-) -> Tuple[Dict[Output, str], bool]:
-    """Saves all that ``run`` made: the paths of what is saved, and whether that is everything."""
+) -> Tuple[Dict[Output, str], List[str]]:
+    """Saves all that ``run`` made: the paths of what is saved, and the names of what is not."""
     paths: Dict[Output, str] = {}
-    is_complete = True
-    for output, save in save_jobs(session.server, run, outputs, destination):
+    unsaved: List[str] = []
+    jobs = save_jobs(session.server, run, outputs, destination)
+    for number, (output, save) in enumerate(jobs):
         try:
             file = await save_unless_stopped(save, destination.stopping)
         except SaveError as error:
-            is_complete = False
+            unsaved.append(name_output(output))
             report: Report = {
                 "event": "not_saved",
                 "message": error.message,
@@ -188,11 +191,17 @@ async def save_outputs(
         if file is None:
             message = "Stopped: what is not saved is still on the server."
             session.report(run, {"event": "notice", "message": message})
-            return paths, False
+            unsaved += [name_output(rest) for rest, _ in jobs[number:]]
+            return paths, unsaved
         paths[output] = file.path
         report = {"event": "saved", "title": output.title, "path": file.path, "bytes": file.bytes}
         session.report(run, report)
-    return paths, is_complete
+    return paths, unsaved
+
+
+def name_output(output: Output) -> str:
+    """The name of an output's file; for a text the title of its node."""
+    return output.filename or output.title
 
 
 async def save_unless_stopped(

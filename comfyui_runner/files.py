@@ -38,6 +38,20 @@ def write_file(
     return Saved(path, size)
 
 
+def make_writable_folder(folder: str) -> None:
+    """Makes ``folder`` unless it is there, and tries whether files can be written in it.
+
+    Raises OSError if they cannot.
+    """
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(b"test")  # on a full disk a file can be made, but not filled
+    finally:
+        os.unlink(temporary)
+
+
 def move_to_reserved(temporary: str, path: str, overwrite: bool) -> None:
     """Renames a file to the path that reserve() returned. Raises OSError."""
     try:

@@ -289,8 +289,7 @@ def add_batch_flags(group: Any) -> None:
         "--in-flight",
         metavar="K",
         type=partial(read_whole_number, "--in-flight", at_least=1),
-        default=2,
-        help="keep this many runs in ComfyUI's queue (default: %(default)s)",
+        help="keep this many runs in ComfyUI's queue (default: 2)",
     )
     group.add_argument(
         "--manifest",
@@ -301,8 +300,7 @@ def add_batch_flags(group: Any) -> None:
         "--retries",
         metavar="N",
         type=partial(read_whole_number, "--retries"),
-        default=0,
-        help="submit a run again if its server lost it, up to N times (default: %(default)s)",
+        help="submit a run again if its server lost it, up to N times (default: 0)",
     )
     group.add_argument(
         "--resume",
@@ -347,8 +345,7 @@ def add_service_flags(group: Any) -> None:
         "--max-queue",
         metavar="N",
         type=partial(read_whole_number, "--max-queue"),
-        default=16,
-        help="how many of our runs may wait (default: %(default)s)",
+        help="how many of our runs may wait (default: 16)",
     )
     group.add_argument(
         "--auto-execute",

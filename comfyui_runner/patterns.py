@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, Mapping
 
@@ -26,6 +27,16 @@ def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, A
         return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
 
     return re.sub(r"\{([^{}]+)\}", fill, pattern)
+
+
+def folder_before_fields(pattern: str) -> str:
+    """The part of a folder's ``pattern`` that is the same for every run: ``out`` of ``out/{row}``.
+
+    ``.`` is the current folder.
+    """
+    if "{" not in pattern:
+        return pattern
+    return os.path.dirname(pattern.partition("{")[0]) or "."
 
 
 def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:

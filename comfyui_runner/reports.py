@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
@@ -194,11 +194,13 @@ def end_report(
     *,
     cancelled: bool = False,
     received: int = 0,
+    unsaved: Sequence[str] = (),
 ) -> Report:
     """The last report of a run.
 
     ``cancelled``: we stopped it (Ctrl+C, SIGTERM, --timeout, the service). ``received`` counts the
-    pictures that came over the WebSocket alone.
+    pictures that came over the WebSocket alone. ``unsaved`` are the names of what could not be
+    saved.
     """
     seconds = run_seconds(state, now)
     outputs = plural(len(collect_outputs(state.outputs, prompt)) + received, "output")
@@ -215,6 +217,8 @@ def end_report(
     else:
         status = "cancelled"
         message = "Cancelled: " + _describe_cancelling(state, prompt, outputs)
+    if unsaved:
+        message += f"\nNot saved: {list_some(unsaved)}."
     return {
         "event": "end",
         "status": status,
@@ -360,8 +364,12 @@ def describe_submitted(report: Report) -> List[Line]:
 
 
 def list_seeds(seeds: Mapping[str, Any]) -> str:
-    """Seeds as --set takes them: ``3.seed=42, 8.noise_seed=7``. The first ENTRIES_SHOWN of them."""
-    entries = [f"{name}={value}" for name, value in seeds.items()]
+    """Seeds as --set takes them: ``3.seed=42, 8.noise_seed=7``."""
+    return list_some([f"{name}={value}" for name, value in seeds.items()])
+
+
+def list_some(entries: Sequence[str]) -> str:
+    """The first ENTRIES_SHOWN of ``entries``, and how many more there are."""
     listed = ", ".join(entries[:ENTRIES_SHOWN])
     if len(entries) > ENTRIES_SHOWN:
         listed += f" and {len(entries) - ENTRIES_SHOWN} more"
@@ -483,8 +491,10 @@ def describe_exported(report: Report) -> List[Line]:
 
 def describe_row(report: Report) -> List[Line]:
     style = style_of_result(is_good=report["status"] == "done")
-    first_line = report["message"].partition("\n")[0]
-    line = f"Row {report['row']}: {first_line}"
+    lines = report["message"].split("\n")
+    line = f"Row {report['row']}: {lines[0]}"
+    if report["exit_status"] == ExitStatus.NOT_SAVED:
+        line += f" {lines[-1]}"  # what is not saved
     if report["seeds"]:
         line += f" ({list_seeds(report['seeds'])})"
     return [(style, line)]

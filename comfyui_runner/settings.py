@@ -27,6 +27,39 @@ TASK_FLAGS = {
     "batch": ("--batch", "--repeat", "--resume"),
 }
 
+#: What a call can be, in the order of the messages: a single run, continuous mode, or a task.
+PROGRAMS = {
+    "run": "a single run",
+    "continuous": "--mode continuous",
+    "batch": "--batch and --repeat",
+    "attach": "--attach",
+    "inputs": "--inputs",
+    "check": "--check",
+    "export": "--export-api",
+}
+
+_PROGRAMS_THAT_FOLLOW_RUNS = ("run", "continuous", "batch", "attach")
+
+#: The flags that only some programs use. Any other is used, or means nothing wrong, in all of them.
+PROGRAMS_THAT_USE = {
+    "--timeout": _PROGRAMS_THAT_FOLLOW_RUNS,
+    "--output": _PROGRAMS_THAT_FOLLOW_RUNS,
+    "--overwrite": _PROGRAMS_THAT_FOLLOW_RUNS,
+    "--name": ("run", "batch", "attach"),
+    "--retries": ("run", "batch"),
+    "--in-flight": ("batch",),
+    "--manifest": ("batch",),
+    "--resume": ("batch",),
+    "--host": ("continuous",),
+    "--port": ("continuous",),
+    "--token": ("continuous",),
+    "--no-token": ("continuous",),
+    "--allow-host": ("continuous",),
+    "--allow-origin": ("continuous",),
+    "--max-queue": ("continuous",),
+    "--auto-execute": ("continuous",),
+}
+
 
 class Settings(NamedTuple):
     """Everything that a run is asked to do, from flags, environment and defaults."""
@@ -117,14 +150,14 @@ def make_settings(
         save_run=flags.save_run,
         repeat=flags.repeat or 1,
         batch=flags.batch,
-        in_flight=flags.in_flight,
+        in_flight=flags.in_flight or 2,
         manifest=flags.manifest or "",
         resume=flags.resume,
-        retries=flags.retries,
+        retries=flags.retries or 0,
         name=flags.name or "",
         host=choose_host(flags),
         port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
-        max_queue=flags.max_queue,
+        max_queue=choose_max_queue(flags),
         guard=make_guard(
             choose_host(flags),
             choose(flags.token, "COMFYUI_RUNNER_TOKEN"),
@@ -184,6 +217,13 @@ def choose_seed(flags: Any) -> str:
 def choose_host(flags: Any) -> str:
     """Where the service listens: on this machine only, unless --host says otherwise."""
     return flags.host or "127.0.0.1"
+
+
+def choose_max_queue(flags: Any) -> int:
+    """How many runs of the service may wait: 0 is a number too."""
+    if flags.max_queue is None:
+        return 16
+    return int(flags.max_queue)
 
 
 def choose_printer_kind(flags: Any) -> str:
@@ -252,3 +292,24 @@ def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
             "--object-info is for --inputs, --check and --export-api: a run asks its server.",
             "Leave it out, or add one of these three.",
         )
+    refuse_unused_flags(flags, mode, task)
+
+
+def refuse_unused_flags(flags: Any, mode: str, task: str) -> None:
+    """Raises UsageError for a flag that the program does not use: somebody expects it to count."""
+    if task == "batch" and not (flags.batch or flags.repeat):
+        raise UsageError(
+            "--resume goes on with a batch, and none is named.",
+            "Add --batch FILE or --repeat N, as in the call that began it.",
+        )
+    program = task
+    if task == "run" and mode == "continuous":
+        program = "continuous"
+    given = flags_given(flags)
+    for flag, programs in PROGRAMS_THAT_USE.items():
+        if flag in given and program not in programs:
+            uses = ", ".join(PROGRAMS[name] for name in programs)
+            raise UsageError(
+                f"{flag} is not used by {PROGRAMS[program]}, but by: {uses}.",
+                "Leave it out. See --help.",
+            )

@@ -13,6 +13,7 @@ from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import draw_seeds, with_values
 from comfyui_runner.errors import ExitStatus, NotConfirmed, ServerError, UsageError
+from comfyui_runner.files import make_writable_folder
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import (
     Define,
@@ -23,7 +24,7 @@ from comfyui_runner.loading import (
     read_object_info,
 )
 from comfyui_runner.nodes import InputRef, describe_node
-from comfyui_runner.patterns import fill_pattern
+from comfyui_runner.patterns import fill_pattern, folder_before_fields
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
@@ -74,6 +75,27 @@ def check_patterns(settings: Settings, prompt: Prompt) -> None:
     """Raises UsageError if a pattern in -o or --name names nothing: no run could be saved."""
     destination = make_destination(settings, prompt, 1, settings.output or "")
     destination.rename("x")
+
+
+def check_output_folder(settings: Settings) -> None:
+    """Makes the folder of -o. Raises UsageError if files cannot be written in it.
+
+    A run may take hours: that must not be known only when it is over. Folders below it that are
+    named by a pattern are made when there is something to save.
+    """
+    if settings.output is None:
+        return
+    folder = folder_before_fields(settings.output)
+    try:
+        make_writable_folder(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):
+            reason = "it is not a folder"
+        raise UsageError(
+            f"Outputs cannot be saved in {folder}: {reason}.",
+            "Nothing was run. Choose another folder with -o.",
+        ) from None
 
 
 async def upload_files(workflow: Loaded, server: Server, console: Console) -> Dict[InputRef, str]:

@@ -885,6 +885,7 @@ def test_a_file_that_cannot_be_saved_is_its_rows_failure(batch: Batch) -> None:
     assert result.status == ExitStatus.FAILED
     lines = {line["row"]: line for line in batch.lines(out / "manifest.jsonl")}
     assert (lines[1]["status"], lines[1]["exit_status"]) == ("failed", ExitStatus.NOT_SAVED)
+    assert lines[1]["message"].split("\n")[-1] == "Not saved: Words, pic_00001_.png."
     assert lines[2]["status"] == "done"
     assert {event["row"] for event in result.events if event["event"] == "not_saved"} == {1}
     (out / "00001").unlink()

@@ -17,7 +17,7 @@ from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.extras.batches import Row, Tally, check_columns, read_rows, row_edits, row_key, rows_done
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.patterns import fill_pattern
+from comfyui_runner.patterns import fill_pattern, folder_before_fields
 
 PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),
@@ -215,3 +215,18 @@ def test_a_column_that_no_row_can_set_is_refused_before_any_row() -> None:
         with pytest.raises(EditError) as caught:
             check_columns(prompt, ["Text.text", column], info)
         assert caught.value.type == kind
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder"),
+    [
+        ("out", "out"),
+        ("out/{row}", "out"),
+        ("out/a-{row}/b", "out"),
+        ("{row}", "."),
+        ("{1.seed}/x", "."),
+        ("/{row}", "/"),
+    ],
+)
+def test_the_folder_that_all_runs_share_ends_before_the_first_field(pattern: str, folder: str) -> None:
+    assert folder_before_fields(pattern) == folder

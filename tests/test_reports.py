@@ -340,10 +340,19 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
         ("exported", {"path": "a.json"}, ["Wrote a.json"]),
         ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
-        ("row", {"row": 3, "seeds": {}, "status": "done", "message": "Done.\nMore."}, ["Row 3: Done."]),
         (
             "row",
-            {"row": 3, "seeds": {"3.seed": 42}, "status": "done", "message": "Done."},
+            {"row": 3, "seeds": {}, "exit_status": 0, "status": "done", "message": "Done.\nMore."},
+            ["Row 3: Done."],
+        ),
+        (
+            "row",
+            {"row": 3, "seeds": {}, "exit_status": 11, "status": "failed", "message": "Done.\nNot saved: a.png."},
+            ["Row 3: Done. Not saved: a.png."],
+        ),
+        (
+            "row",
+            {"row": 3, "seeds": {"3.seed": 42}, "exit_status": 0, "status": "done", "message": "Done."},
             ["Row 3: Done. (3.seed=42)"],
         ),
         ("batch", {"exit_status": 7, "message": "2 rows done\nMore."}, ["2 rows done", "More."]),
@@ -374,7 +383,9 @@ def test_an_end_looks_as_it_is(status: str, exit_status: int, style: str) -> Non
 
 
 def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
-    assert [styles("row", row=1, seeds={}, status=status, message="m") for status in ("done", "error")] == [
+    assert [
+        styles("row", row=1, seeds={}, exit_status=0, status=status, message="m") for status in ("done", "error")
+    ] == [
         ["ok"],
         ["bad"],
     ]

@@ -127,8 +127,6 @@ def test_outputs_of_every_kind_are_told_and_saved(simulator: Any, workflow_file:
     kinds = {
         "images": "a.png", "gifs": "b.mp4", "audio": "c.flac", "3d": "d.glb", "custom": "e.xyz",
     }  # fmt: skip
-    import json
-
     ui: Dict[str, Any] = {
         key: [{"filename": name, "subfolder": "deep/er", "type": "output"}] for key, name in kinds.items()
     }
@@ -785,11 +783,37 @@ def test_a_download_that_breaks_is_tried_again(simulator: Any, workflow_file: Ma
     assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
 
 
-def test_a_folder_that_cannot_be_written_is_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+@pytest.mark.parametrize("folder", ["taken", os.path.join("taken", "{row}"), os.path.join("taken", "below")])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(
+    simulator: Any, workflow_file: Make, tmp_path: Any, folder: str
+) -> None:
     (tmp_path / "taken").write_text("a file")
-    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "taken"))
+    for more in ([], ["--repeat", "2"], ["--attach", "p"], ["--mode", "continuous", "--port", "0"]):
+        result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / folder), *more)
+        assert result.status == ExitStatus.USAGE
+        assert "Outputs cannot be saved in" in result.err and "Nothing was run." in result.err
+    assert ("POST", "/prompt") not in simulator.requests
+
+
+def test_the_folder_is_made_before_the_question(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    folder = tmp_path / "new" / "out"
+    result = run("--server", simulator.url, workflow_file(slow_prompt()), "-o", str(folder / "{row}"), answers="n\n")
+    assert result.status == ExitStatus.NOT_CONFIRMED
+    assert os.listdir(folder) == []  # what tried it is gone
+
+
+def test_the_last_line_says_what_is_not_saved(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    """A folder that can be written may still have a file where a folder belongs."""
+    files = [
+        {"filename": name, "subfolder": place, "type": "output"} for name, place in (("a.png", ""), ("b.png", "s"))
+    ]
+    prompt = {"1": node("SimulatedOutput", ui=json.dumps({"images": files}))}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "s").write_text("in the way")
+    result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
     assert result.status == ExitStatus.NOT_SAVED
     assert "could not be saved in" in result.event("not_saved")["message"]
+    assert result.event("end")["message"].split("\n")[-1] == "Not saved: b.png."
 
 
 def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:

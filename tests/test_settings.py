@@ -105,8 +105,8 @@ def test_a_workflow_is_named_by_flag_or_environment() -> None:
 @pytest.mark.parametrize("word", ["1", "true", "YES", " On "])
 def test_an_upload_may_start_a_run(word: str) -> None:
     assert settings(AUTO_EXECUTE_ON_UPLOAD=word).auto_execute is True
-    assert settings("--auto-execute").auto_execute is True
-    assert settings("--auto-execute", AUTO_EXECUTE_ON_UPLOAD="0").auto_execute is True
+    assert settings("--mode", "continuous", "--auto-execute").auto_execute is True
+    assert settings("--auto-execute", RUN_MODE="continuous", AUTO_EXECUTE_ON_UPLOAD="0").auto_execute is True
 
 
 @pytest.mark.parametrize("word", ["0", "False", "no", "off"])
@@ -228,11 +228,12 @@ def test_a_mode_in_the_script_that_is_none_is_refused_only_where_it_counts(monke
 @pytest.mark.parametrize(
     ("arguments", "fields"),
     [
-        (["--port", "0", "--max-queue", "0"], {"port": 0, "max_queue": 0}),
-        (["--retries", "3", "--in-flight", "4"], {"retries": 3, "in_flight": 4}),
+        (["--mode", "continuous", "--port", "0", "--max-queue", "0"], {"port": 0, "max_queue": 0}),
+        (["--repeat", "2", "--retries", "3", "--in-flight", "4"], {"retries": 3, "in_flight": 4}),
+        ([], {"retries": 0, "in_flight": 2, "max_queue": 16}),
         (["--repeat", "2"], {"repeat": 2, "task": "batch", "seed": "random"}),
         (["--repeat", "2", "--seed", "KEEP"], {"repeat": 2, "seed": "keep"}),
-        (["--resume"], {"resume": True, "task": "batch", "seed": "keep"}),
+        (["--batch", "r", "--resume"], {"resume": True, "task": "batch", "seed": "keep"}),
         (["--batch", "rows.csv"], {"batch": "rows.csv", "task": "batch"}),
         (["--attach", "p", "--save-run", "r.json"], {"attach": "p", "task": "attach", "save_run": "r.json"}),
         (["--check", "--object-info", "i.json"], {"task": "check", "object_info": "i.json"}),
@@ -554,7 +555,7 @@ def test_the_table_of_inputs_shows_each_end_that_there_is(low: Any, high: Any, a
     ("flag", "task"),
     [([], "run"), (["--inputs"], "inputs"), (["--check"], "check"), (["--export-api", "x"], "export"),
      (["--attach", "p"], "attach"), (["--batch", "b.csv"], "batch"), (["--repeat", "3"], "batch"),
-     (["--resume"], "batch")],
+     (["--repeat", "2", "--resume"], "batch")],
 )  # fmt: skip
 def test_a_flag_is_a_task(flag: List[str], task: str) -> None:
     assert settings(*flag).task == task
@@ -582,10 +583,33 @@ def test_flags_for_values_and_batches() -> None:
         (["--inputs", "--mode", "continuous"], "--inputs and --mode continuous cannot be combined."),
         (["--save-run", "r", "--batch", "b"], "--save-run is for a single run."),
         (["--object-info", "o"], "--object-info is for --inputs, --check and --export-api: a run asks its server."),
+        (["--resume"], "--resume goes on with a batch, and none is named."),
+        (["--port", "1"], "--port is not used by a single run, but by: --mode continuous."),
+        (["--port", "0"], "--port is not used by a single run, but by: --mode continuous."),
+        (["--manifest", "m"], "--manifest is not used by a single run, but by: --batch and --repeat."),
+        (["--in-flight", "2"], "--in-flight is not used by a single run, but by: --batch and --repeat."),
+        (
+            ["--repeat", "2", "--host", "h"],
+            "--host is not used by --batch and --repeat, but by: --mode continuous.",
+        ),
+        (
+            ["--check", "-o", "out"],
+            "--output is not used by --check, but by: a single run, --mode continuous, --batch and --repeat, --attach.",
+        ),
+        (
+            ["--mode", "continuous", "--retries", "1"],
+            "--retries is not used by --mode continuous, but by: a single run, --batch and --repeat.",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(arguments: List[str], message: str) -> None:
     assert refusal(*arguments).message == message
+
+
+@pytest.mark.parametrize("program", [[], ["--mode", "continuous"], ["--repeat", "2"], ["--attach", "p"], ["--check"]])
+def test_yes_is_allowed_everywhere_and_so_are_variables_of_other_programs(program: List[str]) -> None:
+    made = settings(*program, "--yes", OUTPUT="out", RUNNER_PORT="9000", RUNNER_TOKEN="x", TIMEOUT="5")
+    assert made.yes
 
 
 # ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import conclude_run, save_record
+from comfyui_runner.steps import check_output_folder, conclude_run, save_record
 from comfyui_runner.watch import Watch
 
 #: Connections that are opened behind a load balancer before no server counts as having the prompt.
@@ -26,6 +26,7 @@ async def attach(settings: Settings, console: Console) -> ExitStatus:
     """
     console.prompt_id = settings.attach
     async with ComfyUI(settings, console) as comfyui:
+        check_output_folder(settings)
         server = await comfyui.find()
         session, run = await find_prompt(settings.attach, server, console)
         async with session:

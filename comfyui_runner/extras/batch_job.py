@@ -34,6 +34,7 @@ from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.state import Phase, PromptState
 from comfyui_runner.steps import (
+    check_output_folder,
     check_patterns,
     confirm,
     load_workflow,
@@ -62,6 +63,7 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         show_workflow(workflow, console)
         require_terminal_or_yes(settings, console)
         check_patterns(settings, workflow.prompt)
+        check_output_folder(settings)
         server = await comfyui.find()
         total = count_rows(settings, workflow, console.stdin)
         manifest = Manifest(manifest_path(settings), settings.resume)
