@@ -1,13 +1,52 @@
-"""Files are written whole or not at all, below one folder, and never over another by accident."""
+"""Files are written whole or not at all, below one folder, and never over another by accident.
+
+Those that a person names are read only if they end: no pipe, no device.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from typing import Iterable, NamedTuple, Sequence
 
 from comfyui_runner.errors import SaveError
 from comfyui_runner.text import flat, numbered_name, safe_path_parts
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_regular_file(path: str, most_bytes: int) -> bytes:
+    """What a file contains.
+
+    Raises OSError, and ValueError if it is not a regular file, or larger than ``most_bytes``.
+    """
+    check_is_regular_file(path)
+    data = b""
+    if os.path.getsize(path) <= most_bytes:
+        with open(path, "rb") as file:
+            data = file.read(most_bytes + 1)  # files in /proc are larger than their size
+        if len(data) <= most_bytes:
+            return data
+    raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
+
+
+def check_is_regular_file(path: str) -> None:
+    """Raises ValueError with the reason if ``path`` is not a regular file, OSError if it is absent.
+
+    Opening a pipe waits for whoever writes to it, and /dev/zero never ends.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise ValueError("it is a folder")
+    if stat.S_ISFIFO(mode):
+        raise ValueError("it is a pipe, not a file")
+    raise ValueError("it is a device or a socket, not a file")
+
+
+# -- writing ---------------------------------------------------------------------------------------
 
 
 class Saved(NamedTuple):

@@ -38,6 +38,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import UsageError, WorkflowError
+from comfyui_runner.files import check_is_regular_file, read_regular_file
 from comfyui_runner.nodes import MODEL_ENDINGS, InputRef, class_of, inputs_of, spec_of
 from comfyui_runner.problems import Problem
 from comfyui_runner.settings import Settings
@@ -47,6 +48,9 @@ from comfyui_runner.values import describe_fault, find_fault
 
 #: Looks up the definitions of classes, as /object_info has them; None asks for every class.
 Define = Callable[[Optional[Iterable[str]]], JsonObject]
+
+#: A text that --set or a batch reads from a file: more is a mistake, and would fill the memory.
+MOST_BYTES_OF_TEXT = 1 << 26
 
 # -- reading files ---------------------------------------------------------------------------------
 
@@ -235,10 +239,10 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     info = define(class_of(prompt, node_id) for node_id in prompt)
     sets = [parse_set(prompt, text) for text in settings.sets]
     edits, uploads = resolve_edits(sets, prompt, info)
-    uploads += [_parse_image(text, prompt, info) for text in settings.images]
-    for _, file in uploads:
-        if not os.path.isfile(file):
-            raise UsageError(f"There is no file {file} to upload.", "Check its path.")
+    for text in settings.images:
+        ref, file = _parse_image(text, prompt, info)
+        _check_upload(file)
+        uploads.append((ref, file))
     prompt, drawn = apply_edits(prompt, edits, info)
 
     seeds: List[InputRef] = []
@@ -300,6 +304,7 @@ def resolve_edits(
         if not edit.file:
             resolved.append(edit)
         elif edit.ref in loaders:
+            _check_upload(edit.file)
             uploads.append((edit.ref, edit.file))
         else:
             resolved.append(edit._replace(value=_read_text(edit.file), file=""))
@@ -307,12 +312,27 @@ def resolve_edits(
 
 
 def _read_text(path: str) -> str:
+    """The text of a file, with plain newlines. Raises UsageError."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+        text = read_regular_file(path, MOST_BYTES_OF_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        reason: object = "it is not text in UTF-8"
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or no file
+        reason = getattr(error, "strerror", None) or error
+    else:
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+    raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.")
+
+
+def _check_upload(path: str) -> None:
+    """Raises UsageError for what cannot be uploaded, as it is not a file that ends."""
+    try:
+        check_is_regular_file(path)
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {path} to upload.", "Check its path.") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be uploaded: {reason}.", "Name a file.") from None
 
 
 # -- files that the server does not have -----------------------------------------------------------

@@ -724,7 +724,7 @@ def test_a_column_uploads_each_rows_file(batch: Batch) -> None:
     for path in paths:
         with open(path, "rb") as mine, open(batch.simulator.annotated(os.path.basename(path)), "rb") as theirs:
             assert mine.read() == theirs.read()
-    assert "none.png cannot be uploaded" in next(line for line in batch.lines() if line["row"] == 4)["message"]
+    assert "none.png to upload" in next(line for line in batch.lines() if line["row"] == 4)["message"]
 
 
 def test_a_file_that_cannot_be_uploaded_is_its_rows_own_end(make_simulator: Make, tmp_path: Any) -> None:
@@ -736,7 +736,8 @@ def test_a_file_that_cannot_be_uploaded_is_its_rows_own_end(make_simulator: Make
     result = batch("--in-flight", "1")
     assert result.status == ExitStatus.FAILED
     assert batch.rows("failed") == [1, 2, 3] and batch.rows("done") == [4]
-    assert "HTTP 413" in next(line for line in batch.lines() if line["row"] == 1)["message"]
+    messages = {line["row"]: line["message"] for line in batch.lines()}
+    assert "HTTP 413" in messages[1] and "null" in messages[2] and "it is a folder" in messages[3]
 
 
 def test_the_workflows_own_file_is_uploaded_once_and_a_rows_file_goes_before_it(batch: Batch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import SaveError
-from comfyui_runner.files import save_bytes, write_file
+from comfyui_runner.files import read_regular_file, save_bytes, write_file
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, save_jobs
 from comfyui_runner.server import Server
@@ -142,3 +142,18 @@ def test_a_picture_that_cannot_be_saved_says_why(tmp_path: Any) -> None:
         save_bytes(b"x", "a.png", str(tmp_path / "file"), False)
     assert caught.value.message.startswith("a.png could not be saved in %s: " % (tmp_path / "file"))
     assert caught.value.remedy == "Choose another folder with -o."
+
+
+def test_a_file_is_read_up_to_a_limit(tmp_path: Any) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular_file(str(path), 5) == b"12345"
+    with pytest.raises(ValueError, match="larger than"):
+        read_regular_file(str(path), 4)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_a_file_that_is_larger_than_its_size_has_the_limit_too() -> None:
+    assert os.path.getsize("/proc/self/status") == 0
+    with pytest.raises(ValueError, match="larger than"):
+        read_regular_file("/proc/self/status", 10)

@@ -505,6 +505,33 @@ def test_a_text_is_read_from_a_file(folder: Any) -> None:
         "@t.txt cannot be read: it is not text in UTF-8.", "@@ stands for a plain @.",
     )  # fmt: skip
     assert "@none.txt cannot be read: " in not_prepared("--set", "1.text=@none.txt", data=PROMPT).message
+    (folder / "t.txt").write_bytes(b"a\r\nb\rc\n")
+    assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a\nb\nc\n"
+
+
+def reason_not_read(path: str) -> str:
+    """Why a text cannot be read from ``path``."""
+    message = not_prepared("--set", f"1.text=@{path}", data=PROMPT).message
+    return message.partition(" cannot be read: ")[2]
+
+
+def test_a_text_has_a_limit_and_comes_from_a_file_that_ends(folder: Any) -> None:
+    (folder / "place").mkdir()
+    assert reason_not_read("place") == "it is a folder."
+    with open("large.txt", "wb") as file:
+        file.truncate(2**26 + 1)
+    assert reason_not_read("large.txt") == "it is larger than 64 MiB."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_what_may_never_end_is_neither_read_nor_uploaded(folder: Any) -> None:
+    os.mkfifo("pipe")
+    assert reason_not_read("pipe") == "it is a pipe, not a file."
+    assert reason_not_read(os.devnull) == "it is a device or a socket, not a file."
+    for flags in (["--image"], ["--image", "2="], ["--set", "2.image=@"]):
+        *others, last = flags
+        edit = [*flags, "pipe"] if last == "--image" else [*others, last + "pipe"]
+        assert not_prepared(*edit).message == "pipe cannot be uploaded: it is a pipe, not a file."
 
 
 def test_definitions_come_from_a_file(folder: Any) -> None:
