@@ -87,6 +87,18 @@ def _split_by_length(frame: bytes) -> Tuple[bytes, bytes]:
     return frame[8:end], frame[end:]
 
 
+def prompts_remaining(status: MessageData) -> Optional[int]:
+    """How many prompts wait or run, by the data of a ``status`` message; None: it does not say."""
+    for key in ("status", "exec_info"):
+        inner = status.get(key)
+        if not isinstance(inner, dict):
+            return None
+        status = inner
+    count = status.get("queue_remaining")
+    is_count = isinstance(count, int) and not isinstance(count, bool)
+    return count if is_count else None
+
+
 def _prompt_id_in(data: MessageData) -> Optional[str]:
     prompt_id = data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None

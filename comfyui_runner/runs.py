@@ -43,6 +43,8 @@ class Run:
         self.heard = now
         self.checked = now
         self.checks = 0  #: readings of queue and history since the last message
+        self.hinted_at: Optional[float] = None  #: a status message hinted then that it may be over
+        self.hint_followed_at: Optional[float] = None  #: the history was read then for a hint
         self.silence_reported = 0.0  #: the length of the silence, in seconds
         self.progress_throttle = Throttle(PROGRESS_INTERVAL)
 

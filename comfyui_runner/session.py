@@ -16,7 +16,7 @@ from comfyui_runner.errors import (
     ServerGone,
     ServerUnreachable,
 )
-from comfyui_runner.events import Event, parse_message
+from comfyui_runner.events import Event, MessageData, parse_message, prompts_remaining
 from comfyui_runner.nodes import node_title, planned_nodes
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
 from comfyui_runner.reports import Report, changes, problem_report
@@ -31,12 +31,14 @@ from comfyui_runner.state import (
     PromptState,
     QueuePlace,
     Reading,
+    is_hint,
     lost,
     place_in_queue,
     prompt_on_server,
     reconcile,
     reduce,
     seconds_to_check,
+    seconds_to_hinted_look,
 )
 from comfyui_runner.text import duration, one_line
 from comfyui_runner.third_party import import_third_party
@@ -93,6 +95,7 @@ class Session:
         self._socket: Any = None
         self._was_connected = False
         self._queue_moved = False  # a status message came since the last reading
+        self._remaining: Optional[int] = None  # prompts on the server, by its last status message
         self._answered = time.monotonic()  # when the server last answered
         self._readings_fail = False  # the last reading of queue and history failed
         self._is_trouble_reported = False
@@ -418,6 +421,7 @@ class Session:
 
     def _use_socket(self, socket: Any) -> None:
         self._socket = socket
+        self._remaining = None  # prompts may have come and gone meanwhile
         self._answered = time.monotonic()
         if self._was_connected or self._runs:  # messages to these runs may have been sent before
             self._deaf_since = self._answered
@@ -453,8 +457,7 @@ class Session:
             return
 
         if event.type == "status":
-            self._queue_moved = True
-            self._wake.set()
+            self._note_status(event.data, event.at)
             return
 
         # Messages of custom nodes to everybody (monitors send one a second) say nothing about our
@@ -470,6 +473,17 @@ class Session:
             elif event.type == "executing":
                 self._wake.set()
 
+    def _note_status(self, status: MessageData, at: float) -> None:
+        """Takes a status message: the queue moved, and what runs may be over."""
+        remaining = prompts_remaining(status)
+        if is_hint(remaining, self._remaining):
+            for run in self._runs.values():
+                if run.state.phase is Phase.RUNNING:
+                    run.hinted_at = at
+        self._remaining = remaining
+        self._queue_moved = True
+        self._wake.set()
+
     def _hear(self, run: Run, event: Event) -> None:
         """Takes a message about ``run``."""
         run.note_message(event.at)
@@ -482,21 +496,28 @@ class Session:
     # -- queue and history -----------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Reads queue and history whenever seconds_to_check() says so."""
+        """Reads queue and history whenever seconds_to_check() says so, and follows hints."""
         while True:
             self._wake.clear()
             now = time.monotonic()
-            waits = [
-                (self._seconds_to_check(run, now), run)
-                for run in self._runs.values()
-                if run.is_open
-            ]
-            due = [run for wait, run in waits if wait <= 0]
+            open_runs = [run for run in self._runs.values() if run.is_open]
+
+            checks = [(self._seconds_to_check(run, now), run) for run in open_runs]
+            due = [run for wait, run in checks if wait <= 0]
             if due:
                 await self._check(due)
                 continue
 
-            next_check = min((wait for wait, _ in waits), default=3600.0)
+            hints = [
+                (seconds_to_hinted_look(run.state, run.hinted_at, run.hint_followed_at, now), run)
+                for run in open_runs
+            ]
+            hinted = [run for wait, run in hints if wait <= 0]
+            if hinted:
+                await self._follow_hints(hinted)
+                continue
+
+            next_check = min((wait for wait, _ in checks + hints), default=3600.0)
             try:
                 await asyncio.wait_for(self._wake.wait(), next_check)
             except asyncio.TimeoutError:
@@ -535,6 +556,24 @@ class Session:
                 self._note_failed_reading(run, error)
             run.checked = time.monotonic()
             run.checks += 1
+
+    async def _follow_hints(self, runs: Sequence[Run]) -> None:
+        """Reads the history of ``runs``, which a status message hints are over.
+
+        This is no reading of the queue: the next one, for a run that goes on, is not put off.
+        """
+        for run in runs:
+            hint = run.hinted_at
+            try:
+                entry = await self._read_entry(run.prompt_id)
+            except ServerError as error:
+                self._note_failed_reading(run, error)  # and the hint is followed once more
+            else:
+                if entry is not None:
+                    self._apply(run, Reading(NOT_IN_QUEUE, entry))
+                if run.hinted_at == hint:  # else another one came meanwhile
+                    run.hinted_at = None
+            run.hint_followed_at = time.monotonic()
 
     async def look(self, run: Run) -> None:
         """Looks once for the place of a prompt that waits, if the server answers."""

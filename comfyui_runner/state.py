@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from comfyui_runner.events import Event, MessageData
@@ -477,6 +478,44 @@ def run_seconds(state: PromptState, now: float) -> float:
     return end - state.started_at
 
 
+#: Seconds from a hint to the look at the history: the end's own messages come right behind it.
+HINT_PAUSE = 0.3
+
+#: Seconds between two looks that follow hints: other people's prompts send hints too.
+HINT_INTERVAL = 1.0
+
+
+def is_hint(remaining: Optional[int], before: Optional[int]) -> bool:
+    """Whether a ``status`` message hints that the prompt that runs is over.
+
+    ``remaining`` prompts wait or run by this message, and ``before`` by the last one (None: not
+    known). ComfyUI writes the history before the ``status`` of an end (execution.py, task_done),
+    and sends that to everybody. A prompt that is deleted or begins sends one too; only a message
+    with a higher count, of a prompt that was added, is never an end.
+    """
+    if remaining is None or before is None:
+        return True
+    return remaining <= before
+
+
+def seconds_to_hinted_look(
+    state: PromptState, hinted_at: Optional[float], followed_at: Optional[float], now: float
+) -> float:
+    """How many seconds until the history must be read because of a hint (0 or less: now).
+
+    The hint came at ``hinted_at``, and ``followed_at`` is when the history was last read for one
+    (None: neither happened). Infinity where there is nothing to follow: an end that came by itself
+    is looked at by seconds_to_check().
+    """
+    end_came = state.over_seen or state.ending is not None
+    if hinted_at is None or end_came:
+        return math.inf
+    look_at = hinted_at + HINT_PAUSE
+    if followed_at is not None:
+        look_at = max(look_at, followed_at + HINT_INTERVAL)
+    return look_at - now
+
+
 class NextCheck(NamedTuple):
     """What the follower knows of its connection when it asks whether to read queue and history."""
 
@@ -494,7 +533,8 @@ def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> flo
     """How many seconds until queue and history must be read (0 or less: now).
 
     The socket is a hint. The truth is read at an end, while the socket is down or may be deaf
-    (ComfyUI issue 16010), when the queue moved while we wait, and after silence.
+    (ComfyUI issue 16010), when the queue moved while we wait, and after silence. What a ``status``
+    message hints at while our prompt runs is the matter of seconds_to_hinted_look().
     """
     since_check = view.now - view.checked
     since_news = min(since_check, view.now - view.heard)
@@ -519,7 +559,7 @@ def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> flo
     if place_is_unknown:
         return 0.5 - since_check
 
-    return min(limits.poll * min(view.checks + 1, 3), 15.0) - since_news
+    return limits.poll - since_news
 
 
 def _pause_before_end(state: PromptState, checks: int) -> float:

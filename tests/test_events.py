@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Optional, Union
+from typing import Any, Dict, Optional, Union
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import VERSIONS, anything, few, messages, recorded
 
-from comfyui_runner.events import Event, Preview, parse_message
+from comfyui_runner.events import Event, Preview, parse_message, prompts_remaining
 
 
 def test_a_message_in_json_becomes_an_event() -> None:
@@ -114,3 +114,20 @@ def test_recorded_previews(version: str, scenario: str, node_id: Optional[str], 
     events = [parse_message(frame, 0) for frame in frames]
     assert len(events) == 5
     assert {(event.data["preview"].node_id, event.data["preview"].mime) for event in events} == {(node_id, mime)}
+
+
+@pytest.mark.parametrize(
+    ("status", "count"),
+    [
+        ({"status": {"exec_info": {"queue_remaining": 3}}}, 3),
+        ({"status": {"exec_info": {"queue_remaining": 0}}, "sid": "x"}, 0),
+        ({"status": {"exec_info": {"queue_remaining": True}}}, None),
+        ({"status": {"exec_info": {"queue_remaining": "3"}}}, None),
+        ({"status": {"exec_info": {}}}, None),
+        ({"status": {"exec_info": None}}, None),
+        ({"status": []}, None),
+        ({}, None),
+    ],
+)
+def test_a_status_says_how_many_prompts_remain(status: Dict[str, Any], count: Optional[int]) -> None:
+    assert prompts_remaining(status) == count

@@ -351,6 +351,53 @@ def test_evicted_and_not_told_is_lost_and_not_called_a_success(simulator: Any, w
     assert "neither in the server's queue nor in its history" in result.event("end")["message"]
 
 
+def looks_at_history(simulator: Any) -> int:
+    return sum(path.startswith("/history/") for _, path in simulator.requests)
+
+
+def test_an_end_whose_messages_are_lost_is_noticed_by_the_status_behind_it(
+    simulator: Any, workflow_file: Make, quick: Make
+) -> None:
+    simulator.faults.drop_end = True
+    simulator.faults.drop_events = frozenset(["execution_success"])
+    result = go(simulator, workflow_file(slow_prompt()), limits=FAST._replace(poll=30.0))
+    assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
+    quick(10.0)
+
+
+def test_an_attached_run_is_noticed_by_the_status_behind_it(simulator: Any) -> None:
+    """Its messages go to the client that submitted it; status messages go to everybody."""
+    prompt_id = new_uuid()
+    body = {"prompt": slow_prompt(seconds=4.0), "client_id": "other", "prompt_id": prompt_id}
+    requests.post(simulator.url + "/prompt", json=body, timeout=5)
+    result = run("--server", simulator.url, "--json", "--attach", prompt_id, limits=FAST._replace(poll=30.0))
+    over = time.time() * 1000
+    assert result.status == ExitStatus.OK
+    entry = requests.get(simulator.url + "/history/" + prompt_id, timeout=5).json()[prompt_id]
+    ended = max(data["timestamp"] for _, data in entry["status"]["messages"])
+    assert over - ended < 1500.0  # without hints it is looked for every four seconds
+
+
+def test_other_peoples_prompts_that_come_and_go_are_looked_after_once_a_second(
+    simulator: Any, workflow_file: Make
+) -> None:
+    def come_and_go() -> None:
+        wait_until(lambda: executions(simulator), what="the run's begin")
+        for _ in range(20):
+            other = {"prompt": slow_prompt(seed=99), "client_id": "other", "prompt_id": new_uuid()}
+            requests.post(simulator.url + "/prompt", json=other, timeout=5)
+            requests.post(simulator.url + "/queue", json={"delete": [other["prompt_id"]]}, timeout=5)
+
+    others = threading.Thread(target=come_and_go)
+    others.start()
+    try:
+        result = go(simulator, workflow_file(slow_prompt(seconds=2.5)), limits=FAST._replace(poll=30.0))
+    finally:
+        others.join()
+    assert result.status == ExitStatus.OK
+    assert 2 <= looks_at_history(simulator) <= 6  # one for each second, and one or two for the end
+
+
 @pytest.mark.parametrize("after", [1, 2, 5, 9])
 def test_a_socket_that_is_cut_is_opened_again(after: int, simulator: Any, workflow_file: Make) -> None:
     simulator.faults.cut_ws_after = after

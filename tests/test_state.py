@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import pytest
@@ -22,6 +23,7 @@ from comfyui_runner.state import (
     PromptState,
     QueuePlace,
     Reading,
+    is_hint,
     lost,
     place_in_queue,
     prompt_on_server,
@@ -29,6 +31,7 @@ from comfyui_runner.state import (
     reduce,
     run_seconds,
     seconds_to_check,
+    seconds_to_hinted_look,
     wholly_cached,
 )
 
@@ -891,9 +894,8 @@ WAITS = {"phase": Phase.QUEUED, "ahead": 1}
         # silence
         (ON, {}, 5.0),
         (WAITS, {}, 5.0),
-        (ON, {"checks": 1}, 10.0),
-        (ON, {"checks": 2}, 15.0),
-        (ON, {"checks": 50}, 15.0),
+        (ON, {"checks": 1}, 5.0),
+        (ON, {"checks": 50}, 5.0),
         (ON, {"heard": 97.0, "checked": 90.0}, 2.0),
         (ON, {"heard": 90.0, "checked": 96.0}, 1.0),
         (ON, {"heard": 90.0, "checked": 90.0}, -5.0),
@@ -909,8 +911,44 @@ def test_a_short_poll_holds_without_the_socket_too(poll: float, seconds: float) 
     assert seconds_to_check(new(Phase.RUNNING), view, Limits(poll=poll)) == seconds
 
 
-def test_no_wait_for_the_next_read_is_longer_than_15_seconds() -> None:
-    assert seconds_to_check(new(Phase.RUNNING), CALM._replace(checks=9), Limits(poll=100.0)) == 15.0
+@pytest.mark.parametrize(
+    ("before", "remaining", "is_one"),
+    [
+        (1, 0, True),  # ours ended
+        (2, 1, True),
+        (1, 1, True),  # ours ended and another was added, or one began
+        (1, 2, False),  # somebody added one
+        (None, 5, True),  # the socket is new: who knows
+        (3, None, True),
+    ],
+)
+def test_a_status_hints_that_ours_is_over_unless_its_count_is_higher(
+    before: Optional[int], remaining: Optional[int], is_one: bool
+) -> None:
+    assert is_hint(remaining, before) is is_one
+
+
+@pytest.mark.parametrize(
+    ("known", "hinted_at", "followed_at", "seconds"),
+    [
+        (ON, None, None, math.inf),
+        (ON, None, 50.0, math.inf),
+        (ON, 100.0, None, 0.3),
+        (ON, 99.7, None, 0.0),
+        (ON, 90.0, None, -9.7),
+        # at most one look a second
+        (ON, 100.0, 99.8, 0.8),
+        (ON, 99.9, 99.1, 0.2),
+        (ON, 100.0, 99.0, 0.3),
+        # the end came by itself
+        ({**ON, "ending": Phase.SUCCESS}, 100.0, None, math.inf),
+        ({**ON, "over_seen": True}, 100.0, None, math.inf),
+    ],
+)
+def test_a_hint_is_followed_a_little_later_unless_the_end_came(
+    known: Dict[str, Any], hinted_at: Optional[float], followed_at: Optional[float], seconds: float
+) -> None:
+    assert seconds_to_hinted_look(new(**known), hinted_at, followed_at, 100.0) == pytest.approx(seconds)
 
 
 def test_the_prompt_of_the_recordings_is_the_one_that_the_tests_use() -> None:
