@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import urllib.parse
-from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
 
 from comfyui_runner.errors import UsageError
 
@@ -15,15 +15,24 @@ SHORTEST_SECRET = 4
 #: The characters of a header's name (RFC 9110, "token").
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
+#: The variables that name a file (or a folder) of trusted certificate authorities. The first one
+#: that is set counts: requests reads the first two in this order, and OpenSSL the third.
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+
 URL_EXAMPLE = "Example: http://127.0.0.1:8188"
 
 
 class Address(NamedTuple):
-    """Where a server is: ``url`` without credentials and without a last slash; headers to send."""
+    """Where a server is: ``url`` without credentials and without a last slash; headers to send.
+
+    ``ca_bundle`` is the file or folder of the certificate authorities that are trusted, "" for
+    those that the program brings along.
+    """
 
     url: str
     headers: Tuple[Tuple[str, str], ...] = ()
     secrets: Tuple[str, ...] = ()  # texts that must never be shown, the longest first
+    ca_bundle: str = ""
 
     @property
     def websocket(self) -> str:
@@ -37,7 +46,13 @@ class Address(NamedTuple):
         return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
+def choose_ca_bundle(variables: Mapping[str, str]) -> str:
+    """The file or folder of certificate authorities that the environment names, "" for none."""
+    named = [variables[name] for name in CA_VARIABLES if variables.get(name)]
+    return next(iter(named), "")
+
+
+def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -> Address:
     """The address in ``text`` (``http://user:password@host:8188/base``, or ``host:8188``).
 
     ``headers`` are "Name: value" lines; they override each other and the user and password of the
@@ -61,7 +76,7 @@ def parse_address(text: str, headers: Sequence[str] = ()) -> Address:
             del sent[other]
         sent[name] = value
         secrets += [value, *value.split()[1:]]  # of "Bearer TOKEN" the token too
-    return Address(url, tuple(sent.items()), _longest_first(secrets))
+    return Address(url, tuple(sent.items()), _longest_first(secrets), ca_bundle)
 
 
 def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, List, Mapping
 
+from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.text import one_line
 from comfyui_runner.third_party import import_third_party
+
+#: The variables that name trusted certificate authorities, for messages.
+CA_VARIABLE_NAMES = " or ".join(CA_VARIABLES)
 
 
 def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
@@ -19,6 +23,12 @@ def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
     if isinstance(error, exceptions.SSLError):
         why = f"the TLS connection failed ({one_line(causes[-1], 200)})"
         return ServerUnreachable(f"{url}: {why}.", _remedy_for_tls(str(error).upper()))
+
+    # requests raises a plain OSError for a file that does not exist.
+    if "TLS CA certificate bundle" in str(error):
+        why = "the file of trusted certificates does not exist"
+        remedy = f"Correct {CA_VARIABLE_NAMES}: {one_line(error, 200)}"
+        return ServerUnreachable(f"{url}: {why}.", remedy)
 
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         why = "nothing listens there (connection refused)"
@@ -54,10 +64,12 @@ def causes_of(error: BaseException) -> List[BaseException]:
 
 
 def _remedy_for_tls(reason: str) -> str:
+    if "NO_CERTIFICATE_OR_CRL_FOUND" in reason:
+        return f"The file in {CA_VARIABLE_NAMES} has no certificate in PEM format."
     if "CERTIFICATE" in reason:
         return (
             "Give the server a certificate that this machine trusts "
-            "(REQUESTS_CA_BUNDLE names your own)."
+            f"({CA_VARIABLE_NAMES} names the file of your own authority)."
         )
     if "VERSION" in reason or "RECORD" in reason:  # wrong version number, record layer failure
         return "It does not seem to speak TLS there: use http:// instead."

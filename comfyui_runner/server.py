@@ -63,7 +63,8 @@ class Server:
 
     def _new_session(self) -> "requests.Session":
         session: "requests.Session" = import_third_party("requests").Session()
-        session.trust_env = not self.address.local
+        session.trust_env = not self.address.local  # no proxy of the system for this machine
+        session.verify = self.address.ca_bundle or True  # else only trust_env reads the variables
         session.auth = keep_request  # else a ~/.netrc entry would replace our Authorization
         session.headers["User-Agent"] = f"comfyui-workflow-runner/{__version__}"
         for name, value in self.address.headers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from comfyui_runner.addresses import Address, parse_address
+from comfyui_runner.addresses import Address, choose_ca_bundle, parse_address
 from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import (
     Defaults,
@@ -204,7 +204,8 @@ def choose_servers(
     urls = defaults.servers
     if url is not None:
         urls = (url,)
-    return tuple(parse_address(url, headers) for url in urls)
+    ca_bundle = choose_ca_bundle(environment)
+    return tuple(parse_address(url, headers, ca_bundle) for url in urls)
 
 
 def choose_seed(flags: Any) -> str:

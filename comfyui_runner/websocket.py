@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import ssl
 import time
 import urllib.parse
 from typing import Any, Dict
@@ -60,6 +62,7 @@ async def _open_socket(server: Server, client_id: str) -> Any:
         ping_interval=20.0,
         ping_timeout=60.0,  # ComfyUI may load a model for long without answering
         logger=_silent_logger(),
+        **_tls_options(server),
         **_proxy_options(server),
     )
     connecting.process_redirect = keep_error  # a redirect would carry our headers elsewhere
@@ -93,6 +96,19 @@ def _silent_logger() -> logging.Logger:
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
     return logger
+
+
+def _tls_options(server: Server) -> Dict[str, Any]:
+    """Trusts the same certificate authorities as HTTP does: those of requests, or the given ones.
+
+    websockets alone would trust those of the system and of SSL_CERT_FILE.
+    """
+    if not server.address.websocket.startswith("wss:"):
+        return {}
+    bundle = server.address.ca_bundle or import_third_party("requests").certs.where()
+    if os.path.isdir(bundle):
+        return {"ssl": ssl.create_default_context(capath=bundle)}
+    return {"ssl": ssl.create_default_context(cafile=bundle)}
 
 
 def _proxy_options(server: Server) -> Dict[str, Any]:

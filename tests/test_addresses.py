@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Dict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import few
 
-from comfyui_runner.addresses import parse_address
+from comfyui_runner.addresses import choose_ca_bundle, parse_address
 from comfyui_runner.errors import UsageError
 from comfyui_runner.text import hide_secrets
 
@@ -46,6 +48,21 @@ def test_an_address(text: str, url: str, websocket: str) -> None:
 )
 def test_whether_a_server_is_on_this_machine(text: str, local: bool) -> None:
     assert parse_address(text).local is local
+
+
+@pytest.mark.parametrize(
+    ("variables", "bundle"),
+    [
+        ({}, ""),
+        ({"REQUESTS_CA_BUNDLE": ""}, ""),
+        ({"SSL_CERT_FILE": "/own.pem"}, "/own.pem"),
+        ({"CURL_CA_BUNDLE": "/curl.pem", "SSL_CERT_FILE": "/own.pem"}, "/curl.pem"),
+        ({"REQUESTS_CA_BUNDLE": "/r.pem", "CURL_CA_BUNDLE": "/c.pem", "SSL_CERT_FILE": "/own.pem"}, "/r.pem"),
+        ({"REQUESTS_CA_BUNDLE": "", "SSL_CERT_FILE": "/own.pem"}, "/own.pem"),
+    ],
+)
+def test_the_environment_names_the_authorities_that_are_trusted(variables: Dict[str, str], bundle: str) -> None:
+    assert choose_ca_bundle(variables) == bundle
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Set
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set
 
 import pytest
 from slow_proxy import HurriedLoop
-from support import ROOT, SCRIPT, Outcome, Terminal, run, script, slow_prompt
+from support import FIXTURES, ROOT, SCRIPT, Outcome, Terminal, run, script, slow_prompt
 
+from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus
 from comfyui_runner.limits import DEFAULT_LIMITS
 
@@ -253,6 +254,92 @@ def test_https_where_http_is_spoken_says_so(simulator: Any, workflow_file: Make)
     assert "%s: the TLS connection failed" % url in result.err
     assert "use http:// instead" in result.err
     assert "Start ComfyUI" not in result.err
+
+
+#: A certificate for 127.0.0.1, 0.0.0.0 and localhost that is its own authority, valid until 2126.
+CERTIFICATE = os.path.join(FIXTURES, "tls", "certificate.pem")
+
+
+def pump(source: Any, target: Any) -> None:
+    """Hands on what comes until either end closes."""
+    with contextlib.suppress(OSError):
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def tls_port(simulator: Any) -> Iterator[int]:
+    """The port of a proxy that speaks TLS, with CERTIFICATE, before the simulator."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, os.path.join(FIXTURES, "tls", "key.pem"))
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                client = stack.enter_context(context.wrap_socket(self.request, server_side=True))
+                server = stack.enter_context(socket.create_connection(("127.0.0.1", simulator.port), timeout=30))
+                upwards = threading.Thread(target=pump, args=(client, server), daemon=True)
+                upwards.start()
+                pump(server, client)
+                upwards.join(5)
+
+    class Listener(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Listener(("127.0.0.1", 0), Forward) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield listener.server_address[1]
+        listener.shutdown()
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # the second does not count as local
+def test_an_own_certificate_counts_for_http_and_websocket(
+    host: str, variable: str, tls_port: int, workflow_file: Make, monkeypatch: Any
+) -> None:
+    if os.name == "nt" and host == "0.0.0.0":
+        pytest.skip("Windows does not connect to it")
+    monkeypatch.setenv("NO_PROXY", "*")
+    for name in CA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    url = "https://%s:%d" % (host, tls_port)
+    path = workflow_file(slow_prompt())
+    result = run("--server", url, "--yes", "--json", path, environment={variable: CERTIFICATE})
+    assert result.status == ExitStatus.OK
+    assert "connection" not in result.names()  # else the WebSocket was refused
+    assert "progress" in result.names()
+
+
+def test_without_it_the_certificate_is_refused_and_the_message_names_the_variables(
+    tls_port: int, workflow_file: Make, monkeypatch: Any
+) -> None:
+    for name in CA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    result = run("--server", "https://127.0.0.1:%d" % tls_port, "--yes", workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.NO_SERVER
+    assert "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE or SSL_CERT_FILE" in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "does not exist"), ("no PEM", "has no certificate in PEM format")]
+)
+def test_a_certificate_file_that_is_wrong_is_named(
+    content: Optional[str], message: str, tls_port: int, workflow_file: Make, tmp_path: Any
+) -> None:
+    bundle = tmp_path / "own.pem"
+    if content is not None:
+        bundle.write_text(content)
+    url = "https://127.0.0.1:%d" % tls_port
+    result = run("--server", url, "--yes", workflow_file(slow_prompt()), environment={"SSL_CERT_FILE": str(bundle)})
+    assert result.status == ExitStatus.NO_SERVER
+    assert message in result.err and "SSL_CERT_FILE" in result.err
 
 
 def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: Make) -> None:
