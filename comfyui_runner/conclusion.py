@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -175,7 +176,15 @@ async def save_outputs(
     """Saves all that ``run`` made: the paths of what is saved, and the names of what is not."""
     paths: Dict[Output, str] = {}
     unsaved: List[str] = []
-    jobs = save_jobs(session.server, run, outputs, destination)
+    loop = asyncio.get_running_loop()
+
+    def notify(message: str) -> None:
+        """Reports from the thread of a download; nobody listens any more if the loop is closed."""
+        with contextlib.suppress(RuntimeError):
+            notice = {"event": "notice", "message": message}
+            loop.call_soon_threadsafe(session.report, run, notice)
+
+    jobs = save_jobs(session.server, run, outputs, destination, notify)
     for number, (output, save) in enumerate(jobs):
         try:
             file = await save_unless_stopped(save, destination.stopping)

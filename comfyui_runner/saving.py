@@ -5,38 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import time
-from typing import (
-    Any,
-    Callable,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-)
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
-from comfyui_runner.errors import (
-    ExitStatus,
-    SaveError,
-    ServerAnswer,
-    ServerError,
-    ServerUnreachable,
-)
+from comfyui_runner.downloads import CHANGES, Download, FileChanged
+from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.files import Saved, save_bytes, write_file
 from comfyui_runner.nodes import node_title
-from comfyui_runner.outputs import Output, view_path
+from comfyui_runner.outputs import Output
 from comfyui_runner.reports import Report
-from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.text import flat, plural, safe_path_parts
-from comfyui_runner.third_party import import_third_party
-
-#: Bytes that are read of a download at a time.
-CHUNK_SIZE = 1 << 16
 
 
 def keep_name(name: str) -> str:
@@ -73,11 +52,16 @@ class Destination(NamedTuple):
 
 
 def save_jobs(
-    server: Server, run: Run, outputs: Sequence[Output], destination: Destination
+    server: Server,
+    run: Run,
+    outputs: Sequence[Output],
+    destination: Destination,
+    notify: Callable[[str], None],
 ) -> List[Tuple[Output, Callable[[], Saved]]]:
     """What to call for each thing that ``run`` made. The calls block, and raise SaveError.
 
     ``outputs`` are what the server lists; pictures that came over the WebSocket only are added.
+    ``notify(message)`` is called, in the thread of a call, with what people must know meanwhile.
     """
     folder, overwrite, rename = destination.folder, destination.overwrite, destination.rename
     jobs: List[Tuple[Output, Callable[[], Saved]]] = []
@@ -93,7 +77,8 @@ def save_jobs(
         name = rename(output.filename)
         keeps_its_subfolder = name == output.filename
         parts = safe_path_parts(output.subfolder if keeps_its_subfolder else "", name)
-        jobs.append((output, functools.partial(download, server, output, parts, destination)))
+        job = functools.partial(download, server, output, parts, destination, notify)
+        jobs.append((output, job))
     for received, preview in zip(received_outputs(run, rename), run.received):
         add_bytes(received, preview.image, received.filename)
     return jobs
@@ -124,81 +109,32 @@ def websocket_notice(run: Run) -> Report:
 
 
 def download(
-    server: Server, output: Output, parts: Sequence[str], destination: Destination
+    server: Server,
+    output: Output,
+    parts: Sequence[str],
+    destination: Destination,
+    notify: Callable[[str], None],
 ) -> Saved:
     """Saves an output's file as ``parts`` below the destination's folder. Blocks. Raises SaveError.
 
-    A connection that breaks is tried again for ``limits.give_up`` seconds.
+    A download that is cut goes on where it was cut, and begins anew if the file has changed.
     """
-    requests = import_third_party("requests")
+    folder, overwrite = destination.folder, destination.overwrite
     name, url = output.filename, server.url_of(output)
-    deadline = time.monotonic() + server.limits.give_up
-    for attempt in itertools.count():
+    for _ in range(CHANGES):
+        chunks = Download(server, output, lambda: destination.is_stopped, notify).chunks()
         try:
-            return download_once(server, output, parts, destination)
-        except (ServerError, requests.RequestException) as error:
-            if isinstance(error, ServerAnswer) and not may_be_retried(error):
-                raise no_file(error, name, url) from None
-            gives_up = destination.is_stopped or server.gone or time.monotonic() > deadline
-            if gives_up:
-                raise SaveError(
-                    f"{name} could not be downloaded ({error})", f"The file is at {url}"
-                ) from None
-            time.sleep(backoff(attempt))
+            # The answer may take long, and the program may leave meanwhile: no file is begun
+            # before its first piece is here.
+            first = next(chunks, b"")
+            return write_file(folder, parts, overwrite, itertools.chain([first], chunks))
+        except FileChanged:
+            continue
         except OSError as error:
-            reason = (
-                f"{name} could not be saved in {destination.folder}: {error.strerror or error}."
-            )
+            reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
             remedy = f"Choose another folder with -o; the file is at {url}"
             raise SaveError(reason, remedy) from None
-    raise AssertionError("unreachable")
-
-
-def download_once(
-    server: Server, output: Output, parts: Sequence[str], destination: Destination
-) -> Saved:
-    """One try of download(). Raises SaveError, ServerError, requests' errors and OSError."""
-    # The answer may take long, and the program may leave meanwhile: no file is begun before it.
-    response = server.open("GET", view_path(output))
-    try:
-        chunks = chunks_of(response, output, server.url_of(output), destination)
-        return write_file(destination.folder, parts, destination.overwrite, chunks)
-    finally:
-        response.close()
-
-
-def chunks_of(response: Any, output: Output, url: str, destination: Destination) -> Iterator[bytes]:
-    """The body of ``response``.
-
-    Raises ServerUnreachable if it is cut short, SaveError if the saving must end.
-    """
-    size = 0
-    for chunk in response.iter_content(CHUNK_SIZE):
-        if destination.is_stopped:
-            raise SaveError(
-                f"Stopped while saving {output.filename}.", f"The file is still at {url}"
-            )
-        size += len(chunk)
-        yield chunk
-    if not is_whole(response.headers, size):
-        raise ServerUnreachable(f"{output.filename} was cut short.")
-
-
-def is_whole(headers: Mapping[str, str], size: int) -> bool:
-    """Whether a body of ``size`` bytes is all that its ``headers`` announce, as far as they do."""
-    length = headers.get("Content-Length", "")
-    counts_packed_bytes = "Content-Encoding" in headers  # and we count those that came out
-    if counts_packed_bytes or not length.isdigit():
-        return True
-    return size == int(length)
-
-
-def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:
-    """The error for a file for which the server answers with an error."""
-    remedy = f"The file is at {url}"
-    if error.status == 404:
-        remedy = (
-            "The server has the result in its cache, but the file is gone: "
-            "change a seed to render it again."
-        )
-    return SaveError(f"{name} could not be downloaded (HTTP {error.status}).", remedy)
+        finally:
+            chunks.close()
+    message = f"{name} could not be downloaded: it changed each time that it was cut off."
+    raise SaveError(message, f"The file is at {url}")

@@ -282,9 +282,11 @@ class Server:
         subfolder, name, folder = match.groups()
         file = Output("", "", "", name, subfolder=subfolder or "", type=folder or "input")
         try:
-            self.open("GET", view_path(file)).close()
+            response = self.open("GET", view_path(file))
         except ServerAnswer:
             return False
+        response.close()
+        refuse_web_page(response.headers)
         return True
 
     def upload_file(self, path: str) -> str:
@@ -323,6 +325,17 @@ class Server:
     def url_of(self, output: Output) -> str:
         """The URL of an output's file, for people (without credentials)."""
         return self.address.url + view_path(output)
+
+
+def refuse_web_page(headers: Mapping[str, str]) -> None:
+    """Raises ServerUnreachable if the ``headers`` of an answer to GET /view are of a web page.
+
+    ComfyUI sends HTML files as application/octet-stream: the page is a proxy's.
+    """
+    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type == "text/html":
+        message = "a web page came in place of the file: a proxy or a login page answers"
+        raise ServerUnreachable(message, "Log in there, or ask ComfyUI itself.")
 
 
 def keep_request(request: Any) -> Any:

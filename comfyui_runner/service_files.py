@@ -7,10 +7,10 @@ import urllib.parse
 import weakref
 from typing import BinaryIO, Callable, Dict, Mapping, Optional
 
-from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
-from comfyui_runner.server import Server, uploaded_value
+from comfyui_runner.server import Server, refuse_web_page, uploaded_value
 from comfyui_runner.text import JsonObject
 
 #: Bytes of a file that are passed on at once.
@@ -94,6 +94,11 @@ def open_view(request: Request, server: Server) -> Response:
         )
     except ServerAnswer as error:
         raise view_refusal(error) from None
+    try:
+        refuse_web_page(answer.headers)
+    except ServerUnreachable:
+        answer.close()
+        raise
     if request.method == "HEAD":
         answer.close()
 

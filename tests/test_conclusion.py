@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Dict, Optional
+from typing import Optional
 
 import pytest
 
@@ -15,7 +15,7 @@ from comfyui_runner.conclusion import (
 )
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.saving import Destination, is_whole
+from comfyui_runner.saving import Destination
 from comfyui_runner.state import Phase, PromptState
 
 CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
@@ -94,19 +94,3 @@ def test_saving_is_stopped_by_its_event_alone() -> None:
         assert told.is_stopped and told.stopped_with() is ExitStatus.CANCELLED
 
     asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    ("headers", "size", "expected"),
-    [
-        ({"Content-Length": "3"}, 3, True),
-        ({"Content-Length": "3"}, 2, False),
-        ({"Content-Length": "3", "Content-Encoding": "gzip"}, 2, True),
-        ({"Content-Length": "three"}, 2, True),
-        ({}, 0, True),
-    ],
-)
-def test_a_body_is_whole_when_it_has_the_bytes_that_were_announced(
-    headers: Dict[str, str], size: int, expected: bool
-) -> None:
-    assert is_whole(headers, size) is expected

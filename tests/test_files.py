@@ -129,7 +129,7 @@ def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = Server(parse_address("host"))
     run: Any = types.SimpleNamespace(received=[], prompt={})
-    ((saved_of, save),) = save_jobs(server, run, [output], Destination(str(tmp_path)))
+    ((saved_of, save),) = save_jobs(server, run, [output], Destination(str(tmp_path)), print)
     saved = save()
     assert saved_of == output
     assert os.path.basename(saved.path) == "My_Text_ 1.txt"

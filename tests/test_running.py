@@ -830,6 +830,16 @@ def test_a_download_that_breaks_is_tried_again(simulator: Any, workflow_file: Ma
     assert os.listdir(tmp_path / "out") == ["slow_00001_.png"]
 
 
+def test_a_download_that_is_cut_goes_on_and_people_are_told(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    simulator.faults.cut_files = [100]
+    result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"))
+    assert result.status == ExitStatus.OK
+    assert result.event("notice")["message"].startswith("slow_00001_.png was cut off at 100 B of ")
+    folder = os.path.join(simulator.root, "output")
+    with open(os.path.join(folder, "slow_00001_.png"), "rb") as file:
+        assert (tmp_path / "out" / "slow_00001_.png").read_bytes() == file.read()
+
+
 @pytest.mark.parametrize("folder", ["taken", os.path.join("taken", "{row}"), os.path.join("taken", "below")])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(
     simulator: Any, workflow_file: Make, tmp_path: Any, folder: str

@@ -22,6 +22,15 @@ def test_a_file_is_streamed_with_its_type_and_ranges(service: Middleware, comfyu
     assert download.headers["content-disposition"].startswith("attachment")
 
 
+def test_a_web_page_in_place_of_a_file_is_an_error(service: Middleware, comfyui: Any) -> None:
+    put_file(comfyui, "cat.png", PNG)
+    comfyui.faults.web_pages = ["text/html"]
+    answer = service.get("/view?filename=cat.png")
+    assert answer.status == 503
+    assert "a web page came in place of the file" in answer.json["error"]["message"]
+    assert service.get("/view?filename=cat.png").body == PNG
+
+
 @pytest.mark.parametrize("name", ["page.html", "drawing.svg", "page.xhtml", "style.css", "data.json", "no_ending"])
 def test_what_a_browser_might_run_is_downloaded(service: Middleware, comfyui: Any, name: str) -> None:
     put_file(comfyui, name, b"<script>alert(1)</script>")

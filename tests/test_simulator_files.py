@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator
 
 import pytest
 import requests
-from simulated import WAIT, get
+from simulated import WAIT, get, slow, submit, until
 
 from comfyui_runner.simulator import Simulator, draw
 
@@ -205,3 +205,20 @@ def test_big_uploads_do_not_fill_the_memory(sim: Simulator) -> None:
         tracemalloc.stop()
     assert answer.json()["name"] == "big.bin"
     assert Path(sim.root, "input", "big.bin").stat().st_size == size
+
+
+def test_a_range_counts_beside_an_etag_and_not_beside_an_older_date(sim: Simulator) -> None:
+    """As aiohttp does it: an ETag in If-Range is ignored, whatever it is."""
+    submit(sim, slow())
+    path = "/view?filename=slow_00001_.png"
+    until(lambda: get(sim, path).status_code == 200)
+    whole = get(sim, path)
+    assert whole.headers["ETag"].startswith('"') and "Last-Modified" in whole.headers
+
+    part = {"Range": "bytes=10-"}
+    for if_range in (whole.headers["ETag"], '"other"', whole.headers["Last-Modified"]):
+        answer = get(sim, path, headers={**part, "If-Range": if_range})
+        assert (answer.status_code, answer.content) == (206, whole.content[10:])
+        assert answer.headers["ETag"] == whole.headers["ETag"]
+    answer = get(sim, path, headers={**part, "If-Range": "Mon, 01 Jan 2001 00:00:00 GMT"})
+    assert (answer.status_code, answer.content) == (200, whole.content)

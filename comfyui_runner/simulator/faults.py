@@ -42,6 +42,10 @@ class Faults:
     ignore_interrupt: bool = False
     #: Path -> number of requests whose connection is cut without an answer.
     cut_http: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: One is used up by each answer with a file: the bytes of it after which it is cut.
+    cut_files: list[int] = dataclasses.field(default_factory=list)
+    #: One is used up by each GET /view: the media type of a page that comes in place of the file.
+    web_pages: list[str] = dataclasses.field(default_factory=list)
 
 
 def keys_of_path(path: str) -> tuple[str, str]:

@@ -29,6 +29,9 @@ DRAWN_TYPES = ("image/svg+xml", "application/xml", "text/xml")
 def get_view(request: Request) -> Reply:
     """A file of the input, output or temp folder, or a small picture in its place."""
     query = request.query
+    web_pages = request.installation.faults.web_pages
+    if web_pages:
+        return Reply(200, b"<html><title>Please wait</title></html>", web_pages.pop(0))
     if "filename" not in query:
         return Reply(404)
     name, folder = split_annotation(query["filename"], query.get("type", "output"))

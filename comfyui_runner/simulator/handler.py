@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import http.client
 import http.server
 import io
@@ -25,6 +26,7 @@ from comfyui_runner.simulator.replies import (
     choose_range,
     has_etag,
     make_etag,
+    range_counts,
 )
 from comfyui_runner.simulator.routes import NOT_FOUND, answer_request
 from comfyui_runner.simulator.running import work
@@ -143,18 +145,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         with open(reply.path, "rb") as file:
             about = os.fstat(file.fileno())
-            size = about.st_size
-            etag = make_etag(size, about.st_mtime_ns)
+            etag = make_etag(about.st_size, about.st_mtime_ns)
             headers.append(("ETag", etag))
             if has_etag(self.headers.get("If-None-Match", ""), etag):
                 self.connection.sendall(self.make_head(304, headers, None))
                 return
-            part = choose_range(self.headers.get("Range", ""), size)
+            wanted = self.headers.get("Range", "")
+            if not range_counts(self.headers.get("If-Range", ""), about.st_mtime):
+                wanted = ""
+            part = choose_range(wanted, about.st_size)
+            headers.append(("Last-Modified", email.utils.formatdate(about.st_mtime, usegmt=True)))
             headers.append(("Accept-Ranges", "bytes"))
             if part.content_range:
                 headers.append(("Content-Range", part.content_range))
             file.seek(part.start)
+            cut_after = self.take_cut_of_file()
+            if cut_after is not None and cut_after < part.length:
+                head = self.make_head(part.status, headers, part.length)
+                self.connection.sendall(head + file.read(cut_after))
+                self.close_connection = True
+                return
             self.write_content(part.status, headers, file, part.length)
+
+    def take_cut_of_file(self) -> int | None:
+        """After how many bytes this answer with a file is cut, if a fault says so."""
+        with self.server.life.lock:
+            cuts = self.server.installation.faults.cut_files
+            return cuts.pop(0) if cuts else None
 
     def write_content(
         self, status: int, headers: list[tuple[str, str]], file: BinaryIO, length: int

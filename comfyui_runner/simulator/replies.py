@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
 from typing import Any, NamedTuple, Optional, Tuple
@@ -51,6 +52,20 @@ class Range(NamedTuple):
     length: int
     #: Of the answer; "" for the whole file.
     content_range: str
+
+
+def range_counts(if_range: str, modified: float) -> bool:
+    """Whether a Range counts beside this If-Range ("": none), for a file of that time.
+
+    aiohttp reads dates only: an ETag is ignored, and the Range counts.
+    """
+    if not if_range:
+        return True
+    try:
+        wanted = email.utils.parsedate_to_datetime(if_range)
+    except (TypeError, ValueError):
+        return True
+    return int(modified) <= wanted.timestamp()
 
 
 def choose_range(header: str, size: int) -> Range:
