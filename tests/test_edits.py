@@ -257,7 +257,8 @@ def test_a_part_that_an_input_does_not_have_is_refused(name: str) -> None:
 
 def test_an_input_whose_name_has_a_dot_is_no_part() -> None:
     """The inputs of a dynamic combo have such names."""
-    before = {"1": node("Saver", **{"format": {"codec": "h264"}, "format.codec": "av1"})}
+    inputs: Dict[str, Any] = {"format": {"codec": "h264"}, "format.codec": "av1"}
+    before = {"1": node("Saver", **inputs)}
     prompt, _ = set_inputs(before, "1", {"format.codec": "vp9"}, {})
     assert prompt["1"]["inputs"] == {"format": {"codec": "h264"}, "format.codec": "vp9"}
 

@@ -38,6 +38,14 @@ def wrapped(kind: Any, reason: Exception) -> BaseException:
             requests.exceptions.SSLError("record layer failure"),
             "the TLS connection failed (record layer failure)", "use http:// instead",
         ),
+        (
+            requests.exceptions.SSLError("NO_CERTIFICATE_OR_CRL_FOUND"),
+            "the TLS connection failed (NO_CERTIFICATE_OR_CRL_FOUND)", "has no certificate in PEM format",
+        ),
+        (
+            OSError("Could not find a suitable TLS CA certificate bundle, invalid path: x.pem"),
+            "the file of trusted certificates does not exist", "invalid path: x.pem",
+        ),
         (requests.exceptions.SSLError("EOF"), "the TLS connection failed (EOF)", ""),
         (requests.exceptions.ReadTimeout("slow"), "no answer in time", "It may be busy"),
         (requests.exceptions.ConnectTimeout("slow"), "no answer in time", "It may be busy"),

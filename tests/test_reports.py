@@ -500,6 +500,13 @@ def end(
     return end_report(state, exit_status, 99.0, PROMPT, cancelled=cancelled)
 
 
+def test_the_last_line_names_what_could_not_be_saved() -> None:
+    state = PromptState("p", phase=Phase.SUCCESS, ended_at=1.0, started_at=0.0)
+    report = end_report(state, ExitStatus.NOT_SAVED, 9.0, PROMPT, unsaved=["a.png", "b.png"])
+    assert report["message"].splitlines()[-1] == "Not saved: a.png, b.png."
+    assert "Not saved" not in end_report(state, ExitStatus.OK, 9.0, PROMPT)["message"]
+
+
 @pytest.mark.parametrize(
     ("phase", "known", "message"),
     [

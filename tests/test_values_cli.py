@@ -643,7 +643,7 @@ def test_other_media_are_uploaded(
     [
         (LOADER, "{}/nothing.png", ["There is no file", "nothing.png to upload"]),
         (LOADER, "1={}/nothing.png", ["There is no file"]),
-        (LOADER, "{}", ["There is no file"]),
+        (LOADER, "{}", ["cannot be uploaded: it is a folder", "Name a file"]),
         (LOADER, "Poto={}/cat.png", ['no node "Poto"', "Nearest: Photo,"]),
         (LOADER, "2={}/cat.png", ["does not load a file"]),
         (TWO_LOADERS, "{}/cat.png", ["Several nodes load a file", '"Photo"', "node 1", '"Style"', "node 2"]),
