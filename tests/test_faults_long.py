@@ -203,7 +203,10 @@ def _check(simulator: Simulator, story: Story, before: List[str], status: int, o
     assert waiting == {"queue_running": [], "queue_pending": []}
     for prompt_id in before:
         assert history[prompt_id]["status"]["status_str"] == "success"
-    assert status == story.status
+    statuses = {story.status}
+    if story.status is ExitStatus.PARTIAL:
+        statuses.add(ExitStatus.OK)  # only the answer to the POST says what was refused, and it may be lost
+    assert status in statuses
     events = [json.loads(line) for line in out.splitlines()]
     names = [event["event"] for event in events]
     if not story.accepted:
