@@ -126,7 +126,10 @@ def _on_progress(state: PromptState, data: MessageData, at: float) -> PromptStat
     node_id = _node_on_screen(data)
     if node_id is None or node_id not in state.running:
         return state  # progress_state comes first, so the node is done already
-    progress = _advance(state.running[node_id], data, at)
+    before = state.running[node_id]
+    progress = _advance(before, data, at)
+    if progress is before:
+        return state  # its twin, progress_state, came just before and said the same
     return state._replace(running={**state.running, node_id: progress})
 
 
@@ -165,12 +168,18 @@ def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgre
     if value == progress.value and maximum == progress.max:
         return progress
 
-    starts_over = (
-        value < progress.value or maximum != progress.max
-    )  # a node may have several passes
+    # A node may have several passes.
+    starts_over = value < progress.value or maximum != progress.max
     if starts_over:
         return NodeProgress(progress.started, value, maximum, at=at, first_value=value, first_at=at)
-    return progress._replace(value=value, at=at)
+    return NodeProgress(
+        progress.started,
+        value,
+        maximum,
+        at=at,
+        first_value=progress.first_value,
+        first_at=progress.first_at,
+    )
 
 
 def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
