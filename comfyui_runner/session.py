@@ -43,7 +43,7 @@ from comfyui_runner.state import (
 from comfyui_runner.text import duration, one_line
 from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded, end_tasks
-from comfyui_runner.websocket import connect_websocket
+from comfyui_runner.websocket import close_websocket, connect_websocket
 
 #: Why a run is lost whose affinity cookie changed.
 GONE = "its server is gone: the load balancer sends us to another"
@@ -150,7 +150,7 @@ class Session:
         """Ends the tasks and closes the socket."""
         await end_tasks(self._tasks)
         if self._socket is not None:
-            await self._socket.close()
+            await close_websocket(self._socket)
 
     # -- runs ------------------------------------------------------------------------------------
 
@@ -441,7 +441,7 @@ class Session:
 
         # Fully closed before the next one is opened: ComfyUI drops the new one's messages when the
         # old one ends after it (issue 16010).
-        await self._socket.close()
+        await close_websocket(self._socket)
         self._socket = None
         for run in self._runs.values():
             run.note_gap()
@@ -660,7 +660,7 @@ class Session:
             return
         self._deaf_patience = min(self._deaf_patience * 2, LONGEST_DEAF_PATIENCE)
         if self._socket is not None:
-            await self._socket.close()
+            await close_websocket(self._socket)
 
     async def _delete_copies(self, run: Run) -> None:
         """Takes copies of a prompt that is over off the queue (it was posted twice)."""

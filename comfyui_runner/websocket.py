@@ -50,6 +50,17 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
         raise ServerUnreachable(type(error).__name__, refused=refused) from error
 
 
+async def close_websocket(socket: Any) -> None:
+    """Closes what connect_websocket() returned.
+
+    close() waits for the server; where that is cancelled, it leaves the connection open.
+    """
+    try:
+        await socket.close()
+    finally:
+        socket.transport.abort()  # does nothing where the connection is closed
+
+
 async def _open_socket(server: Server, client_id: str) -> Any:
     client = import_third_party("websockets.asyncio.client")
     connecting = client.connect(
