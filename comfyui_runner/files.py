@@ -34,7 +34,7 @@ def read_regular_file(path: str, most_bytes: int) -> bytes:
 def check_is_regular_file(path: str) -> None:
     """Raises ValueError with the reason if ``path`` is not a regular file, OSError if it is absent.
 
-    Opening a pipe waits for whoever writes to it, and /dev/zero never ends.
+    Opening a pipe waits for its writer, and /dev/zero never ends.
     """
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):

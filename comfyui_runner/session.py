@@ -560,7 +560,7 @@ class Session:
     async def _follow_hints(self, runs: Sequence[Run]) -> None:
         """Reads the history of ``runs``, which a status message hints are over.
 
-        This is no reading of the queue: the next one, for a run that goes on, is not put off.
+        This does not count as a reading of the queue: the next one is not put off.
         """
         for run in runs:
             hint = run.hinted_at

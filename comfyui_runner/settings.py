@@ -300,8 +300,8 @@ def refuse_unused_flags(flags: Any, mode: str, task: str) -> None:
     """Raises UsageError for a flag that the program does not use: somebody expects it to count."""
     if task == "batch" and not (flags.batch or flags.repeat):
         raise UsageError(
-            "--resume goes on with a batch, and none is named.",
-            "Add --batch FILE or --repeat N, as in the call that began it.",
+            "--resume continues a batch, and no batch is named.",
+            "Add --batch FILE or --repeat N, as in the command that started it.",
         )
     program = task
     if task == "run" and mode == "continuous":
@@ -311,6 +311,6 @@ def refuse_unused_flags(flags: Any, mode: str, task: str) -> None:
         if flag in given and program not in programs:
             uses = ", ".join(PROGRAMS[name] for name in programs)
             raise UsageError(
-                f"{flag} is not used by {PROGRAMS[program]}, but by: {uses}.",
-                "Leave it out. See --help.",
+                f"{flag} has no effect on {PROGRAMS[program]}. It works with: {uses}.",
+                "Leave it out, or see --help.",
             )

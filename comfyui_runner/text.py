@@ -35,7 +35,7 @@ def duration(seconds: float) -> str:
     """``seconds`` as a person says it: "0.4 s", "12.3 s", "2:05", "1:02:03"."""
     if seconds < 59.95:
         return f"{max(seconds, 0.0):.1f} s"
-    whole_seconds = int(min(seconds, 1e9) + 0.5)  # infinity is no int
+    whole_seconds = int(min(seconds, 1e9) + 0.5)  # infinity has no int
     minutes, seconds_left = divmod(whole_seconds, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -18,7 +18,7 @@ def start_thread(
 ) -> "concurrent.futures.Future[Result]":
     """``function(*arguments)`` in a daemon thread: unlike an executor's, it holds no exit up."""
     future: "concurrent.futures.Future[Result]" = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()  # whoever waits may leave, but the call goes on
+    future.set_running_or_notify_cancel()  # the caller may stop waiting, but the call goes on
 
     def work() -> None:
         try:

@@ -610,22 +610,23 @@ def test_flags_for_values_and_batches() -> None:
         (["--inputs", "--mode", "continuous"], "--inputs and --mode continuous cannot be combined."),
         (["--save-run", "r", "--batch", "b"], "--save-run is for a single run."),
         (["--object-info", "o"], "--object-info is for --inputs, --check and --export-api: a run asks its server."),
-        (["--resume"], "--resume goes on with a batch, and none is named."),
-        (["--port", "1"], "--port is not used by a single run, but by: --mode continuous."),
-        (["--port", "0"], "--port is not used by a single run, but by: --mode continuous."),
-        (["--manifest", "m"], "--manifest is not used by a single run, but by: --batch and --repeat."),
-        (["--in-flight", "2"], "--in-flight is not used by a single run, but by: --batch and --repeat."),
+        (["--resume"], "--resume continues a batch, and no batch is named."),
+        (["--port", "1"], "--port has no effect on a single run. It works with: --mode continuous."),
+        (["--port", "0"], "--port has no effect on a single run. It works with: --mode continuous."),
+        (["--manifest", "m"], "--manifest has no effect on a single run. It works with: --batch and --repeat."),
+        (["--in-flight", "2"], "--in-flight has no effect on a single run. It works with: --batch and --repeat."),
         (
             ["--repeat", "2", "--host", "h"],
-            "--host is not used by --batch and --repeat, but by: --mode continuous.",
+            "--host has no effect on --batch and --repeat. It works with: --mode continuous.",
         ),
         (
             ["--check", "-o", "out"],
-            "--output is not used by --check, but by: a single run, --mode continuous, --batch and --repeat, --attach.",
+            "--output has no effect on --check. "
+            "It works with: a single run, --mode continuous, --batch and --repeat, --attach.",
         ),
         (
             ["--mode", "continuous", "--retries", "1"],
-            "--retries is not used by --mode continuous, but by: a single run, --batch and --repeat.",
+            "--retries has no effect on --mode continuous. It works with: a single run, --batch and --repeat.",
         ),
     ],
 )

@@ -145,7 +145,7 @@ class Manifest:
         return self._done.get(row.number) == row_key(row.values)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Writes a line, in one piece: a crash leaves no row half told."""
+        """Writes a line, in one piece: a crash leaves no half-written row."""
         assert self._file is not None
         line = json.dumps(plain_json(entry), ensure_ascii=False) + "\n"
         self._file.write(line.encode(errors="replace"))

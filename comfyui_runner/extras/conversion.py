@@ -8,7 +8,7 @@ them, its links to nodes that run (executionUtil.ts, graphToPrompt). The rules a
 the file has, the file counts:
 
 - the links of a file without ``version``;
-- the link of a subgraph's output that names one which is not there;
+- the link of a subgraph's output that names one that does not exist;
 - the last digits of a seed above 2**53;
 - the input of a link to a socket that the server's class lacks (another one gets it);
 - that a group node is muted or bypassed, and the order of its values.
