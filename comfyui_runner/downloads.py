@@ -226,6 +226,9 @@ def broken_bodies() -> Tuple[Any, ...]:
 def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:
     """The error for a file for which the server answers with an error."""
     remedy = f"The file is at {url}"
+    if error.from_proxy:
+        reason = f"HTTP {error.status} of a proxy in front of ComfyUI"
+        return SaveError(f"{name} could not be downloaded ({reason}).", remedy)
     if error.status == 404:
         remedy = (
             "The server has the result in its cache, but the file is gone: "

@@ -108,14 +108,26 @@ class ServerGone(ServerUnreachable):
 
 
 class ServerAnswer(ServerError):
-    """An answer with a status that the call does not expect. ``body`` is its JSON, or its text."""
+    """An answer with a status that the call does not expect. ``body`` is its JSON, or its text.
+
+    ``from_proxy``: a proxy in between made it, not ComfyUI.
+    """
 
     status: int
 
-    def __init__(self, message: str, remedy: str = "", *, status: int, body: Any = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        remedy: str = "",
+        *,
+        status: int,
+        body: Any = None,
+        from_proxy: bool = False,
+    ) -> None:
         super().__init__(message, remedy)
         self.status = status
         self.body = body
+        self.from_proxy = from_proxy
 
 
 class ServerTooOld(ServerError):

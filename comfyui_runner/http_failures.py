@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
-from typing import Any, List, Mapping
+import re
+from typing import Any, List, Mapping, Tuple
 
 from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.retries import PROXY_FAILURES
 from comfyui_runner.text import one_line
 from comfyui_runner.third_party import import_third_party
 
@@ -94,26 +97,140 @@ def explain_status(
         message = f"{url} is this program itself in continuous mode, not ComfyUI."
         return UsageError(message, "Name ComfyUI's own address.")
 
-    if status in (401, 403, 407):
-        message = f"{url} refuses us (HTTP {status} for {call})."
-        remedy = (
-            "Give the credentials: --server https://user:password@host, "
-            "or --header 'Authorization: Bearer …'."
-        )
-    elif 300 <= status < 400:
+    from_proxy = is_from_proxy(status, headers, body)
+    if 300 <= status < 400:
         target = one_line(headers.get("Location", "elsewhere"), 200)
-        message = f"{url} redirects us to {target} (HTTP {status})."
-        remedy = "Give --server the address that it means."
+        message, remedy = _explain_redirect(status, target, url, call)
+    elif from_proxy:
+        proxy = _name_proxy(headers, body)
+        message, remedy = _explain_answer_of_proxy(status, proxy, url, call)
+    elif status in (401, 403, 407):
+        message = f"{url} refuses us (HTTP {status} for {call})."
+        remedy = CREDENTIALS_REMEDY
     elif status == 413:
         message = f"The request is too large for ComfyUI (HTTP 413 for {call})."
         remedy = "Start ComfyUI with a larger --max-upload-size."
     else:
         message = f"{url} answered HTTP {status} to {call}{_quoted(content)}."
         remedy = "ComfyUI's own console says why." if status == 500 else ""
-    return ServerAnswer(message, remedy, status=status, body=content)
+    return ServerAnswer(message, remedy, status=status, body=content, from_proxy=from_proxy)
 
 
 def _quoted(content: Any) -> str:
-    """The text of an answer, to follow a message; not that of a web page."""
-    is_text = isinstance(content, str) and bool(content) and "<" not in content
+    """The text of an answer, to follow a message."""
+    is_text = isinstance(content, str) and bool(content)
     return f": {content}" if is_text else ""
+
+
+def explain_no_json(
+    headers: Mapping[str, str], body: bytes, url: str, call: str
+) -> ServerUnreachable:
+    """The error for an answer of status 200 that is not the JSON that ``call`` expects."""
+    if is_web_page(headers, body):
+        page = _name_proxy(headers, body)
+        message = f"{url} answered {call} with a web page{page}: a login or another program."
+        return ServerUnreachable(message, f"{LOGIN_REMEDY} Or check the address in --server.")
+    message = f"{url} answered {call} with something that is not JSON."
+    return ServerUnreachable(message, "Check that it is ComfyUI's address.")
+
+
+# -- what comes from a login or a proxy in between -------------------------------------------------
+
+CREDENTIALS_REMEDY = (
+    "Give the credentials: --server https://user:password@host, "
+    "or --header 'Authorization: Bearer …'."
+)
+
+LOGIN_REMEDY = (
+    "Log in: --header 'Authorization: Bearer …', or --header 'Cookie: …' as sent by a browser "
+    "that is logged in, or --server https://user:password@host."
+)
+
+#: What is in the address of a page where people log in: /login, /users/sign_in, /oauth2/authorize.
+_is_about_login = re.compile(
+    r"(?i)(?<![a-z])"
+    r"((log|sign)[-_]?(in|on)|o?auth2?|authori[sz]e|authenticate|sso|saml2?)"
+    r"(?![a-z])"
+).search
+
+#: The texts of the HTTP errors of aiohttp, on which ComfyUI runs (aiohttp/web_exceptions.py).
+_is_text_of_aiohttp = re.compile(rb"Maximum request body size |\d{3}: ").match
+
+#: What Cloudflare answers in place of the server behind it.
+_CLOUDFLARE_FAILURES = range(520, 531)
+
+
+def is_from_proxy(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a proxy in between made the answer, and not ComfyUI.
+
+    ComfyUI has none of the statuses of a gateway, and its errors are no web pages. With 403 and 413
+    it sends JSON, a text of aiohttp's, or nothing (its check of Origin in server.py).
+    """
+    if status in PROXY_FAILURES or status in _CLOUDFLARE_FAILURES or is_web_page(headers, body):
+        return True
+    if status not in (403, 413):
+        return False
+    may_be_comfyuis = (
+        not body.strip()
+        or body.lstrip().startswith((b"{", b"["))
+        or bool(_is_text_of_aiohttp(body))
+    )
+    return not may_be_comfyuis
+
+
+def is_web_page(headers: Mapping[str, str], body: bytes = b"") -> bool:
+    """Whether an answer is a web page by its type, or by how its body begins.
+
+    ComfyUI sends none to a program: HTML files go as application/octet-stream.
+    """
+    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return media_type == "text/html" or body.lstrip().startswith(b"<")
+
+
+def _name_proxy(headers: Mapping[str, str], body: bytes) -> str:
+    """What a proxy calls itself and its page, to follow a word: `` (nginx, "502 Bad Gateway")``."""
+    names = []
+    program = headers.get("Server", "")
+    if program and "aiohttp" not in program:
+        names.append(one_line(program, 40))
+    title = re.search(rb"(?is)<title[^>]*>(.{1,1000}?)</title>", body)
+    if title:
+        names.append(f'"{one_line(html.unescape(title[1].decode(errors="replace")), 80)}"')
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _explain_redirect(status: int, target: str, url: str, call: str) -> Tuple[str, str]:
+    """The message and the remedy for a redirect, which is not followed."""
+    if _is_about_login(target):
+        message = f"{url} wants us to log in (HTTP {status} for {call} redirects us to {target})."
+        return message, LOGIN_REMEDY
+    message = f"{url} redirects us to {target} (HTTP {status})."
+    return message, "Give --server the address that it means."
+
+
+def _explain_answer_of_proxy(status: int, proxy: str, url: str, call: str) -> Tuple[str, str]:
+    """The message and the remedy for an error that a proxy made, which is called ``proxy``."""
+    if status == 413:
+        message = (
+            f"The request is too large for a proxy in front of ComfyUI{proxy} "
+            f"(HTTP 413 for {call})."
+        )
+        remedy = (
+            "Raise its limit (nginx: client_max_body_size; Cloudflare allows 100 MB), "
+            "or give --server an address that does not lead through it."
+        )
+        return message, remedy
+
+    if status in (401, 403, 407):
+        message = (
+            f"{url} refuses us (HTTP {status} for {call}): "
+            f"a proxy in front of ComfyUI answers{proxy}, not ComfyUI."
+        )
+        return message, f"{CREDENTIALS_REMEDY} Or its rules forbid the request."
+
+    answer = f"{url} answered HTTP {status} to {call}"
+    if status in PROXY_FAILURES or status in _CLOUDFLARE_FAILURES:
+        message = f"{answer}: a proxy{proxy} gets no answer of ComfyUI, which is behind it."
+        return message, "Check that ComfyUI runs there, and how long the proxy waits for it."
+    message = f"{answer} with a web page{proxy}: a proxy or another program answers, not ComfyUI."
+    return message, "Check the address in --server."

@@ -198,9 +198,10 @@ def _as_http_error(error: BaseException) -> HttpError:
         return error
     if isinstance(error, ServerAnswer):
         status = _STATUS_IF_COMFYUI_REFUSES.get(error.status, 503)
-        if status == 503:
-            return HttpError(status, "comfyui_failed", error.message)
-        return HttpError(status, "comfyui_refused", error.message)
+        if error.from_proxy and status != 413:
+            status = 503
+        type_ = "comfyui_failed" if status == 503 else "comfyui_refused"
+        return HttpError(status, type_, f"{error.message} {error.remedy}".strip())
     if isinstance(error, RunnerError):
         message = f"{error.message} {error.remedy}".strip()
         type_ = getattr(error, "type", None) or _words_of_class(type(error))

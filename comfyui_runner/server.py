@@ -13,7 +13,12 @@ from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
-from comfyui_runner.http_failures import explain_no_answer, explain_status
+from comfyui_runner.http_failures import (
+    explain_no_answer,
+    explain_no_json,
+    explain_status,
+    is_web_page,
+)
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.text import as_dict
@@ -192,8 +197,7 @@ class Server:
             return json.loads(answer) if answer else None
         except (ValueError, RecursionError):
             route = path.partition("?")[0]
-            message = f"{self.address.url} answered {route} with something that is not JSON."
-            raise ServerUnreachable(message, "Check that it is ComfyUI's address.") from None
+            raise explain_no_json(response.headers, answer, self.address.url, route) from None
 
     # -- the server ------------------------------------------------------------------------------
 
@@ -283,7 +287,9 @@ class Server:
         file = Output("", "", "", name, subfolder=subfolder or "", type=folder or "input")
         try:
             response = self.open("GET", view_path(file))
-        except ServerAnswer:
+        except ServerAnswer as error:
+            if error.from_proxy:
+                raise
             return False
         response.close()
         refuse_web_page(response.headers)
@@ -317,10 +323,12 @@ class Server:
             headers=headers,
             timeout=self.limits.post,
         )
+        answer = self._read_body(response)
         try:
-            return as_dict(json.loads(self._read_body(response)))
-        except ValueError:
-            raise ServerUnreachable("ComfyUI's answer to the upload is not JSON.") from None
+            return as_dict(json.loads(answer))
+        except (ValueError, RecursionError):
+            route = "/upload/image"
+            raise explain_no_json(response.headers, answer, self.address.url, route) from None
 
     def url_of(self, output: Output) -> str:
         """The URL of an output's file, for people (without credentials)."""
@@ -332,8 +340,7 @@ def refuse_web_page(headers: Mapping[str, str]) -> None:
 
     ComfyUI sends HTML files as application/octet-stream: the page is a proxy's.
     """
-    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if media_type == "text/html":
+    if is_web_page(headers):
         message = "a web page came in place of the file: a proxy or a login page answers"
         raise ServerUnreachable(message, "Log in there, or ask ComfyUI itself.")
 

@@ -72,8 +72,10 @@ def require_form(request: Request) -> str:
 
 
 def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
-    """The answer when ComfyUI does not take a file; None if it is not the file's fault."""
-    if error.status not in UPLOAD_REFUSALS:
+    """The answer when a file is not taken; None if it is not the file's fault."""
+    if error.status == 413 and error.from_proxy:
+        return HttpError(413, "not_uploaded", f"{error.message} {error.remedy}")
+    if error.status not in UPLOAD_REFUSALS or error.from_proxy:
         return None
     message = f"ComfyUI does not take this upload (HTTP {error.status})."
     if error.status == 413:
@@ -158,7 +160,7 @@ def view_answer_headers(headers: Mapping[str, str], filename: str, disposition: 
 def view_refusal(error: ServerAnswer) -> HttpError:
     """The answer when ComfyUI does not give a file."""
     status = VIEW_REFUSALS.get(error.status)
-    if status is None:
+    if status is None or error.from_proxy:
         return HttpError(503, "comfyui_unreachable", error.message)
     message = f"ComfyUI does not give this file (HTTP {error.status})."
     return HttpError(status, "not_viewable", message)

@@ -424,6 +424,34 @@ def test_a_redirect_is_not_followed_with_our_credentials(serve: Any, simulator: 
     assert not simulator.requests
 
 
+def test_a_login_page_in_front_of_comfyui_asks_for_a_login(serve: Any, workflow_file: Make) -> None:
+    class Login(Echo):
+        def do_GET(self) -> None:
+            page = b"<html><title>ComfyUI Login</title></html>"
+            self.send_response(302 if self.path == "/system_stats" else 200)
+            self.send_header("Location", "/login")
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+    url = serve(Login)
+    result = run("--server", url, "--yes", workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.NO_SERVER
+    assert f"{url} wants us to log in (HTTP 302 for GET /system_stats redirects us to /login)." in result.err
+    assert "Log in: --header" in result.err and "Give --server the address" not in result.err
+    result = run("--server", url + "/inside", "--yes", workflow_file(slow_prompt()))  # answers 200, with the page
+    assert result.status == ExitStatus.NO_SERVER
+    assert "/system_stats with a web page (BaseHTTP" in result.err and '"ComfyUI Login"' in result.err
+    assert "Log in: --header" in result.err
+
+
+def test_a_token_in_the_query_of_the_server_belongs_into_a_header(workflow_file: Make) -> None:
+    result = run("--server", "http://gpu:8188/?token=abc123", "--yes", workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.USAGE
+    assert "Give a token as --header instead." in result.err and "abc123" not in result.err
+
+
 def test_a_server_without_websocket_is_followed_by_its_queue(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.http_status = {"/ws": 404}
     result = run("--server", simulator.url, "--yes", "--json", workflow_file(slow_prompt()))

@@ -10,8 +10,8 @@ from typing import Any, List, Mapping, Optional
 import pytest
 
 from comfyui_runner.addresses import parse_address
-from comfyui_runner.downloads import Part, is_same_file, part_in_answer, range_headers, version_in
-from comfyui_runner.errors import SaveError, ServerUnreachable
+from comfyui_runner.downloads import Part, is_same_file, no_file, part_in_answer, range_headers, version_in
+from comfyui_runner.errors import SaveError, ServerAnswer, ServerUnreachable
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, download
@@ -174,3 +174,9 @@ def test_a_server_without_ranges_sends_once_more_what_is_here(tmp_path: Any) -> 
         finally:
             server.shutdown()
     assert WithoutRanges.sent == 400000
+
+
+def test_a_file_that_a_proxy_refuses_is_not_said_to_be_gone() -> None:
+    error = no_file(ServerAnswer("", status=404, from_proxy=True), "a.png", "http://gpu/view?filename=a.png")
+    assert "HTTP 404 of a proxy in front of ComfyUI" in error.message
+    assert error.remedy == "The file is at http://gpu/view?filename=a.png"

@@ -10,7 +10,7 @@ import requests
 import urllib3
 
 from comfyui_runner.errors import ServerAnswer, UsageError
-from comfyui_runner.http_failures import causes_of, explain_no_answer, explain_status
+from comfyui_runner.http_failures import causes_of, explain_no_answer, explain_no_json, explain_status
 
 URL = "http://gpu:8188"
 
@@ -96,9 +96,13 @@ def explained_status(status: int, body: bytes = b"", headers: Mapping[str, str] 
         (403, b"{}", f"{URL} refuses us (HTTP 403 for POST /prompt).", "--header 'Authorization"),
         (407, b"", f"{URL} refuses us (HTTP 407 for POST /prompt).", "--header 'Authorization"),
         (302, b"", f"{URL} redirects us to elsewhere (HTTP 302).", "Give --server the address"),
-        (413, b"too much", "The request is too large for ComfyUI (HTTP 413 for POST /prompt).", "--max-upload-size"),
+        (
+            413,
+            b"Maximum request body size 9 exceeded, actual body size 10",
+            "The request is too large for ComfyUI (HTTP 413 for POST /prompt).",
+            "--max-upload-size",
+        ),
         (500, b"boom\n", f"{URL} answered HTTP 500 to POST /prompt: boom.", "ComfyUI's own console says why."),
-        (503, b"<h1>busy</h1>", f"{URL} answered HTTP 503 to POST /prompt.", ""),
         (404, b'{"error": 1}', f"{URL} answered HTTP 404 to POST /prompt.", ""),
         (404, b'"gone"', f"{URL} answered HTTP 404 to POST /prompt: gone.", ""),
         (418, b"\xff\x1b[31m", f"{URL} answered HTTP 418 to POST /prompt: \ufffd.", ""),
@@ -118,8 +122,137 @@ def test_the_body_of_another_status_is_kept_as_json_or_as_a_line_of_text() -> No
 
 
 def test_a_redirect_names_its_target() -> None:
-    error = explained_status(301, headers={"Location": "https://gpu/\x1b[0m\nlogin"})
-    assert error.message == f"{URL} redirects us to https://gpu/ login (HTTP 301)."
+    error = explained_status(301, headers={"Location": "https://gpu/\x1b[0m\nhere"})
+    assert error.message == f"{URL} redirects us to https://gpu/ here (HTTP 301)."
+
+
+@pytest.mark.parametrize(
+    ("target", "is_login"),
+    [
+        ("/login", True),
+        ("/users/sign_in", True),
+        ("/signin?next=/prompt", True),
+        ("/log-on", True),
+        ("https://team.cloudflareaccess.com/cdn-cgi/access/login/gpu", True),
+        ("https://accounts.google.com/o/oauth2/v2/auth?client_id=1", True),
+        ("/oauth2/start", True),
+        ("https://sso.company.example/", True),
+        ("/authorize", True),
+        ("https://gpu:8188/prompt", False),
+        ("/comfy/", False),
+        ("https://authors.example/blogin", False),
+    ],
+)
+def test_a_redirect_to_a_login_page_asks_for_a_login_not_for_another_address(target: str, is_login: bool) -> None:
+    error = explained_status(302, headers={"Location": target})
+    assert (error.message, error.remedy.startswith("Log in: --header")) == (
+        f"{URL} wants us to log in (HTTP 302 for POST /prompt redirects us to {target})."
+        if is_login
+        else f"{URL} redirects us to {target} (HTTP 302).",
+        is_login,
+    )
+    assert ("Give --server the address" in error.remedy) is not is_login
+
+
+NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><hr><center>nginx</center></body></html>"
+HTML = {"Content-Type": "text/html", "Server": "nginx/1.24.0"}
+BEHIND = "Check that ComfyUI runs there"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "message", "remedy"),
+    [
+        (
+            413, HTML, NGINX % b"413 Request Entity Too Large",
+            "The request is too large for a proxy in front of ComfyUI "
+            '(nginx/1.24.0, "413 Request Entity Too Large") (HTTP 413 for POST /prompt).',
+            "client_max_body_size",
+        ),
+        (
+            413, {}, b"Request Entity Too Large",
+            "The request is too large for a proxy in front of ComfyUI (HTTP 413 for POST /prompt).",
+            "does not lead through it",
+        ),
+        (
+            403, HTML, b"",
+            f"{URL} refuses us (HTTP 403 for POST /prompt): "
+            "a proxy in front of ComfyUI answers (nginx/1.24.0), not ComfyUI.",
+            "Or its rules forbid the request.",
+        ),
+        (
+            403, {"Server": "Python/3.12 aiohttp/3.11"}, b"Blocked by policy",
+            f"{URL} refuses us (HTTP 403 for POST /prompt): a proxy in front of ComfyUI answers, not ComfyUI.",
+            "--header 'Authorization",
+        ),
+        (
+            401, HTML, b"<html>",
+            f"{URL} refuses us (HTTP 401 for POST /prompt): "
+            "a proxy in front of ComfyUI answers (nginx/1.24.0), not ComfyUI.",
+            "--header 'Authorization",
+        ),
+        (
+            502, {}, b"",
+            f"{URL} answered HTTP 502 to POST /prompt: a proxy gets no answer of ComfyUI, which is behind it.", BEHIND,
+        ),
+        (
+            503, {}, b"<h1>busy</h1>",
+            f"{URL} answered HTTP 503 to POST /prompt: a proxy gets no answer of ComfyUI, which is behind it.", BEHIND,
+        ),
+        (
+            524, {"Server": "cloudflare"}, b"<title>a.example | 524: A timeout &amp; more</title>",
+            f"{URL} answered HTTP 524 to POST /prompt: a proxy "
+            '(cloudflare, "a.example | 524: A timeout & more") gets no answer of ComfyUI, which is behind it.',
+            BEHIND,
+        ),
+        (
+            404, {}, b"\n<!doctype html>",
+            f"{URL} answered HTTP 404 to POST /prompt with a web page: "
+            "a proxy or another program answers, not ComfyUI.",
+            "Check the address in --server.",
+        ),
+        (
+            500, {"Content-Type": "Text/HTML; charset=utf-8"}, b"oops",
+            f"{URL} answered HTTP 500 to POST /prompt with a web page: "
+            "a proxy or another program answers, not ComfyUI.",
+            "Check the address in --server.",
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_of_a_proxy_is_not_taken_for_comfyuis(
+    status: int, headers: Mapping[str, str], body: bytes, message: str, remedy: str
+) -> None:
+    error = explained_status(status, body, headers)
+    assert isinstance(error, ServerAnswer) and error.from_proxy
+    assert error.message == message
+    assert remedy in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, b""),
+        (403, b"403: Forbidden"),
+        (403, b'{"error": "no"}'),
+        (413, b"Maximum request body size 104857600 exceeded, actual body size 104858000"),
+        (413, b"413: Request Entity Too Large"),
+        (500, b"500 Internal Server Error\n\nServer got itself in trouble"),
+        (404, b"404: Not Found"),
+        (400, b"anything"),
+    ],
+)
+def test_what_comfyui_itself_answers_is_not_taken_for_a_proxys(status: int, body: bytes) -> None:
+    assert not explained_status(status, body).from_proxy
+
+
+def test_a_web_page_in_place_of_json_is_called_one() -> None:
+    page = b"<html><title>You are about to visit</title></html>"
+    error = explain_no_json({}, page, URL, "/queue")
+    assert error.message == (
+        f'{URL} answered /queue with a web page ("You are about to visit"): a login or another program.'
+    )
+    assert "Log in" in error.remedy and "--server" in error.remedy
+    error = explain_no_json({}, b"oops", URL, "/queue")
+    assert error.message == f"{URL} answered /queue with something that is not JSON."
 
 
 def test_this_program_is_not_taken_for_comfyui() -> None:

@@ -140,6 +140,9 @@ def error_of(error: BaseException) -> Tuple[int, str, str]:
         (ServerAnswer("No.", status=413), (413, "comfyui_refused", "No.")),
         (ServerAnswer("No.", status=500), (503, "comfyui_failed", "No.")),
         (ServerAnswer("No.", status=401), (503, "comfyui_failed", "No.")),
+        (ServerAnswer("No.", "Wait.", status=502, from_proxy=True), (503, "comfyui_failed", "No. Wait.")),
+        (ServerAnswer("No.", status=403, from_proxy=True), (503, "comfyui_failed", "No.")),
+        (ServerAnswer("No.", "Less.", status=413, from_proxy=True), (413, "comfyui_refused", "No. Less.")),
         (ServerUnreachable("No answer.", "Start it."), (503, "server_unreachable", "No answer. Start it.")),
     ],
 )

@@ -83,6 +83,17 @@ def test_why_an_upload_is_not_taken(theirs: int, ours: Optional[int]) -> None:
     assert (refusal and (refusal.http_status, refusal.type)) == (ours and (ours, "not_uploaded"))
 
 
+def test_what_a_proxy_refuses_is_not_blamed_on_the_file() -> None:
+    def by_proxy(status: int) -> ServerAnswer:
+        return ServerAnswer("A proxy refuses.", "Ask it.", status=status, from_proxy=True)
+
+    refusal = upload_refusal(by_proxy(413))
+    assert refusal is not None
+    assert (refusal.http_status, refusal.message) == (413, "A proxy refuses. Ask it.")
+    assert upload_refusal(by_proxy(403)) is None
+    assert (view_refusal(by_proxy(403)).http_status, view_refusal(by_proxy(403)).message) == (503, "A proxy refuses.")
+
+
 @pytest.mark.parametrize(
     ("content_type", "taken"),
     [
