@@ -79,6 +79,35 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
     return Address(url, tuple(sent.items()), _longest_first(secrets), ca_bundle)
 
 
+def read_public_url(text: str) -> str:
+    """The URL of --public-url, without a last slash. Raises UsageError.
+
+    A path is that below which a proxy passes requests on. The message never repeats the text.
+    """
+    remedy = "Example: https://gpu.example/runner"
+    try:
+        text.encode()  # lone surrogates are bytes of the command line that are not UTF-8
+        parts = urllib.parse.urlsplit(text)
+        _ = parts.port  # raises for one that is not a number
+    except ValueError:
+        raise UsageError("The host or port of --public-url is not valid.", remedy) from None
+
+    is_http = parts.scheme in ("http", "https")
+    has_odd_characters = re.search(r"""[\s\x00-\x1f\x7f"'<>\\]""", text)
+    if not is_http or not parts.hostname or has_odd_characters:
+        raise UsageError("--public-url must be an http:// or https:// URL with a host.", remedy)
+    if "@" in parts.netloc or "?" in text or "#" in text:
+        message = "--public-url must have no user, no password, and nothing from a ? or # on."
+        raise UsageError(message, remedy)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def split_origin(url: str) -> Tuple[str, str]:
+    """The origin of a URL, as browsers name it, and its host."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", str(parts.hostname)
+
+
 def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
     """The parts of a server's URL and its port (0: the scheme's own). Raises UsageError."""
     text = text.strip()

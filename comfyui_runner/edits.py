@@ -415,8 +415,13 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
     if len(texts) == 1:
         return texts[0]
     if not texts:
-        message = f"{subject} has no text that can be set."
         others = [ref.node_id for node_id in prompt for ref in text_inputs(prompt, node_id)]
+        message = f"{subject} has no text that can be set."
+        if node is None and not _has_sampler(prompt):
+            message = (
+                'The workflow has no sampler with a "positive" or "negative" input, so no text '
+                f"is its {role} prompt. {_offer_texts(prompt, others)}"
+            )
         raise EditError("no_such_text", message, describe_nodes(prompt, others))
     candidates = describe_nodes(prompt, [ref.node_id for ref in texts])
     if len(candidates) == 1:
@@ -425,6 +430,20 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
     else:
         message = f"{subject} has several texts: name a node."
     raise EditError("ambiguous_node", message, candidates)
+
+
+def _has_sampler(prompt: JsonObject) -> bool:
+    """Whether a node gets a positive or a negative conditioning, as samplers and guiders do."""
+    links = itertools.chain(_sampler_links(prompt, "positive"), _sampler_links(prompt, "negative"))
+    return any(True for _ in links)
+
+
+def _offer_texts(prompt: JsonObject, node_ids: Iterable[str]) -> str:
+    """What to do instead: name one of the nodes that have a text."""
+    nodes = [node_in_words(prompt, node_id) for node_id in dict.fromkeys(node_ids)]
+    if not nodes:
+        return "No node has a text either."
+    return f"Name a node by its node_id or title instead: {', '.join(nodes[:20])}."
 
 
 def _titled_texts(prompt: JsonObject, role: str) -> List[InputRef]:

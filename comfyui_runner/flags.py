@@ -342,6 +342,11 @@ def add_service_flags(group: Any) -> None:
         help="also accept requests from web pages of this origin; repeatable",
     )
     group.add_argument(
+        "--public-url",
+        metavar="URL",
+        help="where clients reach the service through a proxy, with its path if it has one",
+    )
+    group.add_argument(
         "--max-queue",
         metavar="N",
         type=partial(read_whole_number, "--max-queue"),

@@ -13,13 +13,13 @@ import ipaddress
 import re
 import socket
 import threading
-from typing import FrozenSet, NamedTuple, Optional, Sequence, Union
+from typing import FrozenSet, List, NamedTuple, Optional, Sequence, Union
 
 from comfyui_runner.errors import UsageError
 from comfyui_runner.messages import Headers, HttpError, Request
 from comfyui_runner.text import one_line
 
-#: The name of the cookie that POST /login gives to the page.
+#: How the name of the cookie begins that POST /login gives to the page.
 COOKIE = "comfyui_workflow_runner"
 
 #: What may be had without a token: the page that asks for it, and what a watchdog asks for.
@@ -40,7 +40,7 @@ FIRST_DELAY, LONGEST_DELAY, FORGET_FAILURES = 0.05, 5.0, 60.0
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 #: A Host header: a name or an address, in brackets if it has colons, and a port.
-_match_host = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?").fullmatch
+_match_host = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?").fullmatch
 
 
 class Guard(NamedTuple):
@@ -188,16 +188,46 @@ class Guard(NamedTuple):
         scheme, _, credentials = request.header("authorization").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
             return True
-        cookie = re.search(rf"(?:^|;\s*){COOKIE}=([0-9a-f]+)", request.header("cookie"))
-        return cookie is not None and _equal_in_constant_time(cookie[1], self.cookie_value())
+        return any(
+            _equal_in_constant_time(value, self.cookie_value())
+            for value in self._cookies_of(request)
+        )
+
+    def _cookies_of(self, request: Request) -> List[str]:
+        """The values of all cookies with the name of ours.
+
+        There may be several: a page of this host, on another path or for the whole domain, can set
+        one of the same name, and its cookie may come first (RFC 6265, section 5.4).
+        """
+        pairs = [pair.partition("=") for pair in request.header("cookie").split(";")]
+        return [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name()]
+
+    def is_wrong_guess(self, request: Request, error: BaseException) -> bool:
+        """Whether ``request`` ended with ``error`` because a token was wrong, not missing."""
+        if not isinstance(error, HttpError):
+            return False
+        has_credentials = "authorization" in request.headers or bool(self._cookies_of(request))
+        return error.type == "wrong_token" or (error.type == "unauthorized" and has_credentials)
 
     def is_token(self, text: str) -> bool:
         """Whether ``text`` is the token."""
         return self.token is not None and _equal_in_constant_time(text, self.token)
 
+    def cookie_name(self) -> str:
+        """The name of the cookie of the login, another one for each token.
+
+        Browsers keep one cookie of a name for all ports of a host: with a name in common, the login
+        to one service would end that to the other.
+        """
+        return f"{COOKIE}_{self._digest('name')[:8]}"
+
     def cookie_value(self) -> str:
         """What the cookie of the login holds. The token cannot be read from it."""
-        return hmac.new(str(self.token).encode(), COOKIE.encode(), hashlib.sha256).hexdigest()
+        return self._digest("value")
+
+    def _digest(self, purpose: str) -> str:
+        message = f"{COOKIE} {purpose}".encode()
+        return hmac.new(str(self.token).encode(), message, hashlib.sha256).hexdigest()
 
 
 class FailedGuesses:
@@ -218,14 +248,6 @@ class FailedGuesses:
             self._failures += 1
             self._last_failure = now
             return min(delay, LONGEST_DELAY)
-
-
-def is_wrong_guess(request: Request, error: BaseException) -> bool:
-    """Whether ``request`` ended with ``error`` because it had a wrong token, not none at all."""
-    if not isinstance(error, HttpError):
-        return False
-    has_credentials = "authorization" in request.headers or COOKIE in request.header("cookie")
-    return error.type == "wrong_token" or (error.type == "unauthorized" and has_credentials)
 
 
 def _asks_for_page(request: Request) -> bool:
@@ -273,13 +295,24 @@ def read_host(text: str) -> str:
     match = _match_host(text)
     if match is None:
         return ""
-    address_in_brackets, name = match.groups()
+    address_in_brackets, name, _ = match.groups()
     if address_in_brackets is None:
         return str(parse_ip(name) or name.lower())
     address = parse_ip(address_in_brackets)
     if not isinstance(address, ipaddress.IPv6Address):
         return ""
     return str(address)
+
+
+def url_of_host(text: str) -> str:
+    """The URL that leads to what a Host header names, without a path."""
+    host = read_host(text)
+    if ":" in host:
+        host = f"[{host}]"
+    match = _match_host(text)
+    if match and match[3]:
+        host += f":{match[3]}"
+    return f"http://{host}"
 
 
 def is_loopback(host: str) -> bool:

@@ -114,8 +114,8 @@ def strict_json(value: Any) -> str:
 
 
 def json_response(status: int, body: Any, headers: Headers = ()) -> Response:
-    """An answer with ``body`` as JSON."""
-    return Response(status, strict_json(body).encode(), headers=headers)
+    """An answer with ``body`` as JSON, on a line of its own: curl writes nothing behind it."""
+    return Response(status, strict_json(body).encode() + b"\n", headers=headers)
 
 
 #: The types that a field may have to have.
@@ -131,6 +131,8 @@ def parse_fields(
     or lacks a required field. The types are those of TYPES_IN_WORDS.
     """
     fields = parse_object(body)
+    if "node_id" in fields:
+        fields["node_id"] = read_node_id(fields["node_id"])
     known = {**required, **optional}
     check_names(fields, known)
     for name in required:
@@ -150,6 +152,18 @@ def parse_object(body: bytes) -> Dict[str, Any]:
     if not isinstance(fields, dict):
         raise HttpError(400, "not_an_object", "The body must be a JSON object.")
     return fields
+
+
+def read_node_id(value: Any) -> Any:
+    """The id of a node as text where ``value`` is a whole number; anything else as it is.
+
+    Programs that count nodes write 5 for "5", and some writers of JSON 5.0 for 5.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
 
 
 def check_names(fields: Iterable[str], known: Collection[str]) -> None:

@@ -25,7 +25,12 @@ class Route(NamedTuple):
     statuses: Tuple[
         int, ...
     ]  # of its own: any route may answer 400, 401, 403, 408, 411, 413, 431 and 503
-    curl: str = ""  # arguments of an example; {url} is the service's address
+    curl: str = ""  # arguments of an example; {url} is the service's address, {body} is ``body``
+    body: str = ""  # an example of the JSON that it takes
+
+    def curl_command(self, url: str) -> str:
+        """The example for a service at ``url``."""
+        return f"curl {self.curl.format(url=url, body=self.body)}"
 
 
 ROUTES: Tuple[Route, ...] = (
@@ -82,7 +87,8 @@ ROUTES: Tuple[Route, ...] = (
         handler="update_prompt",
         summary='Sets a text: of a node, or the "positive" or "negative" one.',
         statuses=(200, 400, 409),
-        curl="""-d '{{"type": "positive", "text": "a fox"}}' {url}/update/prompt""",
+        curl="-d '{body}' {url}/update/prompt",
+        body='{"type": "positive", "text": "a fox"}',
     ),
     Route(
         method="POST",
@@ -90,7 +96,8 @@ ROUTES: Tuple[Route, ...] = (
         handler="update_inputs",
         summary='Sets inputs of a node; a "random" seed is drawn for each run.',
         statuses=(200, 400, 409),
-        curl="""-d '{{"node_id": "5", "inputs": {{"seed": "random"}}}}' {url}/update/inputs""",
+        curl="-d '{body}' {url}/update/inputs",
+        body='{"node_id": "5", "inputs": {"seed": "random"}}',
     ),
     Route(
         method="POST",
@@ -193,10 +200,11 @@ ROUTES: Tuple[Route, ...] = (
 _FIXED_ROUTES = {(route.method, route.path): route for route in ROUTES if "{" not in route.path}
 
 
-def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
+def find_route(method: str, path: str, url: str) -> Tuple[Route, Dict[str, str]]:
     """The route that a request means, and the parts of its path ({"prompt_id": ...}).
 
-    HEAD is taken wherever GET is. Raises HttpError 404, or 405 with what the path takes.
+    HEAD is taken wherever GET is. Raises HttpError 404, or 405 with what the path takes: its lines
+    of curl have ``url``, the address of the service.
     """
     fixed_route = _FIXED_ROUTES.get((method, path))
     if fixed_route is not None:
@@ -211,18 +219,43 @@ def find_route(method: str, path: str) -> Tuple[Route, Dict[str, str]]:
 
     allowed = ", ".join(methods_of(path))
     message = f"{one_line(path, 100)} takes {allowed}."
+    examples = [route.curl_command(url) for route in _routes_of(path) if route.curl]
+    if examples:
+        message += " Example: " + ", or ".join(examples)
     raise HttpError(405, "method_not_allowed", message, headers=(("Allow", allowed),))
+
+
+#: The types of errors in which a request has another body than the route takes.
+ERRORS_OF_BODY = (
+    "not_json",
+    "not_an_object",
+    "unknown_field",
+    "missing_field",
+    "wrong_type",
+    "wrong_value",
+)
+
+
+def show_body(error: HttpError, route: Route) -> HttpError:
+    """``error`` of a request to ``route``, with an example where it is about the body."""
+    if error.type in ERRORS_OF_BODY and route.body:
+        error.message += f" Example: {route.body}"
+    return error
 
 
 def methods_of(path: str) -> List[str]:
     """The methods that a path takes, HEAD and OPTIONS included. Raises HttpError 404."""
-    methods = [route.method for route in ROUTES if _path_pattern(route.path).fullmatch(path)]
+    methods = [route.method for route in _routes_of(path)]
     if not methods:
         message = f"There is no route {one_line(path, 100)}. GET / lists the routes."
         raise HttpError(404, "not_found", message)
     if "GET" in methods:
         methods.append("HEAD")
     return [*methods, "OPTIONS"]
+
+
+def _routes_of(path: str) -> List[Route]:
+    return [route for route in ROUTES if _path_pattern(route.path).fullmatch(path)]
 
 
 def options_response(path: str) -> Response:
@@ -251,5 +284,5 @@ def curl_lines(url: str) -> List[str]:
     for route in ROUTES:
         if route.curl:
             lines.append(f"{route.method:<5} {route.path:<18} {route.summary}")
-            lines.append(f"      curl {route.curl.format(url=url)}")
+            lines.append(f"      {route.curl_command(url)}")
     return lines

@@ -49,8 +49,11 @@ class RunRecord:
         """Whether it is on its way to ComfyUI or in its queue."""
         return self.run.state.phase is not Phase.RUNNING and not self.over.is_set()
 
-    def to_json(self) -> JsonObject:
-        """The run as GET /runs/{prompt_id} shows it."""
+    def to_json(self, service_url: str = "") -> JsonObject:
+        """The run as GET /runs/{prompt_id} shows it.
+
+        Where ``service_url`` is known, its outputs have absolute URLs too.
+        """
         state = self.run.state
         return {
             "prompt_id": self.prompt_id,
@@ -65,7 +68,7 @@ class RunRecord:
             "seeds": self.seeds,
             "running": self._running_nodes(),
             "nodes": self._finished_nodes(),
-            "outputs": self._outputs(),
+            "outputs": self._outputs(service_url),
             "problems": [problem_as_json(problem) for problem in self.run.problems],
             "failure": self.failure,
         }
@@ -86,9 +89,15 @@ class RunRecord:
             for node, seconds in zip(nodes, seconds_of.values())
         ]
 
-    def _outputs(self) -> List[JsonObject]:
-        outputs = collect_outputs(self.run.state.outputs, self.run.prompt)
-        return [{**output._asdict(), "url": self._url_of(output)} for output in outputs]
+    def _outputs(self, service_url: str) -> List[JsonObject]:
+        shown: List[JsonObject] = []
+        for output in collect_outputs(self.run.state.outputs, self.run.prompt):
+            url = self._url_of(output)
+            fields = {**output._asdict(), "url": url}
+            if service_url:
+                fields["absolute_url"] = url and f"{service_url}/{url}"
+            shown.append(fields)
+        return shown
 
     def _url_of(self, output: Output) -> Optional[str]:
         """Where the service shows a file, relative to its own address; None for a text."""

@@ -73,6 +73,7 @@ class ServiceOptions(NamedTuple):
     output: Optional[str] = None  # the folder that outputs are saved in
     overwrite: bool = False
     timeout: Optional[float] = None  # seconds after which a run is cancelled
+    public_url: str = ""  # where clients reach the service; "": where their requests say
     # `run` events of one run are sent no faster than this: one with thousands of nodes is large
     event_bytes_per_second: float = 1e6
 
@@ -159,7 +160,8 @@ class Service:
 
     def _publish_run(self, record: RunRecord) -> None:
         prompt_id = record.prompt_id
-        size = self.streams.publish("run", record.to_json(), prompt_id)
+        shown = record.to_json(self.options.public_url)  # each client may have another Host
+        size = self.streams.publish("run", shown, prompt_id)
         record.throttle.interval = size / self.options.event_bytes_per_second
         record.throttle.restart(time.monotonic())
         if record.run.preview is not record.published_preview:

@@ -10,7 +10,7 @@ from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
-from comfyui_runner.guard import COOKIE, FailedGuesses, is_wrong_guess
+from comfyui_runner.guard import FailedGuesses, url_of_host
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
@@ -30,7 +30,7 @@ from comfyui_runner.messages import (
 from comfyui_runner.nodes import InputRef, class_of, quote_name
 from comfyui_runner.problems import Problem
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import curl_lines, find_route, options_response
+from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
 from comfyui_runner.run_records import problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
@@ -73,16 +73,31 @@ class ServiceRoutes:
             if refusal is not None:
                 raise refusal
 
-            route, parts = find_route(request.method, request.path)
+            route, parts = find_route(request.method, request.path, self.url_for(request))
             if request.method == "HEAD" and route.handler in NOT_FOR_HEAD:
                 return Response(200)
-            call = RouteCall(self, request, body)
-            handler: Callable[..., Response] = getattr(call, route.handler)
-            return handler(**parts)
+            return self._call(route, parts, request, body)
         except Exception as error:  # a fault of ours is answered too, and the service goes on
-            if is_wrong_guess(request, error):
+            if self.guard.is_wrong_guess(request, error):
                 time.sleep(self.failed_guesses.count_failure(time.monotonic()))
             return error_response(error)
+
+    def _call(
+        self, route: Route, parts: Mapping[str, str], request: Request, body: RequestBody
+    ) -> Response:
+        call = RouteCall(self, request, body)
+        handler: Callable[..., Response] = getattr(call, route.handler)
+        try:
+            return handler(**parts)
+        except HttpError as error:
+            raise show_body(error, route) from None
+
+    def url_for(self, request: Request) -> str:
+        """The URL by which the client of ``request`` reaches the service.
+
+        Only for requests that the guard has let through: another Host could lead anywhere.
+        """
+        return self.service.options.public_url or url_of_host(request.header("host"))
 
 
 def too_many_connections() -> HttpError:
@@ -104,6 +119,7 @@ class RouteCall:
         self.held = self.service.held
         self.records = self.service.records
         self.options = self.service.options
+        self.url = routes.url_for(request)
 
     def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
         """The fields of a JSON body. Raises HttpError as parse_fields() does."""
@@ -115,7 +131,7 @@ class RouteCall:
         """The page for browsers; the list of routes for all others."""
         if self.page and "text/html" in self.request.header("accept"):
             return Response(200, self.page, "text/html; charset=utf-8")
-        lines = curl_lines("http://" + self.request.headers.get("host", "127.0.0.1"))
+        lines = curl_lines(self.url)
         return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
 
     def get_openapi(self) -> Response:
@@ -136,7 +152,7 @@ class RouteCall:
         if not self.guard.is_token(fields["token"]):
             raise HttpError(403, "wrong_token", "This is not the token.")
         cookie = (
-            f"{COOKIE}={self.guard.cookie_value()}; "
+            f"{self.guard.cookie_name()}={self.guard.cookie_value()}; "
             f"HttpOnly; SameSite=Strict; Path=/; Max-Age={COOKIE_SECONDS}"
         )
         return Response(204, headers=(("Set-Cookie", cookie),))
@@ -209,8 +225,10 @@ class RouteCall:
         fields = self.read_fields({"text": str}, known)
         node_name = name_of_node(fields)
         role = fields.get("type")
-        is_node_enough = role is None and node_name is not None
-        if role not in ("positive", "negative") and not is_node_enough:
+        if role not in (None, "positive", "negative"):
+            message = f'The field type must be "positive" or "negative", not {quote_name(role)}.'
+            raise HttpError(400, "wrong_value", message)
+        if role is None and node_name is None:
             message = 'Name the text: "node_id", "title", or "type": "positive" or "negative".'
             raise HttpError(400, "missing_field", message)
         ref = find_text(self.held.now.prompt, node_name, role)
@@ -320,10 +338,11 @@ class RouteCall:
             problems = [problem_as_json(problem) for problem in error.problems]
             details = {"problems": problems, "answer": error.answer}
             raise HttpError(400, "prompt_rejected", error.message, details) from None
+        ahead = record.run.state.ahead
         return {
-            "message": "execution started",
+            "message": start_in_words(ahead),
             "prompt_id": record.prompt_id,
-            "ahead": record.run.state.ahead,
+            "ahead": ahead,
         }
 
     def post_prompt(self) -> Response:
@@ -359,7 +378,7 @@ class RouteCall:
 
     def get_runs(self) -> Response:
         """The runs, newest first."""
-        runs = [record.to_json() for record in self.records.newest_first()]
+        runs = [record.to_json(self.url) for record in self.records.newest_first()]
         return json_response(200, {"runs": runs})
 
     def get_run(self, prompt_id: str) -> Response:
@@ -373,7 +392,7 @@ class RouteCall:
         if not _is_seconds(seconds):
             raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
         record.over.wait(min(float(seconds), MAX_WAIT))
-        return json_response(200, record.to_json())
+        return json_response(200, record.to_json(self.url))
 
     # -- what happens ----------------------------------------------------------------------------
 
@@ -385,7 +404,8 @@ class RouteCall:
         def send_events(send: Callable[[bytes], None]) -> None:
             with self.service.lock:  # nothing is published between the state and what follows it
                 stream = streams.open(prompt_id)
-                runs = [record.to_json() for record in records.newest_first(prompt_id)]
+                url = self.options.public_url  # as in the events that follow
+                runs = [record.to_json(url) for record in records.newest_first(prompt_id)]
                 state = {"status": self.service.status(), "runs": runs}
                 stream.put(encode_event("state", state))
             try:
@@ -413,6 +433,13 @@ class RouteCall:
         if record is not None:
             server = record.session.server  # behind a load balancer each run has its own
         return open_view(self.request, server)
+
+
+def start_in_words(ahead: Optional[int]) -> str:
+    """What became of a run that was started; ``ahead`` counts the prompts that come first."""
+    if not ahead:
+        return "execution started"
+    return f"queued, {ahead} ahead"
 
 
 def name_of_node(fields: JsonObject) -> Optional[str]:

@@ -98,6 +98,7 @@ def make_service(
         output=settings.output,
         overwrite=settings.overwrite,
         timeout=settings.timeout,
+        public_url=settings.public_url,
     )
     service = Service(servers, loaded, options, report)
     return service

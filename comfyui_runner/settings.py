@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Callable, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from comfyui_runner.addresses import Address, choose_ca_bundle, parse_address
+from comfyui_runner.addresses import (
+    Address,
+    choose_ca_bundle,
+    parse_address,
+    read_public_url,
+    split_origin,
+)
 from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import (
     Defaults,
@@ -56,6 +62,7 @@ PROGRAMS_THAT_USE = {
     "--no-token": ("continuous",),
     "--allow-host": ("continuous",),
     "--allow-origin": ("continuous",),
+    "--public-url": ("continuous",),
     "--max-queue": ("continuous",),
     "--auto-execute": ("continuous",),
 }
@@ -94,6 +101,7 @@ class Settings(NamedTuple):
     name: str = ""  # the pattern of the names of saved files
     host: str = "127.0.0.1"  # continuous mode: where it listens
     port: int = 8189
+    public_url: str = ""  # where clients reach the service; "": where their requests say
     max_queue: int = 16
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
@@ -157,14 +165,9 @@ def make_settings(
         name=flags.name or "",
         host=choose_host(flags),
         port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
+        public_url=choose_public_url(flags),
         max_queue=choose_max_queue(flags),
-        guard=make_guard(
-            choose_host(flags),
-            choose(flags.token, "COMFYUI_RUNNER_TOKEN"),
-            flags.no_token,
-            flags.allow_host or (),
-            flags.allow_origin or (),
-        ),
+        guard=choose_guard(flags, choose(flags.token, "COMFYUI_RUNNER_TOKEN")),
     )
 
 
@@ -218,6 +221,24 @@ def choose_seed(flags: Any) -> str:
 def choose_host(flags: Any) -> str:
     """Where the service listens: on this machine only, unless --host says otherwise."""
     return flags.host or "127.0.0.1"
+
+
+def choose_public_url(flags: Any) -> str:
+    """Where clients reach the service through a proxy, "" if nothing says so. Raises UsageError."""
+    if flags.public_url is None:
+        return ""
+    return read_public_url(flags.public_url)
+
+
+def choose_guard(flags: Any, token: Optional[str]) -> Guard:
+    """Who may use the service. The page at --public-url is its own page. Raises UsageError."""
+    hosts = list(flags.allow_host or ())
+    origins = list(flags.allow_origin or ())
+    if flags.public_url is not None:
+        origin, host = split_origin(choose_public_url(flags))
+        hosts.append(host)
+        origins.append(origin)
+    return make_guard(choose_host(flags), token, flags.no_token, hosts, origins)
 
 
 def choose_max_queue(flags: Any) -> int:

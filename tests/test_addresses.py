@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import few
 
-from comfyui_runner.addresses import choose_ca_bundle, parse_address
+from comfyui_runner.addresses import choose_ca_bundle, parse_address, read_public_url, split_origin
 from comfyui_runner.errors import UsageError
 from comfyui_runner.text import hide_secrets
 
@@ -85,6 +85,46 @@ def test_what_is_no_address(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_address(text)
     assert caught.value.message == message and caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "origin", "host"),
+    [
+        ("https://gpu.example", "https://gpu.example", "https://gpu.example", "gpu.example"),
+        ("https://GPU.example/Runner/", "https://gpu.example/Runner", "https://gpu.example", "gpu.example"),
+        ("http://10.0.0.5:8080/a/b", "http://10.0.0.5:8080/a/b", "http://10.0.0.5:8080", "10.0.0.5"),
+        ("http://[::1]:80", "http://[::1]:80", "http://[::1]:80", "::1"),
+    ],
+)
+def test_where_clients_reach_the_service(text: str, url: str, origin: str, host: str) -> None:
+    assert read_public_url(text) == url
+    assert split_origin(url) == (origin, host)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--public-url must be an http:// or https:// URL with a host."),
+        ("gpu.example", "--public-url must be an http:// or https:// URL with a host."),
+        ("ftp://gpu.example", "--public-url must be an http:// or https:// URL with a host."),
+        ("https:///runner", "--public-url must be an http:// or https:// URL with a host."),
+        ("https://gpu.example/a b", "--public-url must be an http:// or https:// URL with a host."),
+        ("https://gpu.example/\r\nX: y", "--public-url must be an http:// or https:// URL with a host."),
+        ('https://gpu.example/"', "--public-url must be an http:// or https:// URL with a host."),
+        ("https://me:pa55@gpu.example", "--public-url must have no user, no password, and nothing from a ? or # on."),
+        ("https://@gpu.example", "--public-url must have no user, no password, and nothing from a ? or # on."),
+        ("https://gpu.example/?token=a", "--public-url must have no user, no password, and nothing from a ? or # on."),
+        ("https://gpu.example#", "--public-url must have no user, no password, and nothing from a ? or # on."),
+        ("https://gpu.example:port", "The host or port of --public-url is not valid."),
+        ("https://gpu.example:99999", "The host or port of --public-url is not valid."),
+        ("https://[::1", "The host or port of --public-url is not valid."),
+        ("https://\udcff", "The host or port of --public-url is not valid."),
+    ],
+)
+def test_what_is_not_an_address_of_the_service(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_public_url(text)
+    assert (caught.value.message, caught.value.remedy) == (message, "Example: https://gpu.example/runner")
 
 
 def test_user_and_password_are_sent_as_basic_authorization_and_hidden() -> None:

@@ -473,6 +473,22 @@ def test_a_node_without_a_text_is_refused_with_those_that_have_one() -> None:
     assert refused(find_text, {"1": node("X")}, None, "positive").details == []
 
 
+def test_a_workflow_without_a_sampler_has_no_positive_prompt_and_says_so() -> None:
+    prompt = {"1": node("AskModel", "Question", prompt="a fox"), "2": node("AskModel", prompt="b", more="c")}
+    error = refused(find_text, prompt, None, "positive")
+    assert (error.type, error.http_status, ids(error)) == ("no_such_text", 409, ["1", "2"])
+    assert error.message == (
+        'The workflow has no sampler with a "positive" or "negative" input, so no text is its positive prompt. '
+        'Name a node by its node_id or title instead: "Question" (AskModel, node 1), "AskModel" (node 2).'
+    )
+    assert "No node has a text either." in refused(find_text, {"1": node("X")}, None, "negative").message
+    with_sampler = {"1": node("Zero"), "2": sampler(["1", 0], ["1", 0])}
+    assert refused(find_text, with_sampler, None, "positive").message == (
+        "The positive prompt has no text that can be set."
+    )
+    assert refused(find_text, {"1": node("X")}, "1", None).message == 'The node "1" has no text that can be set.'
+
+
 @pytest.mark.parametrize("length", [10, 5000])
 def test_a_long_chain_is_followed_to_its_end(length: int) -> None:
     prompt = {str(i): node("ConditioningSetArea", conditioning=[str(i + 1), 0]) for i in range(length)}

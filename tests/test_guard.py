@@ -8,7 +8,7 @@ from typing import Any, Dict
 import pytest
 
 from comfyui_runner.errors import UsageError
-from comfyui_runner.guard import FailedGuesses, is_wrong_guess, make_guard
+from comfyui_runner.guard import FailedGuesses, make_guard, url_of_host
 from comfyui_runner.messages import HttpError, Request
 from comfyui_runner.routes import ROUTES
 
@@ -250,18 +250,31 @@ def test_with_a_token_all_but_the_page_the_login_and_health_need_it() -> None:
         ({"authorization": "Basic s3cret"}, False),
         ({"authorization": "s3cret"}, False),
         ({"authorization": "Bearer \xff"}, False),
-        ({"cookie": "comfyui_workflow_runner=s3cret"}, False),
-        ({"cookie": "comfyui_workflow_runner="}, False),
-        ({"cookie": "comfyui_workflow_runner=" + "0" * 64}, False),
-        ({"cookie": "a=b; comfyui_workflow_runner=COOKIE; c=d"}, True),
-        ({"cookie": "x_comfyui_workflow_runner=COOKIE"}, False),
+        ({"cookie": "NAME=s3cret"}, False),
+        ({"cookie": "NAME="}, False),
+        ({"cookie": "NAME"}, False),
+        ({"cookie": "NAME=" + "0" * 64}, False),
+        ({"cookie": "a=b; NAME=VALUE; c=d"}, True),
+        ({"cookie": "x_NAME=VALUE"}, False),
+        ({"cookie": "NAME=of-another-service; NAME=VALUE"}, True),
+        ({"cookie": "NAME=VALUE;NAME=0123456789abcdef"}, True),
+        ({"cookie": "NAME=0; NAME=1"}, False),
     ],
 )
 def test_the_token_is_taken_as_bearer_or_as_the_cookie_of_the_login(headers: Dict[str, str], known: bool) -> None:
     guard = make_guard("0.0.0.0", "s3cret", False, [], [])
-    headers = {name: value.replace("COOKIE", guard.cookie_value()) for name, value in headers.items()}
+    if "cookie" in headers:
+        headers = {"cookie": headers["cookie"].replace("NAME", guard.cookie_name())}
+        headers = {"cookie": headers["cookie"].replace("VALUE", guard.cookie_value())}
     assert (guard.refusal(request(**headers)) is None) is known
-    assert "s3cret" not in guard.cookie_value()
+    assert "s3cret" not in guard.cookie_name() + guard.cookie_value()
+
+
+def test_two_services_on_one_host_have_cookies_of_their_own() -> None:
+    first, second = (make_guard("0.0.0.0", token, False, [], []) for token in ("s3cret", "0ther"))
+    assert first.cookie_name() != second.cookie_name()
+    both = f"{second.cookie_name()}={second.cookie_value()}; {first.cookie_name()}={first.cookie_value()}"
+    assert first.has_token(request(cookie=both)) and second.has_token(request(cookie=both))
 
 
 def test_each_wrong_token_is_answered_later_than_the_one_before() -> None:
@@ -273,14 +286,30 @@ def test_each_wrong_token_is_answered_later_than_the_one_before() -> None:
 
 
 def test_a_guess_is_a_request_with_a_wrong_token_and_not_one_without() -> None:
+    guard = make_guard("0.0.0.0", "s3cret", False, [], [])
     unauthorized = HttpError(401, "unauthorized", "No.")
-    assert is_wrong_guess(request(authorization="Bearer x"), unauthorized)
-    assert is_wrong_guess(request(cookie="comfyui_workflow_runner=0"), unauthorized)
-    assert is_wrong_guess(request("POST", "/login"), HttpError(403, "wrong_token", "No."))
-    assert not is_wrong_guess(request(), unauthorized)
-    assert not is_wrong_guess(request(cookie="other=0"), unauthorized)
-    assert not is_wrong_guess(request(authorization="Bearer x"), HttpError(404, "not_found", "No."))
-    assert not is_wrong_guess(request(authorization="Bearer x"), KeyError())
+    assert guard.is_wrong_guess(request(authorization="Bearer x"), unauthorized)
+    assert guard.is_wrong_guess(request(cookie=f"{guard.cookie_name()}=0"), unauthorized)
+    assert guard.is_wrong_guess(request("POST", "/login"), HttpError(403, "wrong_token", "No."))
+    assert not guard.is_wrong_guess(request(), unauthorized)
+    assert not guard.is_wrong_guess(request(cookie="other=0"), unauthorized)
+    assert not guard.is_wrong_guess(request(cookie="comfyui_workflow_runner_0=0"), unauthorized)
+    assert not guard.is_wrong_guess(request(authorization="Bearer x"), HttpError(404, "not_found", "No."))
+    assert not guard.is_wrong_guess(request(authorization="Bearer x"), KeyError())
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1:8189", "http://127.0.0.1:8189"),
+        ("GPU.example", "http://gpu.example"),
+        ("[::1]:8189", "http://[::1]:8189"),
+        ("::1", "http://[::1]"),
+        ("[0:0:0:0:0:0:0:1]", "http://[::1]"),
+    ],
+)
+def test_the_address_by_which_a_client_reaches_the_service(host: str, url: str) -> None:
+    assert url_of_host(host) == url
 
 
 def test_nobody_knows_a_token_where_there_is_none() -> None:

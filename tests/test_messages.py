@@ -43,7 +43,9 @@ from comfyui_runner.messages import (
         (b'{"node_id": "1"}', "missing_field"),
         (b'{"text": 1}', "wrong_type"),
         (b'{"text": null}', "wrong_type"),
-        (b'{"text": "a", "node_id": 6}', "wrong_type"),
+        (b'{"text": "a", "node_id": 6.5}', "wrong_type"),
+        (b'{"text": "a", "node_id": true}', "wrong_type"),
+        (b'{"text": "a", "node_id": null}', "wrong_type"),
         (b'{"text": "a", "inputs": []}', "wrong_type"),
         (b'{"text": "a", "more": 1}', "unknown_field"),
         (b'{"Text": "a"}', "unknown_field"),
@@ -60,6 +62,11 @@ def test_the_fields_of_an_object_come_as_they_are() -> None:
     assert parse_fields(b'\xef\xbb\xbf{"text": "\xe7\x8b\x90"}', known, {}) == {"text": "狐"}
     assert parse_object(b'{"more": 1}') == {"more": 1}
     assert parse_fields(b" \r\n", {}, {"prompt": dict}) == {}
+
+
+@pytest.mark.parametrize(("sent", "node_id"), [(b"6", "6"), (b"6.0", "6"), (b"-1", "-1"), (b'"6.0"', "6.0")])
+def test_a_whole_number_is_taken_as_the_id_of_a_node(sent: bytes, node_id: str) -> None:
+    assert parse_fields(b'{"node_id": %s}' % sent, {}, {"node_id": str}) == {"node_id": node_id}
 
 
 @few
@@ -113,7 +120,7 @@ def test_json_that_is_too_deep_is_cut() -> None:
 
 
 def test_an_answer_has_json_with_its_length() -> None:
-    assert json_response(201, {"a": 1}, (("X", "y"),)) == Response(201, b'{"a": 1}', headers=(("X", "y"),))
+    assert json_response(201, {"a": 1}, (("X", "y"),)) == Response(201, b'{"a": 1}\n', headers=(("X", "y"),))
 
 
 # -- errors --------------------------------------------------------------------------------------------

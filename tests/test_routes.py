@@ -10,22 +10,24 @@ import pytest
 from comfyui_runner import __version__
 from comfyui_runner.messages import HttpError
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import ROUTES, curl_lines, find_route, options_response
+from comfyui_runner.routes import ERRORS_OF_BODY, ROUTES, curl_lines, find_route, options_response, show_body
 from comfyui_runner.service_routes import RouteCall
+
+URL = "http://127.0.0.1:8189"
 
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
     for row in ROUTES:
-        route, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"))
+        route, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"), URL)
         assert route is row
         assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
         assert callable(getattr(RouteCall, row.handler))
 
 
 def test_head_is_taken_wherever_get_is() -> None:
-    assert find_route("HEAD", "/status")[0].method == "GET"
+    assert find_route("HEAD", "/status", URL)[0].method == "GET"
     with pytest.raises(HttpError) as caught:
-        find_route("HEAD", "/interrupt")
+        find_route("HEAD", "/interrupt", URL)
     assert caught.value.http_status == 405
 
 
@@ -42,15 +44,57 @@ def test_head_is_taken_wherever_get_is() -> None:
 )
 def test_another_method_gets_the_list_of_those_that_the_path_takes(method: str, path: str, allow: str) -> None:
     with pytest.raises(HttpError) as caught:
-        find_route(method, path)
+        find_route(method, path, URL)
     assert caught.value.http_status == 405
     assert caught.value.headers == (("Allow", allow),)
+    assert caught.value.message.startswith(f"{path} takes {allow}.")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "message"),
+    [
+        (
+            "GET",
+            "/update/prompt",
+            "/update/prompt takes POST, OPTIONS. Example: curl -d "
+            """'{"type": "positive", "text": "a fox"}' http://127.0.0.1:8189/update/prompt""",
+        ),
+        ("GET", "/interrupt", "/interrupt takes POST, OPTIONS. Example: curl -X POST http://127.0.0.1:8189/interrupt"),
+        (
+            "POST",
+            "/workflow",
+            "/workflow takes GET, PUT, HEAD, OPTIONS. Example: curl http://127.0.0.1:8189/workflow, "
+            "or curl -T workflow_api.json http://127.0.0.1:8189/workflow",
+        ),
+        ("GET", "/login", "/login takes POST, OPTIONS."),
+    ],
+)
+def test_another_method_gets_the_line_of_curl_that_works(method: str, path: str, message: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        find_route(method, path, URL)
+    assert caught.value.message == message
+
+
+def test_an_error_of_the_body_shows_what_a_body_is_like() -> None:
+    routes = {row.path: row for row in ROUTES}
+    for type_ in ERRORS_OF_BODY:
+        error = show_body(HttpError(400, type_, "No."), routes["/update/inputs"])
+        assert error.message == 'No. Example: {"node_id": "5", "inputs": {"seed": "random"}}'
+        assert show_body(HttpError(400, type_, "No."), routes["/interrupt"]).message == "No."
+    assert show_body(HttpError(404, "no_such_node", "No."), routes["/update/inputs"]).message == "No."
+
+
+def test_the_examples_are_json_and_part_of_their_commands() -> None:
+    examples = [row for row in ROUTES if row.body]
+    assert {row.path for row in examples} == {"/update/prompt", "/update/inputs"}
+    for row in examples:
+        assert f"-d '{row.body}'" in row.curl_command(URL) and json.loads(row.body)
 
 
 @pytest.mark.parametrize("path", ["", "/queue/", "/Queue", "/runs/", "/runs/a/b", "/view/x", "/.", "/%2e", "*"])
 def test_another_path_is_not_found(path: str) -> None:
     with pytest.raises(HttpError) as caught:
-        find_route("GET", path)
+        find_route("GET", path, URL)
     assert (caught.value.http_status, caught.value.type) == (404, "not_found")
 
 

@@ -62,6 +62,16 @@ def test_a_run_is_shown_with_its_nodes_and_outputs(session: Session) -> None:
     picture, text = shown["outputs"]
     assert (picture["filename"], picture["url"]) == ("b.png", "view?filename=b.png&subfolder=&type=output")
     assert (text["text"], text["url"]) == ("hello", None)
+    assert "absolute_url" not in picture
+
+
+def test_a_file_has_an_absolute_address_where_that_of_the_service_is_known(session: Session) -> None:
+    record = make_record(session, "a")
+    files = {"images": [{"filename": "b.png"}], "text": ["hello"]}
+    record.run.state = record.run.state._replace(outputs={"2": files})
+    picture, text = record.to_json("https://gpu.example/runner")["outputs"]
+    assert picture["absolute_url"] == "https://gpu.example/runner/" + picture["url"]
+    assert text["absolute_url"] is None
 
 
 def test_problems_are_shown_with_their_fields(session: Session) -> None:

@@ -88,6 +88,32 @@ def test_an_origin_that_is_allowed_may_use_all(make_middleware: Make, simulator:
     assert "content-type" in before.headers["access-control-allow-headers"]
 
 
+def test_addresses_of_files_lead_to_the_host_that_was_asked(service: Middleware) -> None:
+    run = service.end(service.start())
+    url = run["outputs"][0]["url"]
+    for host in (f"127.0.0.1:{service.port}", f"localhost:{service.port}", "[::1]:80", "127.0.0.2"):
+        for path in ("/runs", "/runs/" + run["prompt_id"]):
+            shown = service.get(path, Host=host).json
+            shown = shown["runs"][0] if "runs" in shown else shown
+            assert shown["outputs"][0]["absolute_url"] == f"http://{host}/{url}"
+    assert service.get("/runs", Host="evil.example").status == 403
+
+
+def test_behind_a_proxy_addresses_lead_to_the_public_url(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--public-url", "https://gpu.example/runner/")
+    events = service.events()
+    run = service.end(service.start())
+    [output] = run["outputs"]
+    assert output["absolute_url"] == "https://gpu.example/runner/" + output["url"]
+    for host in ("gpu.example", f"127.0.0.1:{service.port}"):  # proxies pass either on
+        clicked = {**BROWSER, "Host": host, "Sec-Fetch-Site": "same-origin", "Origin": "https://gpu.example"}
+        assert service.call("POST", "/interrupt", None, clicked).error == "nothing_to_interrupt"
+    assert "curl https://gpu.example/runner/status" in service.get("/").body.decode()
+    assert "https://gpu.example/runner/update/inputs" in service.get("/update/inputs").json["error"]["message"]
+    _, shown = events.until(lambda name, data: name == "run" and data["over"])[-1]
+    assert shown["outputs"] == run["outputs"]
+
+
 def test_the_token_opens_the_door(simulator: Any) -> None:
     program = Middleware(
         ["--server", simulator.url, "--host", "127.0.0.1", os.path.join(ROOT, "workflow_api.json")],
@@ -118,6 +144,10 @@ def test_the_token_opens_the_door(simulator: Any) -> None:
         assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "s3cret" not in cookie
         assert program.get("/status", Cookie=cookie.partition(";")[0]).status == 200
         assert program.get("/status", Cookie=cookie.partition(";")[0][:-1] + "g").status == 401
+        # another service on this host, for the whole domain: its cookie has the same name
+        ours, name = cookie.partition(";")[0], cookie.partition("=")[0]
+        for both in (f"{name}=of-another; {ours}", f"{ours}; {name}=0123456789abcdef"):
+            assert program.get("/status", Cookie=both).status == 200
         foreign = {"Authorization": "Bearer s3cret-of-the-tests", "Origin": "http://evil.example"}
         assert program.call("GET", "/queue", None, foreign).status == 403
     finally:

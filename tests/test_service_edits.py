@@ -32,11 +32,12 @@ def test_a_text_is_named_by_id_or_title(service: Middleware) -> None:
     ("body", "status", "reason"),
     [
         ({"text": "a"}, 400, "missing_field"),
-        ({"text": "a", "type": "both"}, 400, "missing_field"),
-        ({"text": "a", "type": "both", "node_id": "1"}, 400, "missing_field"),
+        ({"text": "a", "type": "both"}, 400, "wrong_value"),
+        ({"text": "a", "type": "both", "node_id": "1"}, 400, "wrong_value"),
         ({"type": "positive"}, 400, "missing_field"),
         ({"type": "positive", "text": 7}, 400, "wrong_type"),
-        ({"node_id": 2, "text": "a"}, 400, "wrong_type"),
+        ({"node_id": 2.5, "text": "a"}, 400, "wrong_type"),
+        ({"node_id": 99, "text": "a"}, 400, "no_such_node"),
         ({"type": "positive", "text": "a", "nodeid": "3"}, 400, "unknown_field"),
         ({"node_id": "99", "text": "a"}, 400, "no_such_node"),
         ({"node_id": "5", "text": "a"}, 409, "no_such_text"),
@@ -52,6 +53,42 @@ def test_a_text_that_cannot_be_set_changes_nothing(service: Middleware, body: An
     if status == 409:
         listed = [(each["node_id"], each["title"]) for each in answer.json["error"]["details"]]
         assert listed == [("2", "Positive Prompt"), ("3", "Negative Prompt")]
+
+
+def test_a_node_may_be_named_by_a_number(service: Middleware) -> None:
+    answer = service.post("/update/prompt", {"node_id": 2, "text": "by number"})
+    assert (answer.status, answer.json["node_id"]) == (200, "2")
+    assert service.post("/update/inputs", {"node_id": 5, "inputs": {"steps": 4}}).json["node_id"] == "5"
+    held = service.held()
+    assert (held["2"]["inputs"]["text"], held["5"]["inputs"]["steps"]) == ("by number", 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "/update/prompt",
+            {"type": "postive", "text": "a"},
+            'The field type must be "positive" or "negative", not "postive".'
+            ' Example: {"type": "positive", "text": "a fox"}',
+        ),
+        (
+            "/update/inputs",
+            {"node_id": "5"},
+            'The field inputs is missing. Example: {"node_id": "5", "inputs": {"seed": "random"}}',
+        ),
+        (
+            "/update/inputs",
+            {"node_id": "5", "steps": 4},
+            'There is no field "steps" here. Nearest: title, inputs, node_id.'
+            ' Example: {"node_id": "5", "inputs": {"seed": "random"}}',
+        ),
+    ],
+)
+def test_an_edit_that_cannot_be_read_shows_what_one_is_like(
+    service: Middleware, path: str, body: Json, message: str
+) -> None:
+    assert service.post(path, body).json["error"]["message"] == message
 
 
 def test_inputs_are_set_together(service: Middleware) -> None:

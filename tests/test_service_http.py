@@ -51,6 +51,21 @@ def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> N
     assert "curl http://127.0.0.1:%d/queue" % service.port in page.body.decode()
 
 
+def test_answers_in_json_end_with_their_line(service: Middleware) -> None:
+    answers = [service.get(path) for path in ("/status", "/runs", "/nowhere", "/openapi.json")]
+    answers.append(service.post("/prompt", {"prompt": {}}))  # ComfyUI's own answer
+    for answer in answers:
+        assert answer.body.endswith(b"}\n") and answer.body.count(b"\n") == answer.body.strip().count(b"\n") + 1
+
+
+def test_a_browser_at_a_route_that_takes_post_is_shown_the_line_of_curl(service: Middleware) -> None:
+    for path in ("/update/inputs", "/api/update/inputs"):
+        answer = service.get(path, Host=f"localhost:{service.port}")
+        assert answer.status == 405
+        command = """curl -d '{"node_id": "5", "inputs": {"seed": "random"}}' http://localhost:%d/update/inputs"""
+        assert answer.json["error"]["message"].endswith(command % service.port)
+
+
 def test_a_browser_gets_the_page_and_curl_the_routes(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.listener.routes, "page", b"<!doctype html><title>x</title>")
     page = service.get("/", Accept="text/html,*/*")

@@ -14,12 +14,13 @@ from support import node, slow_prompt, wait_until
 def test_a_run_is_started_followed_and_shown_with_its_pictures(service: Middleware) -> None:
     answer = service.get("/queue")
     assert (answer.status, answer.json["message"]) == (202, "execution started")
-    assert isinstance(answer.json["ahead"], int)  # its place in the queue
+    assert answer.json["ahead"] == 0  # its place in the queue
     shown = service.end(answer.json["prompt_id"])
     assert shown["phase"] == "success"
     assert shown["message"].startswith("Done in ")
     assert sorted(each["node_id"] for each in shown["nodes"]) == ["1", "2", "3", "4", "5", "6", "7"]
     (output,) = shown["outputs"]
+    assert output["absolute_url"] == f"http://127.0.0.1:{service.port}/{output['url']}"
     picture = service.get("/" + output["url"].lstrip("/"))
     assert (picture.status, picture.headers["content-type"]) == (200, "image/png")
     assert picture.body.startswith(b"\x89PNG")
@@ -69,6 +70,7 @@ def test_the_place_in_the_queue_is_shown(service: Middleware, comfyui: Any) -> N
     service.hold(slow_prompt(steps=1, seconds=0.0, seed=5))
     first, second = service.get("/queue").json, service.get("/queue").json
     assert (first["ahead"], second["ahead"]) == (1, 2)
+    assert (first["message"], second["message"]) == ("queued, 1 ahead", "queued, 2 ahead")
     wait_until(lambda: service.get("/runs/" + second["prompt_id"]).json["ahead"] == 2, what="the place in the queue")
     comfyui._server.life.interrupt(foreign)
     assert service.end(second["prompt_id"])["phase"] == "success"

@@ -26,7 +26,7 @@ def test_the_start_shows_the_address_the_routes_and_a_line_of_curl_for_each(serv
     printed = service.out.getvalue()
     for row in ROUTES:
         if row.curl:
-            assert row.curl.format(url="http://127.0.0.1:%d" % service.port) in printed
+            assert row.curl_command("http://127.0.0.1:%d" % service.port) in printed
 
 
 def test_a_port_that_is_taken_is_named_with_the_way_out(simulator: Any, workflow_file: Make) -> None:

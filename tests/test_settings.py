@@ -97,6 +97,16 @@ def test_a_flag_overrides_the_environment(
     assert getattr(settings(**{name: ""}), field) == getattr(settings(), field)
 
 
+def test_the_page_at_the_public_url_is_the_services_own() -> None:
+    of_proxy = settings("--mode", "continuous", "--public-url", "https://GPU.example/runner/")
+    assert of_proxy.public_url == "https://gpu.example/runner"
+    assert "gpu.example" in of_proxy.guard.hosts and "https://gpu.example" in of_proxy.guard.origins
+    alone = settings("--mode", "continuous", "--allow-host", "a.example", "--allow-origin", "https://b.example")
+    assert (alone.public_url, set(alone.guard.hosts)) == ("", {"a.example"})
+    assert alone.guard.origins == {"https://b.example"}
+    assert "has no effect on a single run" in refusal("--public-url", "https://gpu.example").message
+
+
 def test_a_workflow_is_named_by_flag_or_environment() -> None:
     assert settings("a.json").workflow_named and settings(WORKFLOW="a.json").workflow_named
     assert not settings().workflow_named
