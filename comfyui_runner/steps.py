@@ -45,10 +45,13 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
     ComfyUI is asked only where it must be: to convert a UI file, and to know what may be set.
     Raises WorkflowError (BAD_WORKFLOW), UsageError, EditError, Stopped, and ServerError.
     """
-    document, path = load_document(settings, console.stdin)
+    # In threads: Ctrl+C must not wait for a drive that is slow, or for standard input.
+    reading = in_thread(load_document, settings, console.stdin)
+    document, path = await console.unless_stopped(reading)
     if settings.object_info is not None and settings.images:
         raise UsageError("--image uploads to a server, so it cannot be used with --object-info.")
-    define = await find_definitions(settings, comfyui, is_ui_format=document.prompt is None)
+    is_ui_format = document.prompt is None
+    define = await find_definitions(settings, comfyui, console, is_ui_format=is_ui_format)
     work = in_thread(prepare_workflow, document, path, settings, define)
     workflow = await console.unless_stopped(work)
     for warning in workflow.warnings:
@@ -56,10 +59,13 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
     return workflow
 
 
-async def find_definitions(settings: Settings, comfyui: ComfyUI, is_ui_format: bool) -> Define:
+async def find_definitions(
+    settings: Settings, comfyui: ComfyUI, console: Console, is_ui_format: bool
+) -> Define:
     """Where to look up definitions of classes, if they are needed."""
     if settings.object_info is not None:
-        return definitions_in(read_object_info(settings.object_info))
+        reading = in_thread(read_object_info, settings.object_info)
+        return definitions_in(await console.unless_stopped(reading))
     if is_ui_format or looks_at_values(settings):
         return definitions_on(await comfyui.find())
     return definitions_in({})

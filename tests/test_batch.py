@@ -246,8 +246,7 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
         ({"1.steps": 0}, "is too small. Allowed: 1 to"),
         ({"2.images": "x"}, "fed by"),
         ({"3.text": deep}, "is not text"),
-        ({"3.text": "@no/such/file"}, "cannot be read"),
-        ({"3.text": "@a\0b"}, "cannot be read"),
+        ({"1.steps": "@" + __file__}, "is not a whole number"),
     ]
     batch.json_lines({"3.text": "first"}, *[row for row, _ in bad], {"3.text": "last"})
     result = batch()
@@ -281,11 +280,28 @@ def test_an_empty_cell_is_the_empty_text_or_the_workflows_value(batch: Batch) ->
     assert batch.values("3.text") == ["", "x"] and batch.values("1.seed") == [7, 8]
 
 
-def test_cells_name_files_of_texts_and_two_marks_stand_for_one(batch: Batch) -> None:
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_rows_of_somebody_else_send_no_file_of_this_machine_as_a_text(json_lines: bool, batch: Batch) -> None:
+    """A text that begins with @ is that text; two marks stand for one, as everywhere."""
+    secret = batch.folder / "secret.txt"
+    secret.write_text("the secret", encoding="utf-8")
+    texts = [f"@{secret}", "@artist", "@no/such/file", f"@{secret}", "@@home", "@"]
+    if json_lines:
+        batch.json_lines(*[{"3.text": text} for text in texts])
+    else:
+        batch.csv("3.text", *texts)
+    result = batch("--in-flight", "1")
+    assert result.status == ExitStatus.OK
+    assert batch.values("3.text") == [*texts[:4], "@home", "@"]
+    notice = result.event("notice")["message"]  # once for all rows
+    assert notice.startswith("3.text: a text such as @") and "for the columns of loaders only" in notice
+
+
+def test_a_file_that_the_command_line_names_is_the_text_of_all_rows(batch: Batch) -> None:
     (batch.folder / "text.txt").write_text("from a file\nof two lines", encoding="utf-8")
-    batch.csv("3.text", "@" + str(batch.folder / "text.txt"), "@@home", "@")
-    assert batch("--in-flight", "1").status == ExitStatus.OK
-    assert batch.values("3.text") == ["from a file\nof two lines", "@home", "@"]
+    batch.csv("1.seed", "5", "6")
+    assert batch("--in-flight", "1", "--set", f"3.text=@{batch.folder / 'text.txt'}").status == ExitStatus.OK
+    assert batch.values("3.text") == ["from a file\nof two lines"] * 2 and batch.values("1.seed") == [5, 6]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -728,16 +744,21 @@ def test_a_column_uploads_each_rows_file(batch: Batch) -> None:
 
 
 def test_a_file_that_cannot_be_uploaded_is_its_rows_own_end(make_simulator: Make, tmp_path: Any) -> None:
-    """Too large for the server, or with a name that no system has."""
+    """Too large for the server, with a name that no system has, or not a file that ends."""
     batch = Batch(make_simulator(max_upload_size=2000), tmp_path)
     batch.prompt = LOADER
     large, small = picture(tmp_path, "large.png", 5000), picture(tmp_path, "small.png")
-    batch.json_lines(*[{"1.image": "@" + name} for name in (large, "a\0b.png", str(tmp_path), small)])
+    names = [large, "a\0b.png", str(tmp_path), small]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        names.append(str(tmp_path / "pipe.png"))
+    batch.json_lines(*[{"1.image": "@" + name} for name in names])
     result = batch("--in-flight", "1")
     assert result.status == ExitStatus.FAILED
-    assert batch.rows("failed") == [1, 2, 3] and batch.rows("done") == [4]
+    assert batch.rows("done") == [4] and len(batch.rows("failed")) == len(names) - 1
     messages = {line["row"]: line["message"] for line in batch.lines()}
     assert "HTTP 413" in messages[1] and "null" in messages[2] and "it is a folder" in messages[3]
+    assert len(names) == 4 or "it is a pipe, not a file" in messages[5]
 
 
 def test_the_workflows_own_file_is_uploaded_once_and_a_rows_file_goes_before_it(batch: Batch) -> None:
@@ -882,7 +903,7 @@ def test_a_file_that_cannot_be_saved_is_its_rows_failure(batch: Batch) -> None:
     out = batch.folder / "out"
     out.mkdir()
     (out / "00001").write_text("in the way")
-    result = batch("-o", str(out))
+    result = batch("-o", str(out), "--in-flight", "1")
     assert result.status == ExitStatus.FAILED
     lines = {line["row"]: line for line in batch.lines(out / "manifest.jsonl")}
     assert (lines[1]["status"], lines[1]["exit_status"]) == ("failed", ExitStatus.NOT_SAVED)
@@ -994,9 +1015,9 @@ def test_the_events_of_a_run_name_its_row(batch: Batch) -> None:
 
 
 def test_the_counts_of_a_batch_that_goes_on_include_what_was_done_before(batch: Batch) -> None:
-    batch.csv("3.text", "one", "two", "@none", "four")
+    batch.csv("3.text,1.steps", "one,1", "two,1", "three,0", "four,1")
     batch("--in-flight", "1")
-    batch.csv("3.text", "one", "two", "three", "four", "five")
+    batch.csv("3.text,1.steps", "one,1", "two,1", "three,1", "four,1", "five,1")
     result = batch("--resume", "--in-flight", "1")
     assert [(event["row"], event["done"], event["total"]) for event in result.events if event["event"] == "row"] == [
         (3, 3, 5),
@@ -1050,13 +1071,13 @@ def test_the_live_screen_shows_one_bar_for_all_and_one_for_each_row(batch: Batch
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "110")
     batch.prompt = slow_prompt(steps=4)
-    batch.csv("1.seconds", "0.3", "0.31", "0.32", "@none")
+    batch.csv("1.seconds", "0.3", "0.31", "0.32", "none")
     result = batch(json_mode=False, out=Terminal())
     assert result.status == ExitStatus.FAILED
     assert re.search(r"Overall .*0/4 rows", result.out)
     assert re.search(r"Overall .*[123]/4 rows.*\d/(s|min), [\d.:]+( s)? left", result.out)
     assert re.search(r"Row \d .*/2 nodes", result.out) and re.search(r"Row \d .*waiting", result.out)
-    assert "Row 4: @none cannot be read" in result.out
+    assert re.search(r'Row 4: .*"none" is not a number', result.out)
     assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
     assert "3 rows done in" in result.out[result.out.rfind("\x1b[?25h") :]
 

@@ -23,7 +23,10 @@ PROMPT: Json = {
     "3": node("KSampler", seed=1, steps=20),
     "6": node("CLIPTextEncode", "Positive", text="a fox", more=["3", 0]),
 }
-INFO: Json = {"CLIPTextEncode": {"input": {"required": {"text": ["STRING"], "more": ["INT"]}}}}
+INFO: Json = {
+    "CLIPTextEncode": {"input": {"required": {"text": ["STRING"], "more": ["INT"]}}},
+    "LoadImage": {"input": {"required": {"image": [[], {"image_upload": True}]}}},
+}
 
 
 def rows(*lines: str, json_lines: bool = False) -> List[Row]:
@@ -92,10 +95,18 @@ def test_what_a_row_sets() -> None:
     linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
     (edit,) = row_edits(linked, Row(1, {"6.text": "", "6.more": ""}), INFO)
     assert edit.ref == InputRef("6", "text")
-    (edit,) = row_edits(PROMPT, Row(1, {"6.text": "@a.txt"}), INFO)
-    assert edit.file == "a.txt"
     with pytest.raises(EditError):
         row_edits(PROMPT, Row(1, {"Nobody.text": "x"}), INFO)
+
+
+def test_a_row_names_files_for_loaders_only() -> None:
+    row = Row(1, {"6.text": "@a.txt", "1.image": "@a.png", "3.seed": "@@7", "6.new": ["@b.txt"]})
+    assert row_edits({**PROMPT, "1": node("LoadImage", image="x.png")}, row, INFO) == [
+        InputEdit(InputRef("6", "text"), "@a.txt"),
+        InputEdit(InputRef("1", "image"), "", file="a.png"),
+        InputEdit(InputRef("3", "seed"), "@7"),
+        InputEdit(InputRef("6", "new"), ["@b.txt"]),
+    ]
 
 
 @few

@@ -65,8 +65,11 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         check_patterns(settings, workflow.prompt)
         check_output_folder(settings)
         server = await comfyui.find()
-        total = count_rows(settings, workflow, console.stdin)
-        manifest = Manifest(manifest_path(settings), settings.resume)
+        # In threads: Ctrl+C must not wait for a drive that is slow.
+        counting = in_thread(count_rows, settings, workflow, console.stdin)
+        total = await console.unless_stopped(counting)
+        reading = in_thread(Manifest, manifest_path(settings), settings.resume)
+        manifest = await console.unless_stopped(reading)
         confirm(question_about(total), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:

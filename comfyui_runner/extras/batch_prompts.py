@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Set, Tuple
+import os
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import apply_edits, seeds_by_name, with_values
+from comfyui_runner.edits import InputEdit, apply_edits, seeds_by_name, with_values
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import complete_prompt, upload_files
+from comfyui_runner.text import one_line
 from comfyui_runner.threads import in_thread
 
 
@@ -31,8 +44,9 @@ class RowPrompt(NamedTuple):
 def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, Set[InputRef]]:
     """``workflow`` with what the row sets, and the inputs whose values the row gives.
 
-    Its ``uploads`` are the row's own files, its ``drawn`` the seeds yet to be drawn for the row.
-    Raises EditError, and UsageError for a file that cannot be read.
+    Its ``uploads`` are the row's own files, its ``drawn`` the seeds yet to be drawn for the row,
+    its ``warnings`` are about the row. Looks at files. Raises EditError, and UsageError for a file
+    that cannot be uploaded.
     """
     object_info = workflow.object_info
     wanted = row_edits(workflow.prompt, row, object_info)
@@ -45,8 +59,26 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
         seeds = [ref for ref in workflow.seeds if ref not in set_by_row]
         prompt = with_values(prompt, dict.fromkeys(seeds, seed))
     drawn += [ref for ref in workflow.drawn if ref not in set_by_row]
-    row_workflow = workflow._replace(prompt=prompt, drawn=tuple(drawn), uploads=tuple(uploads))
+    row_workflow = workflow._replace(
+        prompt=prompt,
+        drawn=tuple(drawn),
+        uploads=tuple(uploads),
+        warnings=tuple(warn_of_unread_files(edits)),
+    )
     return row_workflow, set_by_row
+
+
+def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
+    """What to say of a text ``@FILE`` that is sent as it is, though there is such a file."""
+    for edit in edits:
+        value = edit.value
+        begins_with_at = isinstance(value, str) and value.startswith("@")
+        if begins_with_at and os.path.isfile(value[1:]):
+            name = f"{edit.ref.node_id}.{edit.ref.input}"
+            yield (
+                f"{name}: a text such as {one_line(value, 60)} is sent as it is, though there is "
+                "a file of that name. In rows, @FILE is for the columns of loaders only."
+            )
 
 
 def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
@@ -67,6 +99,7 @@ class RowPrompts:
         self.settings = settings
         self.console = console
         self._uploaded: Optional[Dict[InputRef, str]] = None
+        self._has_warned = False
         self._uploading = asyncio.Lock()
 
     @property
@@ -79,7 +112,9 @@ class RowPrompts:
 
         Raises EditError, UsageError, ServerError, and Stopped.
         """
-        workflow, set_by_row = apply_row(self.workflow, row, self.settings)
+        reading = in_thread(apply_row, self.workflow, row, self.settings)
+        workflow, set_by_row = await self.console.unless_stopped(reading)
+        self._warn_once(workflow.warnings)
         shared = await self._upload_shared_files(server)
         uploaded = {ref: name for ref, name in shared.items() if ref not in set_by_row}
         for ref, path in workflow.uploads:
@@ -90,6 +125,12 @@ class RowPrompts:
         prompt = complete_prompt(workflow, uploaded)
         seeds = seeds_by_name(prompt, workflow.drawn)
         return RowPrompt(prompt, workflow.extra(prompt), seeds)
+
+    def _warn_once(self, warnings: Sequence[str]) -> None:
+        """Shows the first warning about a row: those of the other rows would say the same."""
+        if warnings and not self._has_warned:
+            self._has_warned = True
+            self.console.notice(warnings[0])
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
         """Uploads the files for all rows, unless that is done: their names on ``server``."""

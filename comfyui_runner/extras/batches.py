@@ -9,7 +9,13 @@ import json
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from comfyui_runner.documents import Prompt, describe_json_type
-from comfyui_runner.edits import InputEdit, check_can_be_set, find_input, input_edit
+from comfyui_runner.edits import (
+    InputEdit,
+    check_can_be_set,
+    find_input,
+    input_edit,
+    upload_inputs,
+)
 from comfyui_runner.errors import UsageError
 from comfyui_runner.meter import Bar, Meter, divide
 from comfyui_runner.nodes import spec_of, value_of
@@ -99,13 +105,21 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
     """The edits that a row asks for. Raises EditError.
 
     An empty cell is the empty text where a text belongs; elsewhere the workflow keeps its value.
+    ``@FILE`` names a file only in the column of a loader. Elsewhere it is a text: the rows may be
+    somebody else's, and must not read files of this machine into prompts.
     """
     edits = []
+    loaders = upload_inputs(prompt, object_info)
     for name, value in row.values.items():
         ref = find_input(prompt, name)
         input_type = type_of_input(spec_of(prompt, ref, object_info), value_of(prompt, ref))
-        if value != "" or input_type == "STRING":
-            edits.append(input_edit(ref, value))
+        is_left_alone = value == "" and input_type != "STRING"
+        if is_left_alone:
+            continue
+        edit = input_edit(ref, value)
+        if edit.file and ref not in loaders:
+            edit = InputEdit(ref, value)
+        edits.append(edit)
     return edits
 
 
