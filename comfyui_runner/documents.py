@@ -6,6 +6,7 @@ import json
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import WorkflowError
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
 Prompt = Dict[str, Dict[str, Any]]
@@ -60,12 +61,12 @@ def parse_document(data: bytes, name: str) -> Document:
         texts = embedded_texts(data)
         if texts is not None:
             return parse_embedded_texts(texts, name)
-    return unwrap_document(_parse_json(data, name), name)
+    return unwrap_document(_parse_file(data, name), name)
 
 
-def _parse_json(data: bytes, name: str) -> Any:
+def _parse_file(data: bytes, name: str) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except UnicodeDecodeError:
         raise WorkflowError(
             f"{name} is neither text nor a PNG or WebP picture.", EXPORT_REMEDY
@@ -75,7 +76,7 @@ def _parse_json(data: bytes, name: str) -> Any:
             f"{name} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
             "Fix it there, or export the workflow again.",
         ) from None
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         raise WorkflowError(f"{name} cannot be read as JSON: {error}.") from None
 
 

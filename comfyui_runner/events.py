@@ -6,6 +6,8 @@ import json
 import struct
 from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
 
+from comfyui_runner.json_text import may_be_deep, parse_json
+
 #: The ``data`` of a message.
 MessageData = Mapping[str, Any]
 
@@ -50,12 +52,15 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
         if isinstance(frame, str):
             return _parse_json_frame(frame, at)
         return _parse_binary_frame(frame, at)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
         return Event("unknown", None, {}, at)
 
 
 def _parse_json_frame(frame: str, at: float) -> Event:
-    message, end = _decode_frame(frame)
+    if may_be_deep(frame):
+        message, end = parse_json(frame), len(frame)
+    else:
+        message, end = _decode_frame(frame)
     if end != len(frame):
         raise ValueError("more than one JSON value")
     data = message.get("data") or {}
@@ -77,7 +82,7 @@ def _parse_binary_frame(frame: bytes, at: float) -> Event:
 
     if frame_type == PICTURE_FRAME_WITH_METADATA:
         metadata, image = _split_by_length(frame)
-        about = json.loads(metadata)
+        about = parse_json(metadata)
         preview = Preview(str(about["display_node_id"]), str(about["image_type"]), image)
         return Event("preview", _prompt_id_in(about), {"preview": preview}, at)
 

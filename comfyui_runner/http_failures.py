@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from typing import Any, List, Mapping, Tuple
 
 from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.retries import PROXY_FAILURES
 from comfyui_runner.text import one_line
 from comfyui_runner.third_party import import_third_party
@@ -89,8 +89,8 @@ def explain_status(
     """
     content: Any
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
+        content = parse_json(body)
+    except ValueError:
         content = one_line(body.decode(errors="replace"), 300)
 
     if headers.get("Server", "").startswith("comfyui-workflow-runner"):

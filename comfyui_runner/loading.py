@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from typing import (
@@ -39,6 +38,7 @@ from comfyui_runner.edits import (
 )
 from comfyui_runner.errors import UsageError, WorkflowError
 from comfyui_runner.files import check_is_regular_file, read_regular_file
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import MODEL_ENDINGS, InputRef, class_of, inputs_of, spec_of
 from comfyui_runner.problems import Problem
 from comfyui_runner.settings import Settings
@@ -117,10 +117,10 @@ def read_object_info(path: str) -> Dict[str, Any]:
     remedy = "Save it with: curl -o FILE http://127.0.0.1:8188/object_info"
     try:
         with open(path, "rb") as file:
-            info = json.loads(file.read())
+            info = parse_json(file.read())
     except OSError as error:
         raise UsageError(f"--object-info {path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UsageError(f"--object-info {path} is not JSON.", remedy) from None
     if not isinstance(info, dict):
         raise UsageError(

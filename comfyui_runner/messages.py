@@ -21,6 +21,7 @@ from typing import (
 )
 
 from comfyui_runner.errors import RunnerError, ServerAnswer
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.text import one_line, plain_json
 
@@ -145,8 +146,8 @@ def parse_fields(
 def parse_object(body: bytes) -> Dict[str, Any]:
     """A JSON object. An empty body is ``{}``. Raises HttpError 400 if it is anything else."""
     try:
-        fields = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(body) if body.strip() else {}
+    except ValueError as error:
         reason = one_line(error, 200)
         raise HttpError(400, "not_json", f"The body is not JSON: {reason}.") from None
     if not isinstance(fields, dict):

@@ -19,6 +19,7 @@ from comfyui_runner.http_failures import (
     explain_status,
     is_web_page,
 )
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.text import as_dict
@@ -194,8 +195,8 @@ class Server:
         )
         answer = self._read_body(response)
         try:
-            return json.loads(answer) if answer else None
-        except (ValueError, RecursionError):
+            return parse_json(answer) if answer else None
+        except ValueError:
             route = path.partition("?")[0]
             raise explain_no_json(response.headers, answer, self.address.url, route) from None
 
@@ -325,8 +326,8 @@ class Server:
         )
         answer = self._read_body(response)
         try:
-            return as_dict(json.loads(answer))
-        except (ValueError, RecursionError):
+            return as_dict(parse_json(answer))
+        except ValueError:
             route = "/upload/image"
             raise explain_no_json(response.headers, answer, self.address.url, route) from None
 

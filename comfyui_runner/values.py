@@ -10,6 +10,7 @@ import json
 import math
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import DeclaredInput, is_seed, nearest_first
 from comfyui_runner.text import one_line
 
@@ -231,6 +232,6 @@ def _read_number(text: str) -> Any:
 
 def _read_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
+
+# A shell starts background jobs with Ctrl+C ignored, and what they start inherits it. With a handler here,
+# programs that the tests start have the default again.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from served import comfyui, make_middleware, service, shared  # noqa: F401
 from simulated import open_ws, sim, simulate, stack  # noqa: F401

@@ -36,7 +36,10 @@ def test_command_line(tmp_path: Path, number: int) -> None:
         stats = requests.get(url + "/system_stats", timeout=WAIT).json()
         assert stats["system"]["comfyui_version"] == "0.3.50"
         process.send_signal(number)
-        out, err = process.communicate(timeout=WAIT)
+        try:
+            out, err = process.communicate(timeout=WAIT)
+        finally:
+            process.kill()  # leaving the block waits for its end
         assert (process.returncode, out, err) == (0, "", "")
 
 

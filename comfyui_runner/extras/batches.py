@@ -17,6 +17,7 @@ from comfyui_runner.edits import (
     upload_inputs,
 )
 from comfyui_runner.errors import UsageError
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.meter import Bar, Meter, divide
 from comfyui_runner.nodes import spec_of, value_of
 from comfyui_runner.reports import nodes_done
@@ -48,8 +49,8 @@ def _read_json_rows(lines: Iterable[str]) -> Iterator[Row]:
     rows = (line for line in lines if line.strip())
     for number, line in enumerate(rows, 1):
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(line)
+        except ValueError as error:
             yield Row(number, error=f"it is not JSON ({one_line(error, 200)})")
             continue
         if isinstance(values, dict):
@@ -144,8 +145,8 @@ def rows_done(lines: Iterable[str]) -> Dict[int, str]:
     done: Dict[int, str] = {}
     for line in lines:
         try:
-            entry = as_dict(json.loads(line))
-        except (ValueError, RecursionError):
+            entry = as_dict(parse_json(line))
+        except ValueError:
             continue
         if entry.get("status") == "done" and isinstance(entry.get("row"), int):
             done[entry["row"]] = str(entry.get("key"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 from comfyui_runner.documents import Document, unwrap_document
 from comfyui_runner.errors import WorkflowError
+from comfyui_runner.json_text import parse_json
 
 EMBEDDED_KEYS = ("prompt", "workflow")
 
@@ -28,8 +28,8 @@ def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
     embedded: Dict[str, Any] = {}
     for key in EMBEDDED_KEYS:
         try:
-            value = json.loads(texts.get(key, "null"))
-        except (ValueError, RecursionError):
+            value = parse_json(texts.get(key, "null"))
+        except ValueError:
             raise WorkflowError(
                 f"{name} carries a {key} that is not JSON.", "Run the workflow's own file."
             ) from None

@@ -5,7 +5,6 @@ As in the frontend's proxyWidgetMigration.ts, each becomes an input of the subgr
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -21,6 +20,7 @@ from comfyui_runner.extras.graph import (
     parse_link_id,
 )
 from comfyui_runner.extras.widgets import UNDEFINED
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.text import as_dict, as_list
 
 #: Stands for the host itself in an entry of ``proxyWidgets``.
@@ -41,8 +41,8 @@ def parse_json_list(value: Any) -> List[Any]:
     if not isinstance(value, str):
         return as_list(value)
     try:
-        return as_list(json.loads(value))
-    except (ValueError, RecursionError):
+        return as_list(parse_json(value))
+    except ValueError:
         return []
 
 
