@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.nodes import class_of
+from comfyui_runner.problems import Problem
 from comfyui_runner.server import Server
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
 from comfyui_runner.threads import bounded
@@ -136,6 +137,18 @@ class Backend:
             if definition is not None:
                 self.object_info[class_type] = definition
         return self.object_info
+
+    def find_problems(self, prompt: JsonObject) -> Tuple[JsonObject, List[Problem]]:
+        """What is known of the nodes of ``prompt``, and what ComfyUI would refuse of it."""
+        # Only the start of the service and PUT /workflow need it.
+        from comfyui_runner.extras.checks import check_prompt
+
+        object_info = self.look_up(prompt)
+        problems = check_prompt(prompt, object_info)
+        if problems:  # what was wrong when it was last looked up may have come meanwhile
+            object_info = self.look_up(prompt, {problem.node_id for problem in problems})
+            problems = check_prompt(prompt, object_info)
+        return object_info, problems
 
     def look_up_all(self, classes: Optional[Iterable[str]]) -> JsonObject:
         """The definitions of every class, not only ``classes``. Raises HttpError, ServerError."""

@@ -142,7 +142,7 @@ class Guard(NamedTuple):
         plain HTTP, no Origin with an <img>, and no Referer if the page forbids it.
         _refuse_foreign_page() has refused an Origin and a Referer that are not ours.
         """
-        if not _starts_or_changes(request) or not is_browser(request):
+        if not starts_or_changes(request) or not is_browser(request):
             return None
         if request.header("origin"):
             return None
@@ -259,10 +259,11 @@ def _equal_in_constant_time(first: str, second: str) -> bool:
     return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
 
 
-def _starts_or_changes(request: Request) -> bool:
+def starts_or_changes(request: Request) -> bool:
+    """Whether ``request`` is meant to start a run or to change something."""
     if request.method == "GET":
         return request.path == PATH_THAT_STARTS
-    return request.method != "HEAD"
+    return request.method not in ("HEAD", "OPTIONS")
 
 
 def is_browser(request: Request) -> bool:

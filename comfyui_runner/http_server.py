@@ -94,8 +94,9 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, head: Head) -> None:
         body = RequestBody(head, self.rfile, self.wfile.write)
+        request = head.request._replace(client=str(self.client_address[0]))
         is_crowded = self.server.is_crowded(self.connection)
-        response = self.server.routes.respond(head.request, body, is_crowded)
+        response = self.server.routes.respond(request, body, is_crowded)
         can_go_on = (
             head.keeps_alive
             and not is_crowded  # its place is for others

@@ -20,7 +20,7 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.errors import RunnerError, ServerAnswer
+from comfyui_runner.errors import PromptRejected, RunnerError, ServerAnswer
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.text import one_line, plain_json
@@ -59,6 +59,7 @@ class Request(NamedTuple):
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
+    client: str = ""  # the address that it came from
 
     def header(self, name: str) -> str:
         """The value of a header, "" if it was not sent."""
@@ -199,7 +200,9 @@ _STATUS_IF_COMFYUI_REFUSES = {400: 400, 403: 400, 404: 400, 413: 413}
 
 def error_response(error: BaseException) -> Response:
     """The answer to a request that ended with ``error``."""
-    error = _as_http_error(error)
+    if isinstance(error, PromptRejected):  # clients of ComfyUI's own POST /prompt know its answers
+        return json_response(400, error.answer)
+    error = as_http_error(error)
     headers = error.headers
     if error.http_status == 503 and all(name != "Retry-After" for name, _ in headers):
         headers = (*headers, ("Retry-After", RETRY_AFTER))
@@ -207,7 +210,7 @@ def error_response(error: BaseException) -> Response:
     return json_response(error.http_status, {"error": body}, headers)
 
 
-def _as_http_error(error: BaseException) -> HttpError:
+def as_http_error(error: BaseException) -> HttpError:
     """Any error as one that has a status and a type."""
     if isinstance(error, HttpError):
         return error

@@ -10,7 +10,7 @@ from comfyui_runner.nodes import describe_node, node_in_words
 from comfyui_runner.outputs import collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
-from comfyui_runner.text import clean, duration, plural, size_in_words
+from comfyui_runner.text import clean, duration, one_line, plural, size_in_words
 
 #: A flat dict: "event", and the fields that docs/JSON.md lists for it. Console.report() adds the
 #: prompt_id, and the printer for --json the time.
@@ -24,6 +24,9 @@ PROGRESS_INTERVAL = 0.1
 
 #: Entries of one kind in the summary of a workflow; the rest are counted.
 ENTRIES_SHOWN = 12
+
+#: Characters of a problem that are shown behind a message.
+PROBLEM_SHOWN = 500
 
 #: Characters of a text output that are shown; the whole text is in its file, and in --json.
 TEXT_SHOWN = 2000
@@ -306,7 +309,7 @@ def result_of(report: Report) -> Optional[str]:
 def is_about_trouble(report: Report) -> bool:
     """Whether a report says that something went wrong, so that --quiet shows it too."""
     event = report["event"]
-    if event in ("error", "problem", "failure", "not_saved", "notice"):
+    if event in ("error", "problem", "refused", "failure", "not_saved", "notice"):
         return True
     if event == "end" and report.get("row"):
         return False  # a row's own report says the same
@@ -433,6 +436,26 @@ def describe_problem(report: Report) -> List[Line]:
     return [("bad", message), *indent(report["hints"])]
 
 
+def add_first_problem(message: str, problems: Sequence[Problem]) -> str:
+    """``message`` with the first of ``problems`` behind it, and how many more there are."""
+    if not problems:
+        return message
+    lines = [text for _, text in describe_problem(problem_report(problems[0]))]
+    if len(problems) > 1:
+        lines.append(f"({plural(len(problems) - 1, 'more problem')}.)")
+    return f"{message} {one_line(' '.join(lines), PROBLEM_SHOWN)}"
+
+
+def describe_refused(report: Report) -> List[Line]:
+    client = report["client"]
+    if report["page"]:
+        client += f" (page {report['page']})"
+    times = f"{report['count']} more times " if report["count"] > 1 else ""
+    request = f"{report['method']} {report['path']}"
+    line = f"{client}: {request} refused {times}({report['status']}): {report['message']}"
+    return [("warn", line)]
+
+
 def describe_failure(report: Report) -> List[Line]:
     node = _name_node(report)
     message, *more = report["message"].split("\n")
@@ -535,6 +558,7 @@ _DESCRIPTIONS: Mapping[str, Callable[[Report], List[Line]]] = {
     "silence": describe_silence,
     "notice": describe_notice,
     "problem": describe_problem,
+    "refused": describe_refused,
     "failure": describe_failure,
     "output": describe_output,
     "saved": describe_saved,

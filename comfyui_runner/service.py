@@ -15,6 +15,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
+from contextlib import suppress
 from typing import (
     Any,
     Callable,
@@ -40,7 +41,16 @@ from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.reports import Report, exit_status_of, failure_report
+from comfyui_runner.problems import Problem
+from comfyui_runner.refusals import Refusal, RefusalLog
+from comfyui_runner.reports import (
+    ENTRIES_SHOWN,
+    Report,
+    add_first_problem,
+    exit_status_of,
+    failure_report,
+    problem_report,
+)
 from comfyui_runner.run_records import RunRecord, RunRecords
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
@@ -98,10 +108,12 @@ class Service:
         self.backend = Backend(servers)
         self.streams = EventStreams(self.lock)
         self.records = RunRecords(self.lock)
+        self.refusals = RefusalLog()
         self.held = HeldWorkflow(loaded, self.lock, self._publish_revision)
         self.session = Session(self.backend.server, self.report)
         self.stopping = asyncio.Event()
         self._show = report
+        self._problems: Sequence[Problem] = ()  # of the workflow, as they were last shown
         self._loop = asyncio.get_event_loop()
         self._uploading = threading.Lock()  # a file is read by one upload at a time
         self._finishing: Set["asyncio.Future[None]"] = set()
@@ -120,6 +132,7 @@ class Service:
                 await self.check_comfyui()
                 last_check = time.monotonic()
             self.publish_changed_runs()
+            self._show_refusals(time.monotonic())
             await asyncio.sleep(PUBLISH_INTERVAL)
 
     async def check_comfyui(self) -> None:
@@ -131,9 +144,29 @@ class Service:
         if not check.has_changed:
             return
         if self.backend.connected:
-            await in_thread(self.backend.look_up, self.held.now.prompt)
+            await self._check_workflow()
             self._publish_revision(self.held.now.revision)  # more is known of its inputs now
         self.streams.publish("status", self.status())
+
+    async def _check_workflow(self) -> None:
+        """Show what ComfyUI would refuse of the held workflow, such as a model that it lacks.
+
+        Where it comes back and refuses the same, nothing is shown again.
+        """
+        _, problems = await in_thread(self.backend.find_problems, self.held.now.prompt)
+        if not problems or problems == self._problems:
+            return
+        self._problems = problems
+        self._notify("ComfyUI would refuse to run the workflow as it is:")
+        for problem in problems[:ENTRIES_SHOWN]:
+            self._show(None, problem_report(problem))
+        if len(problems) > ENTRIES_SHOWN:
+            self._notify(f"{plural(len(problems) - ENTRIES_SHOWN, 'more problem')}.")
+
+    def _show_refusals(self, now: float) -> None:
+        """Show how many requests were refused after those that were shown at once."""
+        for report in self.refusals.take_due(now):
+            self._show(None, report)
 
     def report(self, run: Optional[Run], report: Report) -> None:
         """Show what a session reports, and publish it."""
@@ -248,6 +281,7 @@ class Service:
             await session.look(run)
         except PromptRejected as error:
             run.problems = error.problems = await session.explain(error.answer, run.prompt)
+            error.message = add_first_problem(error.message, run.problems)
             await self._end(record, error.message)
             raise
         except RunnerError as error:
@@ -323,6 +357,7 @@ class Service:
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
         self.publish_changed_runs()
+        self._show_refusals(float("inf"))
         self.streams.end()
         await self.session.close()
 
@@ -335,6 +370,13 @@ class Service:
             return future.result(seconds)
         except concurrent.futures.TimeoutError:
             raise ServerUnreachable("ComfyUI did not answer in time.") from None
+
+    def note_refusal(self, refusal: Refusal) -> None:
+        """Show a refused request on the console, or count it where it is one of many."""
+        report = self.refusals.add(refusal, time.monotonic())
+        if report is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._show, None, report)
 
     def require_comfyui(self) -> None:
         """Raises HttpError 503 while no run can be started."""

@@ -10,7 +10,7 @@ from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
-from comfyui_runner.guard import FailedGuesses, url_of_host
+from comfyui_runner.guard import FailedGuesses, starts_or_changes, url_of_host
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
@@ -19,6 +19,7 @@ from comfyui_runner.messages import (
     HttpError,
     Request,
     Response,
+    as_http_error,
     check_names,
     check_types,
     choose_disposition,
@@ -28,7 +29,8 @@ from comfyui_runner.messages import (
     parse_object,
 )
 from comfyui_runner.nodes import InputRef, class_of, quote_name
-from comfyui_runner.problems import Problem
+from comfyui_runner.refusals import Refusal
+from comfyui_runner.reports import add_first_problem
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
 from comfyui_runner.run_records import problem_as_json
@@ -78,7 +80,10 @@ class ServiceRoutes:
                 return Response(200)
             return self._call(route, parts, request, body)
         except Exception as error:  # a fault of ours is answered too, and the service goes on
-            if self.guard.is_wrong_guess(request, error):
+            is_wrong_guess = self.guard.is_wrong_guess(request, error)
+            if starts_or_changes(request) or is_wrong_guess:
+                self.service.note_refusal(refusal_of(request, error))
+            if is_wrong_guess:
                 time.sleep(self.failed_guesses.count_failure(time.monotonic()))
             return error_response(error)
 
@@ -98,6 +103,26 @@ class ServiceRoutes:
         Only for requests that the guard has let through: another Host could lead anywhere.
         """
         return self.service.options.public_url or url_of_host(request.header("host"))
+
+
+def refusal_of(request: Request, error: BaseException) -> Refusal:
+    """What the console shows of a request that ended with ``error``: who wanted what, and why not.
+
+    The query is left out: what is in it may be private.
+    """
+    http_error = as_http_error(error)
+    page = ""
+    if http_error.type == "foreign_origin":
+        page = request.header("origin") or request.header("referer").partition("?")[0]
+    return Refusal(
+        client=request.client,
+        page=page,
+        method=request.method,
+        path=request.path,
+        status=http_error.http_status,
+        type=http_error.type,
+        message=http_error.message,
+    )
 
 
 def too_many_connections() -> HttpError:
@@ -182,10 +207,12 @@ class RouteCall:
         document = parse_document(self.body.read(JSON_LIMIT), "The body")
         conversion = make_prompt(document, self.backend.look_up_all)
         prompt = conversion.prompt
-        object_info, problems = self._check(prompt)
+        object_info, problems = self.backend.find_problems(prompt)
         listed = [problem_as_json(problem) for problem in problems]
         if any(problem.type == "missing_node_type" for problem in problems):
+            missing = [problem for problem in problems if problem.type == "missing_node_type"]
             message = "The workflow has nodes of classes that this ComfyUI does not have."
+            message = add_first_problem(message, missing)
             raise HttpError(400, "invalid_workflow", message, {"problems": listed})
 
         name = one_line(self.request.query.get("name", ""), 200)
@@ -200,17 +227,6 @@ class RouteCall:
             "problems": listed,
         }
         return json_response(200, answer)
-
-    def _check(self, prompt: Prompt) -> Tuple[JsonObject, List[Problem]]:
-        """What is known of the nodes of ``prompt``, and what is wrong with it."""
-        from comfyui_runner.extras.checks import check_prompt  # only PUT /workflow needs it
-
-        object_info = self.backend.look_up(prompt)
-        problems = check_prompt(prompt, object_info)
-        if problems:  # what was wrong when it was last looked up may have come meanwhile
-            object_info = self.backend.look_up(prompt, {problem.node_id for problem in problems})
-            problems = check_prompt(prompt, object_info)
-        return object_info, problems
 
     def reset_workflow(self) -> Response:
         """The workflow from its file, as it is there now."""
@@ -351,10 +367,7 @@ class RouteCall:
         if prompt is None:
             prompt, extra = self.held.take_for_run(self.backend.object_info)
         check_prompt_request(prompt, extra)
-        try:
-            _, answer = self.service.start(prompt, extra)
-        except PromptRejected as error:
-            return json_response(400, error.answer)
+        _, answer = self.service.start(prompt, extra)  # PromptRejected: its answer is passed on
         return json_response(200, answer)
 
     def interrupt_run(self) -> Response:

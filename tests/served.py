@@ -138,7 +138,7 @@ class Middleware:
             patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
             ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
-            wait_until(lambda: ready.search(self.out.getvalue()) or not self.thread.is_alive(), what="the start")
+            wait_until(lambda: "listener" in self.inside or not self.thread.is_alive(), what="the start")
         match = ready.search(self.out.getvalue())
         assert match, self.out.getvalue() + self.err.getvalue()
         self.port = int(match.group(1))

@@ -8,7 +8,7 @@ from typing import Any, Dict
 import pytest
 
 from comfyui_runner.errors import UsageError
-from comfyui_runner.guard import FailedGuesses, make_guard, url_of_host
+from comfyui_runner.guard import FailedGuesses, make_guard, starts_or_changes, url_of_host
 from comfyui_runner.messages import HttpError, Request
 from comfyui_runner.routes import ROUTES
 
@@ -310,6 +310,21 @@ def test_a_guess_is_a_request_with_a_wrong_token_and_not_one_without() -> None:
 )
 def test_the_address_by_which_a_client_reaches_the_service(host: str, url: str) -> None:
     assert url_of_host(host) == url
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "changes"),
+    [
+        ("GET", "/queue", True),
+        ("GET", "/status", False),
+        ("HEAD", "/queue", False),
+        ("OPTIONS", "/queue", False),
+        ("PUT", "/workflow", True),
+        ("DELETE", "/nowhere", True),
+    ],
+)
+def test_what_is_meant_to_start_or_change_something(method: str, path: str, changes: bool) -> None:
+    assert starts_or_changes(request(method, path)) is changes
 
 
 def test_nobody_knows_a_token_where_there_is_none() -> None:

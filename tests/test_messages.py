@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from recorded import anything, few
 
 from comfyui_runner.edits import EditError
-from comfyui_runner.errors import ServerAnswer, ServerUnreachable, WorkflowError
+from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, WorkflowError
 from comfyui_runner.messages import (
     HttpError,
     Response,
+    as_http_error,
     choose_disposition,
     encode_head,
     error_response,
@@ -161,6 +162,14 @@ def test_the_details_of_an_error_come_along() -> None:
     for error in (HttpError(400, "x", "y", {"a": 1}), EditError("x", "y", {"a": 1})):
         assert json.loads(error_response(error).body)["error"]["details"] == {"a": 1}
     assert json.loads(error_response(KeyError()).body)["error"]["details"] is None
+
+
+def test_what_comfyui_refused_is_answered_in_its_own_words() -> None:
+    answer = {"error": {"type": "prompt_no_outputs", "message": "Prompt has no outputs"}, "node_errors": {}}
+    error = PromptRejected("ComfyUI refused the prompt.", answer=answer)
+    assert error_response(error) == json_response(400, answer)
+    http_error = as_http_error(error)
+    assert (http_error.http_status, http_error.type) == (400, "prompt_rejected")
 
 
 def test_503_says_when_to_try_again() -> None:

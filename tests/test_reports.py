@@ -21,6 +21,7 @@ from comfyui_runner.reports import (
     PROGRESS_INTERVAL,
     Report,
     Throttle,
+    add_first_problem,
     changes,
     describe,
     end_report,
@@ -469,13 +470,24 @@ class Anything(Dict[str, Any]):
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
         "will_be_saved": False, "seeds": {}, "routes": ["r"], "problems": 1, "row": 1, "value": 1, "max": 2,
-        "nodes_done": 1,
+        "nodes_done": 1, "client": "c", "page": "p", "method": "m", "count": 2,
     }  # fmt: skip
 
     def __missing__(self, key: str) -> Any:
         if self["event"] == "cached" and key == "nodes":
             return ["1"]
         return self.VALUES[key]
+
+
+def test_a_message_has_the_first_problem_behind_it() -> None:
+    first = Problem("value_not_in_list", "No such\nmodel.", "2", "Loader", "Loading", hints=("Nearest: a.", "Or b."))
+    second = Problem("unknown", "Odd.")
+    assert add_first_problem("Refused.", []) == "Refused."
+    shown = 'Refused. "Loader" (Loading, node 2): No such model. Nearest: a. Or b.'
+    assert add_first_problem("Refused.", [first]) == shown
+    assert add_first_problem("Refused.", [first, second]) == f"{shown} (1 more problem.)"
+    assert add_first_problem("Refused.", [second, first, first]) == "Refused. Odd. (2 more problems.)"
+    assert len(add_first_problem("", [Problem("odd", "x" * 9999)])) < 600
 
 
 def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
