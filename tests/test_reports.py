@@ -421,7 +421,7 @@ def test_what_a_report_gives_as_a_result(report: Report, result: Optional[str]) 
 @pytest.mark.parametrize(
     ("report", "is_trouble"),
     [
-        *(({"event": event}, True) for event in ("error", "problem", "failure", "not_saved", "notice")),
+        *(({"event": event}, True) for event in ("error", "problem", "refused", "failure", "not_saved", "notice")),
         *(({"event": event}, False) for event in ("started", "progress", "saved", "output")),
         *(({"event": event, "exit_status": 7}, True) for event in ("end", "row", "batch", "checked")),
         *(({"event": event, "exit_status": 0}, False) for event in ("end", "row", "batch", "checked")),
