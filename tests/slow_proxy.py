@@ -39,6 +39,8 @@ class SlowProxy(FaultProxy):
         self.mute = False
         #: ... these messages of some custom node, ten a second.
         self.chatter: Optional[Dict[str, Any]] = None
+        #: How many seconds the first message of the server over a WebSocket is held back.
+        self.first_message_after = 0.0
         #: A header that is added to the answer to a WebSocket handshake.
         self.handshake_header = b""
         self.asked: List[Asked] = []
@@ -83,6 +85,7 @@ class SlowProxy(FaultProxy):
 
     async def _pump_down(self, kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self.mute:
+            await asyncio.sleep(self.first_message_after)
             await super()._pump_down(kind, reader, writer)
             return
         end = time.monotonic() + LIMIT

@@ -25,6 +25,7 @@ from slow_proxy import HurriedLoop
 from support import FIXTURES, ROOT, SCRIPT, Outcome, Terminal, run, script, slow_prompt
 
 from comfyui_runner.addresses import CA_VARIABLES
+from comfyui_runner.environment import Environment
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus
 from comfyui_runner.limits import DEFAULT_LIMITS
 
@@ -557,6 +558,12 @@ def test_a_console_that_lacks_characters_does_not_end_the_run(simulator: Any, wo
     )
     assert done.returncode == 0, done.stderr
     assert b"?? \x97 ?" in done.stdout
+
+
+def test_a_stream_that_lacks_a_character_ends_nothing() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Environment([], stdout=out, stderr=out)
+    assert out.errors == "replace"
 
 
 def test_a_pipe_that_is_closed_does_not_end_the_run(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:

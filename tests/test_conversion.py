@@ -1572,6 +1572,19 @@ def test_a_primitive_gives_a_number_as_its_widget_shows_it(options: Json, value:
     assert made == fitted and type(made) in (type(fitted), int, float)
 
 
+@pytest.mark.parametrize(
+    ("options", "value", "fitted"),
+    [({}, 2.5, 3), ({}, -2.5, -2), ({}, -2.6, -3), ({"min": 1, "step": 8}, 6, 9), ({"min": 1, "step": 8}, 4, 1)],
+)
+def test_a_primitive_gives_a_whole_number_to_an_int(options: Json, value: Any, fitted: int) -> None:
+    info = {"Number": {"input": {"required": {"number": ["INT", options]}}, "output": []}}
+    workflow = flow(
+        [node(1, "PrimitiveNode", {}, [("INT", 1)], [value]), node(2, "Number", {"number": 1}, values=[0])],
+        (1, 1, 0, 2, 0),
+    )
+    assert convert_workflow(workflow, info).prompt["2"]["inputs"]["number"] == fitted
+
+
 def test_a_promoted_widget_whose_prefix_is_wrong_is_found_by_its_name() -> None:
     """The ids inside of a subgraph may have changed since the prefix was written."""
     inner = subgraph(

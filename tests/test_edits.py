@@ -537,6 +537,7 @@ def test_seeds_are_drawn_in_a_copy() -> None:
     [
         (-1125899906842624, 1125899906842624, 0, 2**50),  # Seed (rgthree), where -1 asks for a random seed
         (-1, 5, 0, 5),
+        (-5, 0, 0, 0),
         (3, 5, 3, 5),
         (-5, -3, -5, -3),  # it takes nothing else
         (0, 2**64 - 1, 0, 2**50),

@@ -650,6 +650,15 @@ def test_a_socket_that_never_tells_its_status_is_gone_without(
     quick(9.0)
 
 
+def test_a_socket_may_take_its_time_to_tell_its_status(simulator: Any, make_slow: Make, workflow_file: Make) -> None:
+    proxy = make_slow(simulator)
+    proxy.first_message_after = 0.5
+    result = go(proxy, workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.OK
+    assert "connection" not in result.names()
+    assert proxy.count("GET", "/ws") == 1
+
+
 def test_a_look_for_affinity_that_trickles_is_made_again(
     simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
 ) -> None:

@@ -573,9 +573,13 @@ def test_what_can_be_set_is_a_table() -> None:
         "1.seed Sampler INT 1 0 to 99", "1.steps Sampler INT 4", '2.image A=B COMBO "a.png" one of 1: a.png',
     ]  # fmt: skip
     many = {**rows[0], "options": ["a", "b", "c", "d", "e"]}
+    few = {**rows[0], "options": ["a", "b", "c", "d"]}
     half = {**rows[0], "max": None}
-    shown = [" ".join(line.split()) for _, line in inputs_table([many, half])]
-    assert shown == ["1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 0 or more"]
+    shown = [" ".join(line.split()) for _, line in inputs_table([many, few, half])]
+    assert shown == [
+        "1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 one of 4: a, b, c, d",
+        "1.seed Sampler INT 1 0 or more",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

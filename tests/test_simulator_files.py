@@ -207,6 +207,13 @@ def test_big_uploads_do_not_fill_the_memory(sim: Simulator) -> None:
     assert Path(sim.root, "input", "big.bin").stat().st_size == size
 
 
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "text/plain; boundary=B", ""])
+def test_an_upload_without_a_form_or_its_boundary_is_refused(sim: Simulator, content_type: str) -> None:
+    headers = {"Content-Type": content_type}
+    answer = requests.post(sim.url + "/upload/image", data=b"--B--", headers=headers, timeout=WAIT)
+    assert answer.status_code == 400
+
+
 def test_a_range_counts_beside_an_etag_and_not_beside_an_older_date(sim: Simulator) -> None:
     """As aiohttp does it: an ETag in If-Range is ignored, whatever it is."""
     submit(sim, slow())
