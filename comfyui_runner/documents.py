@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
+from comfyui_runner.contents import describe_content, guess_encoding, save_as_utf_8
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
@@ -61,16 +62,33 @@ def parse_document(data: bytes, name: str) -> Document:
         texts = embedded_texts(data)
         if texts is not None:
             return parse_embedded_texts(texts, name)
+    _refuse_other_content(data, name)
     return unwrap_document(_parse_file(data, name), name)
+
+
+def _refuse_other_content(data: bytes, name: str) -> None:
+    """Raises WorkflowError for a file that is known to be something else than JSON."""
+    content = describe_content(data)
+    if content.kind == "":
+        return
+    if content.kind == "empty":
+        raise WorkflowError(f"{name} is empty.", EXPORT_REMEDY)
+    remedy = EXPORT_REMEDY
+    if content.is_picture:
+        remedy = (
+            "ComfyUI writes workflows into PNG and WebP pictures, and programs that convert these "
+            "lose them. Get the picture as ComfyUI saved it, or the workflow's file."
+        )
+    elif content.kind == "a web page":
+        remedy = "It is the page around a download: get the file itself (on GitHub: Raw)."
+    raise WorkflowError(f"{name} is {content.kind}, not a workflow.", remedy)
 
 
 def _parse_file(data: bytes, name: str) -> Any:
     try:
         return parse_json(data)
-    except UnicodeDecodeError:
-        raise WorkflowError(
-            f"{name} is neither text nor a PNG or WebP picture.", EXPORT_REMEDY
-        ) from None
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(error, data, name) from None
     except json.JSONDecodeError as error:
         raise WorkflowError(
             f"{name} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
@@ -78,6 +96,19 @@ def _parse_file(data: bytes, name: str) -> Any:
         ) from None
     except ValueError as error:
         raise WorkflowError(f"{name} cannot be read as JSON: {error}.") from None
+
+
+def _wrong_encoding(error: UnicodeDecodeError, data: bytes, name: str) -> WorkflowError:
+    """The error for JSON that is not in UTF-8; or for what is not text."""
+    encoding = guess_encoding(data)
+    is_json = data.lstrip().startswith((b"{", b"["))
+    if not is_json or not encoding:
+        return WorkflowError(f"{name} is neither text nor a PNG or WebP picture.", EXPORT_REMEDY)
+    line_number = data.count(b"\n", 0, error.start) + 1
+    return WorkflowError(
+        f"{name} is not in UTF-8, as JSON must be, but perhaps in {encoding} (line {line_number}).",
+        save_as_utf_8(encoding),
+    )
 
 
 def unwrap_document(document: Any, name: str) -> Document:

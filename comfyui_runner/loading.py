@@ -19,6 +19,7 @@ from typing import (
     Tuple,
 )
 
+from comfyui_runner.contents import describe_content, guess_encoding, save_as_utf_8
 from comfyui_runner.documents import (
     Conversion,
     Document,
@@ -314,14 +315,31 @@ def resolve_edits(
 def _read_text(path: str) -> str:
     """The text of a file, with plain newlines. Raises UsageError."""
     try:
-        text = read_regular_file(path, MOST_BYTES_OF_TEXT).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        reason: object = "it is not text in UTF-8"
+        data = read_regular_file(path, MOST_BYTES_OF_TEXT)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or no file
         reason = getattr(error, "strerror", None) or error
-    else:
-        return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.")
+        raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.") from None
+
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _not_utf_8(path, data) from None
+    if "\0" in text:  # UTF-16 without its mark: every second byte of English text is a zero
+        raise _not_utf_8(path, data)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_utf_8(path: str, data: bytes) -> UsageError:
+    """The error for the file of a text that is not in UTF-8."""
+    kind = describe_content(data).kind
+    encoding = guess_encoding(data)
+    if kind:
+        return UsageError(f"@{path} cannot be read: it is {kind}, not text in UTF-8.")
+    if not encoding:
+        return UsageError(f"@{path} cannot be read: it is not text in UTF-8.")
+    return UsageError(
+        f"@{path} cannot be read: it is in {encoding}, not in UTF-8.", save_as_utf_8(encoding)
+    )
 
 
 def _check_upload(path: str) -> None:

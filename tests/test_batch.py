@@ -336,9 +336,13 @@ def test_a_header_that_cannot_be_used_runs_nothing(header: str, words: str, batc
 def test_a_batch_that_cannot_be_read_is_told(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
     assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err
-    batch.rows_file.write_bytes(b"3.text\n\xff\xfe\n")
-    other = batch()
-    assert other.status == ExitStatus.USAGE and "not text in UTF-8" in other.err
+    for data, reason in (
+        ("3.text\n狐狸\n".encode("gbk"), "it is in GBK, not in UTF-8."),
+        (b"3.text\n\xff\x01\n", "it is not text in UTF-8."),
+    ):
+        batch.rows_file.write_bytes(data)
+        other = batch()
+        assert other.status == ExitStatus.USAGE and reason in other.err and "Save it as UTF-8" in other.err
     batch.rows_file.write_bytes(b"")
     empty = batch()
     assert empty.status == ExitStatus.USAGE and "must name its columns" in empty.err

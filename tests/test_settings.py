@@ -377,7 +377,7 @@ def test_a_minus_reads_standard_input_bytes_or_text() -> None:
     document = Document({"1": node("TextOut", text="hello")})
     for stdin in (io.StringIO(PROMPT.decode()), io.TextIOWrapper(io.BytesIO(PROMPT))):
         assert load_document(settings("-"), stdin) == (document, "-")
-    assert message_of("-")[0] == "Standard input is not JSON: line 1, column 1: Expecting value."
+    assert message_of("-")[0] == "Standard input is empty."
 
 
 @pytest.mark.parametrize("url", ["http://example.com/w.json", "HTTPS://example.com/w.png"])
@@ -509,14 +509,28 @@ def test_a_text_is_read_from_a_file(folder: Any) -> None:
     (folder / "t.txt").write_bytes("\ufeffa fox".encode())
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a fox"
     assert prepared("--set", "1.text=@@home", data=PROMPT).prompt["1"]["inputs"]["text"] == "@home"
-    (folder / "t.txt").write_bytes(b"\xff")
-    error = not_prepared("--set", "1.text=@t.txt", data=PROMPT)
-    assert (error.message, error.remedy) == (
-        "@t.txt cannot be read: it is not text in UTF-8.", "@@ stands for a plain @.",
-    )  # fmt: skip
-    assert "@none.txt cannot be read: " in not_prepared("--set", "1.text=@none.txt", data=PROMPT).message
+    error = not_prepared("--set", "1.text=@none.txt", data=PROMPT)
+    assert "@none.txt cannot be read: " in error.message and error.remedy == "@@ stands for a plain @."
     (folder / "t.txt").write_bytes(b"a\r\nb\rc\n")
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "remedy"),
+    [
+        ("a fox".encode("utf-16"), "it is in UTF-16, not in UTF-8", "iconv -f UTF-16"),
+        ("a fox".encode("utf-16-le"), "it is in UTF-16, not in UTF-8", "iconv -f UTF-16"),
+        ("狐狸".encode("gbk"), "it is in GBK, not in UTF-8", "iconv -f GBK"),
+        (b"caf\xe9", "it is in Windows-1252, not in UTF-8", "iconv -f CP1252"),
+        (b"\xff\xd8\xff\xe0", "it is a JPEG picture, not text in UTF-8", ""),
+        (b"\x01\xff", "it is not text in UTF-8", ""),
+    ],
+)
+def test_a_text_that_is_not_in_utf_8_says_in_what_it_is(data: bytes, reason: str, remedy: str, folder: Any) -> None:
+    (folder / "t.txt").write_bytes(data)
+    error = not_prepared("--set", "1.text=@t.txt", data=PROMPT)
+    assert error.message == f"@t.txt cannot be read: {reason}."
+    assert remedy in error.remedy and bool(remedy) is bool(error.remedy)
 
 
 def reason_not_read(path: str) -> str:

@@ -219,7 +219,7 @@ def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
 @pytest.mark.parametrize(
     "data, words",
     [
-        (b"", "Standard input is not JSON"),
+        (b"", "Standard input is empty."),
         (b"{", "Standard input is not JSON: line 1"),
         (b"[1]", "Standard input is not a workflow: it contains a list"),
         (b"\xff\xfe\xfd", "Standard input is neither text nor"),
@@ -417,10 +417,11 @@ def test_a_value_comes_from_a_file(simulator: Any, workflow_file: Make, tmp_path
 
 
 def test_a_file_that_is_not_text_is_refused(idle: Any, tmp_path: Any) -> None:
-    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "text.txt").write_bytes("狐 in the snow".encode("utf-16"))  # as by > in PowerShell
     result = go(idle, "--yes", "--set", "2.text=@%s" % (tmp_path / "text.txt"), API_FILE)
     assert result.status == ExitStatus.USAGE
-    assert "it is not text in UTF-8" in result.err
+    assert "text.txt cannot be read: it is in UTF-16, not in UTF-8." in result.err
+    assert "Save it as UTF-8" in result.err and "@@" not in result.err
 
 
 def test_an_edited_value_is_in_the_workflow_that_goes_along(simulator: Any, workflow_file: Make) -> None:
@@ -1292,7 +1293,7 @@ def test_a_record_and_an_entry_of_the_history_are_put(
 @pytest.mark.parametrize(
     "body, words",
     [
-        (b"", "The body is not JSON"),
+        (b"", "The body is empty."),
         (b"[]", "it contains a list"),
         (b"{}", "has no nodes"),
         (PNG, "is a picture that carries no workflow"),

@@ -60,14 +60,25 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "w.json is not JSON: line 1, column 1: Expecting value."),
-        (b"  \n", "w.json is not JSON: line 2, column 1: Expecting value."),
+        (b"", "w.json is empty."),
+        (b"  \r\n", "w.json is empty."),
         (b'{\n  "1": oops\n}', "w.json is not JSON: line 2, column 8: Expecting value."),
         (b'{"1": {}} {', "w.json is not JSON: line 1, column 11: Extra data."),
-        (b"\xef\xbb\xbf", "w.json is not JSON: line 1, column 1: Expecting value."),
+        (b"\xef\xbb\xbf", "w.json is empty."),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is a picture that carries no workflow."),
-        (b"\xff\xd8\xff\xe0 a JPEG", "w.json is neither text nor a PNG or WebP picture."),
-        (b'{"1": "\xff"}', "w.json is neither text nor a PNG or WebP picture."),
+        (b"\xff\xd8\xff\xe0 a JPEG", "w.json is a JPEG picture, not a workflow."),
+        (b"<!DOCTYPE html><html>", "w.json is a web page, not a workflow."),
+        (b"\0\0\0\x20ftypisom", "w.json is an MP4 video, not a workflow."),
+        (b"\xff\xfe\xfd", "w.json is neither text nor a PNG or WebP picture."),
+        (b'{"1": "\xff\x01"}', "w.json is neither text nor a PNG or WebP picture."),
+        (
+            b'{\n"1": "caf\xe9 \xfcber"}',
+            "w.json is not in UTF-8, as JSON must be, but perhaps in Windows-1252 (line 2).",
+        ),
+        (
+            '{"1": "雪地里的狐狸"}'.encode("gbk"),
+            "w.json is not in UTF-8, as JSON must be, but perhaps in GBK (line 1).",
+        ),
         (b"[]", "w.json is not a workflow: it contains a list, not an object of nodes."),
         (b'"text"', "w.json is not a workflow: it contains a string, not an object of nodes."),
         (b"null", "w.json is not a workflow: it contains null, not an object of nodes."),
@@ -96,6 +107,21 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
 )
 def test_what_is_not_a_workflow_is_refused_with_what_it_is(data: bytes, message: str) -> None:
     assert refusal(data).message == message
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (b"", "choose Save or Export (API)"),
+        (b"<html>", "get the file itself (on GitHub: Raw)"),
+        (b"\xff\xd8\xff\xe0", "Get the picture as ComfyUI saved it"),
+        (b"%PDF-1.7", "choose Save or Export (API)"),
+        (b'{"1": "\xe9 "}', "iconv -f CP1252 -t UTF-8"),
+        ('{"1": "狐狸"}'.encode("gbk"), "iconv -f GBK -t UTF-8"),
+    ],
+)
+def test_what_is_not_a_workflow_is_refused_with_what_to_do(data: bytes, remedy: str) -> None:
+    assert remedy in refusal(data).remedy
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{}", b'{"prompt": {}}', b'{"1": {"class_type": "KSampler"}}'])

@@ -8,6 +8,7 @@ import json
 import os
 from typing import Any, BinaryIO, Dict, Generator, Iterator, Mapping, Optional, TextIO
 
+from comfyui_runner.contents import guess_encoding, save_as_utf_8
 from comfyui_runner.errors import UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
 from comfyui_runner.loading import Loaded
@@ -70,9 +71,11 @@ def read_all_rows(
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
         raise UsageError(f"--batch {settings.batch} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        reason = "it is not text in UTF-8"
-        raise UsageError(f"--batch {settings.batch} cannot be read: {reason}.") from None
+    except UnicodeDecodeError as error:
+        encoding = guess_encoding(error.object)
+        reason = f"it is in {encoding}, not in UTF-8" if encoding else "it is not text in UTF-8"
+        message = f"--batch {settings.batch} cannot be read: {reason}."
+        raise UsageError(message, save_as_utf_8(encoding)) from None
 
 
 def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:
