@@ -91,6 +91,18 @@ def describe_content(head: bytes) -> Content:
     return Content("")
 
 
+def why_no_picture(head: bytes) -> str:
+    """What a file is instead of a picture, as far as its first bytes say; "" for a picture."""
+    content = describe_content(head)
+    if content.is_picture:
+        return ""
+    if content.kind:
+        return f"it is {content.kind}"
+    if _has_control_characters(head):
+        return "its format is not known"
+    return "it is text"
+
+
 def guess_encoding(data: bytes) -> str:
     """The encoding of text that is not in UTF-8: "UTF-16", "GBK" or "Windows-1252".
 

@@ -31,6 +31,13 @@ def read_regular_file(path: str, most_bytes: int) -> bytes:
     raise ValueError(f"it is larger than {most_bytes >> 20} MiB")
 
 
+def read_head(path: str, size: int) -> bytes:
+    """The first ``size`` bytes of a file. Raises OSError, and ValueError if it is not regular."""
+    check_is_regular_file(path)
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
 def check_is_regular_file(path: str) -> None:
     """Raises ValueError with the reason if ``path`` is not a regular file, OSError if it is absent.
 

@@ -19,7 +19,13 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.contents import describe_content, guess_encoding, save_as_utf_8
+from comfyui_runner.contents import (
+    HEAD_SIZE,
+    describe_content,
+    guess_encoding,
+    save_as_utf_8,
+    why_no_picture,
+)
 from comfyui_runner.documents import (
     Conversion,
     Document,
@@ -38,9 +44,16 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import UsageError, WorkflowError
-from comfyui_runner.files import check_is_regular_file, read_regular_file
+from comfyui_runner.files import read_head, read_regular_file
 from comfyui_runner.json_text import parse_json
-from comfyui_runner.nodes import MODEL_ENDINGS, InputRef, class_of, inputs_of, spec_of
+from comfyui_runner.nodes import (
+    MODEL_ENDINGS,
+    InputRef,
+    class_of,
+    inputs_of,
+    node_in_words,
+    spec_of,
+)
 from comfyui_runner.problems import Problem
 from comfyui_runner.settings import Settings
 from comfyui_runner.summary import Summary, summarize
@@ -240,10 +253,12 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     info = define(class_of(prompt, node_id) for node_id in prompt)
     sets = [parse_set(prompt, text) for text in settings.sets]
     edits, uploads = resolve_edits(sets, prompt, info)
+    loaders = upload_inputs(prompt, info)
     for text in settings.images:
-        ref, file = _parse_image(text, prompt, info)
-        _check_upload(file)
+        ref, file = _parse_image(text, prompt, loaders)
+        _check_upload(file, loaders[ref])
         uploads.append((ref, file))
+    _check_one_file_each(uploads, prompt)
     prompt, drawn = apply_edits(prompt, edits, info)
 
     seeds: List[InputRef] = []
@@ -279,9 +294,10 @@ def _set_seeds(
     return with_values(prompt, dict.fromkeys(seeds, number))
 
 
-def _parse_image(text: str, prompt: JsonObject, object_info: JsonObject) -> Tuple[InputRef, str]:
+def _parse_image(
+    text: str, prompt: JsonObject, loaders: Iterable[InputRef]
+) -> Tuple[InputRef, str]:
     """The loader and the file in ``FILE`` or ``NODE=FILE``. Raises EditError."""
-    loaders = upload_inputs(prompt, object_info)
     name, equals, file = text.partition("=")
     if not equals:
         return find_loaders(prompt, loaders, None)[0], text
@@ -305,7 +321,7 @@ def resolve_edits(
         if not edit.file:
             resolved.append(edit)
         elif edit.ref in loaders:
-            _check_upload(edit.file)
+            _check_upload(edit.file, loaders[edit.ref])
             uploads.append((edit.ref, edit.file))
         else:
             resolved.append(edit._replace(value=_read_text(edit.file), file=""))
@@ -342,15 +358,40 @@ def _not_utf_8(path: str, data: bytes) -> UsageError:
     )
 
 
-def _check_upload(path: str) -> None:
-    """Raises UsageError for what cannot be uploaded, as it is not a file that ends."""
+def _check_upload(path: str, media: str) -> None:
+    """Raises UsageError for what cannot be uploaded: not a file that ends, or not a picture.
+
+    ``media`` is what its loader loads: "image", or another medium, which is not looked at.
+    """
     try:
-        check_is_regular_file(path)
+        head = read_head(path, HEAD_SIZE)
     except FileNotFoundError:
         raise UsageError(f"There is no file {path} to upload.", "Check its path.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path} cannot be uploaded: {reason}.", "Name a file.") from None
+
+    reason = why_no_picture(head)
+    if media == "image" and reason:
+        raise UsageError(
+            f"{path} is not a picture: {reason}.",
+            "Name a picture. One of a rare format can be uploaded to ComfyUI by other means, and "
+            "then be named with --set NODE.image=NAME.",
+        )
+
+
+def _check_one_file_each(uploads: Iterable[Tuple[InputRef, str]], prompt: JsonObject) -> None:
+    """Raises UsageError if two of ``uploads`` are for one loader: only one would be loaded."""
+    files: Dict[InputRef, str] = {}
+    for ref, file in uploads:
+        if ref in files:
+            raise UsageError(
+                f"{node_in_words(prompt, ref.node_id)} loads one file, but two are given: "
+                f"{files[ref]} and {file}.",
+                "Leave one of them out, or name another node: --image NODE=FILE. To run the "
+                "workflow with each of them, use --batch.",
+            )
+        files[ref] = file
 
 
 # -- files that the server does not have -----------------------------------------------------------

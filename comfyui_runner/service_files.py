@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import tempfile
 import urllib.parse
 import weakref
-from typing import BinaryIO, Callable, Dict, Mapping, Optional
+from typing import BinaryIO, Callable, Dict, List, Mapping, Optional
 
 from comfyui_runner.errors import ServerAnswer, ServerUnreachable
+from comfyui_runner.forms import FormField, boundary_in, read_form_fields
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
 from comfyui_runner.server import Server, refuse_web_page, uploaded_value
@@ -46,6 +49,13 @@ class UploadedFile:
         self._form: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - close() closes it
         weakref.finalize(self, self._form.close)
         body.save(limit, self._form)
+
+    def fields(self) -> List[FormField]:
+        """The fields of the form, [] for what is not one."""
+        if self._form.seek(0, os.SEEK_END) == 0:
+            return []
+        with mmap.mmap(self._form.fileno(), 0, access=mmap.ACCESS_READ) as form:
+            return read_form_fields(form, boundary_in(self._content_type))
 
     def upload(self, server: Server) -> JsonObject:
         """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""

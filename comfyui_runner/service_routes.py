@@ -10,6 +10,7 @@ from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
+from comfyui_runner.forms import check_form
 from comfyui_runner.guard import FailedGuesses, starts_or_changes, url_of_host
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
@@ -296,8 +297,13 @@ class RouteCall:
         """Upload a file to ComfyUI, and set it in the nodes that load one."""
         self.service.require_comfyui()
         content_type = require_form(self.request)
-        refs = self._find_loaders(self.request.query.get("node_id"))
+        prompt = self.held.now.prompt
+        loaders = upload_inputs(prompt, self.backend.look_up(prompt))
+        refs = find_loaders(prompt, loaders, self.request.query.get("node_id"))
         file = UploadedFile(self.body, self.backend.upload_limit, content_type)
+        is_forced = self.request.query.get("force") == "true"
+        loads_picture = any(loaders[ref] == "image" for ref in refs)
+        check_form(file.fields(), must_be_picture=loads_picture and not is_forced)
         uploaded = self._upload(file, refs)
 
         names = {key: str(uploaded.get(key) or "") for key in ("name", "subfolder", "type")}
@@ -308,12 +314,6 @@ class RouteCall:
         if not self.options.auto_execute:
             return json_response(200, answer)
         return json_response(202, {**answer, **self._run_held()})
-
-    def _find_loaders(self, name: Optional[str]) -> List[InputRef]:
-        """The inputs that a file is to be set in. Raises EditError if it is not clear which."""
-        prompt = self.held.now.prompt
-        loaders = upload_inputs(prompt, self.backend.look_up(prompt))
-        return find_loaders(prompt, loaders, name)
 
     def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> JsonObject:
         """ComfyUI's answer to an upload.

@@ -597,7 +597,7 @@ def test_a_press_cancels_our_rows_and_nobody_elses(
 
 
 def test_a_press_while_a_rows_file_is_uploaded_submits_nothing(batch: Batch) -> None:
-    (batch.folder / "cat.png").write_bytes(b"a picture, for the simulator")
+    (batch.folder / "cat.png").write_bytes(b"\xff\xd8\xff a picture, for the simulator")
     batch.prompt = {
         "1": node("LoadImage", "Photo", image="example.png"),
         "2": node("SaveImage", images=["1", 0], filename_prefix="pic"),
@@ -729,7 +729,7 @@ LOADER = {
 
 def picture(folder: Any, name: str, size: int = 40) -> str:
     path = folder / name
-    path.write_bytes(name.encode() + b" for the simulator".ljust(size, b"."))
+    path.write_bytes(b"\xff\xd8\xff" + name.encode() + b" for the simulator".ljust(size, b"."))
     return str(path)
 
 

@@ -273,7 +273,7 @@ def test_a_run_stays_on_the_server_of_its_handshake(
     servers = [make_simulator() for _ in range(3)]
     balancer = make_balancer(servers, Sticky(3))
     picture = tmp_path / "cat.png"
-    picture.write_bytes(b"a picture")
+    picture.write_bytes(b"\xff\xd8\xff a picture")
     prompt = {
         "1": node("LoadImage", image="example.png"),
         "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
@@ -422,7 +422,7 @@ def test_a_server_that_dies_during_an_upload_costs_its_row_alone(
     servers = [make_simulator(), make_simulator()]
     servers[0].faults.http_status = {"/upload/image": 502}  # as a balancer answers for it
     picture = tmp_path / "cat.png"
-    picture.write_bytes(b"a picture")
+    picture.write_bytes(b"\xff\xd8\xff a picture")
     prompt = {
         "1": node("LoadImage", image="example.png"),
         "2": node("SaveImage", images=["1", 0], filename_prefix="x"),

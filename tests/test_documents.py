@@ -100,7 +100,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
             known = seen.setdefault(event["event"], extra)
             known |= extra
     picture = tmp_path / "cat.png"
-    picture.write_bytes(b"a picture, for the simulator")
+    picture.write_bytes(b"\xff\xd8\xff a picture, for the simulator")
     loader = {"1": node("LoadImage", image="cat.png"), "2": node("SaveImage", images=["1", 0], filename_prefix="x")}
     for more, names in (
         (["--inputs"], {"input"}),

@@ -121,6 +121,37 @@ def test_an_upload_that_is_not_a_form_is_refused(service: Middleware, comfyui: A
     assert uploads(comfyui) == 0
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (b'name="file"; filename="cat.png"\r\n\r\n' + PNG, 'has "file", but not the field "image": curl -F image=@'),
+        (b'name="image"\r\n\r\ncat.png', 'The field "image" has no file: curl -F image=@cat.png, with the @.'),
+        (b'name="image"; filename="a.png"\r\n\r\n<html>', "a.png is not a picture: it is a web page."),
+        (b'name="image"; filename="a.png"\r\n\r\n', "a.png is not a picture: it is empty."),
+    ],
+)
+def test_a_form_without_a_picture_says_what_is_needed(
+    service: Middleware, comfyui: Any, form: bytes, words: str
+) -> None:
+    service.hold(LOADER)
+    body = b"--cut\r\nContent-Disposition: form-data; " + form + b"\r\n--cut--\r\n"
+    answer = service.post("/upload/image", body, Content_Type="multipart/form-data; boundary=cut")
+    assert answer.status == 400
+    assert words in answer.json["error"]["message"]
+    assert uploads(comfyui) == 0
+
+
+def test_a_picture_of_an_odd_format_is_taken_where_it_is_forced(service: Middleware) -> None:
+    service.hold(LOADER)
+    targa = b"\0\0\2" + bytes(15) + b"pixels"
+    answer = service.upload(name="odd.tga", data=targa)
+    assert (answer.status, answer.error) == (400, "not_a_picture")
+    assert "its format is not known" in answer.json["error"]["message"]
+    assert "?force=true" in answer.json["error"]["message"]
+    assert service.upload("/upload/image?force=true", "odd.tga", targa).status == 200
+    assert service.held()["1"]["inputs"]["image"] == "odd.tga"
+
+
 def test_an_upload_that_comfyui_refuses_gets_400(service: Middleware) -> None:
     service.hold(LOADER)
     nothing = service.post("/upload/image", b"--cut--\r\n", Content_Type="multipart/form-data; boundary=cut")

@@ -467,7 +467,7 @@ def test_a_workflow_with_a_seed_warns_of_nothing(arguments: List[str]) -> None:
 
 def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
     for name in ("fox.png", "a=b.png"):
-        (folder / name).write_bytes(b"x")
+        (folder / name).write_bytes(b"\xff\xd8\xff")
     ref = InputRef("2", "image")
     assert prepared("--image", "fox.png").uploads == ((ref, "fox.png"),)
     assert prepared("--image", "2=fox.png").uploads == ((ref, "fox.png"),)
@@ -477,6 +477,41 @@ def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
     for named, kind in (("Fox=fox.png", "no_such_node"), ("1=fox.png", "no_loader")):
         error = not_prepared("--image", named)
         assert isinstance(error, EditError) and error.type == kind
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--image", "a.png", "--image", "b.png"),
+        ("--image", "a.png", "--image", "2=b.png"),
+        ("--set", "2.image=@a.png", "--image", "b.png"),
+        ("--set", "2.image=@a.png", "--set", "2.image=@b.png"),
+    ],
+)
+def test_two_files_for_one_loader_are_one_too_many(arguments: Tuple[str, ...], folder: Any) -> None:
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"\xff\xd8\xff")
+    error = not_prepared(*arguments)
+    assert "(LoadImage, node 2) loads one file, but two are given: " in error.message
+    assert "a.png" in error.message and "b.png" in error.message and "--image NODE=FILE" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"some text", "it is text"),
+        (b"<!doctype html>", "it is a web page"),
+        (b"%PDF-1.7", "it is a PDF document"),
+        (b"\0\0\2\0", "its format is not known"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--image", "--set"])
+def test_what_is_not_a_picture_is_not_uploaded_as_one(flag: str, content: bytes, reason: str, folder: Any) -> None:
+    (folder / "a.png").write_bytes(content)
+    error = not_prepared(flag, "a.png" if flag == "--image" else "2.image=@a.png")
+    assert error.message == f"a.png is not a picture: {reason}."
+    assert "Name a picture." in error.remedy
 
 
 @pytest.mark.parametrize("error_type", ["custom_validation_failed", "value_not_in_list"])
