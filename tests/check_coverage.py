@@ -18,7 +18,8 @@ from typing import Any, Dict, List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "addresses", "versions", "http_failures", "retries", "events", "state", "outputs",
-    "text", "json_text", "contents", "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
+    "text", "json_text", "contents",
+    "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
     "extras/pack_values", "extras/proxy_widgets", "extras/templates", "extras/widgets",
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
@@ -28,7 +29,8 @@ PURE_MODULES = [
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
     "addresses", "versions", "http_failures", "retries", "events", "state", "outputs",
-    "text", "json_text", "contents", "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
+    "text", "json_text", "contents",
+    "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ def test_what_is_something_else_is_known_too(head: bytes, kind: str) -> None:
         ('{"text": "雪地里的狐狸"}'.encode("gbk"), "GBK"),
         ("café über naïve".encode("cp1252"), "Windows-1252"),
         ("naïve".encode("cp1252"), "Windows-1252"),  # ïv would be a character in GBK
-        (b"\xff\xff\xff", "Windows-1252"),  # pairs, but none of GBK's
+        (b"\xfe\xfe\xfe\xfe", "Windows-1252"),  # pairs, but none of GBK's
         (b"a\x01\xff", ""),
         (b"\0\0\0\0", ""),
     ],
