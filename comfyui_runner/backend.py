@@ -8,7 +8,7 @@ from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.nodes import class_of
 from comfyui_runner.problems import Problem
-from comfyui_runner.server import Server
+from comfyui_runner.server import Server, split_look_up
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
 from comfyui_runner.threads import bounded
 from comfyui_runner.versions import version_warning
@@ -126,16 +126,15 @@ class Backend:
         Those of the nodes in ``again`` are read anew: their lists of files may have grown.
         """
         classes_again = {class_of(prompt, node_id) for node_id in again}
-        for class_type in sorted({class_of(prompt, node_id) for node_id in prompt}):
-            is_known = class_type in self.object_info and class_type not in classes_again
-            if is_known or not self.connected:
-                continue
+        classes = {class_of(prompt, node_id) for node_id in prompt}
+        wanted = [name for name in classes if name not in self.object_info or name in classes_again]
+        for part in split_look_up(sorted(wanted)):
+            if not self.connected:
+                break
             try:
-                definition = self.server.object_info(class_type)
+                self.object_info.update(self.server.definitions(part))
             except ServerError:
                 break  # the next ones would fail as slowly
-            if definition is not None:
-                self.object_info[class_type] = definition
         return self.object_info
 
     def find_problems(self, prompt: JsonObject) -> Tuple[JsonObject, List[Problem]]:

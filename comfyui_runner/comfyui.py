@@ -11,7 +11,7 @@ from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, 
 from comfyui_runner.loading import Define
 from comfyui_runner.reports import Report
 from comfyui_runner.retries import backoff, may_be_retried
-from comfyui_runner.server import Server
+from comfyui_runner.server import MOST_CLASSES_ONE_BY_ONE, Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
 from comfyui_runner.third_party import import_third_party
@@ -157,14 +157,16 @@ def definitions_on(server: Server) -> Define:
     everything: Dict[str, Any] = {}
 
     def define(classes: Optional[Iterable[str]]) -> Mapping[str, Any]:
-        if classes is None:
+        wanted = None if classes is None else sorted(set(classes))
+        needs_everything = wanted is None or len(wanted) > MOST_CLASSES_ONE_BY_ONE
+        if needs_everything and not everything:
             seconds = limits.connect + limits.post
             everything.update(bounded_here(server.all_object_info, seconds=seconds))
         if everything:
-            return definitions_in(everything)(classes)
-        return {name: look_up(name) for name in sorted(set(classes or ()))}
+            return definitions_in(everything)(wanted)
+        return {name: look_up(name) for name in wanted or ()}
 
-    def look_up(class_type: str) -> Optional[Dict[str, Any]]:
+    def look_up(class_type: str) -> Dict[str, Any]:
         seconds = limits.connect + limits.read
         return bounded_here(server.object_info, class_type, seconds=seconds)
 

@@ -81,12 +81,17 @@ def find_node(prompt: JsonObject, name: str) -> str:
         listed = ", ".join(node_in_words(prompt, node_id) for node_id in matches[:20])
         message = f"{len(matches)} nodes are called {shown}. Use an id: {listed}."
         raise EditError("ambiguous_node", message, describe_nodes(prompt, matches))
-    names = set(prompt)
-    for node_id in prompt:
-        names.update([node_title(prompt, node_id), class_of(prompt, node_id)])
-    nearest = nearest_first(name, sorted(names))
+    nearest = nearest_first(name, sorted(_names_of_nodes(prompt)))
     message = f"The workflow has no node {shown}. Nearest: {nearest}."
     raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
+
+
+def _names_of_nodes(prompt: JsonObject) -> Set[str]:
+    """Everything that find_node() takes: ids, titles and classes."""
+    names = set(prompt)
+    for node_id in prompt:
+        names.update([own_title(prompt, node_id), class_of(prompt, node_id)])
+    return names - {""}
 
 
 def _nodes_called(prompt: JsonObject, name: str) -> List[str]:
@@ -105,10 +110,11 @@ def find_input(prompt: JsonObject, name: str) -> InputRef:
     Titles and inputs may contain dots: the longest NODE that exists wins.
     """
     parts = name.split(".")
+    known_names = _names_of_nodes(prompt)  # once: NAME may have thousands of dots
     for count in range(len(parts) - 1, 0, -1):
         node_name = ".".join(parts[:count])
         input_name = ".".join(parts[count:])
-        if input_name and _nodes_called(prompt, node_name):
+        if input_name and node_name in known_names:
             return InputRef(find_node(prompt, node_name), input_name)
     if len(parts) == 1:
         message = f"{quote_name(name)} does not name an input: write NODE.INPUT, such as 3.steps."
@@ -328,25 +334,42 @@ def draw_seeds(
 
 def text_inputs(prompt: JsonObject, node_id: str) -> List[InputRef]:
     """Where the texts of a node are: its own inputs, or those of the nodes that feed them."""
-    texts: List[InputRef] = []
-    seen: Set[str] = set()
+    return text_inputs_of_all(prompt, [node_id])
+
+
+def text_inputs_of_all(prompt: JsonObject, node_ids: Iterable[str]) -> List[InputRef]:
+    """``text_inputs()`` of several nodes, each text once."""
+    texts: Dict[InputRef, None] = {}  # in order
+    seen: Set[Tuple[str, bool]] = set()
+    for node_id in node_ids:
+        texts.update(dict.fromkeys(_texts_from(prompt, node_id, seen)))
+    return list(texts)
+
+
+def _texts_from(
+    prompt: JsonObject, node_id: str, seen: Set[Tuple[str, bool]]
+) -> Iterator[InputRef]:
+    """The texts of a node, without those of the nodes that were ``seen`` already.
+
+    A node is seen as the one whose texts are wanted, or as one that feeds it (True).
+    """
     waiting = [node_id]
     while waiting:
         current = waiting.pop()
-        if current in seen:
+        is_feeding = current != node_id
+        if (current, is_feeding) in seen:
             continue
-        seen.add(current)
+        seen.add((current, is_feeding))
         links = []
         for name, value in inputs_of(prompt, current).items():
             is_text = bool(TEXT_INPUT_NAMES.search(name))
-            if current != node_id:  # in a node that feeds a text, any text is one
+            if is_feeding:  # in a node that feeds a text, any text is one
                 is_text = is_text or name in ("value", "Text") or name.startswith("string")
             if is_text and isinstance(value, str):
-                texts.append(InputRef(current, name))
+                yield InputRef(current, name)
             elif is_text and is_link(value):
                 links.append(str(value[0]))
         waiting.extend(reversed(links))
-    return texts
 
 
 def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
@@ -355,7 +378,7 @@ def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
     The links are followed back through conditioning nodes. A guider's ``conditioning`` (Flux)
     counts as positive.
     """
-    texts: List[InputRef] = []
+    texts: Dict[InputRef, None] = {}  # in order
     seen: Set[str] = set()
     waiting = list(_sampler_links(prompt, role))
     waiting.reverse()  # the first one is taken first
@@ -368,11 +391,11 @@ def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
         if "ZeroOut" in class_of(prompt, node_id):
             continue  # ConditioningZeroOut makes nothing of what it gets: there is no text
         own_texts = text_inputs(prompt, node_id)
-        texts.extend(ref for ref in own_texts if ref not in texts)
+        texts.update(dict.fromkeys(own_texts))
         if not own_texts:
             inputs = inputs_of(prompt, node_id)
             waiting.extend(_conditioning_links(inputs, slot, role))
-    return texts
+    return list(texts)
 
 
 def _sampler_links(prompt: JsonObject, role: str) -> Iterator[Sequence[Any]]:
@@ -415,7 +438,7 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
     if len(texts) == 1:
         return texts[0]
     if not texts:
-        others = [ref.node_id for node_id in prompt for ref in text_inputs(prompt, node_id)]
+        others = [ref.node_id for ref in text_inputs_of_all(prompt, prompt)]
         message = f"{subject} has no text that can be set."
         if node is None and not _has_sampler(prompt):
             message = (
@@ -448,11 +471,8 @@ def _offer_texts(prompt: JsonObject, node_ids: Iterable[str]) -> str:
 
 def _titled_texts(prompt: JsonObject, role: str) -> List[InputRef]:
     """The texts of nodes with ``role`` in their titles, for samplers whose links say nothing."""
-    texts: List[InputRef] = []
-    for node_id in prompt:
-        if role in node_title(prompt, node_id).lower():
-            texts.extend(text_inputs(prompt, node_id))
-    return texts
+    titled = [node_id for node_id in prompt if role in node_title(prompt, node_id).lower()]
+    return text_inputs_of_all(prompt, titled)
 
 
 # -- loaders ---------------------------------------------------------------------------------------

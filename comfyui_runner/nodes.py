@@ -176,29 +176,54 @@ def quote_name(name: object) -> str:
     return json.dumps(one_line(name, 80), ensure_ascii=False)
 
 
+#: What one look for the nearest names costs at most: characters of a name that are compared, names
+#: that are compared roughly, and names that are compared exactly. Names come from outside, and
+#: difflib would take minutes for 10,000 of them, or for one of a megabyte.
+_COMPARED_LENGTH, _COMPARED_ROUGHLY, _COMPARED_EXACTLY = 200, 2000, 50
+
+
 def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
     """Options as a list for people: those most like ``value``, then how many more there are."""
     import difflib  # only messages about errors need it
 
-    wanted = str(value).lower()
+    wanted = _as_compared(str(value))
     matcher = difflib.SequenceMatcher(b=wanted)
 
     def likeness(name: str) -> Tuple[float, int]:
-        matcher.set_seq1(name.lower())
-        beginning = os.path.commonprefix([wanted, name.lower()])  # noqa: RUF071 - not a path
+        compared = _as_compared(name)
+        matcher.set_seq1(compared)
+        beginning = os.path.commonprefix([wanted, compared])  # noqa: RUF071 - not a path
         return matcher.ratio(), len(beginning)
 
-    def rough_likeness(name: str) -> float:
-        matcher.set_seq1(name.lower())
+    def rough_likeness(name: str) -> float:  # never below ratio()
+        matcher.set_seq1(_as_compared(name))
         return matcher.quick_ratio()
 
-    # ratio() would take seconds for thousands of options; the rough measure is never below it.
-    names = sorted(map(str, options), key=rough_likeness, reverse=True)
-    nearest = sorted(names[:50], key=likeness, reverse=True)[:shown]
+    names = [str(option) for option in options]
+    candidates = _sharing_words(wanted, names)
+    candidates.sort(key=rough_likeness, reverse=True)
+    nearest = sorted(candidates[:_COMPARED_EXACTLY], key=likeness, reverse=True)[:shown]
     listed = [one_line(name, 100) for name in nearest]
     if len(names) > shown:
         listed.append(f"{len(names) - shown} more")
     return ", ".join(listed)
+
+
+def _as_compared(name: str) -> str:
+    return name[:_COMPARED_LENGTH].lower()
+
+
+def _sharing_words(wanted: str, names: List[str]) -> List[str]:
+    """All of ``names``; of too many to compare, those that have most of the words of ``wanted``."""
+    if len(names) <= _COMPARED_ROUGHLY:
+        return names
+    words = re.findall(r"[^\W\d_]{3,}|\d+", wanted)
+
+    def shared_words(name: str) -> int:
+        compared = _as_compared(name)
+        return sum(word in compared for word in words)
+
+    return sorted(names, key=shared_words, reverse=True)[:_COMPARED_ROUGHLY]
 
 
 # -- the inputs of a class -------------------------------------------------------------------------

@@ -44,6 +44,9 @@ INSTALL_HINT = (
     "Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), "
     "then restart ComfyUI."
 )
+#: The nearest options are looked for in so many problems of one answer: more of them nobody reads.
+PROBLEMS_WITH_NEAREST = 50
+
 CONNECT_HINT = "Connect it again, or export the workflow again."
 
 # -- an answer to POST /prompt ---------------------------------------------------------------------
@@ -75,10 +78,11 @@ def explain_answer(
     ``object_info`` has what the server answered about ``classes_to_look_up()``; an empty definition
     means that the server does not have the class.
     """
-    problems = [
-        _explain_node_error(item, node_id, class_type, prompt, object_info)
-        for node_id, class_type, item in _node_errors(answer, prompt)
-    ]
+    problems: List[Problem] = []
+    for node_id, class_type, item in _node_errors(answer, prompt):
+        node_error = _read_node_error(item, node_id, class_type, prompt, object_info)
+        names_nearest = len(problems) < PROBLEMS_WITH_NEAREST
+        problems.append(_explain_node_error(node_error._replace(names_nearest=names_nearest)))
     error = answer.get("error")
     if error and not problems:
         return explain_prompt_error(error, prompt, object_info)
@@ -187,19 +191,20 @@ class _NodeError(NamedTuple):
     spec: DeclaredInput
     prompt: JsonObject
     object_info: JsonObject
+    names_nearest: bool = True
 
     def to_problem(self, message: str, *hints: str) -> Problem:
         """The problem with its words."""
         return self.problem._replace(message=message, hints=hints)
 
 
-def _explain_node_error(
+def _read_node_error(
     item: JsonObject,
     node_id: str,
     class_type: str,
     prompt: JsonObject,
     object_info: JsonObject,
-) -> Problem:
+) -> _NodeError:
     error_type = str(item.get("type"))
     extra = as_dict(item.get("extra_info"))
     name = one_line(extra.get("input_name") or "", 80)
@@ -211,7 +216,7 @@ def _explain_node_error(
     title = node_title(prompt, node_id)
     message = one_line(item.get("message") or "it is wrong", 300)
     details = one_line(item.get("details") or "", 500)
-    error = _NodeError(
+    return _NodeError(
         Problem(error_type, "", node_id, title, class_type, name, value),
         message=message,
         details=details,
@@ -220,7 +225,10 @@ def _explain_node_error(
         prompt=prompt,
         object_info=object_info,
     )
-    explain = _EXPLAINERS.get(error_type, _explain_other_error)
+
+
+def _explain_node_error(error: _NodeError) -> Problem:
+    explain = _EXPLAINERS.get(error.problem.type, _explain_other_error)
     problem = explain(error)
     return problem._replace(value=plain_json(problem.value))
 
@@ -235,7 +243,13 @@ def _explain_missing_input(error: _NodeError) -> Problem:
 
 def _explain_value(error: _NodeError) -> Problem:
     problem = error.problem
-    fault = describe_fault(problem.type, error.spec, problem.input, problem.value)
+    fault = describe_fault(
+        problem.type,
+        error.spec,
+        problem.input,
+        problem.value,
+        names_nearest=error.names_nearest,
+    )
     return error.to_problem(fault.message, *fault.hints)
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import urllib.parse
 import uuid
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Collection, Dict, List, Mapping, Optional, Sequence
 
 from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
@@ -29,8 +29,19 @@ from comfyui_runner.versions import refuse_old_version
 if TYPE_CHECKING:
     import requests
 
+#: So many classes are looked up one by one. One answer with all that the server has (megabytes)
+#: costs less than more requests.
+MOST_CLASSES_ONE_BY_ONE = 50
+
 #: The longest wait for GET /system_stats, in seconds: the first request, for which a person waits.
 STATS_SECONDS = 10.0
+
+
+def split_look_up(classes: Sequence[str]) -> List[Sequence[str]]:
+    """``classes`` in the parts in which definitions() is to be asked for them."""
+    if len(classes) > MOST_CLASSES_ONE_BY_ONE:
+        return [classes]
+    return [[name] for name in classes]
 
 
 def new_uuid() -> str:
@@ -216,12 +227,22 @@ class Server:
         """GET /features: what the server can do."""
         return as_dict(self.call("GET", "/features"))
 
-    def object_info(self, class_type: str) -> Optional[Dict[str, Any]]:
+    def object_info(self, class_type: str) -> Dict[str, Any]:
         """GET /object_info/{class}: the class's definition, {} if the server does not have it."""
         if class_type in ("", ".", ".."):
             return {}  # as parts of a path they would name something else
         info = self.call("GET", "/object_info/" + quote_part(class_type))
         return as_dict(as_dict(info).get(class_type))
+
+    def definitions(self, classes: Collection[str]) -> Dict[str, Dict[str, Any]]:
+        """The definition of each of ``classes``, {} if the server does not have it.
+
+        Many are read in one answer.
+        """
+        if len(classes) <= MOST_CLASSES_ONE_BY_ONE:
+            return {name: self.object_info(name) for name in classes}
+        everything = self.all_object_info()
+        return {name: as_dict(everything.get(name)) for name in classes}
 
     def all_object_info(self) -> Dict[str, Any]:
         """GET /object_info: every class's definition (megabytes)."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
@@ -22,7 +22,7 @@ from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs
 from comfyui_runner.reports import Report, changes, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
-from comfyui_runner.server import Server, new_uuid
+from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.state import (
     NOT_IN_QUEUE,
     REDUCERS,
@@ -348,15 +348,16 @@ class Session:
         definitions = await self._look_up(classes_to_look_up(answer, prompt))
         return explain_answer(answer, prompt, definitions)
 
-    async def _look_up(self, classes: Iterable[str]) -> Dict[str, Any]:
+    async def _look_up(self, classes: Sequence[str]) -> Dict[str, Any]:
         """The definitions of ``classes``, without those that could not be read."""
         definitions: Dict[str, Any] = {}
         failures = 0  # in a row
-        for class_type in classes:
-            while class_type not in definitions and failures < LOOK_UP_TRIES:
+        for part in split_look_up(classes):
+            seconds = self.limits.read if len(part) == 1 else self.limits.post
+            while part[0] not in definitions and failures < LOOK_UP_TRIES:
                 try:
-                    definitions[class_type] = await bounded(
-                        self.server.object_info, class_type, seconds=self.limits.read
+                    definitions.update(
+                        await bounded(self.server.definitions, part, seconds=seconds)
                     )
                     failures = 0
                 except RunnerError:

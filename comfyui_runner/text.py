@@ -93,10 +93,12 @@ def safe_path_parts(subfolder: str, filename: str) -> List[str]:
 def safe_path_part(part: str) -> str:
     """``part`` of a path as every system takes it; "" if nothing is left of it.
 
-    It is not ``.`` or ``..``, holds no drive, no character that Windows forbids and no control
-    character, is not the name of a device, and is at most PART_LIMIT bytes long.
+    It does not begin with a dot (``.bashrc``, ``.git``: such files are hidden, and programs obey
+    them), holds no drive, no character that Windows forbids and no control character, is not the
+    name of a device, and is at most PART_LIMIT bytes long.
     """
     part = re.sub(r'[<>:"|?*\n]', "_", clean(part)).rstrip(". ").lstrip(" ")
+    part = re.sub(r"^\.", "_", part)
     if _DEVICE_NAMES.match(part):
         part = f"_{part}"
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import DeclaredInput, is_seed, nearest_first
-from comfyui_runner.text import one_line
+from comfyui_runner.text import one_line, plural
 
 _CONVERTERS: Mapping[str, Callable[[Any], float]] = {"INT": int, "FLOAT": float}
 
@@ -134,8 +134,13 @@ class Fault(NamedTuple):
     hints: Tuple[str, ...]  #: sentences: what is allowed, what to do
 
 
-def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) -> Fault:
-    """A fault that ``find_fault()``, ``find_fault_to_set()`` or ComfyUI found, in words."""
+def describe_fault(
+    fault_type: str, spec: DeclaredInput, name: str, value: Any, *, names_nearest: bool = True
+) -> Fault:
+    """A fault that ``find_fault()``, ``find_fault_to_set()`` or ComfyUI found, in words.
+
+    Without ``names_nearest`` the nearest options are not looked for, which takes milliseconds.
+    """
     shown = one_line(json.dumps(value, ensure_ascii=False, default=str), 120)
     hints: List[str] = []
     if fault_type == "value_smaller_than_min":
@@ -148,7 +153,7 @@ def describe_fault(fault_type: str, spec: DeclaredInput, name: str, value: Any) 
         hints = _hint_at_range(spec)
     elif fault_type == "value_not_in_list":
         message = f"{name} = {shown} is not one of the server's options."
-        hints = _hint_at_options(spec, name, value)
+        hints = _hint_at_options(spec, name, value, names_nearest)
     elif fault_type == "linked_input":
         message = f"{name} takes a link from another node, not a value."
     else:
@@ -163,9 +168,11 @@ def _hint_at_range(spec: DeclaredInput) -> List[str]:
     return [f"Allowed: {allowed}."]
 
 
-def _hint_at_options(spec: DeclaredInput, name: str, value: Any) -> List[str]:
+def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: bool) -> List[str]:
     hints = []
-    if spec.choices:
+    if spec.choices and not names_nearest:
+        hints.append(f"The server has {plural(len(spec.choices), 'option')} to choose from.")
+    elif spec.choices:
         hints.append(f"Nearest: {nearest_first(value, spec.choices)}.")
     elif spec.choices is not None:
         hints.append("The server has none to choose from.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import io
@@ -10,7 +11,7 @@ import os
 import pkgutil
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, TextIO
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, TextIO
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, "tests", "fixtures")
@@ -136,6 +137,23 @@ def run(
     out, err = out or io.StringIO(), io.StringIO()
     status = call(arguments, stdin, out, err, environment, limits)
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def count_calls(*names: str) -> Iterator[Dict[str, int]]:
+    """Counts the calls of functions of these names in this thread."""
+    calls = dict.fromkeys(names, 0)
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name in calls:
+            calls[frame.f_code.co_name] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
 
 
 def node(class_type: str, title: str = "", **inputs: Any) -> Dict[str, Any]:

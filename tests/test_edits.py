@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import anything, few, many
-from support import ROOT, node
+from support import ROOT, count_calls, node
 
 from comfyui_runner.edits import (
     EditError,
@@ -498,6 +498,31 @@ def test_a_long_chain_is_followed_to_its_end(length: int) -> None:
     words = {str(i): node("Pass", text=[str(i + 1), 0]) for i in range(length)}
     words[str(length)] = node("PrimitiveString", value="a fox")
     assert text_inputs(words, "0") == [Ref(str(length), "value")]
+
+
+def test_candidates_are_looked_for_once_in_each_node() -> None:
+    prompt = {str(i): node("Pass", text=[str(i + 1), 0]) for i in range(5000)}
+    with count_calls("inputs_of") as calls:
+        assert refused(find_text, prompt, None, "positive").details == []
+    assert calls["inputs_of"] < 10 * 5000
+    prompt["5000"] = node("PrimitiveString", value="a fox")
+    assert ids(refused(find_text, prompt, None, "positive")) == ["5000"]
+
+
+def test_titles_that_share_a_text_mean_that_text() -> None:
+    prompt = {
+        "1": node("Encode", "positive, base", text=["3", 0]),
+        "2": node("Encode", "positive, refiner", text=["3", 0]),
+        "3": node("PrimitiveString", value="a fox"),
+    }
+    assert find_text(prompt, None, "positive") == Ref("3", "value")
+
+
+def test_a_name_with_thousands_of_dots_is_looked_up_in_one_list() -> None:
+    prompt = {str(i): node(f"Class {i}", x=1) for i in range(100)}
+    with count_calls("class_of") as calls:
+        assert refused(parse_set, prompt, "x" + ".a" * 5000 + "=1").type == "no_such_node"
+    assert calls["class_of"] < 1000
 
 
 # ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded import VERSIONS, Json, answers, anything, few
-from support import node
+from support import count_calls, node
 
 from comfyui_runner.documents import EXPORT_REMEDY
 from comfyui_runner.nodes import DeclaredInput, input_spec, nearest_first, parse_spec
@@ -561,6 +561,37 @@ def test_the_right_one_is_found_among_thousands() -> None:
     files = ["model_%05d_%s.safetensors" % (number, "x" * (number % 40)) for number in range(10000)]
     text = nearest_first("model_4242_xx.safetensors", files)
     assert text.startswith("model_04242_xx.safetensors, model_") and text.endswith(", 9992 more")
+
+
+#: What difflib calls once for each pair of names.
+COMPARISONS = ("quick_ratio", "ratio")
+
+
+def test_names_are_compared_up_to_a_bound_and_the_nearest_is_found() -> None:
+    names = [f"Some custom node number {number} of a long list" for number in range(20000)]
+    with count_calls(*COMPARISONS) as calls:
+        text = nearest_first("some custom node nr 17321", names)
+    assert text.startswith("Some custom node number 17321 of a long list, ") and text.endswith(", 19992 more")
+    assert 0 < calls["quick_ratio"] <= 2000 and 0 < calls["ratio"] <= 50
+
+
+def test_only_the_beginning_of_a_name_is_compared() -> None:
+    with count_calls("find_longest_match") as calls:
+        nearest_first("abc " * 500000, ["abd " * 500000, "x"])
+    assert calls["find_longest_match"] < 1000
+
+
+def test_the_nearest_options_are_looked_for_in_the_first_problems_alone() -> None:
+    known = {"KSampler": {"input": {"required": {"sampler_name": [OPTIONS * 10]}}}}
+    prompt = {str(number): node("KSampler", sampler_name=f"none_{number}") for number in range(10000)}
+    item = {"type": "value_not_in_list", "extra_info": {"input_name": "sampler_name"}}
+    answer = {"node_errors": {node_id: {"errors": [item]} for node_id in prompt}}
+    with count_calls(*COMPARISONS) as calls:
+        problems = explain_answer(answer, prompt, known)
+    assert len(problems) == 10000
+    assert calls["quick_ratio"] <= 50 * 300
+    assert problems[49].hints[0].startswith("Nearest: ")
+    assert problems[50].hints == ("The server has 300 options to choose from.",)
 
 
 # ------------------------------------------------------------------------------------------------

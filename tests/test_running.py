@@ -226,6 +226,25 @@ def test_no_name_leads_out_of_the_folder(name: str, workflow_file: Make, tmp_pat
     assert os.path.realpath(saved.path).startswith(os.path.realpath(str(out)) + os.sep)
 
 
+def test_no_saved_file_is_hidden_or_obeyed_by_another_program(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    files = {"images": [
+        {"filename": ".bashrc", "subfolder": "", "type": "output"},
+        {"filename": "post-checkout", "subfolder": ".git/hooks", "type": "output"},
+    ]}  # fmt: skip
+    for entry in files["images"]:
+        path = os.path.join(simulator.folder("output"), entry["subfolder"], entry["filename"])
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"x")
+    path = workflow_file({"1": node("SimulatedOutput", "Out", ui=json.dumps(files))})
+    out = tmp_path / "out"
+    go(simulator, path, "-o", str(out))
+    saved = sorted(each.relative_to(out).as_posix() for each in out.rglob("*") if each.is_file())
+    assert saved == ["_bashrc", "_git/hooks/post-checkout"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
 def test_a_link_in_the_folder_that_leads_out_is_refused(tmp_path: Any) -> None:
     (tmp_path / "out").mkdir()

@@ -130,6 +130,18 @@ def test_a_workflow_of_unknown_classes_is_refused_with_all_that_is_wrong(service
     assert service.held() == TEXTS
 
 
+def test_many_unknown_classes_are_looked_up_in_one_answer(service: Middleware, comfyui: Any) -> None:
+    prompt = {str(number): node(f"NoSuchNode{number}") for number in range(300)}
+    answer = service.call("PUT", "/workflow", prompt)
+    assert answer.status == 400
+    assert len(answer.json["error"]["details"]["problems"]) == 300
+    service.service.held.hold(prompt)
+    refused = service.get("/queue")
+    assert (refused.status, len(refused.json["error"]["details"]["problems"])) == (400, 300)
+    asked = [path for _, path in comfyui.requests if path.startswith("/object_info")]
+    assert 0 < len(asked) < 10, asked
+
+
 def test_the_workflow_with_an_uploaded_picture_can_be_put_back(service: Middleware) -> None:
     service.hold(LOADER)
     fields: Any

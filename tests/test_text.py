@@ -227,7 +227,9 @@ def is_fine_on_every_system(part: str) -> bool:
         ("", "\x1b[31mred\x00\n.png", ["red_.png"]),
         ("", "photo\u202egnp.exe", ["photognp.exe"]),
         ("", "狐\ud800.png", ["狐.png"]),
-        ("", ".hidden", [".hidden"]),
+        ("", ".bashrc", ["_bashrc"]),
+        (".git/hooks", "post-checkout", ["_git", "hooks", "post-checkout"]),
+        ("a/...b\\ .c", "\x1b[31m.d.png", ["a", "_..b", "_c", "_d.png"]),
         ("\x1b]0;x\x07..", "a", ["a"]),
     ],
 )

@@ -819,6 +819,14 @@ def test_a_check_does_not_wait_for_ever_for_definitions(
     assert time.monotonic() - began < 9.0
 
 
+def test_a_check_of_many_unknown_classes_asks_once_for_all(idle: Any, workflow_file: Make) -> None:
+    idle.asked.clear()
+    result = go(idle, "--check", "--json", workflow_file({str(i): node(f"NoSuchNode{i}") for i in range(300)}))
+    assert result.event("checked")["problems"] == 300
+    assert idle.requests.count(("GET", "/object_info")) == 1
+    assert not [path for _, path in idle.requests if path.startswith("/object_info/")]
+
+
 def test_a_check_is_reported_as_json_too(idle: Any, workflow_file: Make) -> None:
     result = go(idle, "--check", "--json", workflow_file(WRONG))
     problems = {(event["node_id"], event["input"]): event["type"] for event in result.events if "hints" in event}

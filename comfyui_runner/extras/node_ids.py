@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 from comfyui_runner.extras.graph import parse_node_id
 from comfyui_runner.text import JsonObject, as_dict
@@ -33,11 +33,13 @@ def assign_node_ids(
     """
     counter = NodeIdCounter(workflow, root_nodes)
     root_ids: List[str] = []
+    taken_in_root: Set[str] = set()
     for raw in root_nodes:
         node_id = parse_node_id(raw["id"])
-        if node_id in root_ids:  # since frontend 1.53; links lead to the first one
+        if node_id in taken_in_root:  # since frontend 1.53; links lead to the first one
             node_id = counter.next_free()
         root_ids.append(node_id)
+        taken_in_root.add(node_id)
 
     root_renamed: Dict[str, str] = {}
     assigned: Dict[str, NodeIds] = {}
