@@ -310,9 +310,12 @@ class Server:
         try:
             response = self.open("GET", view_path(file))
         except ServerAnswer as error:
-            if error.from_proxy:
-                raise
-            return False
+            # ComfyUI refuses names that lead out of its folders (server.py's view_image()).
+            is_outside = ".." in value and error.status in (400, 403)
+            is_missing = error.status == 404 or is_outside
+            if is_missing and not error.from_proxy:
+                return False
+            raise  # a login, a proxy or a fault says nothing about the file
         response.close()
         refuse_web_page(response.headers)
         return True

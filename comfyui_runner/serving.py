@@ -37,16 +37,18 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
     """load_workflow(); where it needs ComfyUI, it waits until one answers. Files are uploaded."""
 
     async def load() -> Loaded:
+        last_reason = ""
         while True:
             try:
                 return await load_workflow(settings, comfyui, console)
             except (ServerUnreachable, ServerTooOld) as error:
                 if settings.demo:
                     raise
-                console.notice(
-                    f"{error.message} Waiting for it: it is needed to read the workflow."
-                )
-                await asyncio.sleep(LOAD_INTERVAL)
+                reason = error.message
+            if reason != last_reason:  # it may take hours
+                console.notice(f"{reason} Waiting for it: it is needed to read the workflow.")
+            last_reason = reason
+            await asyncio.sleep(LOAD_INTERVAL)
 
     loaded = await console.unless_stopped(load())
     if not loaded.uploads:
@@ -61,11 +63,13 @@ async def find_or_expect_servers(
     """The server that answers, or every server that may answer later."""
     try:
         return [await comfyui.find()]
+    except ServerTooOld:
+        pass  # the service says so itself, with its first check
     except ServerError as error:
         if settings.demo:
             raise
         console.notice(f"{error.message} Listening anyway: runs can start when ComfyUI answers.")
-        return [Server(address, settings.limits) for address in settings.servers]
+    return [Server(address, settings.limits) for address in settings.servers]
 
 
 def make_service(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import os
+import threading
+from typing import Any, Callable, List
 
 import pytest
-from support import Outcome, run, script, slow_prompt, wait_until
+from served import Middleware
+from support import FAST, ROOT, Outcome, run, script, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.simulator import Simulator
@@ -60,11 +63,35 @@ def test_in_continuous_mode_an_older_comfyui_counts_as_not_connected(
     old = make_simulator(version="0.3.50")
     service = make_middleware(old.url)
     notice = f"ComfyUI 0.3.50 at {old.url} is too old: update it to 0.3.57"
-    assert notice in service.out.getvalue()
+    wait_until(lambda: notice in service.out.getvalue(), what="the notice")
     assert service.get("/status").json["comfyui"]["connected"] is False
     wait_until(lambda: notice in service.get("/queue").json["error"]["message"], what="the reason")
     assert service.get("/queue").status == 503
     assert ("POST", "/prompt") not in old.requests
+    assert len(old.requests) >= 2  # it was asked at the start, and by the service
+    assert len([line for line in service.out.getvalue().splitlines() if line.startswith(notice)]) == 1
+
+
+def test_a_workflow_that_needs_comfyui_waits_for_an_update_and_says_so_once(
+    make_simulator: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfyui_runner.serving.LOAD_INTERVAL", 0.05)
+    old = make_simulator(version="0.3.50")
+
+    def update_in_time() -> None:
+        wait_until(lambda: len(old.requests) > 5, what="more tries")
+        waited.append(len(old.requests))
+        old.version = "0.3.60"
+
+    waited: List[int] = []
+    updating = threading.Thread(target=update_in_time)
+    updating.start()
+    service = Middleware(["--server", old.url, os.path.join(ROOT, "workflow.json")], {}, FAST)
+    updating.join()
+    try:
+        assert waited and service.out.getvalue().count("Waiting for it: it is needed to read the workflow.") == 1
+    finally:
+        assert service.stop() == 0
 
 
 def test_in_continuous_mode_a_version_that_cannot_be_read_is_warned_about(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from served import Middleware, read_answer
-from support import slow_prompt, wait_until
+from support import node, slow_prompt, wait_until
 
 from comfyui_runner.events import Preview
 from comfyui_runner.messages import Response
@@ -27,6 +27,16 @@ def test_the_stream_begins_with_the_state_and_follows_a_run(service: Middleware)
     assert "output" not in reports  # the run lists its outputs
     service.post("/update/inputs", {"node_id": "1", "inputs": {"seed": 42}})
     events.until(lambda name, data: name == "workflow" and data["revision"] > 1)
+    events.close()
+
+
+def test_a_run_that_is_refused_is_followed_to_its_end(service: Middleware) -> None:
+    """Nothing is reported of it before: its end alone makes it one that has changed."""
+    service.service.held.hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])})
+    events = service.events()
+    assert service.get("/queue").status == 400
+    [*_, (_, shown)] = events.until(lambda name, data: name == "run" and data["over"] and data["problems"])
+    assert shown["phase"] == "rejected" and shown["message"].startswith("ComfyUI refused the prompt")
     events.close()
 
 

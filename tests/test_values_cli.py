@@ -785,6 +785,25 @@ def test_a_check_reports_all_problems_at_once_and_runs_nothing(idle: Any, workfl
         assert words in result.out
 
 
+@pytest.mark.parametrize("status", [401, 403, 500, 503])
+def test_a_check_does_not_call_a_file_missing_that_it_may_not_ask_for(
+    status: int, make_simulator: Make, workflow_file: Make
+) -> None:
+    simulator = make_simulator()
+    simulator.faults.http_status["/view"] = status
+    elsewhere = {**LOADER, "1": node("LoadImage", "Photo", image="cat.png [output]")}
+    result = go(simulator, "--check", workflow_file(elsewhere))
+    assert result.status == ExitStatus.NO_SERVER
+    assert "Invalid file" not in result.out + result.err and f"{status}" in result.err
+
+
+@pytest.mark.parametrize("name", ["none.png [output]", "../cat.png", "a/../../cat.png [temp]"])
+def test_a_check_calls_a_file_missing_that_comfyui_does_not_give(name: str, idle: Any, workflow_file: Make) -> None:
+    result = go(idle, "--check", workflow_file({**LOADER, "1": node("LoadImage", "Photo", image=name)}))
+    assert result.status == ExitStatus.REJECTED
+    assert f"Invalid file: {name}" in result.out
+
+
 @pytest.mark.parametrize("in_head", [True, False])
 def test_a_check_does_not_wait_for_ever_for_a_file(
     in_head: bool, idle: Any, make_slow: Make, workflow_file: Make
