@@ -38,7 +38,7 @@ EXIT_MEANINGS: Mapping[ExitStatus, str] = {
     ExitStatus.INTERRUPTED: "someone else interrupted the run or removed it from the queue",
     ExitStatus.LOST: "the server lost the run or does not know it, or how it ended is unknown",
     ExitStatus.PARTIAL: "the run succeeded, but without the outputs that ComfyUI refused",
-    ExitStatus.NOT_SAVED: "the run succeeded, but some outputs could not be saved",
+    ExitStatus.NOT_SAVED: "some outputs, the manifest or the record of the run could not be saved",
     ExitStatus.TIMEOUT: "--timeout expired, and the run was cancelled",
     ExitStatus.CANCELLED: "Ctrl+C",
     ExitStatus.TERMINATED: "SIGTERM",
@@ -154,7 +154,7 @@ class PromptUnknown(RunnerError):
 
 
 class SaveError(RunnerError):
-    """An output that could not be saved."""
+    """An output, a manifest or a record that could not be saved."""
 
     exit_status = ExitStatus.NOT_SAVED
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from typing import Iterable, NamedTuple, Sequence
 
 from comfyui_runner.errors import SaveError
-from comfyui_runner.text import flat, numbered_name, safe_path_parts
+from comfyui_runner.text import flat, make_encodable, numbered_name, safe_path_parts
 
 # -- reading ---------------------------------------------------------------------------------------
 
@@ -68,8 +69,11 @@ def write_file(
 ) -> Saved:
     """Writes ``chunks`` to ``parts`` below ``folder``: under that name only when all have come.
 
-    Raises SaveError, OSError, and what ``chunks`` raises; nothing is left behind then.
+    What the file system cannot encode becomes "_". Raises SaveError, OSError, and what ``chunks``
+    raises; nothing is left behind then.
     """
+    folder = name_on_disk(folder)
+    parts = [name_on_disk(part) for part in parts]
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
     try:
@@ -84,11 +88,21 @@ def write_file(
     return Saved(path, size)
 
 
+def name_on_disk(path: str) -> str:
+    """``path`` with "_" for each character that the file system's encoding does not have.
+
+    In most systems it is UTF-8, which lacks lone surrogates only. In Docker images and cron jobs
+    with LC_ALL=C it may be ASCII.
+    """
+    return make_encodable(path, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
 def make_writable_folder(folder: str) -> None:
     """Makes ``folder`` unless it is there, and tries whether files can be written in it.
 
     Raises OSError if they cannot.
     """
+    folder = name_on_disk(folder)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
     try:
@@ -154,13 +168,42 @@ def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
 
 
 def write_text_file(path: str, text: str) -> None:
-    """Writes a file whole or not at all, in place of one that is there. Raises SaveError."""
-    folder, name = os.path.split(path)
+    """Writes a file whole or not at all, in place of one that is there. Raises SaveError.
+
+    A link stays, and what it leads to is written. So /dev/stdout and other devices and pipes can
+    be named; they take the text as it comes.
+    """
+    target = os.path.realpath(name_on_disk(path))
+    folder, name = os.path.split(target)
     data = text.encode(errors="replace")
     try:
-        write_file(folder or ".", [name], True, [data])
+        if is_device_or_pipe(target):
+            write_to_device(target, data)
+        elif os.path.isdir(target):
+            raise SaveError(f"{path} cannot be written: it is a folder.", "Name a file in it.")
+        else:
+            write_file(folder, [name], True, [data])
     except OSError as error:
         raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def is_device_or_pipe(path: str) -> bool:
+    """Whether ``path`` is there, and is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def write_to_device(path: str, data: bytes) -> None:
+    """Writes ``data`` to a device or a pipe. Raises OSError, also for a pipe that nobody reads."""
+    without_waiting = getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, os.O_WRONLY | without_waiting)
+    with open(handle, "wb") as file:
+        if without_waiting:
+            os.set_blocking(handle, True)  # a slow reader is waited for
+        file.write(data)
 
 
 def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:

@@ -10,8 +10,11 @@ from comfyui_runner.edits import EditError, find_input
 from comfyui_runner.errors import UsageError
 from comfyui_runner.text import cut_to_bytes, flat, one_line, safe_path_parts
 
-#: What a {field} becomes is cut to so many bytes: most systems limit a name to 255.
+#: What a {field} becomes is cut to so many bytes.
 MOST_BYTES_OF_FIELD = 80
+
+#: Most systems limit a name to so many bytes; several fields may be longer together.
+MOST_BYTES_OF_NAME = 255
 
 
 def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
@@ -26,7 +29,13 @@ def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, A
         # Windows drops dots and spaces at the end of a name.
         return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
 
-    return re.sub(r"\{([^{}]+)\}", fill, pattern)
+    filled = re.sub(r"\{([^{}]+)\}", fill, pattern)
+    return re.sub(r"[^\\/]+", cut_name, filled)
+
+
+def cut_name(match: "re.Match[str]") -> str:
+    """One name of a path, at most as long as a name may be."""
+    return cut_to_bytes(match.group(), MOST_BYTES_OF_NAME)
 
 
 def folder_before_fields(pattern: str) -> str:

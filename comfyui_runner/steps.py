@@ -12,7 +12,7 @@ from comfyui_runner.conclusion import Ending, conclude, is_saved_after
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import draw_seeds, with_values
-from comfyui_runner.errors import ExitStatus, NotConfirmed, ServerError, UsageError
+from comfyui_runner.errors import ExitStatus, NotConfirmed, SaveError, ServerError, UsageError
 from comfyui_runner.files import make_writable_folder
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import (
@@ -202,12 +202,21 @@ def make_destination(
 def save_record(
     session: Session, run: Run, ending: Ending, settings: Settings, comfyui: ComfyUI
 ) -> None:
-    """Writes a record of the run to --save-run, where that is given. Raises SaveError."""
+    """Writes a record of the run to --save-run, where that is given.
+
+    Raises SaveError. It has the exit status of the run, unless that is OK: what is wrong with the
+    run itself matters more.
+    """
     if settings.save_run is None:
         return
     from comfyui_runner.extras.record import write_record  # only this flag needs it
 
-    write_record(settings.save_run, session, run, ending, comfyui.stats)
+    try:
+        write_record(settings.save_run, session, run, ending, comfyui.stats)
+    except SaveError as error:
+        if ending.exit_status is not ExitStatus.OK:
+            error.exit_status = ending.exit_status
+        raise
     session.report(run, {"event": "exported", "path": settings.save_run, "nodes": len(run.prompt)})
 
 

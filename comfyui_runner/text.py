@@ -114,6 +114,18 @@ def cut_to_bytes(text: str, limit: int) -> str:
     return text.encode()[:limit].decode(errors="ignore")
 
 
+def make_encodable(name: str, encoding: str, errors: str = "strict") -> str:
+    """``name`` with "_" for each character that ``encoding`` cannot express."""
+    while True:
+        try:
+            name.encode(encoding, errors)
+        except UnicodeEncodeError as error:
+            stand_ins = "_" * (error.end - error.start)
+            name = name[: error.start] + stand_ins + name[error.end :]
+        else:
+            return name
+
+
 def flat(text: str) -> str:
     """``text`` as one part of a path."""
     return re.sub(r"[\\/]", "_", text)

@@ -22,6 +22,8 @@ if ROOT not in sys.path:
 SCRIPT = os.environ.get("COMFYUI_RUNNER_UNDER_TEST") or os.path.join(ROOT, "comfyui_workflow_runner.py")
 IS_ONE_FILE = "COMFYUI_RUNNER_UNDER_TEST" in os.environ
 
+import pytest  # noqa: E402
+
 import comfyui_runner  # noqa: E402
 
 
@@ -181,3 +183,15 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
             return value
         time.sleep(0.01)
     raise AssertionError("%s did not come true in %s s" % (what, seconds))
+
+
+@contextlib.contextmanager
+def limited_disk(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: writing more fails as it does on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit for the size of a file")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores SIGXFSZ
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -6,11 +6,13 @@ import os
 from typing import Any, Optional, Tuple
 
 import pytest
+from support import limited_disk
 
 from comfyui_runner.errors import (
     ExitStatus,
     PromptRejected,
     RunnerError,
+    SaveError,
     ServerAnswer,
     ServerGone,
     ServerUnreachable,
@@ -155,3 +157,42 @@ def test_a_manifest_lists_a_row_as_done_that_has_the_same_values(tmp_path: Any) 
     assert not again.lists_as_done(failed)
     with pytest.raises(UsageError, match="is the manifest of an earlier batch"):
         Manifest(path, resume=False)
+
+
+def test_a_line_for_which_there_is_no_room_leaves_nothing_in_the_manifest(tmp_path: Any) -> None:
+    """Also not for the next line, for which there is room again."""
+    path = tmp_path / "m.jsonl"
+    with Manifest(str(path), resume=False) as manifest:
+        manifest.append({"row": 1})
+        with limited_disk(20), pytest.raises(SaveError) as caught:
+            manifest.append({"row": 2, "message": "long" * 100})
+        assert path.read_bytes() == b'{"row": 1}\n'
+        manifest.append({"row": 3})
+    assert path.read_bytes() == b'{"row": 1}\n{"row": 3}\n'
+    assert caught.value.message == f"The manifest {path} cannot be written: File too large."
+    assert "with --resume, the rows that it does not list run again" in caught.value.remedy
+
+
+@pytest.mark.parametrize("before", [b"", b'{"row": 1}'])
+def test_a_manifest_without_room_is_known_before_the_first_row(before: bytes, tmp_path: Any) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(before)
+    with limited_disk(len(before)), pytest.raises(SaveError), Manifest(str(path), resume=True):
+        pass
+    assert path.read_bytes() == before
+    with Manifest(str(path), resume=True):
+        pass
+    assert path.read_bytes() == (before + b"\n" if before else b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_manifest_may_be_a_pipe(tmp_path: Any) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with Manifest(pipe, resume=False) as manifest:
+            manifest.append({"row": 1})
+        assert os.read(reader, 100) == b'{"row": 1}\n'
+    finally:
+        os.close(reader)

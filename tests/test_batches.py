@@ -166,6 +166,13 @@ def test_a_pattern_is_filled_in(pattern: str, filled: str) -> None:
     assert fill_pattern(pattern, FIELDS, PROMPT) == filled
 
 
+def test_several_long_fields_make_a_name_that_fits() -> None:
+    filled = fill_pattern("out/{a}{a}{a}{a}/{row}", {"a": "狐" * 100, "row": "00001"}, {})
+    folder, name, row = filled.split("/")
+    assert (folder, row) == ("out", "00001")
+    assert len(name.encode()) <= 255 and set(name) == {"狐"}
+
+
 @pytest.mark.parametrize("pattern", ["{rows}", "{KSampler.colour}", "{Nobody.text}", "{CON}", "{3.}"])
 def test_what_a_pattern_may_not_name_is_refused_with_what_it_may(pattern: str) -> None:
     with pytest.raises(UsageError) as caught:

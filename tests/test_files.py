@@ -8,10 +8,11 @@ import types
 from typing import Any, Iterator, List
 
 import pytest
+from support import limited_disk
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import SaveError
-from comfyui_runner.files import read_regular_file, save_bytes, write_file
+from comfyui_runner.files import make_writable_folder, read_regular_file, save_bytes, write_file, write_text_file
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, save_jobs
 from comfyui_runner.server import Server
@@ -123,6 +124,78 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
     with pytest.raises(OSError):
         write(tmp_path, "a.png")
     assert files_in(tmp_path) == []
+
+
+def test_on_a_full_disk_nothing_is_left_of_an_output(tmp_path: Any) -> None:
+    with limited_disk(2), pytest.raises(OSError):
+        write(tmp_path, "a.png")
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps lone surrogates in names")
+def test_what_the_file_system_cannot_encode_becomes_a_mark(tmp_path: Any) -> None:
+    make_writable_folder(str(tmp_path / "out\ud800"))
+    write_file(str(tmp_path / "out\ud800"), ["sub\udfff", "狐\ud800.png"], False, [b"x"])
+    write_text_file(str(tmp_path / "run\ud800.json"), "text")
+    assert files_in(tmp_path) == ["out_/sub_/狐_.png", "run_.json"]
+
+
+# -- files that a person names ---------------------------------------------------------------------
+
+
+def test_on_a_full_disk_a_text_that_is_there_stays(tmp_path: Any) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("old")
+    with limited_disk(4), pytest.raises(SaveError) as caught:
+        write_text_file(str(path), "a longer text")
+    assert caught.value.message.startswith(f"{path} cannot be written: File too large")
+    assert path.read_text() == "old" and files_in(tmp_path) == ["run.json"]
+
+
+def test_a_text_is_not_written_over_a_folder_or_beside_it(tmp_path: Any) -> None:
+    (tmp_path / "place").mkdir()
+    with pytest.raises(SaveError) as caught:
+        write_text_file(str(tmp_path / "place"), "text")
+    assert caught.value.message == f"{tmp_path / 'place'} cannot be written: it is a folder."
+    assert caught.value.remedy == "Name a file in it."
+    assert os.listdir(tmp_path) == ["place"] and files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_text_goes_where_a_link_leads(tmp_path: Any) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "mine.json")
+    for text in ("new", "newer"):
+        write_text_file(str(tmp_path / "link.json"), text)
+        assert (tmp_path / "link.json").is_symlink()
+        assert (tmp_path / "mine.json").read_text() == text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_text_for_a_device_goes_into_it(tmp_path: Any) -> None:
+    """By links: a program that is wrong would put a file in the place of the device."""
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "full").symlink_to("/dev/full")
+    write_text_file(str(tmp_path / "null"), "text")
+    with pytest.raises(SaveError, match="cannot be written: No space left on device"):
+        write_text_file(str(tmp_path / "full"), "text")
+    assert stat.S_ISCHR((tmp_path / "null").stat().st_mode) and stat.S_ISCHR((tmp_path / "full").stat().st_mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_text_for_a_pipe_needs_a_reader(tmp_path: Any) -> None:
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    with pytest.raises(SaveError, match="pipe cannot be written: "):
+        write_text_file(pipe, "text")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text_file(pipe, "text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+
+
+# -- what is read, and what is saved ---------------------------------------------------------------
 
 
 def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:

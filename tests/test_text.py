@@ -34,6 +34,7 @@ from comfyui_runner.text import (
     clean,
     duration,
     hide_secrets,
+    make_encodable,
     numbered_name,
     one_line,
     plain_json,
@@ -254,6 +255,25 @@ def test_a_long_name_keeps_its_ending() -> None:
     assert part == "a" * 190 + "." + "b" * 9
     (part,) = safe_path_parts("", "a." + "b" * 300)
     assert part == "a." + "b" * 198
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "made"),
+    [
+        ("a fox.png", "ascii", "a fox.png"),
+        ("狐狸 é fox.png", "ascii", "__ _ fox.png"),
+        ("狐 é.png", "latin-1", "_ é.png"),
+        ("狐\ud800.png", "utf-8", "狐_.png"),
+        ("aé" * 2000, "ascii", "a_" * 2000),
+    ],
+)
+def test_what_a_file_system_cannot_encode_is_replaced(name: str, encoding: str, made: str) -> None:
+    assert make_encodable(name, encoding) == made
+
+
+def test_bytes_of_a_name_that_python_keeps_as_surrogates_stay() -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    assert make_encodable(name, "utf-8", "surrogateescape") == name
 
 
 @pytest.mark.parametrize("mark", [".", " ", ". .", "\u00e9."])

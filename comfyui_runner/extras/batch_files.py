@@ -6,11 +6,14 @@ import contextlib
 import itertools
 import json
 import os
-from typing import Any, BinaryIO, Dict, Generator, Iterator, Mapping, Optional, TextIO
+import stat
+from io import FileIO
+from typing import Any, Dict, Generator, Iterator, Mapping, Optional, TextIO
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8
-from comfyui_runner.errors import UsageError
+from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
+from comfyui_runner.files import name_on_disk
 from comfyui_runner.loading import Loaded
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
@@ -120,39 +123,72 @@ class Manifest:
     """A line of JSON for each row that has ended. It is open in its ``with`` block.
 
     Raises UsageError if an earlier batch wrote it and ``resume`` is not given, if it cannot be read
-    and, at the beginning of the block, if it cannot be written.
+    and, at the beginning of the block, if it cannot be opened; SaveError if it cannot be written.
     """
 
     def __init__(self, path: str, resume: bool) -> None:
-        self.path = path
-        self._done = read_manifest(path, resume)
-        self._closing = contextlib.ExitStack()
-        self._file: Optional[BinaryIO] = None
+        self.path = name_on_disk(path)
+        self._done = read_manifest(self.path, resume)
+        self._file: Optional[FileIO] = None
 
     def __enter__(self) -> "Manifest":
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-            self._file = self._closing.enter_context(open(self.path, "ab"))
+            # Without a buffer, in which what could not be written would wait for the next try.
+            self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(f"The manifest {self.path} cannot be written: {reason}.") from None
-        if self._file.tell():
-            self._file.write(b"\n")  # after a crash the last line may be cut off
+            raise UsageError(self._describe_failure(error)) from None
+        try:
+            self._begin(self._file)
+        except SaveError:
+            self._file.close()
+            raise
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._closing.close()
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        try:
+            self._file.close()
+        except OSError as error:  # a network drive may notice only now that it is full
+            raise self._not_written(error) from None
+
+    def _begin(self, file: FileIO) -> None:
+        """Begins a line; in a new file, it only tries whether there is room for one."""
+        status = os.fstat(file.fileno())
+        is_new = status.st_size == 0
+        if not is_new:
+            self._write(b"\n")  # after a crash the last line may be cut off
+        elif stat.S_ISREG(status.st_mode):
+            self._write(b"\n")
+            file.truncate(0)
 
     def lists_as_done(self, row: Row) -> bool:
         """Whether an earlier batch has done this very row."""
         return self._done.get(row.number) == row_key(row.values)
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Writes a line, in one piece: a crash leaves no half-written row."""
-        assert self._file is not None
+        """Writes a line, whole or not at all. Raises SaveError."""
         line = json.dumps(plain_json(entry), ensure_ascii=False) + "\n"
-        self._file.write(line.encode(errors="replace"))
-        self._file.flush()
+        self._write(line.encode(errors="replace"))
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                written = self._file.write(data)
+                data = data[written:]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a pipe has no size
+                self._file.truncate(size)
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: OSError) -> SaveError:
+        remedy = "Make room there: with --resume, the rows that it does not list run again."
+        return SaveError(self._describe_failure(error), remedy)
+
+    def _describe_failure(self, error: OSError) -> str:
+        return f"The manifest {self.path} cannot be written: {error.strerror or error}."
 
 
 def read_manifest(path: str, resume: bool) -> Dict[int, str]:

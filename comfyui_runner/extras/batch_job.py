@@ -16,6 +16,7 @@ from comfyui_runner.errors import (
     ExitStatus,
     PromptRejected,
     RunnerError,
+    SaveError,
     ServerError,
     ServerGone,
     Stopped,
@@ -163,7 +164,7 @@ class BatchJob:
         self.tally = Tally(total)
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
-        self.fatal: Optional[ServerError] = None  #: why no row can run any more
+        self.fatal: Optional[RunnerError] = None  #: why no row can run any more
         self._reading = asyncio.Lock()
 
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
@@ -323,14 +324,20 @@ class BatchJob:
         self._end_row(attempt, ending.exit_status, ending.report["message"])
 
     def _end_row(self, attempt: Attempt, exit_status: ExitStatus, message: str) -> None:
-        """Writes a row's line of the manifest, counts it, and reports it."""
+        """Writes a row's line of the manifest, counts it, and reports it.
+
+        Where the line cannot be written, no more rows are begun: nobody would know of them.
+        """
         is_done = exit_status is ExitStatus.OK
         end: Dict[str, Any] = {
             "status": "done" if is_done else "failed",
             "exit_status": int(exit_status),
             "message": message,
         }
-        self.manifest.append({**attempt.entry, **end, "time": round(time.time(), 3)})
+        try:
+            self.manifest.append({**attempt.entry, **end, "time": round(time.time(), 3)})
+        except SaveError as error:
+            self.fatal = self.fatal or error
         if is_done:
             self.tally = self.tally._replace(done=self.tally.done + 1)
         else:
