@@ -6,14 +6,16 @@ shows: a page needs no permission to make the browser send a request.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
 import ipaddress
 import re
+import secrets
 import socket
 import threading
-from typing import FrozenSet, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from comfyui_runner.errors import UsageError
 from comfyui_runner.messages import Headers, HttpError, Request
@@ -37,6 +39,15 @@ PREFETCH_WORDS = ("prefetch", "prerender", "preview")
 #: them; after so many seconds without one they begin anew.
 FIRST_DELAY, LONGEST_DELAY, FORGET_FAILURES = 0.05, 5.0, 60.0
 
+#: So many wrong tokens are answered late at a time, of one address and of all.
+LATE_ANSWERS_OF_ONE, LATE_ANSWERS_OF_ALL = 4, 16
+
+#: So many addresses are remembered that have sent a wrong token.
+NETWORKS_REMEMBERED = 1000
+
+#: Characters of a SHA-256 digest in hexadecimal.
+DIGEST_LENGTH = 64
+
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 #: A Host header: a name or an address, in brackets if it has colons, and a port.
@@ -54,6 +65,7 @@ class Guard(NamedTuple):
     origins: FrozenSet[str] = frozenset()
     token: Optional[str] = None
     takes_any_address: bool = False
+    session_mark: str = ""  # of the cookies that this service has given out since its start
 
     def refusal(self, request: Request) -> Optional[HttpError]:
         """Why a request is refused, or None."""
@@ -189,9 +201,22 @@ class Guard(NamedTuple):
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
             return True
         return any(
-            _equal_in_constant_time(value, self.cookie_value())
+            _equal_in_constant_time(value[-DIGEST_LENGTH:], self._digest("value"))
             for value in self._cookies_of(request)
         )
+
+    def carries_guess(self, request: Request) -> bool:
+        """Whether the answer to ``request`` says whether a token is right that can be guessed.
+
+        The beginning of a cookie that was given out since the start cannot be guessed.
+        """
+        cookies = self._cookies_of(request)
+        is_our_session = self.session_mark != "" and any(
+            _equal_in_constant_time(value[:-DIGEST_LENGTH], self.session_mark) for value in cookies
+        )
+        if self.token is None or is_our_session:
+            return False
+        return "authorization" in request.headers or bool(cookies) or request.path == "/login"
 
     def _cookies_of(self, request: Request) -> List[str]:
         """The values of all cookies with the name of ours.
@@ -222,8 +247,11 @@ class Guard(NamedTuple):
         return f"{COOKIE}_{self._digest('name')[:8]}"
 
     def cookie_value(self) -> str:
-        """What the cookie of the login holds. The token cannot be read from it."""
-        return self._digest("value")
+        """What the cookie of the login holds. The token cannot be read from it.
+
+        It ends with what holds as long as the token does.
+        """
+        return self.session_mark + self._digest("value")
 
     def _digest(self, purpose: str) -> str:
         message = f"{COOKIE} {purpose}".encode()
@@ -231,23 +259,76 @@ class Guard(NamedTuple):
 
 
 class FailedGuesses:
-    """Slows down those who guess the token: all of them together, as an attacker can have many
-    addresses. The right token is never late."""
+    """Slows down those who guess the token.
+
+    Wrong tokens are answered late: all of them together, as an attacker can have many addresses.
+    A late answer holds a thread, so only a few are late at a time. Who has that many gets further
+    guesses refused without a look at them: an answer at once, whatever it is, would say whether a
+    guess was right. Times are on the monotonic clock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures = 0
         self._last_failure = float("-inf")
+        self._late_answers: Dict[str, int] = {}  # by network, while they are being delayed
+        self._failed_at: Dict[str, float] = {}  # the last failure by network, oldest first
 
-    def count_failure(self, now: float) -> float:
-        """Count one more failure, ``now`` on the monotonic clock: the seconds it has to wait."""
+    def may_guess(self, client: str, now: float) -> bool:
+        """Whether a token that comes from the address ``client`` is looked at."""
+        network = _network_of(client)
         with self._lock:
-            if now - self._last_failure > FORGET_FAILURES:
-                self._failures = 0
-            delay = FIRST_DELAY * 2.0 ** min(self._failures, 30)
-            self._failures += 1
-            self._last_failure = now
-            return min(delay, LONGEST_DELAY)
+            if self._late_answers.get(network, 0) >= LATE_ANSWERS_OF_ONE:
+                return False
+            is_full = sum(self._late_answers.values()) >= LATE_ANSWERS_OF_ALL
+            last_failure = self._failed_at.get(network, float("-inf"))
+            has_failed = now - last_failure <= FORGET_FAILURES
+            return not (is_full and has_failed)
+
+    @contextlib.contextmanager
+    def late_answer(self, client: str, now: float) -> Iterator[float]:
+        """Count one more failure: the seconds by which its answer, meanwhile, is late."""
+        network = _network_of(client)
+        with self._lock:
+            delay = self._count_failure(network, now)
+            is_full = sum(self._late_answers.values()) >= LATE_ANSWERS_OF_ALL
+            if is_full:
+                delay = 0.0
+            self._late_answers[network] = self._late_answers.get(network, 0) + 1
+        try:
+            yield delay
+        finally:
+            with self._lock:
+                self._late_answers[network] -= 1
+                if not self._late_answers[network]:
+                    del self._late_answers[network]
+
+    def _count_failure(self, network: str, now: float) -> float:
+        if now - self._last_failure > FORGET_FAILURES:
+            self._failures = 0
+        delay = FIRST_DELAY * 2.0 ** min(self._failures, 30)
+        self._failures += 1
+        self._last_failure = now
+        self._failed_at.pop(network, None)
+        self._failed_at[network] = now
+        if len(self._failed_at) > NETWORKS_REMEMBERED:
+            del self._failed_at[next(iter(self._failed_at))]
+        return min(delay, LONGEST_DELAY)
+
+
+def _network_of(client: str) -> str:
+    """An address; of IPv6 the first half, as a single machine has all addresses that begin so."""
+    address = parse_ip(client.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return client
+
+
+def too_many_guesses() -> HttpError:
+    """The answer to a token that is not looked at."""
+    message = "Too many wrong tokens came from this address: try again later."
+    headers = (("Retry-After", f"{LONGEST_DELAY:.0f}"),)
+    return HttpError(429, "too_many_guesses", message, headers=headers)
 
 
 def _asks_for_page(request: Request) -> bool:
@@ -367,6 +448,7 @@ def make_guard(
         origins=frozenset(origin.rstrip("/").lower() for origin in origins),
         token=token or None,
         takes_any_address=listens_on_all,
+        session_mark=secrets.token_hex(16),
     )
 
 

@@ -1,11 +1,13 @@
-"""Reading the body of an HTTP request, as far as its route wants it."""
+"""Reading the body of an HTTP request, as far as its route wants it, and no slower than allowed."""
 
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any, BinaryIO, Callable, Iterator
 
 from comfyui_runner.http_head import Head
+from comfyui_runner.limits import SERVICE_LIMITS, ServiceLimits, seconds_for_body
 from comfyui_runner.messages import HttpError
 from comfyui_runner.text import size_in_words
 
@@ -23,13 +25,27 @@ class RequestBody:
     """The body of one request.
 
     Nothing of it is read before a route asks for it: a request that is refused costs no transfer.
-    ``source`` is the file of the connection, ``send`` sends bytes to the client.
+    ``source`` is the file of the connection, ``send`` sends bytes to the client, ``set_timeout``
+    sets the seconds after which a read from ``source`` ends with socket.timeout.
     """
 
-    def __init__(self, head: Head, source: Any, send: Callable[[bytes], object]) -> None:
+    def __init__(
+        self,
+        head: Head,
+        source: Any,
+        send: Callable[[bytes], object],
+        set_timeout: Callable[[float], object],
+        limits: ServiceLimits = SERVICE_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.unread = head.body_length
+        self._length = head.body_length
         self._source = source
         self._send = send
+        self._set_timeout = set_timeout
+        self._limits = limits
+        self._clock = clock
+        self._began = 0.0  # when the first piece was waited for
         self._broke_off = False
         expectation = head.request.header("expect")
         #: the client waits for CONTINUE before it sends the body (curl does so with large files)
@@ -53,15 +69,21 @@ class RequestBody:
         if self._is_held_back:
             self._is_held_back = False
             self._send(CONTINUE)
+        self._began = self._clock()
         while self.unread:
-            yield self._read_piece()
+            yield self._read_piece(seconds_for_body(self._limits, self._length - self.unread))
 
-    def _read_piece(self) -> bytes:
+    def _read_piece(self, seconds: float) -> bytes:
+        """The next bytes. All of the body up to them may take ``seconds``. Raises HttpError."""
+        seconds_left = self._began + seconds - self._clock()
         try:
+            if seconds_left <= 0:
+                raise socket.timeout
+            self._set_timeout(min(seconds_left, self._limits.idle))
             piece: bytes = self._source.read1(min(self.unread, PIECE_SIZE))
         except socket.timeout:
             self._broke_off = True
-            raise HttpError(408, "timeout", "The body did not come in time.") from None
+            raise HttpError(408, "timeout", "The body comes too slowly.") from None
         except OSError:
             piece = b""
         if not piece:
@@ -74,9 +96,11 @@ class RequestBody:
         """Read what no route wanted, if it is little; whether the connection can be used again."""
         if self.unread and (self._is_held_back or self._broke_off or self.unread > SMALL_REST):
             return False
+        self._began = self._clock()
         try:
             while self.unread:
-                self._read_piece()
+                self._read_piece(self._limits.rest)
         except HttpError:
             return False
+        self._set_timeout(self._limits.idle)
         return True

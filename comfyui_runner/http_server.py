@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Set, Tuple
 from comfyui_runner import __version__
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.http_head import Head, HeadCutOff, parse_head
+from comfyui_runner.limits import SERVICE_LIMITS
 from comfyui_runner.messages import (
     HttpError,
     Request,
@@ -24,22 +25,13 @@ from comfyui_runner.messages import (
     error_response,
     security_headers,
 )
+from comfyui_runner.places import Places
 from comfyui_runner.service_routes import ServiceRoutes
-
-#: Connections that are served, and how many more for /health alone: a watchdog must not take a busy
-#: service for a dead one.
-CONNECTIONS, CONNECTIONS_FOR_HEALTH = 64, 8
-
-#: Seconds for a whole head, from its first byte.
-HEAD_SECONDS = 30.0
-
-#: Seconds between two pieces of a body or of an answer, and between two requests.
-CLIENT_SECONDS = 30.0
 
 #: Seconds between two looks for heads that take too long, and for the end of the service.
 POLL_SECONDS = 0.1
 
-#: Bytes that are sent at once. Each piece has CLIENT_SECONDS of its own.
+#: Bytes that are sent at once. Each piece has the idle time for itself.
 SEND_SIZE = 1 << 16
 
 #: Seconds, in all and for each piece, in which what a client still sends is taken before the
@@ -61,7 +53,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Called by the base class first."""
         super().setup()
-        self.connection.settimeout(self.server.client_seconds)
+        self.connection.settimeout(self.server.limits.idle)
 
     def handle_one_request(self) -> None:
         """Called by the base class until close_connection is set."""
@@ -70,8 +62,10 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             if not self.rfile.peek(1):  # type: ignore[attr-defined]
                 return  # the client closed the connection
             head = self._read_head()
-            self.server.busy.add(self.connection)
-            self._answer(head)
+            request = head.request._replace(client=str(self.client_address[0]))
+            if self._has_its_place(request):
+                self.server.busy.add(self.connection)
+                self._answer(head._replace(request=request))
         except HttpError as error:  # of a head: of a request, or of an answer that cannot be sent
             self.close_connection = True  # where the next request begins may not be certain
             self._send(error_response(error), UNREADABLE_REQUEST)
@@ -79,10 +73,17 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             pass  # the connection broke
         finally:
             self.server.busy.discard(self.connection)
+            self.server.places.wait(self.connection)
+
+    def _has_its_place(self, request: Request) -> bool:
+        """Whether the connection has not lost its place; who has the token keeps it from now on."""
+        guard = self.server.routes.guard
+        is_trusted = guard.token is None or guard.has_token(request)
+        return not is_trusted or self.server.places.hold(self.connection)
 
     def _read_head(self) -> Head:
         deadlines = self.server.deadlines
-        deadlines[self.connection] = time.monotonic() + self.server.head_seconds
+        deadlines[self.connection] = time.monotonic() + self.server.limits.head
         try:
             return parse_head(self.rfile.readline)
         except HeadCutOff:
@@ -93,10 +94,10 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             deadlines.pop(self.connection, None)
 
     def _answer(self, head: Head) -> None:
-        body = RequestBody(head, self.rfile, self.wfile.write)
-        request = head.request._replace(client=str(self.client_address[0]))
-        is_crowded = self.server.is_crowded(self.connection)
-        response = self.server.routes.respond(request, body, is_crowded)
+        set_timeout, limits = self.connection.settimeout, self.server.limits
+        body = RequestBody(head, self.rfile, self.wfile.write, set_timeout, limits)
+        is_crowded = self.server.places.is_crowded(self.connection)
+        response = self.server.routes.respond(head.request, body, is_crowded)
         can_go_on = (
             head.keeps_alive
             and not is_crowded  # its place is for others
@@ -104,6 +105,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             and body.skip_rest()
         )
         self.close_connection = not can_go_on
+        set_timeout(limits.idle)
         self._send(response, head.request)
         if self.close_connection and body.unread:
             self._linger(body.unread)
@@ -156,8 +158,7 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # Windows would let two services share a port
     request_queue_size = 128
-    head_seconds = HEAD_SECONDS
-    client_seconds = CLIENT_SECONDS
+    limits = SERVICE_LIMITS
 
     def __init__(self, routes: ServiceRoutes, host: str, port: int) -> None:
         self.routes = routes
@@ -167,8 +168,7 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
         )
         #: connection -> when its head must have come
         self.deadlines: Dict[Any, float] = {}
-        #: connection -> whether it came when all places were taken
-        self.open: Dict[Any, bool] = {}
+        self.places = Places()
         #: connections that are being answered
         self.busy: Set[Any] = set()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -179,21 +179,19 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def is_crowded(self, connection: Any) -> bool:
-        """Whether ``connection`` may ask for /health alone."""
-        return self.open.get(connection, False)
-
     def process_request(self, request: Any, client_address: Any) -> None:
         """Called by the base class for each new connection."""
-        if len(self.open) >= CONNECTIONS + CONNECTIONS_FOR_HEALTH:
+        entry = self.places.enter(request)
+        if entry.loser is not None:
+            _shut_down(entry.loser, socket.SHUT_RDWR)  # its thread sees that and ends
+        if entry.is_let_in:
+            super().process_request(request, client_address)
+        else:
             self.shutdown_request(request)
-            return
-        self.open[request] = len(self.open) >= CONNECTIONS
-        super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Called by the base class at the end of each connection."""
-        self.open.pop(request, None)
+        self.places.leave(request)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
@@ -203,10 +201,7 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
         for connection, deadline in late:
             if now > deadline:
                 self.deadlines.pop(connection, None)
-                try:
-                    connection.shutdown(socket.SHUT_RD)  # its thread answers 408
-                except OSError:
-                    pass  # it was closed meanwhile
+                _shut_down(connection, socket.SHUT_RD)  # its thread answers 408
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Connections that break are not worth a message."""
@@ -221,3 +216,11 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
         deadline = time.monotonic() + seconds
         while self.busy and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+def _shut_down(connection: Any, how: int) -> None:
+    """Have the thread of ``connection`` read no more."""
+    try:
+        connection.shutdown(how)
+    except OSError:
+        pass  # it was closed meanwhile

@@ -21,3 +21,25 @@ class Limits(NamedTuple):
 
 
 DEFAULT_LIMITS = Limits()
+
+
+class ServiceLimits(NamedTuple):
+    """How long clients of continuous mode may take, in seconds.
+
+    Whoever is too slow holds a place that others need.
+    """
+
+    head: float = 10.0  # a whole head, from its first byte
+    idle: float = 30.0  # between two pieces of a body or of an answer, and between two requests
+    body: float = 3600.0  # a whole body
+    body_grace: float = 20.0  # a body may be slower than body_rate for so long
+    body_rate: float = 4096.0  # bytes a second of a body, on average: a third of what EDGE brings
+    rest: float = 2.0  # what no route wanted of a body, so that the connection can be used again
+
+
+SERVICE_LIMITS = ServiceLimits()
+
+
+def seconds_for_body(limits: ServiceLimits, received: int) -> float:
+    """How long a body may take of which so many bytes have come, until the next piece comes."""
+    return min(limits.body, limits.body_grace + received / limits.body_rate)

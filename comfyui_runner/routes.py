@@ -24,7 +24,7 @@ class Route(NamedTuple):
     summary: str
     statuses: Tuple[
         int, ...
-    ]  # of its own: any route may answer 400, 401, 403, 408, 411, 413, 431 and 503
+    ]  # of its own: any route may answer 400, 401, 403, 408, 411, 413, 429, 431, 503
     curl: str = ""  # arguments of an example; {url} is the service's address, {body} is ``body``
     body: str = ""  # an example of the JSON that it takes
 

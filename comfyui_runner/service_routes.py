@@ -11,7 +11,7 @@ from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, 
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
 from comfyui_runner.forms import check_form
-from comfyui_runner.guard import FailedGuesses, starts_or_changes, url_of_host
+from comfyui_runner.guard import FailedGuesses, starts_or_changes, too_many_guesses, url_of_host
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
@@ -49,6 +49,9 @@ INTERRUPT_WAIT = 5.0
 #: What is not done for HEAD: asking must not start anything.
 NOT_FOR_HEAD = ("start_run", "get_events")
 
+#: Bytes of the body of POST /login, which is read without a token.
+LOGIN_LIMIT = 4096
+
 #: Seconds that the cookie of the login is kept: a year.
 COOKIE_SECONDS = 365 * 24 * 60 * 60
 
@@ -72,6 +75,8 @@ class ServiceRoutes:
                 raise too_many_connections()
             if request.method == "OPTIONS":
                 return options_response(request.path)
+            if self.guard.carries_guess(request) and not self._may_guess(request):
+                raise too_many_guesses()
             refusal = self.guard.refusal(request)
             if refusal is not None:
                 raise refusal
@@ -85,8 +90,12 @@ class ServiceRoutes:
             if starts_or_changes(request) or is_wrong_guess:
                 self.service.note_refusal(refusal_of(request, error))
             if is_wrong_guess:
-                time.sleep(self.failed_guesses.count_failure(time.monotonic()))
+                with self.failed_guesses.late_answer(request.client, time.monotonic()) as seconds:
+                    time.sleep(seconds)
             return error_response(error)
+
+    def _may_guess(self, request: Request) -> bool:
+        return self.failed_guesses.may_guess(request.client, time.monotonic())
 
     def _call(
         self, route: Route, parts: Mapping[str, str], request: Request, body: RequestBody
@@ -174,7 +183,7 @@ class RouteCall:
 
     def log_in(self) -> Response:
         """A cookie for the token."""
-        fields = self.read_fields({"token": str}, {})
+        fields = parse_fields(self.body.read(LOGIN_LIMIT), {"token": str}, {})
         if not self.guard.is_token(fields["token"]):
             raise HttpError(403, "wrong_token", "This is not the token.")
         cookie = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Any, Dict
 
@@ -279,10 +280,66 @@ def test_two_services_on_one_host_have_cookies_of_their_own() -> None:
 
 def test_each_wrong_token_is_answered_later_than_the_one_before() -> None:
     guesses = FailedGuesses()
-    assert [guesses.count_failure(float(now)) for now in range(9)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert {guesses.count_failure(10.0) for _ in range(5000)} == {5.0}
-    assert guesses.count_failure(69.0) == 5.0
-    assert guesses.count_failure(200.0) == 0.05
+
+    def delay(now: float) -> float:
+        with guesses.late_answer(f"192.0.2.{now:.0f}", now) as seconds:  # all of them together
+            return seconds
+
+    assert [delay(float(now)) for now in range(9)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert {delay(10.0) for _ in range(5000)} == {5.0}
+    assert delay(69.0) == 5.0
+    assert delay(200.0) == 0.05
+
+
+def test_who_has_four_answers_outstanding_is_not_listened_to() -> None:
+    guesses = FailedGuesses()
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            assert guesses.may_guess("192.0.2.1", 0.0)
+            assert stack.enter_context(guesses.late_answer("192.0.2.1", 0.0)) > 0
+        assert not guesses.may_guess("192.0.2.1", 0.0)
+        assert guesses.may_guess("192.0.2.2", 0.0)
+    assert guesses.may_guess("192.0.2.1", 0.0)
+
+
+def test_one_machine_has_all_addresses_of_its_network() -> None:
+    guesses = FailedGuesses()
+    with contextlib.ExitStack() as stack:
+        for number in range(4):
+            stack.enter_context(guesses.late_answer(f"2001:db8::{number}%eth0", 0.0))
+        assert not guesses.may_guess("2001:db8::ffff", 0.0)
+        assert guesses.may_guess("2001:db8:0:1::1", 0.0)
+        assert guesses.may_guess("::ffff:192.0.2.1", 0.0)
+
+
+def test_of_many_guessers_each_has_one_guess_a_minute() -> None:
+    guesses = FailedGuesses()
+    with contextlib.ExitStack() as stack:
+        for number in range(16):
+            assert stack.enter_context(guesses.late_answer(f"192.0.2.{number}", 0.0)) > 0
+        assert guesses.may_guess("192.0.2.99", 0.0)
+        with guesses.late_answer("192.0.2.99", 0.0) as seconds:
+            assert seconds == 0.0  # no more threads are held
+        assert not guesses.may_guess("192.0.2.99", 59.0)
+        assert guesses.may_guess("192.0.2.99", 61.0)
+        assert guesses.may_guess("192.0.2.100", 59.0)
+    for number in range(2000):
+        with guesses.late_answer(f"10.0.{number // 256}.{number % 256}", 0.0):
+            pass
+    assert len(guesses._failed_at) == 1000
+
+
+def test_a_session_of_this_service_is_not_a_guess() -> None:
+    guard, restarted = (make_guard("0.0.0.0", "s3cret", False, [], []) for _ in range(2))
+    name = guard.cookie_name()
+    ours = request(cookie=f"{name}={guard.cookie_value()}")
+    assert guard.has_token(ours) and not guard.carries_guess(ours)
+    assert restarted.has_token(ours) and restarted.carries_guess(ours)
+    assert guard.carries_guess(request(authorization="Bearer s3cret"))
+    assert guard.carries_guess(request("POST", "/login"))
+    assert guard.carries_guess(request(cookie=f"{name}={guard.cookie_value()[-64:]}"))
+    assert not guard.carries_guess(request())
+    assert not OPEN.carries_guess(request(authorization="Bearer x"))
 
 
 def test_a_guess_is_a_request_with_a_wrong_token_and_not_one_without() -> None:

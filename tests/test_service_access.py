@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import http.client
 import os
 import re
+import sys
 import time
 from typing import Any, Callable
 
 import pytest
-from served import LOADER, Json, Make, Middleware
+from served import LOADER, Json, Make, Middleware, read_answer
 from support import FAST, ROOT, run, wait_until
 
 from comfyui_runner.errors import ExitStatus
@@ -178,6 +181,38 @@ def test_guessing_the_token_takes_longer_and_longer(simulator: Any) -> None:
         assert seconds(401, lambda: program.get("/status")) < 1.5
     finally:
         assert program.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
+def test_64_who_guess_do_not_keep_others_out(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--token", "s3cret", is_open=False)
+    login = service.post("/login", {"token": "s3cret"})
+    session = {"Cookie": login.headers["set-cookie"].partition(";")[0]}
+    for _ in range(7):  # from now on wrong tokens are answered 5 seconds late
+        with service.listener.routes.failed_guesses.late_answer("192.0.2.1", time.monotonic()):
+            pass
+    guess = b"GET /status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer wrong\r\n\r\n"
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        guessers = [stack.enter_context(service.connect()) for _ in range(64)]
+        for connection in guessers[:4]:
+            connection.sendall(guess)
+        late_answers = service.listener.routes.failed_guesses._late_answers
+        wait_until(lambda: late_answers.get("127.0.0.1") == 4, what="the late answers")
+        for connection in guessers[4:]:
+            connection.sendall(guess)
+        for connection in guessers[4:]:
+            with connection.makefile("rb") as file:
+                answer = read_answer(file)
+            assert (answer.status, answer.error) == (429, "too_many_guesses")
+            assert answer.headers["retry-after"] == "5"
+        elsewhere = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20.0, source_address=("127.0.0.2", 0))
+        elsewhere.request("GET", "/status", headers={"Authorization": "Bearer s3cret"})
+        assert elsewhere.getresponse().status == 200
+        elsewhere.close()
+        assert service.call("GET", "/status", None, session).status == 200
+        assert late_answers["127.0.0.1"] == 4  # all of that while those four wait
+    assert time.monotonic() - began < 60.0
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])

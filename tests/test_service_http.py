@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
+import threading
 import time
-from typing import Any
+from typing import Any, List
 
 import pytest
-from served import TEXTS, Middleware, read_answer
+from served import TEXTS, Make, Middleware, read_answer
 from support import node, wait_until
 
+from comfyui_runner.limits import SERVICE_LIMITS
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ROUTES
 
@@ -218,7 +222,7 @@ def test_a_body_that_breaks_off_changes_nothing(service: Middleware) -> None:
 def test_a_body_that_does_not_come_ends_the_connection(
     service: Middleware, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(service.listener, "client_seconds", 0.2)
+    monkeypatch.setattr(service.listener, "limits", SERVICE_LIMITS._replace(idle=0.2))
     head = b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n{"
     with service.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head % size)
@@ -250,13 +254,13 @@ def test_no_answer_has_what_json_cannot_hold(service: Middleware) -> None:
 
 @pytest.mark.parametrize("part", [b"G", b"GET /queue HTTP/1.1\r\n", b"GET /queue HTTP/1.1\r\nHost: localhost\r\nX: "])
 def test_a_head_that_takes_too_long_is_cut_off(service: Middleware, comfyui: Any, part: bytes) -> None:
-    wait_until(lambda: not service.listener.open)
+    wait_until(lambda: not len(service.listener.places))
     began = time.monotonic()
     with service.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(part)
         wait_until(lambda: service.listener.deadlines, 2.0, "a deadline")
         (slow,) = service.listener.deadlines
-        assert 25.0 < service.listener.deadlines[slow] - began < 35.0
+        assert 8.0 < service.listener.deadlines[slow] - began < 15.0
         service.listener.deadlines[slow] = 0.0
         answer = read_answer(file)
         assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -265,31 +269,86 @@ def test_a_head_that_takes_too_long_is_cut_off(service: Middleware, comfyui: Any
 
 
 def test_64_connections_are_served_and_8_more_for_health(service: Middleware) -> None:
-    wait_until(lambda: not service.listener.open)
-    connections = [service.connect() for _ in range(64)]
+    wait_until(lambda: not len(service.listener.places))
+    connections: List[socket.socket] = []
     try:
-        wait_until(lambda: len(service.listener.open) == 64)
+        for _ in range(64):
+            service.events()
+        assert len(service.listener.places) == 64
         with service.connect() as crowded, crowded.makefile("rb") as file:
             crowded.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
             answer = read_answer(file)
             assert (answer.status, answer.error) == (503, "too_many_connections")
             assert "retry-after" in answer.headers and answer.headers["connection"] == "close"
             assert file.read() == b""  # its place is free for others
-        wait_until(lambda: len(service.listener.open) == 64)
+        wait_until(lambda: len(service.listener.places) == 64)
         assert service.get("/health").status == 200
-        wait_until(lambda: len(service.listener.open) == 64)
+        wait_until(lambda: len(service.listener.places) == 64)
         connections += [service.connect() for _ in range(8)]
-        wait_until(lambda: len(service.listener.open) == 72)
+        wait_until(lambda: len(service.listener.places) == 72)
         with service.connect() as beyond:
             assert beyond.recv(1) == b""
         connections.pop().close()
-        wait_until(lambda: len(service.listener.open) == 71)
+        wait_until(lambda: len(service.listener.places) == 71)
         assert service.get("/health").status == 200
     finally:
+        service.end_streams()
         for connection in connections:
             connection.close()
-    wait_until(lambda: not service.listener.open)
+    wait_until(lambda: not len(service.listener.places))
     assert service.get("/status").status == 200
+
+
+def test_a_body_that_drips_is_cut_off(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = SERVICE_LIMITS._replace(body_grace=0.5, body_rate=1e9)
+    monkeypatch.setattr(service.listener, "limits", limits)
+    head = b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head)
+        over = threading.Event()
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(0.02):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            answer = read_answer(file)
+        finally:
+            over.set()
+            thread.join()
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert "too slowly" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("part", [b"", b"GET /status HTTP/1.1\r\nHost: ", b"POST /login HTTP/1.1\r\n"
+                                  b"Host: localhost\r\nContent-Length: 100\r\n\r\n{"])  # fmt: skip
+def test_who_does_not_show_the_token_loses_a_place_to_a_new_connection(
+    make_middleware: Make, simulator: Any, part: bytes
+) -> None:
+    service = make_middleware(simulator, "--token", "s3cret", prompt=TEXTS, is_open=False)
+    with_token = {"Authorization": "Bearer s3cret"}
+    used = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20.0)
+    used.request("GET", "/events", headers=with_token)
+    stream = used.getresponse()
+    connections = [service.connect() for _ in range(63)]
+    try:
+        for connection in connections:
+            connection.sendall(part)
+        wait_until(lambda: len(service.listener.places) == 64)
+        for _ in range(3):
+            assert service.call("GET", "/status", None, with_token).status == 200
+        assert connections[0].recv(1) == b""
+        connections[-1].settimeout(0.0)
+        with pytest.raises(BlockingIOError):
+            connections[-1].recv(1)
+        assert stream.readline() == b"event: state\n"
+    finally:
+        used.close()
+        for connection in connections:
+            connection.close()
 
 
 def test_text_that_is_not_unicode_is_refused(service: Middleware) -> None:

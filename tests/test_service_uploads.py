@@ -187,7 +187,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing_in_comfyui(service
     head = "POST /upload/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
     with service.connect() as connection:
         connection.sendall((head % (content_type, len(body))).encode() + body[:200000])
-    wait_until(lambda: not service.listener.open, what="the end of the connection")
+    wait_until(lambda: not len(service.listener.places), what="the end of the connection")
     assert uploads(comfyui) == 0
     assert files(comfyui) == before
     assert service.held() == LOADER
