@@ -132,7 +132,8 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                 await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
                 prompt = complete_prompt(workflow, uploaded)  # draws seeds, where they are random
-                run = session.new_run(prompt, console.prompt_id, workflow.extra(prompt))
+                extra = workflow.extra(prompt)
+                run = session.new_run(prompt, console.prompt_id, extra, workflow.origin)
 
                 # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.
                 watch = Watch(session, run, settings, console)

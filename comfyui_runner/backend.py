@@ -8,6 +8,7 @@ from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.nodes import class_of
 from comfyui_runner.problems import Problem
+from comfyui_runner.remedies import Origin, add_remedies
 from comfyui_runner.server import Server, split_look_up
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
 from comfyui_runner.threads import bounded
@@ -137,7 +138,7 @@ class Backend:
                 break  # the next ones would fail as slowly
         return self.object_info
 
-    def find_problems(self, prompt: JsonObject) -> Tuple[JsonObject, List[Problem]]:
+    def find_problems(self, prompt: JsonObject, origin: Origin) -> Tuple[JsonObject, List[Problem]]:
         """What is known of the nodes of ``prompt``, and what ComfyUI would refuse of it."""
         # Only the start of the service and PUT /workflow need it.
         from comfyui_runner.extras.checks import check_prompt
@@ -147,7 +148,7 @@ class Backend:
         if problems:  # what was wrong when it was last looked up may have come meanwhile
             object_info = self.look_up(prompt, {problem.node_id for problem in problems})
             problems = check_prompt(prompt, object_info)
-        return object_info, problems
+        return object_info, add_remedies(problems, prompt, origin)
 
     def look_up_all(self, classes: Optional[Iterable[str]]) -> JsonObject:
         """The definitions of every class, not only ``classes``. Raises HttpError, ServerError."""

@@ -22,6 +22,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
+from comfyui_runner.remedies import Origin
 from comfyui_runner.server import Server
 from comfyui_runner.text import JsonObject, one_line
 
@@ -111,6 +112,11 @@ class HeldWorkflow:
     def path(self) -> str:
         """The path of the file, or the name that a client gave; "" if it gave none."""
         return self._before_edits.path
+
+    @property
+    def origin(self) -> Origin:
+        """What helps to explain what is wrong with it; no files, as clients cannot name ours."""
+        return self._before_edits.origin._replace(folder=None)
 
     def _original(self) -> Loaded:
         """The workflow of the name that is shown; without a name, that of the file."""

@@ -47,14 +47,13 @@ from comfyui_runner.errors import UsageError, WorkflowError
 from comfyui_runner.files import read_head, read_regular_file
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import (
-    MODEL_ENDINGS,
     InputRef,
     class_of,
     inputs_of,
     node_in_words,
     spec_of,
 )
-from comfyui_runner.problems import Problem
+from comfyui_runner.remedies import Origin
 from comfyui_runner.settings import Settings
 from comfyui_runner.summary import Summary, summarize
 from comfyui_runner.text import JsonObject, as_dict
@@ -161,6 +160,11 @@ class Loaded(NamedTuple):
     uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
     object_info: Mapping[str, Any] = {}  # empty where it was not needed
     extra_data: Mapping[str, Any] = {}  # of the file; it may contain secrets
+
+    @property
+    def origin(self) -> Origin:
+        """What helps to explain what is wrong with the prompt."""
+        return Origin(self.workflow or {}, os.path.dirname(self.path))
 
     def summary(self) -> Summary:
         """What a person is shown before a run. Seeds to be drawn are not those of the file."""
@@ -392,36 +396,3 @@ def _check_one_file_each(uploads: Iterable[Tuple[InputRef, str]], prompt: JsonOb
                 "workflow with each of them, use --batch.",
             )
         files[ref] = file
-
-
-# -- files that the server does not have -----------------------------------------------------------
-
-
-def offer_uploads(problems: Iterable[Problem], workflow_folder: str) -> List[Problem]:
-    """``problems``, with what to type where a file that the server lacks is on this machine.
-
-    The file is looked for in the current folder and in ``workflow_folder``.
-    """
-    offered = []
-    for problem in problems:
-        path = path_on_this_machine(problem, workflow_folder)
-        if path is not None:
-            hint = f'It is on this machine: --image "{problem.node_id}={path}" uploads it.'
-            problem = problem._replace(hints=(hint,))
-        offered.append(problem)
-    return offered
-
-
-def path_on_this_machine(problem: Problem, workflow_folder: str) -> Optional[str]:
-    """The path of the file that ``problem`` says the server lacks, or None.
-
-    Models are not uploaded.
-    """
-    value = problem.value
-    is_about_a_file = problem.type in ("custom_validation_failed", "value_not_in_list")
-    if not is_about_a_file or not isinstance(value, str) or value.lower().endswith(MODEL_ENDINGS):
-        return None
-    for path in (value, os.path.join(workflow_folder, value)):
-        if os.path.isfile(path):
-            return path
-    return None

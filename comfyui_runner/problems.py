@@ -298,9 +298,22 @@ def _explain_custom_validation(error: _NodeError) -> Problem:
     if "Invalid" not in error.details or "file" not in error.details:
         return _explain_other_error(error)
     reason = error.details.partition(" - ")[2] or error.details
+    message = f"{error.problem.input}: {reason}."
+    value = str(error.problem.value)
+    if value.endswith(" [output]"):
+        return error.to_problem(
+            message,
+            "It is looked for in ComfyUI's output folder: run what makes it first, or name a "
+            "file that is there.",
+        )
+    if value.endswith(" [temp]"):
+        return error.to_problem(
+            message,
+            "It is looked for in ComfyUI's temp folder, which is emptied when ComfyUI starts: run "
+            "what makes it again, or name another file.",
+        )
     return error.to_problem(
-        f"{error.problem.input}: {reason}.",
-        "Upload the file to ComfyUI's input folder, or name one that is there.",
+        message, "Upload the file to ComfyUI's input folder, or name one that is there."
     )
 
 

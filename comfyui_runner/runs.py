@@ -9,6 +9,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.events import Preview
 from comfyui_runner.nodes import class_of, planned_nodes
 from comfyui_runner.problems import Problem
+from comfyui_runner.remedies import NO_ORIGIN
 from comfyui_runner.reports import PROGRESS_INTERVAL, Throttle
 from comfyui_runner.state import Phase, PromptState
 
@@ -27,6 +28,7 @@ class Run:
 
         # Submitting.
         self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
+        self.origin = NO_ORIGIN  #: what helps to explain why it is refused
         self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
         self.problems: List[Problem] = []  #: what the server refused of it, in words

@@ -43,6 +43,7 @@ from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.problems import Problem
 from comfyui_runner.refusals import Refusal, RefusalLog
+from comfyui_runner.remedies import Origin
 from comfyui_runner.reports import (
     ENTRIES_SHOWN,
     Report,
@@ -153,7 +154,8 @@ class Service:
 
         Where it comes back and refuses the same, nothing is shown again.
         """
-        _, problems = await in_thread(self.backend.find_problems, self.held.now.prompt)
+        prompt, origin = self.held.now.prompt, self.held.origin
+        _, problems = await in_thread(self.backend.find_problems, prompt, origin)
         if not problems or problems == self._problems:
             return
         self._problems = problems
@@ -206,10 +208,12 @@ class Service:
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
-    async def launch(self, prompt: Prompt, extra: JsonObject) -> Tuple[RunRecord, JsonObject]:
+    async def launch(
+        self, prompt: Prompt, extra: JsonObject, origin: Origin
+    ) -> Tuple[RunRecord, JsonObject]:
         """Submit a run and follow it: its record, and ComfyUI's answer.
 
-        ``extra`` are more fields of POST /prompt.
+        ``extra`` are more fields of POST /prompt; ``origin`` helps to explain a refusal.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id in ``extra`` is taken, and
         what Session.submit() raises.
@@ -218,7 +222,7 @@ class Service:
         prompt_id = extra.get("prompt_id")
         if prompt_id is not None:
             await self._require_new(prompt_id, session)
-        run = session.new_run(prompt, prompt_id or new_uuid(), extra)
+        run = session.new_run(prompt, prompt_id or new_uuid(), extra, origin)
         run.patience = POST_PATIENCE
         record = RunRecord(run, session)
         if not self.records.add(record, self.options.max_queue):
@@ -280,7 +284,6 @@ class Service:
             answer = await session.submit(run)
             await session.look(run)
         except PromptRejected as error:
-            run.problems = error.problems = await session.explain(error.answer, run.prompt)
             error.message = add_first_problem(error.message, run.problems)
             await self._end(record, error.message)
             raise
@@ -385,12 +388,14 @@ class Service:
             raise HttpError(503, "service_stopping", message)
         self.backend.require_connection()
 
-    def start(self, prompt: Prompt, extra: JsonObject) -> Tuple[RunRecord, JsonObject]:
+    def start(
+        self, prompt: Prompt, extra: JsonObject, origin: Origin
+    ) -> Tuple[RunRecord, JsonObject]:
         """launch(), from a thread."""
         self.require_comfyui()
         limits = self.backend.server.limits
         seconds = limits.post + limits.give_up + 10.0
-        record, answer = self.run_in_loop(self.launch(prompt, extra), seconds)
+        record, answer = self.run_in_loop(self.launch(prompt, extra, origin), seconds)
         return record, answer
 
     def cancel(self, record: RunRecord) -> None:

@@ -31,6 +31,7 @@ from comfyui_runner.messages import (
 )
 from comfyui_runner.nodes import InputRef, class_of, quote_name
 from comfyui_runner.refusals import Refusal
+from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
@@ -217,7 +218,8 @@ class RouteCall:
         document = parse_document(self.body.read(JSON_LIMIT), "The body")
         conversion = make_prompt(document, self.backend.look_up_all)
         prompt = conversion.prompt
-        object_info, problems = self.backend.find_problems(prompt)
+        origin = Origin(document.workflow or {})
+        object_info, problems = self.backend.find_problems(prompt, origin)
         listed = [problem_as_json(problem) for problem in problems]
         if any(problem.type == "missing_node_type" for problem in problems):
             missing = [problem for problem in problems if problem.type == "missing_node_type"]
@@ -358,7 +360,7 @@ class RouteCall:
         """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
         prompt, extra = self.held.take_for_run(self.backend.object_info)
         try:
-            record, _ = self.service.start(prompt, extra)
+            record, _ = self.service.start(prompt, extra, self.held.origin)
         except PromptRejected as error:
             problems = [problem_as_json(problem) for problem in error.problems]
             details = {"problems": problems, "answer": error.answer}
@@ -373,10 +375,13 @@ class RouteCall:
     def post_prompt(self) -> Response:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
         prompt, extra = split_prompt_body(parse_object(self.body.read(JSON_LIMIT)))
+        origin = Origin(workflow_in_extra(extra))
         if prompt is None:
+            origin = self.held.origin
             prompt, extra = self.held.take_for_run(self.backend.object_info)
         check_prompt_request(prompt, extra)
-        _, answer = self.service.start(prompt, extra)  # PromptRejected: its answer is passed on
+        # PromptRejected: its answer is passed on.
+        _, answer = self.service.start(prompt, extra, origin)
         return json_response(200, answer)
 
     def interrupt_run(self) -> Response:

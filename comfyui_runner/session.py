@@ -10,15 +10,18 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
+    PromptRejected,
     PromptUnknown,
     RunnerError,
+    ServerAnswer,
     ServerError,
     ServerGone,
     ServerUnreachable,
 )
 from comfyui_runner.events import Event, MessageData, parse_message, prompts_remaining
-from comfyui_runner.nodes import node_title, planned_nodes
+from comfyui_runner.nodes import class_of, node_title, planned_nodes
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
+from comfyui_runner.remedies import NO_ORIGIN, Origin, add_remedies
 from comfyui_runner.reports import Report, changes, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
@@ -72,6 +75,24 @@ def is_lost(server: Server, error: ServerError) -> bool:
     if isinstance(error, ServerGone):
         return True
     return bool(server.affinity) and may_be_retried(error)
+
+
+def is_failure_of_comfyui(error: RunnerError) -> bool:
+    """Whether ComfyUI raised over a prompt, as it does where its validation meets what is odd."""
+    return isinstance(error, ServerAnswer) and error.status == 500 and not error.from_proxy
+
+
+def as_rejection(error: RunnerError, problems: List[Problem]) -> PromptRejected:
+    """The 500 of a POST /prompt as a refusal of the prompt, with ``problems`` that explain it.
+
+    Its ``answer`` has the form of ComfyUI's other refusals.
+    """
+    details = "\n".join(problem.message for problem in problems)
+    failure = {"type": "comfyui_failed", "message": error.message, "details": details}
+    answer = {"error": {**failure, "extra_info": {}}, "node_errors": {}}
+    rejection = PromptRejected(error.message, error.remedy, answer=answer)
+    rejection.problems = problems
+    return rejection
 
 
 class Session:
@@ -154,15 +175,22 @@ class Session:
 
     # -- runs ------------------------------------------------------------------------------------
 
-    def new_run(self, prompt: Prompt, prompt_id: str, extra: Mapping[str, Any] = {}) -> Run:
+    def new_run(
+        self,
+        prompt: Prompt,
+        prompt_id: str,
+        extra: Mapping[str, Any] = {},
+        origin: Origin = NO_ORIGIN,
+    ) -> Run:
         """A run of ``prompt`` under ``prompt_id``, a new UUID.
 
-        ``extra`` are more fields of POST /prompt.
+        ``extra`` are more fields of POST /prompt; ``origin`` helps to explain why it is refused.
         """
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         if not self.connected:
             run.note_gap()
         run.extra = extra
+        run.origin = origin
         self._runs[prompt_id] = run
         return run
 
@@ -213,14 +241,23 @@ class Session:
     async def submit(self, run: Run) -> Dict[str, Any]:
         """Submits ``run`` and reports what the server refused of it.
 
-        Returns the server's answer, {} if it was lost. Raises PromptRejected or ServerError if the
-        prompt could not be submitted.
+        Returns the server's answer, {} if it was lost. Raises PromptRejected, with ``problems``
+        that say why, or ServerError if the prompt could not be submitted.
         """
         try:
             answer = await self._submit_once(run)
-        except RunnerError:
+        except PromptRejected as error:
             self._change(run, run.state._replace(phase=Phase.REJECTED))
+            run.problems = error.problems = await self._explain(error.answer, run)
             raise
+        except RunnerError as error:
+            self._change(run, run.state._replace(phase=Phase.REJECTED))
+            if not is_failure_of_comfyui(error):
+                raise
+            run.problems = await self._explain({}, run)
+            if not run.problems:
+                raise
+            raise as_rejection(error, run.problems) from None
         if run.dropped or answer.get("node_errors"):
             await self._report_refused_parts(run, answer)
         return answer
@@ -339,14 +376,31 @@ class Session:
         message = f"ComfyUI refused a part of the workflow and runs the rest; without: {missing}."
         self.report(run, {"event": "notice", "message": message})
 
-        run.problems = await self.explain(answer, run.prompt)
+        run.problems = await self._explain(answer, run)
         for problem in run.problems:
             self.report(run, problem_report(problem))
 
-    async def explain(self, answer: Mapping[str, Any], prompt: Prompt) -> List[Problem]:
-        """explain_answer() with what it needs of object_info, as far as the server gives it."""
+    async def _explain(self, answer: Mapping[str, Any], run: Run) -> List[Problem]:
+        """All that is wrong with the prompt of ``run``, by the server's ``answer`` to it.
+
+        Where that names no node, the prompt is looked at as by --check. Definitions are used as far
+        as the server gives them.
+        """
+        prompt = run.prompt
         definitions = await self._look_up(classes_to_look_up(answer, prompt))
-        return explain_answer(answer, prompt, definitions)
+        problems = explain_answer(answer, prompt, definitions)
+        names_a_node = any(problem.node_id for problem in problems)
+        if not names_a_node:
+            # Only such a refusal needs it.
+            from comfyui_runner.extras.checks import check_prompt
+
+            definitions = await self._look_up(
+                sorted({class_of(prompt, key) for key in prompt} - {""})
+            )
+            types = {problem.type for problem in problems}
+            found = check_prompt(prompt, definitions)
+            problems += [problem for problem in found if problem.type not in types]
+        return add_remedies(problems, prompt, run.origin)
 
     async def _look_up(self, classes: Sequence[str]) -> Dict[str, Any]:
         """The definitions of ``classes``, without those that could not be read."""

@@ -45,7 +45,7 @@ _BOOLEANS = {
 }
 
 #: The folder where ComfyUI looks for what a loader's input names (its folder_paths.py).
-_MODEL_FOLDERS = {
+MODEL_FOLDERS = {
     "ckpt_name": "checkpoints",
     "lora_name": "loras",
     "vae_name": "vae",
@@ -176,7 +176,7 @@ def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: 
         hints.append(f"Nearest: {nearest_first(value, spec.choices)}.")
     elif spec.choices is not None:
         hints.append("The server has none to choose from.")
-    folder = _MODEL_FOLDERS.get(name)
+    folder = MODEL_FOLDERS.get(name)
     if folder is not None and hints:
         hints.append(f"Or put the file into ComfyUI's models/{folder} folder.")
     elif folder is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import Awaitable, Callable, Optional
 
@@ -11,7 +10,6 @@ from comfyui_runner.conclusion import TIMED_OUT
 from comfyui_runner.console import Console
 from comfyui_runner.errors import PromptRejected, Stopped
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.loading import offer_uploads
 from comfyui_runner.meter import Meter, make_meter
 from comfyui_runner.reports import problem_report
 from comfyui_runner.runs import Run
@@ -54,7 +52,8 @@ class Watch:
             self.stop = self._what_stopped()
             await self._cancel(task, self.stop)
         except PromptRejected as error:
-            await self._report_problems(error)
+            for problem in error.problems:
+                self.session.report(self.run, problem_report(problem))
             raise
         finally:
             await end_tasks([task])
@@ -85,15 +84,6 @@ class Watch:
         # The work ends by itself when the run is over: it may still take copies off the queue.
         if self.run.state.phase.over:
             await asyncio.wait([task], timeout=self.session.limits.read)
-
-    async def _report_problems(self, error: PromptRejected) -> None:
-        """Reports what is wrong with the prompt, and keeps it in ``error.problems``."""
-        problems = await self.session.explain(error.answer, self.run.prompt)
-        if not self._is_row_of_batch:  # its files are uploaded by other means: @FILE in a cell
-            problems = offer_uploads(problems, os.path.dirname(self.settings.workflow))
-        for problem in problems:
-            self.session.report(self.run, problem_report(problem))
-        error.problems = problems
 
     def meter(self) -> Meter:
         """How far the run is, for the moving part of the screen."""

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import requests
+from simulated import txt2img
 from slow_proxy import HurriedLoop
 from support import FAST, Outcome, node, run, slow_prompt, wait_until
 
@@ -441,6 +442,71 @@ def test_a_post_whose_answer_is_lost_runs_once(lost: List[str], simulator: Any, 
     result = go(simulator, workflow_file(slow_prompt()))
     assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
     assert executions(simulator) == 1
+
+
+BROKEN = {
+    "1": node("NoSuchNode", "Odd"),
+    "2": node("EmptyImage", width=8, height=8, batch_size=0, color=0),
+    "3": node("SaveImage", images=["2", 0], filename_prefix="x"),
+}
+
+
+@pytest.mark.parametrize("answer", ["500", "unnamed"])
+def test_a_refusal_that_names_no_node_is_explained_by_our_own_check(
+    answer: str, simulator: Any, workflow_file: Make
+) -> None:
+    simulator.faults.lose_post = [answer]
+    result = go(simulator, workflow_file(BROKEN))
+    assert result.status == ExitStatus.REJECTED
+    problems = [event for event in result.events if event["event"] == "problem" and event["node_id"]]
+    assert [(problem["node_id"], problem["type"]) for problem in problems] == [
+        ("1", "missing_node_type"),
+        ("2", "value_smaller_than_min"),
+    ]
+    assert ("answered HTTP 500 to POST /prompt" in result.event("error")["message"]) is (answer == "500")
+
+
+def test_a_500_over_a_prompt_that_seems_right_is_not_blamed_on_it(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.lose_post = ["500"]
+    result = go(simulator, workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.NO_SERVER
+    assert "problem" not in result.names()
+    assert result.event("error")["remedy"] == "ComfyUI's own console says why."
+
+
+URL = "https://huggingface.co/a/b/resolve/main/fox.safetensors"
+MODELS = [{"name": "fox.safetensors", "url": URL, "directory": "checkpoints"}]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"], ["--seed", "7"], ["--repeat", "1"]])
+def test_the_hint_at_a_missing_model_has_the_line_that_downloads_it(
+    arguments: List[str], simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    prompt = txt2img()
+    prompt["4"]["inputs"]["ckpt_name"] = "fox.safetensors"
+    workflow = {"nodes": [{"id": 4, "type": "CheckpointLoaderSimple", "properties": {"models": MODELS}}]}
+    path = workflow_file({"prompt": prompt, "workflow": workflow})
+    result = go(simulator, path, *arguments, *(["--manifest", str(tmp_path / "m")] if "--repeat" in arguments else []))
+    assert result.status in (ExitStatus.REJECTED, ExitStatus.FAILED)
+    (problem,) = [event for event in result.events if event["event"] == "problem"]
+    assert problem["value"] == "fox.safetensors"
+    curl = "curl.exe -L -o" if os.name == "nt" else "curl -L -o models/checkpoints/fox.safetensors " + URL
+    assert problem["hints"][-1].startswith(curl)
+
+
+def test_a_file_of_the_output_folder_is_not_to_be_uploaded_to_the_input_folder(
+    simulator: Any, workflow_file: Make
+) -> None:
+    prompt = {"1": node("LoadImage", image="none.png [output]")}
+    prompt["2"] = node("SaveImage", images=["1", 0], filename_prefix="x")
+    for arguments in ([], ["--check"]):
+        result = go(simulator, workflow_file(prompt), *arguments)
+        assert result.status == ExitStatus.REJECTED
+        (hint,) = result.event("problem")["hints"]
+        assert "ComfyUI's output folder" in hint and "Upload" not in hint
+    prompt["1"]["inputs"]["image"] = "none.png [temp]"
+    (hint,) = go(simulator, workflow_file(prompt)).event("problem")["hints"]
+    assert "temp folder, which is emptied" in hint
 
 
 def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, workflow_file: Make) -> None:

@@ -53,6 +53,20 @@ def test_the_prompt_id_of_a_client_is_kept(service: Middleware) -> None:
         assert service.post("/prompt", {**body, "prompt_id": wrong}).status == 400
 
 
+def test_a_prompt_that_comfyui_stumbles_over_is_explained(service: Middleware, comfyui: Any) -> None:
+    broken = {"1": node("NoSuchNode", "Odd"), "2": node("EmptyImage", width=8, height=8, batch_size=0, color=0)}
+    comfyui.faults.lose_post = ["500"]
+    answer = service.post("/prompt", {"prompt": broken})
+    assert answer.status == 400
+    assert (answer.json["error"]["type"], answer.json["node_errors"]) == ("comfyui_failed", {})
+    assert "the server does not have the class NoSuchNode." in answer.json["error"]["details"]
+    run = service.get("/runs").json["runs"][0]
+    assert run["phase"] == "rejected"
+    assert [(problem["node_id"], problem["type"]) for problem in run["problems"]] == [("1", "missing_node_type")]
+    comfyui.faults.lose_post = ["unnamed"]
+    assert service.post("/prompt", {"prompt": broken}).json == {"error": "invalid prompt", "node_errors": []}
+
+
 def test_a_prompt_id_of_somebody_else_is_refused_and_their_prompt_goes_on(service: Middleware, comfyui: Any) -> None:
     running = post_elsewhere(comfyui, slow_prompt(steps=10, seconds=20.0, seed=79))
     wait_until(lambda: phase_elsewhere(comfyui, running) == "running")

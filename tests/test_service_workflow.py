@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from served import LOADER, TEXTS, Make, Middleware
+from simulated import txt2img
 from support import node, slow_prompt
 
 
@@ -79,6 +80,24 @@ def test_a_workflow_whose_model_is_missing_is_held_with_its_problems(service: Mi
     model = TEXTS["1"]["inputs"]["ckpt_name"]
     assert service.post("/update/inputs", {"node_id": "1", "inputs": {"ckpt_name": model}}).status == 200
     assert service.end(service.start())["phase"] == "success"
+
+
+def test_the_address_of_a_missing_model_is_a_hint_at_put_and_at_run(service: Middleware) -> None:
+    url = "https://huggingface.co/a/b/resolve/main/fox.safetensors"
+    models = [{"name": "fox.safetensors", "url": url, "directory": "checkpoints"}]
+    prompt = txt2img()
+    prompt["4"]["inputs"]["ckpt_name"] = "fox.safetensors"
+    workflow = {"nodes": [{"id": 4, "properties": {"models": models}}]}
+    answer = service.call("PUT", "/workflow", {"prompt": prompt, "workflow": workflow})
+    hints = [problem["hints"][-1] for problem in answer.json["problems"]]
+    refused = service.post("/queue", {})
+    assert refused.status == 400
+    hints += [problem["hints"][-1] for problem in refused.json["error"]["details"]["problems"]]
+    body = {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+    assert service.post("/prompt", body).status == 400
+    hints += [problem["hints"][-1] for problem in service.get("/runs").json["runs"][0]["problems"]]
+    assert len(hints) == 3
+    assert all(hint.startswith("curl") and url in hint for hint in hints), hints
 
 
 @pytest.mark.parametrize(

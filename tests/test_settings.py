@@ -23,12 +23,10 @@ from comfyui_runner.loading import (
     Loaded,
     find_example,
     load_document,
-    offer_uploads,
     prepare_workflow,
     read_object_info,
 )
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.problems import Problem
 from comfyui_runner.settings import Settings, make_settings
 from comfyui_runner.terminal import is_yes
 
@@ -512,32 +510,6 @@ def test_what_is_not_a_picture_is_not_uploaded_as_one(flag: str, content: bytes,
     error = not_prepared(flag, "a.png" if flag == "--image" else "2.image=@a.png")
     assert error.message == f"a.png is not a picture: {reason}."
     assert "Name a picture." in error.remedy
-
-
-@pytest.mark.parametrize("error_type", ["custom_validation_failed", "value_not_in_list"])
-@pytest.mark.parametrize("file", ["fox.png", os.path.join("flows", "fox.png")])
-def test_a_file_that_the_server_lacks_can_be_uploaded_from_here(folder: Any, error_type: str, file: str) -> None:
-    (folder / "flows").mkdir()
-    (folder / file).write_bytes(b"x")
-    problem = Problem(error_type, "image: Invalid image file: fox.png.", "2", value="fox.png", hints=("Upload it.",))
-    (offered,) = offer_uploads([problem], "flows")
-    assert offered.hints == (f'It is on this machine: --image "2={file}" uploads it.',)
-    assert offered._replace(hints=problem.hints) == problem
-
-
-@pytest.mark.parametrize(
-    ("error_type", "value"),
-    [
-        ("custom_validation_failed", "elsewhere.png"), ("value_bigger_than_max", "fox.png"),
-        ("value_not_in_list", "fox.safetensors"), ("value_not_in_list", 7),
-    ],
-)  # fmt: skip
-def test_nothing_else_is_offered_for_upload(folder: Any, error_type: str, value: Any) -> None:
-    """Models are too large to upload, and the server would look for them in another folder."""
-    for name in ("fox.png", "fox.safetensors", "7"):
-        (folder / name).write_bytes(b"x")
-    problem = Problem(error_type, "It is wrong.", "2", value=value)
-    assert offer_uploads([problem], "") == [problem]
 
 
 def test_a_text_is_read_from_a_file(folder: Any) -> None:

@@ -262,7 +262,7 @@ class BatchJob:
         await self.console.unless_stopped(session.open(self.server.limits.give_up))
         prompt, extra, seeds = await prompts.make(row, session.server)
         destination = self._make_destination(row, prompt)
-        run = attempt.run = session.new_run(prompt, new_uuid(), extra)
+        run = attempt.run = session.new_run(prompt, new_uuid(), extra, prompts.origin)
         attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds)
 
         watch = Watch(session, run, self.settings, self.console)

@@ -23,6 +23,7 @@ from comfyui_runner.edits import InputEdit, apply_edits, seeds_by_name, with_val
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.remedies import Origin
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import complete_prompt, upload_files
@@ -101,6 +102,11 @@ class RowPrompts:
         self._uploaded: Optional[Dict[InputRef, str]] = None
         self._has_warned = False
         self._uploading = asyncio.Lock()
+
+    @property
+    def origin(self) -> Origin:
+        """What helps to explain a refusal. Rows name files by other means: @FILE in a cell."""
+        return self.workflow.origin._replace(folder=None)
 
     @property
     def has_uploaded(self) -> bool:

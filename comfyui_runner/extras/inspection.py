@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any, Dict, List
 
 from comfyui_runner.comfyui import ComfyUI
@@ -12,9 +11,10 @@ from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
 from comfyui_runner.files import write_text_file
-from comfyui_runner.loading import Loaded, offer_uploads
+from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import spec_of, value_of
 from comfyui_runner.problems import Problem, explain_answer
+from comfyui_runner.remedies import add_remedies
 from comfyui_runner.reports import problem_report
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
@@ -51,7 +51,7 @@ async def check(
     problems = check_prompt(loaded.prompt, loaded.object_info)
     if comfyui.server is not None:
         problems += await missing_files(loaded, comfyui.server)
-    problems = offer_uploads(problems, os.path.dirname(settings.workflow))
+    problems = add_remedies(problems, loaded.prompt, loaded.origin)
     for problem in problems:
         console.report(None, problem_report(problem))
     exit_status = ExitStatus.OK

@@ -13,9 +13,10 @@ from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.files import write_text_file
 from comfyui_runner.nodes import describe_node
 from comfyui_runner.outputs import Output
+from comfyui_runner.remedies import workflow_in_extra
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
-from comfyui_runner.text import as_dict, plain_json
+from comfyui_runner.text import plain_json
 from comfyui_runner.versions import server_in_words
 
 
@@ -45,7 +46,7 @@ def write_record(
         ],
         "prompt": run.prompt,
     }
-    workflow = workflow_sent_along(run)
+    workflow = workflow_in_extra(run.extra)
     if workflow:
         record["workflow"] = workflow
     write_text_file(path, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
@@ -57,12 +58,6 @@ def node_times_of(run: Run) -> List[Dict[str, Any]]:
         {**describe_node(run.prompt, node_id), "seconds": round(seconds, 3)}
         for node_id, seconds in run.state.finished.items()
     ]
-
-
-def workflow_sent_along(run: Run) -> Dict[str, Any]:
-    """The workflow in UI format that was submitted beside the prompt; {} without one."""
-    extra_data = as_dict(run.extra.get("extra_data"))
-    return as_dict(as_dict(extra_data.get("extra_pnginfo")).get("workflow"))
 
 
 def record_output(output: Output, ending: Ending) -> Dict[str, Any]:

@@ -21,7 +21,8 @@ class Faults:
     #: Finished prompts never show up in /history.
     history_evict: bool = False
     #: One is used up by each POST /prompt: "ok", "500", "502", "503", "before" (cut, not
-    #: accepted), "after" (accepted, then cut), "late:SECONDS" (cut, accepted that much later).
+    #: accepted), "after" (accepted, then cut), "late:SECONDS" (cut, accepted that much later),
+    #: "unnamed" (refused without a node, as by old servers and packs that change the answer).
     lose_post: list[str] = dataclasses.field(default_factory=list)
     #: A client_id that connects again gets its first status and then never anything, as when
     #: ComfyUI's handler of the old socket ends late and unregisters the new one.

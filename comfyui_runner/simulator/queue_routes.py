@@ -32,6 +32,8 @@ def post_prompt(request: Request) -> Reply:
         fault = lose_post.pop(0) if lose_post else "ok"
     if fault.isdigit():
         return as_text(f"{fault}: simulated", int(fault))
+    if fault == "unnamed":
+        return as_json({"error": "invalid prompt", "node_errors": []}, 400)
     if fault == "before":
         raise Cut()
     if fault.startswith("late:"):

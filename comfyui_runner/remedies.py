@@ -1,0 +1,201 @@
+"""What the file of a workflow, and the folder that it is in, say about the problems of its prompt.
+
+ComfyUI knows neither: a model that it lacks has an address in the file, a picture may be on this
+machine, and a link that is missing may be one that a node makes in the browser.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import urllib.parse
+from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from comfyui_runner.nodes import MODEL_ENDINGS, class_of, node_in_words
+from comfyui_runner.problems import Problem
+from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
+from comfyui_runner.values import MODEL_FOLDERS
+
+
+class Origin(NamedTuple):
+    """Where a prompt comes from: its workflow in UI format, and the folder of the file.
+
+    The folder is None where no files can be named for upload.
+    """
+
+    workflow: Mapping[str, Any] = {}
+    folder: Optional[str] = None
+
+
+NO_ORIGIN = Origin()
+
+
+def workflow_in_extra(extra: JsonObject) -> JsonObject:
+    """The workflow in UI format in more fields of POST /prompt (``extra``), {} without one."""
+    extra_data = as_dict(extra.get("extra_data"))
+    return as_dict(as_dict(extra_data.get("extra_pnginfo")).get("workflow"))
+
+
+def add_remedies(problems: Iterable[Problem], prompt: JsonObject, origin: Origin) -> List[Problem]:
+    """``problems``, with hints at what ``origin`` has: addresses, files, links of the browser."""
+    sources = list(models_in_workflow(origin.workflow))
+    completed = []
+    for problem in problems:
+        path = _path_on_this_machine(problem, origin.folder)
+        hints = problem.hints
+        if path is not None:
+            hints = (f'It is on this machine: --image "{problem.node_id}={path}" uploads it.',)
+        elif problem.type == "value_not_in_list":
+            hints += _hint_at_download(problem, sources)
+        elif problem.type == "required_input_missing":
+            hints = _hint_at_browser_links(prompt, origin.workflow) + hints
+        completed.append(problem._replace(hints=hints))
+    return completed
+
+
+# -- files on this machine -------------------------------------------------------------------------
+
+#: What ComfyUI's loaders take behind the name of a file (folder_paths.py, annotated_filepath()).
+_is_annotation = re.compile(r" \[(input|output|temp)\]$").search
+
+
+def _path_on_this_machine(problem: Problem, folder: Optional[str]) -> Optional[str]:
+    """The path of the file that ``problem`` says the server lacks, or None.
+
+    It is looked for in the current folder and in ``folder``. Models are not uploaded.
+    """
+    value = problem.value
+    is_about_a_file = problem.type in ("custom_validation_failed", "value_not_in_list")
+    if folder is None or not is_about_a_file or not isinstance(value, str):
+        return None
+    annotation = _is_annotation(value)
+    if annotation:
+        value = value[: annotation.start()]
+    if value.lower().endswith(MODEL_ENDINGS):
+        return None
+    for path in (value, os.path.join(folder, value)):
+        if os.path.isfile(path):
+            return path
+    return None
+
+
+# -- models that the file has an address of --------------------------------------------------------
+
+
+class ModelSource(NamedTuple):
+    """Where a workflow says that a model can be had: an entry of ``properties.models``."""
+
+    name: str
+    url: str
+    directory: str  # the folder below ComfyUI's models
+
+
+#: The folders below models that ComfyUI itself has (its folder_paths.py). A file must not choose
+#: another one: what is in custom_nodes is run.
+_FOLDERS_OF_COMFYUI = frozenset(
+    (
+        *("checkpoints", "loras", "vae", "vae_approx", "text_encoders", "clip", "clip_vision"),
+        *("diffusion_models", "unet", "model_patches", "style_models", "embeddings", "diffusers"),
+        *("controlnet", "t2i_adapter", "gligen", "upscale_models", "latent_upscale_models"),
+        *("hypernetworks", "photomaker", "classifiers", "audio_encoders", "geometry_estimation"),
+        *("background_removal", "frame_interpolation", "optical_flow", "detection"),
+    )
+)
+
+#: What no shell takes for anything but itself, in the quotes that it is put in below.
+_is_safe_url = re.compile(
+    r"https://[A-Za-z0-9.-]+(:\d+)?/[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]*"
+).fullmatch
+_is_safe_name = re.compile(r"[\w .()+,=@~#-]+").fullmatch
+
+
+def models_in_workflow(workflow: JsonObject) -> Iterator[ModelSource]:
+    """The models that nodes of ``workflow`` (or the workflow itself) name with their addresses."""
+    waiting: List[Any] = [workflow]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting.extend(item)
+            continue
+        values = as_dict(item)
+        waiting.extend(values.values())
+        for entry in map(as_dict, as_list(values.get("models"))):
+            name, url, directory = (entry.get(key) for key in ModelSource._fields)
+            if isinstance(name, str) and isinstance(url, str):
+                yield ModelSource(name, url, str(directory))
+
+
+def _hint_at_download(problem: Problem, sources: Iterable[ModelSource]) -> Tuple[str, ...]:
+    """How to get the model that ``problem`` is about, where one of ``sources`` has it."""
+    if not isinstance(problem.value, str):
+        return ()
+    path = problem.value.replace("\\", "/")
+    name = path.rpartition("/")[2]
+    fitting = [
+        source for source in sources if source.name.replace("\\", "/").rpartition("/")[2] == name
+    ]
+    if not fitting:
+        return ()
+    # Files of one name may be in several folders: a model, and its VAE.
+    folder = MODEL_FOLDERS.get(problem.input)
+    source = next((each for each in fitting if each.directory == folder), fitting[0])
+    command = download_command(source, path, is_windows=os.name == "nt")
+    if command is None:
+        return (f"The workflow says that it is at {one_line(source.url, 500)}",)
+    return ("The workflow says where it is. To download it, in ComfyUI's folder:", command)
+
+
+def download_command(source: ModelSource, path: str, is_windows: bool) -> Optional[str]:
+    """A line for a shell that downloads a model to ``path`` below its folder of ComfyUI's.
+
+    None where something in it could be more than a name to the shell, or leads elsewhere: the file
+    may come from anybody.
+    """
+    is_safe_path = all(_is_safe_name(part) and part.strip(". ") == part for part in path.split("/"))
+    is_safe = (
+        bool(_is_safe_url(source.url))
+        and "@" not in urllib.parse.urlsplit(source.url).netloc
+        and source.directory in _FOLDERS_OF_COMFYUI
+        and is_safe_path
+    )
+    if not is_safe:
+        return None
+    target = f"models/{source.directory}/{path}"
+    folders = "--create-dirs " if "/" in path else ""
+    if is_windows:  # for cmd and PowerShell, in which curl may be something else
+        return f'curl.exe -L {folders}-o "{target}" "{source.url}"'
+    return f"curl -L {folders}-o {shlex.quote(target)} {shlex.quote(source.url)}"
+
+
+# -- links that are made in the browser ------------------------------------------------------------
+
+#: In the names of all classes of the pack cg-use-everywhere that send what they get to other nodes.
+_SENDS_EVERYWHERE = "Everywhere"
+
+#: A node's mode in UI format: muted, bypassed (LiteGraph's NEVER and the frontend's BYPASS).
+_MODES_OFF = (2, 4)
+
+
+def _hint_at_browser_links(prompt: JsonObject, workflow: JsonObject) -> Tuple[str, ...]:
+    """The node whose links exist in the browser only, if there is one."""
+    sender = _find_sender(prompt, workflow)
+    if not sender:
+        return ()
+    return (
+        f"{sender} makes its links in the browser only. If this is one of them, run the file that "
+        "Export (API) in ComfyUI's File menu writes: it has them.",
+    )
+
+
+def _find_sender(prompt: JsonObject, workflow: JsonObject) -> str:
+    """A node of cg-use-everywhere in words, "" without one."""
+    for node_id in prompt:
+        if _SENDS_EVERYWHERE in class_of(prompt, node_id):
+            return node_in_words(prompt, node_id)
+    # Where ComfyUI lacks the pack, the conversion has left its nodes out.
+    for node in map(as_dict, as_list(workflow.get("nodes"))):
+        node_type = str(node.get("type"))
+        if _SENDS_EVERYWHERE in node_type and node.get("mode") not in _MODES_OFF:
+            return f'"{one_line(node_type, 60)}" (node {one_line(node.get("id"), 40)})'
+    return ""
