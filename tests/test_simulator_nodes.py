@@ -166,6 +166,39 @@ def test_any_output_can_be_simulated(sim: Simulator) -> None:
     assert job["preview_output"]["mediaType"] == "3d"
 
 
+def test_save_image_websocket_runs_each_time(sim: Simulator) -> None:
+    """Its IS_CHANGED returns the time."""
+    prompt = txt2img()
+    prompt["9"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["8", 0]}}
+    ran = []
+    for _ in range(2):
+        prompt_id = submit(sim, prompt)
+        history(sim, prompt_id)
+        ran.append(sim.executed_nodes[prompt_id])
+    assert (len(ran[0]), ran[1]) == (7, ["9"])
+
+
+def test_files_that_are_named_by_bare_paths_are_there(sim: Simulator) -> None:
+    ui: Json = {"result": ["mesh\\a.glb", None, []], "more": ["temp/b.ply", "../c.glb", "d.png"]}
+    history(sim, submit(sim, output_of(ui)))
+    places = [("a.glb", "mesh", "output"), ("b.ply", "", "temp"), ("d.png", "", "output")]
+    queries = [{"filename": name, "subfolder": subfolder, "type": type_} for name, subfolder, type_ in places]
+    assert [get(sim, "/view", params=query).status_code for query in queries] == [200, 200, 404]
+
+
+def test_pictures_are_sent_that_belong_to_no_step(sim: Simulator, open_ws: Callable[..., ClientConnection]) -> None:
+    """As ETN_SendImageWebSocket sends them: plain ones, also to a client that takes metadata."""
+    ws = open_ws(sim, "me")
+    ws.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+    sent = {"source": "websocket", "content-type": "image/png", "type": "output"}
+    prompt_id = submit(sim, output_of({"images": [sent, {**sent, "listed": False}]}), client_id="me")
+    messages = drain(ws)
+    frames = [each for each in messages if isinstance(each, bytes)]
+    assert [struct.unpack(">II", frame[:8]) for frame in frames] == [(1, 2), (1, 2)]
+    assert "progress" not in types(messages)
+    assert history(sim, prompt_id)["outputs"]["1"] == {"images": [sent]}
+
+
 def test_outputs_cannot_be_written_elsewhere(sim: Simulator) -> None:
     for prompt in (
         output_of({"images": [{"filename": "../../evil.png"}]}),

@@ -12,7 +12,7 @@ import uuid
 import zlib
 from typing import Any, Callable, NamedTuple, Optional, Protocol, Tuple
 
-from comfyui_runner.simulator.folders import path_inside
+from comfyui_runner.simulator.folders import SUFFIXES_3D, path_inside
 from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.pictures import Image, draw, make_label, measure
 from comfyui_runner.simulator.prompts import Json
@@ -36,6 +36,9 @@ class Context(Protocol):
     def progress(self, value: int, total: int, preview: int | bytes | None = None) -> None:
         """Report a step, with a preview drawn from a seed or an image that is ready to send."""
 
+    def send_picture(self, picture: bytes) -> None:
+        """Send a picture that belongs to no step."""
+
 
 class Result(NamedTuple):
     """What an action returns: the values of the outputs, and what /history shows of the node."""
@@ -45,6 +48,9 @@ class Result(NamedTuple):
 
 
 Action = Callable[[Context, Json], Result]
+
+#: What ComfyUI's own 3D nodes name by a bare path (comfy_extras/nodes_save_3d.py).
+SUFFIXES_OF_PATHS = (*SUFFIXES_3D, ".stl", ".ply", ".splat", ".ksplat", ".spz")
 
 
 def pass_names(*names: str) -> Action:
@@ -205,19 +211,44 @@ def raise_error(context: Context, inputs: Json) -> Result:
 
 
 def simulate_output(context: Context, inputs: Json) -> Result:
-    """SimulatedOutput: its input is what /history shows of it; the files named there are written.
+    """SimulatedOutput: its input is what /history shows of it.
 
-    An entry with "filename" may name "type" and "subfolder", and "bytes", the size of the file.
+    Files that are named there are written, by "filename" (with "type", "subfolder" and "bytes", the
+    size of the file) or by a bare path, as Save3DAdvanced and its like do. For `{"source":
+    "websocket"}` a picture is sent, as ETN_SendImageWebSocket of comfyui-tooling-nodes does; with
+    `"listed": false` it is sent, and /history does not show it.
     """
     ui = json.loads(inputs["ui"])
-    for entries in ui.values():
-        if not isinstance(entries, list):
-            continue
-        for entry in entries:
-            if isinstance(entry, dict) and "filename" in entry:
-                size = entry.pop("bytes", 0)
-                write_simulated_file(context.installation, entry, size)
+    for media, entries in ui.items():
+        if isinstance(entries, list):
+            ui[media] = [entry for entry in entries if simulate_entry(context, entry)]
     return Result(ui=ui)
+
+
+def simulate_entry(context: Context, entry: Any) -> bool:
+    """Write the file or send the picture of an entry. Returns whether /history shows it."""
+    if isinstance(entry, str) and entry.lower().endswith(SUFFIXES_OF_PATHS):
+        write_file_of_path(context.installation, entry.replace("\\", "/"))
+    if not isinstance(entry, dict):
+        return True
+    if entry.get("source") == "websocket":
+        context.send_picture(draw(64, 64, len(entry), ["SIMULATED"]))
+        return bool(entry.pop("listed", True))
+    if "filename" in entry:
+        size = entry.pop("bytes", 0)
+        write_simulated_file(context.installation, entry, size)
+    return True
+
+
+def write_file_of_path(installation: Installation, path: str) -> None:
+    """Write a file below output/, or below temp/ if the path begins with it."""
+    if ".." in path:
+        return
+    subfolder, _, name = path.rpartition("/")
+    entry = {"filename": name, "subfolder": subfolder}
+    if path.startswith("temp/"):
+        entry.update(type="temp", subfolder=subfolder[len("temp/") :])
+    write_simulated_file(installation, entry, 0)
 
 
 def write_simulated_file(installation: Installation, entry: Json, size: int) -> None:

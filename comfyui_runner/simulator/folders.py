@@ -7,6 +7,9 @@ import os
 
 FOLDERS = ("input", "output", "temp")
 
+#: The files that an output may name by a bare path (comfy_execution/jobs.py).
+SUFFIXES_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
+
 #: The types of files, the same on every system and for every Python.
 MEDIA_TYPES = mimetypes.MimeTypes()
 MEDIA_TYPES.add_type("image/webp", ".webp")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Iterator
 
+from comfyui_runner.simulator.folders import SUFFIXES_3D
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.prompts import Json
 
 JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
-SUFFIXES_3D = (".obj", ".fbx", ".gltf", ".glb", ".usdz")
 SUFFIXES_OF_TEXT = (".txt", ".md", ".json")
 #: The media types of outputs that can be shown, whatever the file's suffix is.
 SHOWN_MEDIA = ("images", "video", "audio", "3d", "text")

@@ -91,6 +91,10 @@ class Running:
         if preview is not None and not takes_metadata:
             self.life.emit(make_preview(preview), self.client)
 
+    def send_picture(self, picture: bytes) -> None:
+        """Send a picture that belongs to no step: a plain one, whatever the client takes."""
+        self.life.emit(make_preview(picture), self.client)
+
     @staticmethod
     def draw_preview(seed: int, value: int, total: int) -> bytes:
         """The preview of a step."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from typing import Any
 
 from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.prompts import Json, is_link
+
+#: The classes that run each time: their IS_CHANGED returns the time (websocket_image_save.py).
+ALWAYS_CHANGED = ("SaveImageWebsocket",)
 
 
 class Signatures:
@@ -34,6 +38,8 @@ class Signatures:
         """Hash all that the result of a node depends on."""
         node = self.prompt[node_id]
         parts: list[Any] = [node["class_type"]]
+        if node["class_type"] in ALWAYS_CHANGED:
+            parts.append(time.time())
         inputs = node.get("inputs")
         if isinstance(inputs, dict):  # it may be anything in a node that no output needs
             for name, value in sorted(inputs.items()):
