@@ -10,18 +10,14 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.files import Saved
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.outputs import Output, collect_outputs
+from comfyui_runner.limits import RECEIVED_BYTES
+from comfyui_runner.outputs import Output
 from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import (
-    Destination,
-    keep_name,
-    received_outputs,
-    save_jobs,
-    websocket_notice,
-)
+from comfyui_runner.saving import Destination, notice_of_unsaved, save_jobs
 from comfyui_runner.session import GONE, Session
 from comfyui_runner.state import Phase, PromptState, lost
+from comfyui_runner.text import plural, size_in_words
 from comfyui_runner.threads import done_or_set, end_tasks, in_thread
 
 #: What cancels a run when --timeout expires.
@@ -39,8 +35,7 @@ class Ending(NamedTuple):
 
     exit_status: ExitStatus
     report: Report
-    outputs: List[Output]  # as the server lists them
-    received: List[Output]  # pictures that came over the WebSocket only
+    outputs: List[Output]
     saved: Optional[Dict[Output, str]]  # the paths; None: nothing was to be saved
 
 
@@ -95,24 +90,28 @@ async def conclude(
     destination: Optional[Destination],
     *,
     whole_traceback: bool = False,
+    is_served: bool = False,
 ) -> Ending:
     """Reports how ``run`` ended and what it made, and saves that to ``destination``, if anywhere.
 
     ``stop`` is what cancelled the run. ``whole_traceback``: where a node failed, all frames of its
-    traceback are reported, instead of the last ones.
+    traceback are reported, instead of the last ones. ``is_served``: what is not saved can be
+    fetched from the service.
     """
     stop = stop_that_counts(run.state, stop)
     report_failure(session, run, whole_traceback)
-    outputs = collect_outputs(run.state.outputs, run.prompt)
+    outputs = run.outputs()
     report_outputs(session, run, outputs, destination)
+    if destination is None and not is_served:
+        report_unsaved_content(session, run, outputs)
+    missing = report_missing_pictures(session, run)
 
     exit_status = exit_status_before_saving(run.state, bool(run.dropped), stop)
     saved: Optional[Dict[Output, str]] = None
     unsaved: List[str] = []
-    rename: Callable[[str], str] = keep_name
     if destination is not None:
-        rename = destination.rename
         saved, unsaved = await save_outputs(session, run, outputs, destination)
+        unsaved += missing
         if unsaved:
             exit_status = note_unsaved_outputs(session, run, destination, exit_status)
 
@@ -122,11 +121,11 @@ async def conclude(
         time.monotonic(),
         run.prompt,
         cancelled=stop is not None,
-        received=len(run.received),
+        received=sum(output.source == "websocket" for output in outputs),
         unsaved=unsaved,
     )
     session.report(run, end)
-    return Ending(exit_status, end, outputs, received_outputs(run, rename), saved)
+    return Ending(exit_status, end, outputs, saved)
 
 
 def report_failure(session: Session, run: Run, whole_traceback: bool) -> None:
@@ -147,16 +146,50 @@ def report_outputs(
     for output in outputs:
         report = {"event": "output", **output_entry(session, output)}
         session.report(run, {**report, "will_be_saved": will_be_saved})
-    if run.received and destination is None:
-        session.report(run, websocket_notice(run))
+
+
+def report_unsaved_content(session: Session, run: Run, outputs: List[Output]) -> None:
+    """Reports that files came along with the run, and that nothing keeps them."""
+    message = notice_of_unsaved(outputs)
+    if message is not None:
+        session.report(run, {"event": "notice", "message": message})
+
+
+def report_missing_pictures(session: Session, run: Run) -> List[str]:
+    """Reports pictures that were sent over the WebSocket and are not here: what they are called."""
+    dropped = run.dropped_pictures
+    missing = max(run.count_missing_pictures() - dropped, 0)
+    for message in notices_of_missing(missing, dropped):
+        session.report(run, {"event": "notice", "message": message})
+    if missing + dropped == 0:
+        return []
+    return [f"{plural(missing + dropped, 'picture')} sent over the WebSocket"]
+
+
+def notices_of_missing(missing: int, dropped: int) -> List[str]:
+    """What is said of pictures that did not come, and of those that were too many to keep."""
+    notices = []
+    if missing:
+        notices.append(
+            f"{plural(missing, 'picture')} sent over the WebSocket did not come here. ComfyUI "
+            "keeps no copy, and sends them only while the node runs: change a seed and run it "
+            "again."
+        )
+    if dropped:
+        limit = size_in_words(RECEIVED_BYTES)
+        notices.append(
+            f"{plural(dropped, 'picture')} sent over the WebSocket were not kept: those of one run "
+            f"may have {limit} here."
+        )
+    return notices
 
 
 def output_entry(session: Session, output: Output) -> Dict[str, Any]:
-    """An output's fields and its URL (None for a text)."""
+    """An output's fields and its URL (None for what is not a file on the server)."""
     url = None
-    if output.text is None:
+    if output.is_on_server:
         url = session.server.url_of(output)
-    return {**output._asdict(), "url": url}
+    return {**output.to_json(), "url": url}
 
 
 def note_unsaved_outputs(
@@ -184,7 +217,7 @@ async def save_outputs(
             notice = {"event": "notice", "message": message}
             loop.call_soon_threadsafe(session.report, run, notice)
 
-    jobs = save_jobs(session.server, run, outputs, destination, notify)
+    jobs = save_jobs(session.server, outputs, destination, notify)
     for number, (output, save) in enumerate(jobs):
         try:
             file = await save_unless_stopped(save, destination.stopping)

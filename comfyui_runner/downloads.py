@@ -28,6 +28,10 @@ class FileChanged(Exception):
     """What the server has now is not the file whose first part came: it must come anew."""
 
 
+class FileMissing(SaveError):
+    """The server has no file of that name."""
+
+
 class Part(NamedTuple):
     """What an answer to GET /view has: a file from byte ``start`` on.
 
@@ -229,9 +233,13 @@ def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:
     if error.from_proxy:
         reason = f"HTTP {error.status} of a proxy in front of ComfyUI"
         return SaveError(f"{name} could not be downloaded ({reason}).", remedy)
+    message = f"{name} could not be downloaded (HTTP {error.status})."
+    if error.status in (400, 403):  # a name that it does not allow
+        return FileMissing(message, remedy)
     if error.status == 404:
-        remedy = (
+        return FileMissing(
+            message,
             "The server has the result in its cache, but the file is gone: "
-            "change a seed to render it again."
+            "change a seed to render it again.",
         )
-    return SaveError(f"{name} could not be downloaded (HTTP {error.status}).", remedy)
+    return SaveError(message, remedy)

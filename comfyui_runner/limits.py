@@ -1,4 +1,4 @@
-"""How long each wait may take."""
+"""How long each wait may take, and how much the service keeps of what no server does."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ class Limits(NamedTuple):
 
 
 DEFAULT_LIMITS = Limits()
+
+
+#: Bytes of the pictures that come over the WebSocket for one run of the service.
+RECEIVED_BYTES = 256 << 20
+
+#: Files, and their bytes, that the service keeps of all its runs; the oldest go first.
+SPOOLED_FILES = 1000
+SPOOLED_BYTES = 1 << 30
 
 
 class ServiceLimits(NamedTuple):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.nodes import describe_node, node_in_words
-from comfyui_runner.outputs import collect_outputs
+from comfyui_runner.nodes import class_of, describe_node, linked_nodes, node_in_words
+from comfyui_runner.outputs import SENDS_PICTURES, collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.text import clean, duration, one_line, plural, size_in_words
@@ -206,10 +218,14 @@ def end_report(
     saved.
     """
     seconds = run_seconds(state, now)
-    outputs = plural(len(collect_outputs(state.outputs, prompt)) + received, "output")
+    count = len(collect_outputs(state.outputs, prompt)) + received
+    outputs = plural(count, "output")
     if not cancelled:
         status = state.phase.value
         message = _describe_ending(state, prompt, duration(seconds), outputs)
+        is_silent = state.phase is Phase.SUCCESS and not wholly_cached(state) and not count
+        if is_silent:
+            message += explain_no_outputs(state, prompt)
         if exit_status is ExitStatus.PARTIAL:
             message += (
                 "\nIt ran only in part: the outputs that ComfyUI refused are missing (see above)."
@@ -252,6 +268,36 @@ def _describe_ending(state: PromptState, prompt: Mapping[str, Any], took: str, o
         Phase.REJECTED: "ComfyUI refused the prompt: nothing ran.",
     }
     return messages.get(state.phase, "The run was not followed to its end.")
+
+
+def explain_no_outputs(state: PromptState, prompt: Mapping[str, Any]) -> str:
+    """Which nodes should have made something and reported nothing; "" if there are none.
+
+    Nodes that save files need not report them: Image Save of WAS Node Suite does not without
+    show_previews.
+    """
+    ends = (state.targets or state.planned) - upstream_of_others(prompt, state.planned)
+    silent = [
+        node_id for node_id in sorted(ends) if not any(state.outputs.get(node_id, {}).values())
+    ]
+    senders = [node_id for node_id in silent if class_of(prompt, node_id) == SENDS_PICTURES]
+    others = [node_id for node_id in silent if node_id not in senders]
+    lines = []
+    if senders:
+        names = list_some([node_in_words(prompt, node_id) for node_id in senders])
+        lines.append(f"{names}: the pictures go over the WebSocket alone, and none came here.")
+    if others:
+        names = list_some([node_in_words(prompt, node_id) for node_id in others])
+        lines.append(
+            f"Nothing was reported by {names}. Look in the server's output folder, or for an "
+            "option of the node that makes it report what it saves (such as show_previews)."
+        )
+    return "".join(f"\n{line}" for line in lines)
+
+
+def upstream_of_others(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> FrozenSet[str]:
+    """The nodes whose results others of ``node_ids`` use."""
+    return frozenset(used for node_id in node_ids for used in linked_nodes(prompt, node_id))
 
 
 def _describe_cancelling(state: PromptState, prompt: Mapping[str, Any], outputs: str) -> str:
@@ -301,6 +347,8 @@ def result_of(report: Report) -> Optional[str]:
         result = report["url"]
         if report["text"] is not None:
             result = report["text"]
+        if result is None:
+            return None  # it is neither: -o saves it
     else:
         return None
     return str(result)
@@ -473,6 +521,10 @@ def _name_node(report: Report) -> str:
     return f'"{report["title"]}" ({", ".join(filter(None, details))})'
 
 
+#: How a file came that is not on the server.
+IN_WORDS_OF_SOURCE = {"websocket": "over the WebSocket", "base64": "as base64"}
+
+
 def describe_output(report: Report) -> List[Line]:
     title = report["title"]
     if report["text"] is not None:
@@ -483,6 +535,9 @@ def describe_output(report: Report) -> List[Line]:
 
     if report["will_be_saved"]:
         return []  # "saved" follows
+    if report["url"] is None:
+        way = IN_WORDS_OF_SOURCE[report["source"]]
+        return [("ok", f"{title}: {report['kind']} {way}, {size_in_words(report['size'])}")]
     name = "/".join(filter(None, (report["subfolder"], report["filename"])))
     return [("ok", f"{title}: {name}"), ("dim", f"    {report['url']}")]
 

@@ -157,6 +157,13 @@ ROUTES: Tuple[Route, ...] = (
     ),
     Route(
         method="GET",
+        path="/runs/{prompt_id}/files/{number}",
+        handler="get_run_file",
+        summary="Fetches a file that a run made and ComfyUI does not keep.",
+        statuses=(200, 404),
+    ),
+    Route(
+        method="GET",
         path="/events",
         handler="get_events",
         summary="Streams Server-Sent Events of all runs, or of one.",

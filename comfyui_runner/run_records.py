@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import urllib.parse
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.events import Preview
@@ -29,6 +29,10 @@ class RunRecord:
         self.seeds = seeds_by_name(run.prompt)
         self.message = ""  #: how it ended
         self.failure: Optional[Report] = None
+        #: what it made, when it has ended; without contents
+        self.outputs: Optional[List[Output]] = None
+        #: the keys in the spool of outputs that no server keeps, by their turn in ``outputs``
+        self.spooled: Dict[int, str] = {}
         #: set when it has ended and was concluded; threads wait for it
         self.over = threading.Event()
         self.published_preview: Optional[Preview] = None
@@ -90,23 +94,43 @@ class RunRecord:
         ]
 
     def _outputs(self, service_url: str) -> List[JsonObject]:
+        outputs = self.outputs
+        if outputs is None:  # while it runs, it is not clear yet which pictures are previews
+            listed = collect_outputs(self.run.state.outputs, self.run.prompt)
+            outputs = [output for output in listed if output.content is None]
         shown: List[JsonObject] = []
-        for output in collect_outputs(self.run.state.outputs, self.run.prompt):
-            url = self._url_of(output)
-            fields = {**output._asdict(), "url": url}
+        for turn, output in enumerate(outputs):
+            url = self._url_of(output, turn)
+            fields = {**output.to_json(), "url": url}
             if service_url:
                 fields["absolute_url"] = url and f"{service_url}/{url}"
             shown.append(fields)
         return shown
 
-    def _url_of(self, output: Output) -> Optional[str]:
+    def _url_of(self, output: Output, turn: int) -> Optional[str]:
         """Where the service shows a file, relative to its own address; None for a text."""
-        if output.text is not None:
+        prompt_id = urllib.parse.quote(self.prompt_id)
+        if turn in self.spooled:
+            return f"runs/{prompt_id}/files/{turn}"
+        if not output.is_on_server:
             return None
         url = view_path(output).lstrip("/")
         if self.session.server.affinity:  # the file is on the server that this run was on
-            url += "&prompt_id=" + urllib.parse.quote(self.prompt_id)
+            url += f"&prompt_id={prompt_id}"
         return url
+
+    def conclude(self, outputs: Sequence[Output], spooled: Mapping[int, str]) -> None:
+        """Take what it made: the memory of the contents is given back."""
+        self.outputs = [output._replace(content=None) for output in outputs]
+        self.spooled = dict(spooled)
+        self.run.state = self.run.state._replace(outputs={})
+
+    def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
+        """The output of that turn and its key in the spool; None if it has none."""
+        for number, key in self.spooled.items():
+            if str(number) == turn and self.outputs is not None:
+                return self.outputs[number], key
+        return None
 
 
 def problem_as_json(problem: Problem) -> JsonObject:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, FrozenSet, List, Mapping, Optional
+from typing import Any, FrozenSet, List, Mapping, Optional, Set
 
 from comfyui_runner.documents import Prompt
-from comfyui_runner.events import Preview
+from comfyui_runner.events import MessageData, Preview
+from comfyui_runner.media import ending_of_data
 from comfyui_runner.nodes import class_of, planned_nodes
+from comfyui_runner.outputs import (
+    SENDS_PICTURES,
+    Output,
+    choose_received,
+    collect_outputs,
+    count_missing,
+    received_outputs,
+)
 from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import NO_ORIGIN
 from comfyui_runner.reports import PROGRESS_INTERVAL, Throttle
-from comfyui_runner.state import Phase, PromptState
+from comfyui_runner.state import Phase, PromptState, node_on_screen
+
+#: Pictures of a node with steps that are kept until it is known that they are not outputs.
+PREVIEWS_KEPT = 64
 
 
 class Run:
@@ -39,7 +51,11 @@ class Run:
 
         # Pictures.
         self.preview: Optional[Preview] = None  #: the newest one
-        self.received: List[Preview] = []  #: whole pictures of SaveImageWebsocket nodes
+        self.pictures: List[Preview] = []  #: those that may be outputs, in their order
+        self.pictures_bytes = 0
+        self.most_picture_bytes: Optional[int] = None  #: None: there is no limit
+        self.dropped_pictures = 0  #: how many came when that many bytes were there already
+        self._with_steps: Set[str] = set()  # nodes that reported steps: they send previews
 
         # When it was heard of, looked at and reported.
         self.heard = now
@@ -70,11 +86,57 @@ class Run:
         """The socket is closed: messages may be missing from now on."""
         self.state = self.state._replace(gaps=self.state.gaps + 1)
 
+    def note_steps(self, progress: MessageData) -> None:
+        """A node reported a step: the pictures that it sends are previews, unless it says else."""
+        node_id = node_on_screen(progress)
+        if node_id is not None:
+            self._with_steps.add(node_id)
+
     def keep_preview(self, preview: Preview) -> None:
-        """Keeps the newest picture, and every picture of a SaveImageWebsocket node."""
+        """Keeps the newest picture, and those that may be outputs."""
         node_id = preview.node_id
         if node_id is None:  # without metadata: one node runs at a time
             node_id = next(iter(self.state.running), None)
-        self.preview = preview._replace(node_id=node_id)
-        if node_id is not None and class_of(self.prompt, node_id) == "SaveImageWebsocket":
-            self.received.append(self.preview)
+        self.preview = preview = preview._replace(node_id=node_id)
+        if node_id is None:
+            return
+
+        progress = self.state.running.get(node_id)
+        if progress is not None and progress.max:
+            self._with_steps.add(node_id)
+        sends_pictures = class_of(self.prompt, node_id) == SENDS_PICTURES
+        if not sends_pictures and not ending_of_data(preview.image):
+            return  # not a whole picture
+        size = self.pictures_bytes + len(preview.image)
+        if self.most_picture_bytes is not None and size > self.most_picture_bytes:
+            self.dropped_pictures += 1
+            return
+        self.pictures.append(preview)
+        self.pictures_bytes = size
+        if node_id in self._with_steps and not sends_pictures:
+            self._drop_old_preview(node_id)
+
+    def _drop_old_preview(self, node_id: str) -> None:
+        """Keeps only the newest pictures of a node with steps, which are probably previews."""
+        of_node = [number for number, each in enumerate(self.pictures) if each.node_id == node_id]
+        if len(of_node) > PREVIEWS_KEPT:
+            dropped = self.pictures.pop(of_node[0])
+            self.pictures_bytes -= len(dropped.image)
+
+    def received(self) -> List[Preview]:
+        """The pictures that came over the WebSocket alone and are outputs."""
+        return choose_received(self.pictures, self.state.outputs, self.prompt, self._with_steps)
+
+    def outputs(self) -> List[Output]:
+        """All that it made, as far as is known."""
+        listed = collect_outputs(self.state.outputs, self.prompt)
+        return listed + received_outputs(self.received(), self.prompt)
+
+    def count_missing_pictures(self) -> int:
+        """How many pictures did not come that nodes say they sent."""
+        return count_missing(self.received(), self.state.outputs)
+
+    def forget_pictures(self) -> None:
+        """Gives the memory of the pictures back; the newest preview stays."""
+        self.pictures.clear()
+        self.pictures_bytes = 0

@@ -7,13 +7,10 @@ import functools
 import itertools
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
-from comfyui_runner.downloads import CHANGES, Download, FileChanged
+from comfyui_runner.downloads import CHANGES, Download, FileChanged, FileMissing
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.files import Saved, save_bytes, write_file
-from comfyui_runner.nodes import node_title
 from comfyui_runner.outputs import Output
-from comfyui_runner.reports import Report
-from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.text import flat, plural, safe_path_parts
 
@@ -53,59 +50,84 @@ class Destination(NamedTuple):
 
 def save_jobs(
     server: Server,
-    run: Run,
     outputs: Sequence[Output],
     destination: Destination,
     notify: Callable[[str], None],
 ) -> List[Tuple[Output, Callable[[], Saved]]]:
-    """What to call for each thing that ``run`` made. The calls block, and raise SaveError.
+    """What to call for each thing that a run made. The calls block, and raise SaveError.
 
-    ``outputs`` are what the server lists; pictures that came over the WebSocket only are added.
     ``notify(message)`` is called, in the thread of a call, with what people must know meanwhile.
     """
-    folder, overwrite, rename = destination.folder, destination.overwrite, destination.rename
     jobs: List[Tuple[Output, Callable[[], Saved]]] = []
-
-    def add_bytes(output: Output, data: bytes, name: str) -> None:
-        jobs.append((output, functools.partial(save_bytes, data, name, folder, overwrite)))
-
     for output in outputs:
-        if output.text is not None:
-            data = output.text.encode(errors="replace")
-            add_bytes(output, data, rename(flat(output.title) + ".txt"))
+        if not output.is_on_server:
+            jobs.append((output, functools.partial(save_content, output, destination)))
             continue
-        name = rename(output.filename)
+        name = destination.rename(output.filename)
         keeps_its_subfolder = name == output.filename
         parts = safe_path_parts(output.subfolder if keeps_its_subfolder else "", name)
-        job = functools.partial(download, server, output, parts, destination, notify)
-        jobs.append((output, job))
-    for received, preview in zip(received_outputs(run, rename), run.received):
-        add_bytes(received, preview.image, received.filename)
+        fetch = download_or_save_text if output.source == "text" else download
+        jobs.append((output, functools.partial(fetch, server, output, parts, destination, notify)))
     return jobs
 
 
-def received_outputs(run: Run, rename: Callable[[str], str]) -> List[Output]:
-    """The pictures that came over the WebSocket only, with the names that they are saved under."""
-    outputs = []
-    for number, preview in enumerate(run.received, 1):
-        node_id = preview.node_id or ""
-        title = node_title(run.prompt, node_id)
-        ending = preview.mime.rpartition("/")[2]
-        name = rename(f"{flat(title)}_{number:05d}.{ending}")
-        outputs.append(Output(node_id, title, "image", name, type=""))
-    return outputs
+def save_content(output: Output, destination: Destination) -> Saved:
+    """Saves an output that is not a file on the server. Raises SaveError."""
+    name, data = content_of(output)
+    name = destination.rename(name)
+    return save_bytes(data, name, destination.folder, destination.overwrite)
 
 
-def websocket_notice(run: Run) -> Report:
-    """What is said of pictures that nobody asked to save and no server keeps."""
-    pictures = plural(len(run.received), "picture")
-    message = (
-        f"{pictures} arrived over the WebSocket only (SaveImageWebsocket): add -o DIR to save them."
-    )
-    return {"event": "notice", "message": message}
+def content_of(output: Output) -> Tuple[str, bytes]:
+    """The name and the bytes of an output that is not a file on the server."""
+    content = output.read_content()
+    if content is not None:
+        return output.filename, content
+    text = output.text
+    if text is None:
+        text = str(output.content)  # what looked like base64 at its beginning
+    return name_of_text(output), text.encode(errors="replace")
+
+
+def name_of_text(output: Output) -> str:
+    """The name of a text's file: the title of its node."""
+    return flat(output.title) + ".txt"
+
+
+def notice_of_unsaved(outputs: Sequence[Output]) -> Optional[str]:
+    """What is said of files that came along with the run when nobody asked to save them."""
+    pictures = [output for output in outputs if output.source == "websocket"]
+    encoded = [output for output in outputs if output.source == "base64"]
+    sentences = []
+    if pictures:
+        count = plural(len(pictures), "picture")
+        sentences.append(f"{count} arrived over the WebSocket only: add -o DIR to save them.")
+    if encoded:
+        count = plural(len(encoded), "file")
+        sentences.append(f"{count} came as base64 in a text: add -o DIR to save them.")
+    return " ".join(sentences) or None
 
 
 # -- downloads -------------------------------------------------------------------------------------
+
+
+def download_or_save_text(
+    server: Server,
+    output: Output,
+    parts: Sequence[str],
+    destination: Destination,
+    notify: Callable[[str], None],
+) -> Saved:
+    """download(), where a node shows the name of a file; if there is none, its text is saved.
+
+    Nodes show the names of inputs and of models too. Blocks. Raises SaveError.
+    """
+    try:
+        return download(server, output, parts, destination, notify)
+    except FileMissing:
+        name = destination.rename(name_of_text(output))
+        data = output.path.encode(errors="replace")
+        return save_bytes(data, name, destination.folder, destination.overwrite)
 
 
 def download(

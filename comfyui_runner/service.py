@@ -38,9 +38,11 @@ from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.guard import Guard
 from comfyui_runner.held_workflow import HeldWorkflow
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.refusals import Refusal, RefusalLog
 from comfyui_runner.remedies import Origin
@@ -57,6 +59,7 @@ from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
+from comfyui_runner.spool import Spool
 from comfyui_runner.state import lost
 from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
@@ -110,6 +113,7 @@ class Service:
         self.streams = EventStreams(self.lock)
         self.records = RunRecords(self.lock)
         self.refusals = RefusalLog()
+        self.spool = Spool()
         self.held = HeldWorkflow(loaded, self.lock, self._publish_revision)
         self.session = Session(self.backend.server, self.report)
         self.stopping = asyncio.Event()
@@ -184,6 +188,9 @@ class Service:
     def _notify(self, message: str) -> None:
         self._show(None, {"event": "notice", "message": message})
 
+    def _notify_from_thread(self, message: str) -> None:
+        self._loop.call_soon_threadsafe(self._notify, message)
+
     def publish_changed_runs(self) -> None:
         """Send a `run` event of each run that has changed; not soon after a large one."""
         for record in self.records.take_changed():
@@ -224,6 +231,7 @@ class Service:
             await self._require_new(prompt_id, session)
         run = session.new_run(prompt, prompt_id or new_uuid(), extra, origin)
         run.patience = POST_PATIENCE
+        run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
         if not self.records.add(record, self.options.max_queue):
             await self._leave(record)
@@ -311,8 +319,26 @@ class Service:
         if self.options.output is not None:
             folder, overwrite = self.options.output, self.options.overwrite
             destination = Destination(folder, overwrite, stopping=self.stopping)
-        ending = await conclude(session, run, stop, destination)
+        ending = await conclude(session, run, stop, destination, is_served=True)
+        record.conclude(ending.outputs, await in_thread(self._keep, ending.outputs))
         await self._end(record, ending.report["message"])
+
+    def _keep(self, outputs: Sequence[Output]) -> Dict[int, str]:
+        """Spool the outputs that no server keeps: their keys, by their turn. Blocks."""
+        keys = {}
+        for turn, output in enumerate(outputs):
+            content = output.read_content()
+            if content is None:
+                continue
+            try:
+                key = self.spool.add(content)
+            except OSError as error:
+                reason = error.strerror or error
+                self._notify_from_thread(f"{output.filename} could not be kept: {reason}.")
+                continue
+            if key is not None:
+                keys[turn] = key
+        return keys
 
     async def _follow_run(self, record: RunRecord) -> Optional[Stop]:
         """Follow a run to its end or to --timeout, which cancels it: who cancelled it, or None."""
@@ -333,7 +359,7 @@ class Service:
     async def _end(self, record: RunRecord, message: str) -> None:
         """Note that a run is over, and how it ended."""
         record.message = message
-        record.run.received.clear()  # the pictures of 200 runs would fill the memory
+        record.run.forget_pictures()  # those of 200 runs would fill the memory
         record.over.set()
         self.records.mark_changed(record.prompt_id)
         await self._leave(record)
@@ -362,6 +388,7 @@ class Service:
         self.publish_changed_runs()
         self._show_refusals(float("inf"))
         self.streams.end()
+        self.spool.close()
         await self.session.close()
 
     # -- in the threads --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import tempfile
 import urllib.parse
 import weakref
-from typing import BinaryIO, Callable, Dict, List, Mapping, Optional
+from typing import BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple
 
 from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.forms import FormField, boundary_in, read_form_fields
@@ -161,10 +161,15 @@ def view_request_headers(request: Request) -> Dict[str, str]:
 def view_answer_headers(headers: Mapping[str, str], filename: str, disposition: str) -> Headers:
     """What is sent to the client: ``headers`` are those of ComfyUI's answer."""
     passed_on = [(name, headers[name]) for name in VIEW_ANSWER_HEADERS if name in headers]
+    passed_on.append(disposition_header(filename, disposition))
+    return tuple(passed_on)
+
+
+def disposition_header(filename: str, disposition: str) -> Tuple[str, str]:
+    """The header that names a file; ``disposition`` is "inline" or "attachment"."""
     base_name = filename.replace("\\", "/").rpartition("/")[2]
     quoted_name = urllib.parse.quote(base_name, errors="replace")
-    passed_on.append(("Content-Disposition", f"{disposition}; filename*=UTF-8''{quoted_name}"))
-    return tuple(passed_on)
+    return "Content-Disposition", f"{disposition}; filename*=UTF-8''{quoted_name}"
 
 
 def view_refusal(error: ServerAnswer) -> HttpError:

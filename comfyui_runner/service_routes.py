@@ -15,6 +15,7 @@ from comfyui_runner.guard import FailedGuesses, starts_or_changes, too_many_gues
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
+from comfyui_runner.media import media_type_of_name
 from comfyui_runner.messages import (
     JSON_LIMIT,
     HttpError,
@@ -35,10 +36,16 @@ from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
-from comfyui_runner.run_records import problem_as_json
+from comfyui_runner.run_records import RunRecord, problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
-from comfyui_runner.service_files import UploadedFile, open_view, require_form, upload_refusal
+from comfyui_runner.service_files import (
+    UploadedFile,
+    disposition_header,
+    open_view,
+    require_form,
+    upload_refusal,
+)
 from comfyui_runner.text import JsonObject, one_line
 
 #: Seconds that GET /runs/{prompt_id}?wait= waits at most.
@@ -410,16 +417,38 @@ class RouteCall:
 
     def get_run(self, prompt_id: str) -> Response:
         """One run, at once or when it has ended."""
-        record = self.records.get(prompt_id)
-        if record is None:
-            kept = f"the last {self.records.kept} are kept"
-            message = f"No run of this service has this prompt_id ({kept})."
-            raise HttpError(404, "no_such_run", message)
+        record = self._find_run(prompt_id)
         seconds = self.request.query.get("wait", "0")
         if not _is_seconds(seconds):
             raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
         record.over.wait(min(float(seconds), MAX_WAIT))
         return json_response(200, record.to_json(self.url))
+
+    def _find_run(self, prompt_id: str) -> RunRecord:
+        """A run of this service. Raises HttpError 404."""
+        record = self.records.get(prompt_id)
+        if record is None:
+            kept = f"the last {self.records.kept} are kept"
+            message = f"No run of this service has this prompt_id ({kept})."
+            raise HttpError(404, "no_such_run", message)
+        return record
+
+    def get_run_file(self, prompt_id: str, number: str) -> Response:
+        """A file that a run made and no server keeps."""
+        file = self._find_run(prompt_id).spooled_file(number)
+        if file is None:
+            message = "The run has no such file here: its outputs say which it has."
+            raise HttpError(404, "no_such_file", message)
+        output, key = file
+        data = self.service.spool.read(key)
+        if data is None:
+            message = f"{output.filename} is not kept any more: newer files took its place."
+            raise HttpError(404, "no_such_file", message)
+        type_, disposition = choose_disposition(media_type_of_name(output.filename))
+        if "download" in self.request.query:
+            disposition = "attachment"
+        headers = (disposition_header(output.filename, disposition),)
+        return Response(200, data, type_, headers)
 
     # -- what happens ----------------------------------------------------------------------------
 

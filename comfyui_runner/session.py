@@ -545,8 +545,10 @@ class Session:
         self._deaf_since = None
         if event.type == "preview":
             run.keep_preview(event.data["preview"])
-        else:
-            self._change(run, reduce(run.state, event))
+            return
+        if event.type == "progress":
+            run.note_steps(event.data)
+        self._change(run, reduce(run.state, event))
 
     # -- queue and history -----------------------------------------------------------------------
 

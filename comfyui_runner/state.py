@@ -98,7 +98,7 @@ def _on_cached(state: PromptState, data: MessageData, at: float) -> PromptState:
     return _mark_running(state, at)._replace(cached=state.cached | (cached & state.planned))
 
 
-def _node_on_screen(data: MessageData) -> Optional[str]:
+def node_on_screen(data: MessageData) -> Optional[str]:
     """The node that a person knows: for one that was made at run time, the one that made it."""
     node_id = data.get("display_node") or data.get("node")
     if node_id is None:
@@ -107,7 +107,7 @@ def _node_on_screen(data: MessageData) -> Optional[str]:
 
 
 def _on_executing(state: PromptState, data: MessageData, at: float) -> PromptState:
-    node_id = _node_on_screen(data)
+    node_id = node_on_screen(data)
     if node_id is None:
         # "executing" with null follows every end, errors and interrupts too. The one that a
         # reconnect sends has no prompt_id and is about whatever ran last.
@@ -123,7 +123,7 @@ def _on_executing(state: PromptState, data: MessageData, at: float) -> PromptSta
 
 def _on_progress(state: PromptState, data: MessageData, at: float) -> PromptState:
     state = _mark_running(state, at)
-    node_id = _node_on_screen(data)
+    node_id = node_on_screen(data)
     if node_id is None or node_id not in state.running:
         return state  # progress_state comes first, so the node is done already
     before = state.running[node_id]
@@ -192,7 +192,7 @@ def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
 
 
 def _on_executed(state: PromptState, data: MessageData, at: float) -> PromptState:
-    node_id = _node_on_screen(data)
+    node_id = node_on_screen(data)
     output = data.get("output")
     if node_id is None or not isinstance(output, dict):
         return state

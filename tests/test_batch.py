@@ -1164,3 +1164,17 @@ def test_a_batch_that_can_be_read_once_runs(batch: Batch) -> None:
     thread.join()
     assert result.status == ExitStatus.OK
     assert sorted(batch.values("3.text")) == ["one", "two"]
+
+
+def test_pictures_that_come_over_the_socket_alone_are_in_the_manifest(batch: Batch) -> None:
+    batch.prompt = {
+        "1": node("EmptyImage", width=16, height=16, batch_size=2, color=1),
+        "2": node("SaveImageWebsocket", "Send", images=["1", 0]),
+    }
+    batch.json_lines({"1.color": 7})
+    assert batch().status == ExitStatus.OK
+    (line,) = batch.lines()
+    assert [(output["filename"], output["source"], output["url"]) for output in line["outputs"]] == [
+        ("Send_00001.png", "websocket", None),
+        ("Send_00002.png", "websocket", None),
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import types
 from typing import Any, Iterator, List
 
 import pytest
@@ -201,8 +200,7 @@ def test_a_text_for_a_pipe_needs_a_reader(tmp_path: Any) -> None:
 def test_a_text_is_saved_under_the_title_of_its_node(tmp_path: Any) -> None:
     output = Output("1", "My/Text: 1", "text", text="狐\ud800")
     server = Server(parse_address("host"))
-    run: Any = types.SimpleNamespace(received=[], prompt={})
-    ((saved_of, save),) = save_jobs(server, run, [output], Destination(str(tmp_path)), print)
+    ((saved_of, save),) = save_jobs(server, [output], Destination(str(tmp_path)), print)
     saved = save()
     assert saved_of == output
     assert os.path.basename(saved.path) == "My_Text_ 1.txt"

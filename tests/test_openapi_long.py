@@ -43,6 +43,7 @@ WORKFLOW = {
     "8": node("SaveImage", images=["7", 0], filename_prefix="openapi"),
     "9": node("SlowProgress", "Slow", steps=3, seconds=0.1, seed=1, preview=True),
     "10": node("SaveImage", images=["9", 0], filename_prefix="slow"),
+    "11": node("SaveImageWebsocket", images=["7", 0]),
 }  # fmt: skip
 
 
@@ -66,12 +67,12 @@ def url(make_simulator: Callable[..., Any], workflow_file: Callable[..., str], t
         process.wait(20)
 
 
-def with_examples(url: str, prompt_id: str, filename: str) -> Dict[str, Any]:
+def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[str, Any]:
     """The service's own document, with requests that lead to successes, and with short waits."""
     document: Dict[str, Any] = requests.get(url + "/openapi.json", timeout=5).json()
     parameters: Dict[str, Any] = {
         parameter["name"]: parameter
-        for path in ("/view", "/runs/{prompt_id}")
+        for path in ("/view", "/runs/{prompt_id}", "/runs/{prompt_id}/files/{number}")
         for parameter in document["paths"][path]["get"]["parameters"]
     }
     parameters["wait"]["schema"]["maximum"] = 1
@@ -79,6 +80,7 @@ def with_examples(url: str, prompt_id: str, filename: str) -> Dict[str, Any]:
     parameters["prompt_id"]["example"] = prompt_id
     parameters["filename"]["example"] = filename
     parameters["type"]["example"] = "output"
+    parameters["number"]["example"] = number
     for method, path, bodies in (
         ("put", "/workflow", [WORKFLOW, {"1": node("Nope"), "2": node("SaveImage", images=["1", 0])}]),
         ("post", "/update/prompt", [{"type": "positive", "text": "a fox"}, {"title": "Slow", "text": "none there"}]),
@@ -113,16 +115,25 @@ def ask(url: str, document: Dict[str, Any], folder: Any, *more: str) -> Dict[str
     answered: Dict[str, Set[int]] = collections.defaultdict(set)
     for entry in json.loads(archive.read_text("utf-8"))["log"]["entries"]:
         asked = entry["request"]["url"][len(url) :].partition("?")[0]
-        name = re.sub(r"^/runs/.*", "/runs/{prompt_id}", asked)
+        name = re.sub(r"^/runs/[^/]*", "/runs/{prompt_id}", asked)
+        name = re.sub(r"/files/.*", "/files/{number}", name)
         answered[entry["request"]["method"] + " " + name].add(entry["response"]["status"])
     return answered
 
 
-def test_every_answer_is_declared(url: str, tmp_path: Any) -> None:
+def run_with_picture(url: str) -> Any:
+    """A run that succeeded; None while the service's WebSocket was not open."""
     prompt_id = requests.get(url + "/queue", timeout=10).json()["prompt_id"]
     run = requests.get("%s/runs/%s?wait=20" % (url, prompt_id), timeout=30).json()
     assert run["phase"] == "success"
-    document = with_examples(url, prompt_id, run["outputs"][0]["filename"])
+    return run if "websocket" in [output["source"] for output in run["outputs"]] else None
+
+
+def test_every_answer_is_declared(url: str, tmp_path: Any) -> None:
+    run = wait_until(lambda: run_with_picture(url), 30.0, "a picture over the WebSocket")
+    prompt_id = run["prompt_id"]
+    (number,) = [str(at) for at, output in enumerate(run["outputs"]) if output["source"] == "websocket"]
+    document = with_examples(url, prompt_id, run["outputs"][0]["filename"], number)
     operations = {
         "%s %s" % (method.upper(), path): {int(status) for status in operation["responses"]}
         for path, methods in document["paths"].items()

@@ -315,6 +315,12 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             ["Save: fox/x/a.png", "    http://127.0.0.1:8188/view?filename=a.png"],
         ),
         ("output", {**OUTPUT, "will_be_saved": True}, []),
+        (
+            "output",
+            {**OUTPUT, "url": None, "source": "websocket", "size": 1536},
+            ["Save: image over the WebSocket, 1.5 KB"],
+        ),
+        ("output", {**OUTPUT, "url": None, "source": "base64", "size": 2}, ["Save: image as base64, 2 B"]),
         ("output", {**OUTPUT, "text": "hello\n\x1b[31mfrom comfy"}, ["Save:", "    hello", "    from comfy"]),
         ("output", {**OUTPUT, "text": "t" * 2001, "will_be_saved": True}, ["Save:", "    " + "t" * 2000 + "…"]),
         ("output", {**OUTPUT, "text": "t" * 2000}, ["Save:", "    " + "t" * 2000]),
@@ -411,6 +417,7 @@ def test_what_is_bad_looks_bad() -> None:
         ({"event": "output", **OUTPUT}, OUTPUT["url"]),
         ({"event": "output", **OUTPUT, "text": "a fox", "url": None}, "a fox"),
         ({"event": "output", **OUTPUT, "will_be_saved": True}, None),
+        ({"event": "output", **OUTPUT, "url": None}, None),
         ({"event": "started"}, None),
     ],
 )
@@ -498,6 +505,11 @@ def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
 # The end
 # ------------------------------------------------------------------------------------------------
 
+NO_OUTPUTS = (
+    "Done in %s s, 0 outputs.\n"
+    'Nothing was reported by "Save" (SaveImage, node 3). Look in the server\'s output folder, or for an option of the '
+    "node that makes it report what it saves (such as show_previews)."
+)
 FAILED_AT = {"failure": {"node_id": "2.0.0.1"}}
 
 
@@ -522,7 +534,14 @@ def test_the_last_line_names_what_could_not_be_saved() -> None:
 @pytest.mark.parametrize(
     ("phase", "known", "message"),
     [
-        (Phase.SUCCESS, {}, "Done in 12.3 s, 0 outputs."),
+        (Phase.SUCCESS, {}, NO_OUTPUTS % "12.3"),
+        (Phase.SUCCESS, {"targets": frozenset({"1", "3"})}, NO_OUTPUTS % "12.3"),
+        (Phase.SUCCESS, {"outputs": {"3": {"images": []}}}, NO_OUTPUTS % "12.3"),
+        (
+            Phase.SUCCESS,
+            {"outputs": {"3": {"images": [{"filename": "a.png", "type": "input"}]}}},
+            "Done in 12.3 s, 0 outputs.",
+        ),
         (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Done in 12.3 s, 1 output."),
         (Phase.SUCCESS, {"seconds": 125.0, "outputs": {"3": {"text": ["a", "b"]}}}, "Done in 2:05, 2 outputs."),
         (Phase.ERROR, {}, "The run failed after 12.3 s."),
@@ -599,9 +618,19 @@ def test_half_a_run_says_so() -> None:
     )  # fmt: skip
 
 
+def test_pictures_that_should_have_come_over_the_socket_are_missed() -> None:
+    state = new(Phase.SUCCESS, started_at=0.0, ended_at=1.0)
+    prompt = {**PROMPT, "3": node("SaveImageWebsocket", "Send", images=["2", 0])}
+    assert end_report(state, ExitStatus.OK, 9.0, prompt)["message"] == (
+        "Done in 1.0 s, 0 outputs.\n"
+        '"Send" (SaveImageWebsocket, node 3): the pictures go over the WebSocket alone, and none came here.'
+    )
+    assert end_report(state, ExitStatus.OK, 9.0, prompt, received=1)["message"] == "Done in 1.0 s, 1 output."
+
+
 def test_the_last_report_in_full() -> None:
     assert end(Phase.SUCCESS, seconds=2.34567, cached=frozenset({"1"}), finished={"2": 1.0, "3": 1.0}) == {
-        "event": "end", "status": "success", "exit_status": 0, "message": "Done in 2.3 s, 0 outputs.",
+        "event": "end", "status": "success", "exit_status": 0, "message": NO_OUTPUTS % "2.3",
         "seconds": 2.346, "wholly_cached": False, "nodes_done": 3, "nodes_total": 3,
     }  # fmt: skip
     assert end(Phase.SUCCESS, cached=ALL)["wholly_cached"] is True

@@ -18,9 +18,11 @@ URL = "http://127.0.0.1:8189"
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
     for row in ROUTES:
-        route, parts = find_route(row.method, row.path.replace("{prompt_id}", "a%2Fb"), URL)
+        path = row.path.replace("{prompt_id}", "a%2Fb").replace("{number}", "0")
+        route, parts = find_route(row.method, path, URL)
         assert route is row
-        assert parts == ({"prompt_id": "a/b"} if "{" in row.path else {})
+        known = {"prompt_id": "a/b", "number": "0"}
+        assert parts == {name: value for name, value in known.items() if "{%s}" % name in row.path}
         assert callable(getattr(RouteCall, row.handler))
 
 

@@ -11,6 +11,7 @@ import pytest
 from support import node
 
 from comfyui_runner.addresses import parse_address
+from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.run_records import RunRecord, RunRecords
 from comfyui_runner.runs import Run
@@ -72,6 +73,28 @@ def test_a_file_has_an_absolute_address_where_that_of_the_service_is_known(sessi
     picture, text = record.to_json("https://gpu.example/runner")["outputs"]
     assert picture["absolute_url"] == "https://gpu.example/runner/" + picture["url"]
     assert text["absolute_url"] is None
+
+
+def test_what_no_server_keeps_is_fetched_from_the_service(session: Session) -> None:
+    """Once the run has ended: while it runs, it is not clear what a preview is. Contents are not held."""
+    record = make_record(session, "a/b", Phase.RUNNING)
+    shown = {"text": ["hello", "data:image/png;base64,iVBORw0KGgo="], "images": [{"filename": "b.png"}]}
+    record.run.state = record.run.state._replace(outputs={"2": shown})
+    assert [output["url"] for output in record.to_json()["outputs"]] == [
+        None, "view?filename=b.png&subfolder=&type=output",
+    ]  # fmt: skip
+    picture = Output("2", "Save", "image", "c.png", type="", source="websocket", size=1, content=b"c")
+    record.conclude([*record.run.outputs(), picture], {1: "7", 3: "8"})
+    assert record.run.state.outputs == {}
+    assert [(output["source"], output["size"], output["url"]) for output in record.to_json()["outputs"]] == [
+        ("file", None, None),
+        ("base64", 8, "runs/a/b/files/1"),
+        ("file", None, "view?filename=b.png&subfolder=&type=output"),
+        ("websocket", 1, "runs/a/b/files/3"),
+    ]
+    file = record.spooled_file("3")
+    assert file is not None and (file[0].filename, file[0].content, file[1]) == ("c.png", None, "8")
+    assert [record.spooled_file(turn) for turn in ("0", "2", "9", "x", "03")] == [None] * 5
 
 
 def test_problems_are_shown_with_their_fields(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -18,15 +19,14 @@ from support import FAST, Outcome, node, run, slow_prompt, wait_until
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import ExitStatus, SaveError
-from comfyui_runner.events import Preview
 from comfyui_runner.files import write_file
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.nodes import parse_spec
 from comfyui_runner.reports import PROGRESS_INTERVAL
 from comfyui_runner.runs import Run
-from comfyui_runner.saving import received_outputs
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
+from comfyui_runner.simulator import draw
 from comfyui_runner.state import Phase
 from comfyui_runner.text import safe_path_parts
 from comfyui_runner.threads import run_loop
@@ -154,6 +154,8 @@ def test_pictures_that_come_over_the_socket_alone_are_kept(simulator: Any, workf
     path = workflow_file(prompt)
     told = go(simulator, path)
     assert "add -o DIR to save" in told.event("notice")["message"]
+    output = told.event("output")
+    assert (output["kind"], output["source"], output["url"]) == ("image", "websocket", None) and output["size"] > 50
     prompt["1"]["inputs"]["color"] = 128
     saved = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out")).event("saved")
     with open(saved["path"], "rb") as file:
@@ -182,29 +184,115 @@ def test_pictures_that_come_over_the_socket_are_named_after_their_node(
     assert [event["title"] for event in result.events if event["event"] == "saved"] == ["Over/the Wire"] * 2
 
 
-def test_the_ending_of_a_picture_that_came_over_the_socket_is_that_of_its_type() -> None:
-    """The numbers go on from node to node."""
-    prompt = {"1": node("SaveImageWebsocket", "O/ne"), "2": node("SaveImageWebsocket")}
-    made = asyncio.run(new_run(prompt))
-    made.received += [Preview("1", "image/jpeg", b"a"), Preview("2", "image/png", b"b")]
-    outputs = received_outputs(made, "my-{}".format)
-    assert [tuple(output) for output in outputs] == [
-        ("1", "O/ne", "image", "my-O_ne_00001.jpeg", "", "", None),
-        ("2", "SaveImageWebsocket", "image", "my-SaveImageWebsocket_00002.png", "", "", None),
-    ]
-
-
-async def new_run(prompt: Dict[str, Any]) -> Run:
-    """A run that nobody has submitted."""
-    return Run(prompt, "an-id", 0.0, asyncio.Event())
-
-
 def test_only_the_node_that_sends_pictures_is_heard_as_such(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     """The previews of another node are no pictures to keep."""
     prompt = slow_prompt(steps=3, seconds=0.3, preview=True)
     prompt["3"] = node("SaveImageWebsocket", "Send", images=["1", 0])
     go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path / "out")) == ["Send_00001.png", "slow_00001_.png"]
+
+
+WEBSOCKET = {"source": "websocket", "content-type": "image/png", "type": "output"}
+
+
+def shows(ui: Any, title: str = "Out") -> Dict[str, Any]:
+    """A node that makes what ``ui`` says."""
+    return {"1": node("SimulatedOutput", title, ui=json.dumps(ui))}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_pictures_of_any_class_that_come_over_the_socket_alone_are_outputs(
+    listed: bool, simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    """As ETN_SendImageWebSocket sends them: without steps, and in its output or not."""
+    path = workflow_file(shows({"images": [{**WEBSOCKET, "listed": listed}] * 2}, "Send"))
+    result = go(simulator, path, "-o", str(tmp_path / "out"))
+    assert result.status == ExitStatus.OK
+    assert sorted(os.listdir(tmp_path / "out")) == ["Send_00001.png", "Send_00002.png"]
+    assert result.event("end")["message"].endswith("2 outputs.")
+
+
+def test_pictures_that_a_cached_node_does_not_send_again_are_missed(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    path = workflow_file(shows({"images": [WEBSOCKET]}, "Send"))
+    go(simulator, path)
+    result = go(simulator, path, "-o", str(tmp_path / "out"))
+    assert "1 picture sent over the WebSocket did not come here" in result.event("notice")["message"]
+    assert result.status == ExitStatus.NOT_SAVED
+    assert result.event("end")["message"].endswith("Not saved: 1 picture sent over the WebSocket.")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("version", ["0.3.57", "0.38.1"])
+def test_the_previews_of_a_sampler_are_no_outputs_even_with_one_step(
+    version: str, steps: int, make_simulator: Make, workflow_file: Make
+) -> None:
+    simulator = make_simulator(version=version)
+    result = go(simulator, workflow_file(slow_prompt(steps=steps, seconds=0.0, preview=True)))
+    assert [event["filename"] for event in result.events if event["event"] == "output"] == ["slow_00001_.png"]
+
+
+def test_a_3d_file_that_is_named_by_a_bare_path_is_saved(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    """As ComfyUI's own Save3DAdvanced and its like report it."""
+    prompt = shows({"result": ["3d/mesh_00001.glb", None, []]})
+    prompt["2"] = node("SimulatedOutput", "Preview", ui=json.dumps({"result": ["temp\\bg.obj"]}))
+    result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
+    assert result.status == ExitStatus.OK
+    assert [(event["kind"], event["type"]) for event in result.events if event["event"] == "output"] == [
+        ("3d", "output"), ("3d", "temp"),
+    ]  # fmt: skip
+    assert b"mesh_00001.glb" in (tmp_path / "out" / "3d" / "mesh_00001.glb").read_bytes()
+    assert sorted(os.listdir(tmp_path / "out")) == ["3d", "bg.obj"]
+
+
+@pytest.mark.parametrize(
+    "text", ["cats/input.png", "../secret.glb", "/etc/passwd.png", "C:\\secret.png", "temp/../../a.png"]
+)
+def test_a_text_that_is_the_name_of_no_output_is_saved_as_a_text(
+    text: str, simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    result = go(simulator, workflow_file(shows({"text": [text]}, "Show")), "-o", str(tmp_path / "out"))
+    assert result.status == ExitStatus.OK
+    assert os.listdir(tmp_path / "out") == ["Show.txt"]
+    assert (tmp_path / "out" / "Show.txt").read_text() == text
+
+
+def test_a_file_that_a_node_saved_and_that_is_gone_is_an_error(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    prompt = shows({"result": ["mesh_00001.glb"]})
+    go(simulator, workflow_file(prompt))
+    os.unlink(os.path.join(simulator.folder("output"), "mesh_00001.glb"))
+    result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
+    assert result.status == ExitStatus.NOT_SAVED and os.listdir(tmp_path / "out") == []
+
+
+def test_base64_is_reported_by_kind_and_size_and_saved_as_a_file(
+    simulator: Any, workflow_file: Make, tmp_path: Any
+) -> None:
+    encoded = base64.b64encode(draw(64, 64, 1, ["A"])).decode()
+    path = workflow_file(shows({"text": [encoded, encoded + "!"]}, "To Base64"))
+    told = run("--server", simulator.url, path, "--yes")
+    assert "To Base64: image as base64," in told.out and encoded not in told.out
+    assert "came as base64 in a text: add -o DIR to save them." in told.out + told.err
+    go(simulator, path, "-o", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "To Base64.png").read_bytes() == draw(64, 64, 1, ["A"])
+    assert (tmp_path / "out" / "To Base64.txt").read_text() == encoded + "!"
+
+
+def test_files_of_the_input_folder_are_no_outputs_and_temporary_ones_come_last(
+    simulator: Any, workflow_file: Make
+) -> None:
+    files = [{"filename": "%s.png" % type_, "type": type_} for type_ in ("input", "temp", "output")]
+    result = go(simulator, workflow_file(shows({"images": files, "text": [832]})))
+    told = [event["filename"] or event["text"] for event in result.events if event["event"] == "output"]
+    assert told == ["output.png", "832", "temp.png"]
+
+
+def test_no_outputs_are_explained(simulator: Any, workflow_file: Make) -> None:
+    result = go(simulator, workflow_file(shows({"images": []}, "Image Save")))
+    assert 'Nothing was reported by "Image Save" (SimulatedOutput, node 1).' in result.event("end")["message"]
 
 
 def test_a_name_that_is_taken_gets_a_number_unless_overwrite(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import sys
+import tempfile
 import threading
 import time
 from typing import Any, List
 
 import pytest
-from served import LOADER, Answer, Json, Make, Middleware, phase_elsewhere, post_elsewhere
+from served import LOADER, PNG, Answer, Json, Make, Middleware, phase_elsewhere, post_elsewhere
 from support import node, slow_prompt, wait_until
+
+from comfyui_runner.spool import Spool
 
 
 def test_a_run_is_started_followed_and_shown_with_its_pictures(service: Middleware) -> None:
@@ -214,3 +220,88 @@ def test_the_timeout_cancels_a_run_and_says_so(make_middleware: Make, simulator:
     run = service.end(service.start())
     assert run["phase"] == "interrupted" and "timeout" in run["message"]
     assert service.get("/health").status == 200
+
+
+# -- pictures that came over the WebSocket alone ---------------------------------------------------
+
+
+def sending(pictures: int, color: int = 1) -> Json:
+    """A workflow whose pictures come over the WebSocket."""
+    return {
+        "1": node("EmptyImage", width=16, height=16, batch_size=pictures, color=color),
+        "2": node("SaveImageWebsocket", "Over/the Wire", images=["1", 0]),
+        "3": node("SimulatedOutput", "Shown", ui=json.dumps({"text": [base64.b64encode(PNG).decode(), "hello"]})),
+    }
+
+
+def test_pictures_that_come_over_the_socket_alone_have_a_url(service: Middleware) -> None:
+    service.hold(sending(2))
+    shown = service.end(service.start())
+    assert [(output["kind"], output["source"]) for output in shown["outputs"]] == [
+        ("image", "base64"), ("text", "file"), ("image", "websocket"), ("image", "websocket"),
+    ]  # fmt: skip
+    assert "notice" not in service.out.getvalue() and "-o DIR" not in service.out.getvalue()
+    for output in [shown["outputs"][0], *shown["outputs"][2:]]:
+        answer = service.get("/" + output["url"])
+        assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+        assert answer.body.startswith(b"\x89PNG") and len(answer.body) == output["size"]
+        assert answer.headers["content-disposition"].startswith("inline; filename*=UTF-8''")
+    name = answer.headers["content-disposition"].partition("''")[2]
+    assert name == "Over_the%20Wire_00002.png"
+    assert service.get("/" + output["url"] + "?download=1").headers["content-disposition"].startswith("attachment;")
+    assert service.call("HEAD", "/" + output["url"]).headers["content-length"] == str(output["size"])
+
+
+def test_a_file_that_a_run_does_not_have_is_not_found(service: Middleware) -> None:
+    service.hold(sending(1))
+    prompt_id = service.start()
+    shown = service.end(prompt_id)
+    assert shown["outputs"][1]["url"] is None  # a text
+    for path in ("/runs/none/files/0", f"/runs/{prompt_id}/files/1", f"/runs/{prompt_id}/files/..%2F..%2Fetc"):
+        assert service.get(path).status == 404
+    assert service.post("/" + shown["outputs"][0]["url"]).status == 405
+
+
+def test_the_memory_of_pictures_is_given_back(service: Middleware) -> None:
+    service.hold(sending(3))
+    prompt_id = service.start()
+    service.end(prompt_id)
+    record = service.service.records.get(prompt_id)
+    assert record.run.pictures == [] and record.run.state.outputs == {}
+    assert all(output.content is None for output in record.outputs)
+
+
+def test_only_so_much_of_one_run_is_kept(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[type(service.service).__module__], "RECEIVED_BYTES", 700)
+    service.hold(sending(20))
+    shown = service.end(service.start())
+    sizes = [output["size"] for output in shown["outputs"] if output["source"] == "websocket"]
+    assert sizes and sum(sizes) <= 700 and len(sizes) < 20
+    assert f"{20 - len(sizes)} pictures sent over the WebSocket were not kept" in service.out.getvalue()
+
+
+def test_the_oldest_pictures_make_room_and_all_go_with_the_service(
+    make_middleware: Make, simulator: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    service = make_middleware(simulator, prompt=sending(1))
+    service.service.spool = Spool(most_files=2)
+    wait_until(lambda: service.service.session.connected, what="the WebSocket")
+    first = service.end(service.start())["outputs"]
+    second = service.end(service.start())["outputs"]
+    kept = [service.get("/" + output["url"]).status for output in first + second if output["source"] == "websocket"]
+    assert kept == [404, 200]
+    assert len(list(tmp_path.glob("comfyui-runner-*/*"))) == 2
+    assert service.stop() == 0
+    assert list(tmp_path.glob("comfyui-runner-*")) == []
+
+
+def test_a_full_disk_loses_the_pictures_and_nothing_else(service: Middleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(data: bytes) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(service.service.spool, "add", full)
+    service.hold(sending(1))
+    shown = service.end(service.start())
+    assert shown["phase"] == "success" and [output["url"] for output in shown["outputs"]] == [None] * 3
+    wait_until(lambda: "could not be kept: No space left on device." in service.out.getvalue())

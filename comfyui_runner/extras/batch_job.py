@@ -315,7 +315,7 @@ class BatchJob:
     def _note_ending(self, attempt: Attempt, ending: Ending) -> None:
         """Ends a row whose run has ended, well or not."""
         if ending.saved is not None:
-            outputs = [{**output._asdict(), "path": path} for output, path in ending.saved.items()]
+            outputs = [{**output.to_json(), "path": path} for output, path in ending.saved.items()]
         else:
             outputs = [output_entry(attempt.session, output) for output in ending.outputs]
         attempt.entry.update(

@@ -41,9 +41,7 @@ def write_record(
         "seeds": seeds_by_name(run.prompt),
         "node_times": node_times_of(run),
         "cached": sorted(run.state.cached),
-        "outputs": [
-            record_output(output, ending) for output in [*ending.outputs, *ending.received]
-        ],
+        "outputs": [record_output(output, ending) for output in ending.outputs],
         "prompt": run.prompt,
     }
     workflow = workflow_in_extra(run.extra)
@@ -63,7 +61,7 @@ def node_times_of(run: Run) -> List[Dict[str, Any]]:
 def record_output(output: Output, ending: Ending) -> Dict[str, Any]:
     """An output's fields and its path; where it is saved, also the SHA-256 and size of its file."""
     path = (ending.saved or {}).get(output)
-    entry: Dict[str, Any] = {**output._asdict(), "path": path}
+    entry: Dict[str, Any] = {**output.to_json(), "path": path}
     if path is None:
         return entry
     try:
