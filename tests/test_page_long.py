@@ -688,6 +688,22 @@ def record_video(browser: Any) -> bytes:
         page.close()
 
 
+def test_pictures_that_came_over_the_socket_and_files_of_text_are_shown(make_service: Any, visit: Any) -> None:
+    prompt = {
+        "1": node("EmptyImage", width=24, height=16, batch_size=1, color=1),
+        "2": node("SaveImageWebsocket", "Send", images=["1", 0]),
+        "3": node("SimulatedOutput", "Table", ui=json.dumps({"files": [{"filename": "data.csv"}]})),
+    }
+    page = visit(make_service(prompt))
+    run(page)
+    finished(page, figures=2)
+    loaded(page.locator("#outputs img"), 24)
+    links = page.locator("#outputs figcaption a")
+    assert sorted(link.get_attribute("download") for link in links.all()) == ["Send_00001.png", "data.csv"]
+    assert all(page.request.get(link.evaluate("a => a.href")).ok for link in links.all())
+    loaded(page.locator("#runs img"), 24)
+
+
 def test_a_video_plays_sound_has_controls_and_a_text_is_read(
     make_service: Any, visit: Any, browser: Any, shot: Any
 ) -> None:
