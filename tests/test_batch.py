@@ -939,8 +939,14 @@ HASTY = FAST._replace(settle=0.4, poll=0.2)
 def test_a_row_that_its_server_lost_is_submitted_again(batch: Batch) -> None:
     batch.prompt = slow_prompt(seconds=0.0)
     batch.csv("1.seconds", "0", "1.0", "0.01")
-    with meanwhile(lambda: len(batch.simulator.executions) == 2, batch.simulator.restart):
-        result = batch("--in-flight", "1", "--retries", "1", limits=HASTY)
+    out = io.StringIO()
+
+    def second_runs() -> bool:
+        is_submitted = out.getvalue().count('"event": "submitted"') == 2  # else its POST would be sent again
+        return is_submitted and len(batch.simulator.executions) == 2
+
+    with meanwhile(second_runs, batch.simulator.restart):
+        result = batch("--in-flight", "1", "--retries", "1", limits=HASTY, out=out)
     assert result.status == ExitStatus.OK
     assert batch.rows("done") == [1, 2, 3] and len(batch.lines()) == 3
     assert len(batch.simulator.executions) == 4

@@ -15,7 +15,16 @@ from support import node
 
 from comfyui_runner.edits import EditError, InputEdit
 from comfyui_runner.errors import UsageError
-from comfyui_runner.extras.batches import Row, Tally, check_columns, read_rows, row_edits, row_key, rows_done
+from comfyui_runner.extras.batches import (
+    Row,
+    Tally,
+    check_columns,
+    make_batch_meter,
+    read_rows,
+    row_edits,
+    row_key,
+    rows_done,
+)
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
 
@@ -218,6 +227,15 @@ def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
 )
 def test_how_far_a_batch_is(tally: Tally, words: str) -> None:
     assert tally.in_words() == words
+
+
+def test_the_bar_of_a_batch_fills_with_its_rows() -> None:
+    def filled(tally: Tally) -> float:
+        (bar,) = make_batch_meter(tally, [], now=0.0).bars
+        return bar.fraction
+
+    assert filled(Tally(4, done=1, failed=1)) == 0.5
+    assert filled(Tally(None, done=2)) == filled(Tally(0)) == 0.0
 
 
 def test_the_limit_of_a_cell_is_far() -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import sys
+import threading
 from typing import Any, Callable, Dict, Set
 
 import pytest
 import requests
-from support import ROOT, node, program_text, run, script, slow_prompt
+from support import ROOT, node, program_text, run, script, slow_prompt, wait_until
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.nodes import is_link
@@ -71,11 +72,25 @@ def documented_events() -> Dict[str, Set[str]]:
     return fields
 
 
+class FirstWaits(threading.Thread):
+    """Interrupts what runs when another prompt waits behind it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+
+    def run(self) -> None:
+        wait_until(lambda: requests.get(self.url + "/queue", timeout=5).json()["queue_pending"])
+        requests.post(self.url + "/interrupt", timeout=5)
+
+
 def test_every_event_has_the_fields_that_the_documents_say(
     simulator: Any, make_simulator: Make, workflow_file: Make, tmp_path: Any
 ) -> None:
-    blocker = {"prompt": slow_prompt(steps=3, seconds=1.0, seed=5), "client_id": "other"}
+    blocker = {"prompt": slow_prompt(steps=300, seconds=60.0, seed=5), "client_id": "other"}
     requests.post(simulator.url + "/prompt", json=blocker, timeout=5)
+    first_waits = FirstWaits(simulator.url)
+    first_waits.start()
     failing = {
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("FailNode", message="boom", image=["1", 0]),

@@ -641,6 +641,8 @@ def test_the_queue_tells_which_outputs_were_accepted() -> None:
     state = PromptState("p", Phase.QUEUED, planned=frozenset(prompt))
     state = reconcile(state, Reading(PENDING._replace(targets=frozenset({"3"})), None), prompt, 20.0)
     assert state.targets == {"3"} and state.planned == {"1", "2", "3"}
+    # A server that names none does not take them back.
+    assert reconcile(state, Reading(PENDING, None), prompt, 21.0).targets == {"3"}
 
 
 def test_what_is_over_stays_over_whatever_the_queue_says() -> None:
