@@ -925,6 +925,129 @@ def test_two_tabs_show_each_others_edits_and_no_typing_is_lost(make_service: Any
     assert [prompt["2"]["inputs"]["text"] for prompt in prompts(service.simulator)] == ["one again", "mine"]
 
 
+class Streams:
+    """The event streams that the tabs beside a page hold open, from the page's next load on."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self._open: List[Any] = []
+        page.context.on("request", self._note_begin)
+        page.context.on("requestfailed", self._note_end)
+        page.context.on("requestfinished", self._note_end)
+        page.reload()
+
+    def _note_begin(self, request: Any) -> None:
+        if request.url.endswith("/events"):
+            self._open.append(request)
+
+    def _note_end(self, request: Any) -> None:
+        if request in self._open:
+            self._open.remove(request)
+
+    def count(self) -> int:
+        self.page.evaluate("0")  # events come while the browser is asked something
+        return len(self._open)
+
+
+def test_seven_tabs_wait_for_their_runs_and_all_of_them_work(make_service: Any, visit: Any) -> None:
+    """A browser opens six connections to a host. Each of the tabs must know what happens, and one must be free."""
+    service = make_service(slow_prompt(steps=400, seconds=60.0))
+    first = visit(service)
+    streams = Streams(first)
+    tabs = [first]
+    for number in range(1, 7):
+        tabs.append(visit(service, beside=first))
+        run(tabs[-1])
+        for tab in tabs:
+            wait_until(lambda tab=tab, count=number: tab.locator("#runs li").count() == count, what="the run")
+    assert streams.count() == 1
+    seventh = visit(service, beside=first)
+    seventh.locator("#field-1-seed").fill("77")
+    for tab in tabs:
+        holds(tab.locator("#field-1-seed"), "77")
+    seventh.get_by_role("button", name="Stop", exact=True).click()
+    for tab in [*tabs, seventh]:
+        wait_until(lambda tab=tab: "Stopped" in tab.locator("#runs").text_content(), what="the end of the run")
+    assert service.phases().count("interrupted") == 1
+    for tab in [seventh, *tabs]:  # whoever listens for all goes, and another takes its place
+        survivor = tabs[-1]
+        if tab is not survivor:
+            tab.close()
+        seed = str(1000 + tabs.index(tab) if tab in tabs else 999)
+        service.edit("1", seed=int(seed))
+        holds(survivor.locator("#field-1-seed"), seed)
+    while "running" in service.phases() or "queued" in service.phases():
+        requests.post(service.url + "/interrupt", json={}, timeout=20)
+
+
+#: Makes a page hidden or shown, as far as it can see; without a window all pages are shown.
+SET_HIDDEN = """(hidden) => {
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_a_hidden_tab_holds_no_stream_and_catches_up_when_it_is_shown(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=2, seconds=0.0))
+    page = visit(service)
+    streams = Streams(page)
+    wait_until(lambda: streams.count() == 1, what="the stream")
+    page.evaluate(SET_HIDDEN, True)
+    wait_until(lambda: streams.count() == 0, what="the end of the stream")
+    service.edit("1", seed=77)
+    requests.post(service.url + "/queue", timeout=10).raise_for_status()
+    wait_until(lambda: service.phases() == ["success"], what="the end of the run")
+    page.evaluate(SET_HIDDEN, False)
+    holds(page.locator("#field-1-seed"), "77")
+    finished(page)
+    wait_until(lambda: streams.count() == 1, what="the stream")
+
+
+def test_a_hidden_tab_follows_the_run_that_was_started_in_it(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=400, seconds=60.0))
+    page = visit(service)
+    streams = Streams(page)
+    run(page)
+    expect(state(page)).to_have_text("Running")
+    page.evaluate(SET_HIDDEN, True)
+    requests.post(service.url + "/interrupt", json={}, timeout=20).raise_for_status()
+    wait_until(lambda: page.title() == "Stopped – held.json", what="the title")
+    wait_until(lambda: streams.count() == 0, what="the end of the stream")
+
+
+def test_without_locks_every_tab_that_is_shown_listens_for_itself(make_service: Any, visit: Any) -> None:
+    """So it is over plain HTTP from another machine."""
+    service = make_service(slow_prompt(steps=400, seconds=60.0))
+    one = visit(service)
+    one.context.add_init_script("Object.defineProperty(Navigator.prototype, 'locks', { value: undefined });")
+    one.reload()
+    two = visit(service, beside=one)
+    one.locator("#field-1-seed").fill("77")
+    holds(two.locator("#field-1-seed"), "77")
+    run(two)
+    expect(state(one)).to_have_text("Running")
+    expect(state(two)).to_have_text("Running")
+    two.evaluate(SET_HIDDEN, True)
+    one.get_by_role("button", name="Stop", exact=True).click()
+    wait_until(lambda: two.title() == "Stopped – held.json", what="the title")
+
+
+def test_a_run_shows_its_seeds(make_service: Any, visit: Any) -> None:
+    prompt = {**slow_prompt(steps=2, seconds=0.0, seed=2**63 + 1)}
+    service = make_service(prompt)
+    page = visit(service)
+    run(page)
+    finished(page)
+    expect(page.locator("#seeds")).to_have_text(f"Seed: {2**63 + 1}")
+    more = {**prompt, "3": node("SlowProgress", "Other", steps=1, seconds=0.0, seed=5, preview=False)}
+    more["4"] = node("PreviewImage", images=["3", 0])
+    requests.put(service.url + "/workflow", json=more, timeout=10).raise_for_status()
+    expect(page.locator("#field-3-seed")).to_have_value("5")
+    run(page)
+    finished(page, 2)
+    expect(page.locator("#seeds")).to_have_text(f"Seeds: Slow #1: {2**63 + 1}, Other #3: 5")
+
+
 def test_the_token_is_asked_for_once_and_not_again_after_a_restart(make_service: Any, visit: Any, shot: Any) -> None:
     service = make_service(TEXTS, "--token", "a secret of nine words")
     page = visit(service, ready=False)
