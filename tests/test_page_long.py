@@ -959,7 +959,7 @@ def test_seven_tabs_wait_for_their_runs_and_all_of_them_work(make_service: Any, 
         tabs.append(visit(service, beside=first))
         run(tabs[-1])
         for tab in tabs:
-            wait_until(lambda tab=tab, count=number: tab.locator("#runs li").count() == count, what="the run")
+            expect(tab.locator("#runs li")).to_have_count(number, timeout=30_000)
     assert streams.count() == 1
     seventh = visit(service, beside=first)
     seventh.locator("#field-1-seed").fill("77")
@@ -967,7 +967,7 @@ def test_seven_tabs_wait_for_their_runs_and_all_of_them_work(make_service: Any, 
         holds(tab.locator("#field-1-seed"), "77")
     seventh.get_by_role("button", name="Stop", exact=True).click()
     for tab in [*tabs, seventh]:
-        wait_until(lambda tab=tab: "Stopped" in tab.locator("#runs").text_content(), what="the end of the run")
+        expect(tab.locator("#runs")).to_contain_text("Stopped", timeout=30_000)
     assert service.phases().count("interrupted") == 1
     for tab in [seventh, *tabs]:  # whoever listens for all goes, and another takes its place
         survivor = tabs[-1]
