@@ -41,8 +41,8 @@ from comfyui_runner.interrupts import Stop
 from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
-from comfyui_runner.nodes import InputRef
-from comfyui_runner.outputs import Output
+from comfyui_runner.nodes import InputRef, class_of
+from comfyui_runner.outputs import SENDS_PICTURES, Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.refusals import Refusal, RefusalLog
 from comfyui_runner.remedies import Origin
@@ -72,6 +72,9 @@ PUBLISH_INTERVAL = 0.1
 
 #: Seconds for which a prompt is posted again and again: the client waits for the answer.
 POST_PATIENCE = 5.0
+
+#: Seconds for the WebSocket to open before a run whose pictures come over it alone.
+SOCKET_PATIENCE = 3.0
 
 #: Seconds for the last reports and downloads of runs when the service stops.
 CONCLUDE_SECONDS = 2.0
@@ -189,7 +192,8 @@ class Service:
         self._show(None, {"event": "notice", "message": message})
 
     def _notify_from_thread(self, message: str) -> None:
-        self._loop.call_soon_threadsafe(self._notify, message)
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._notify, message)
 
     def publish_changed_runs(self) -> None:
         """Send a `run` event of each run that has changed; not soon after a large one."""
@@ -226,6 +230,7 @@ class Service:
         what Session.submit() raises.
         """
         session, prompt = await self._session_for(prompt)
+        await wait_for_socket(session, prompt)
         prompt_id = extra.get("prompt_id")
         if prompt_id is not None:
             await self._require_new(prompt_id, session)
@@ -444,3 +449,12 @@ class Service:
             "auto_execute_on_upload": self.options.auto_execute,
             "token_required": self.options.guard.token is not None,
         }
+
+
+async def wait_for_socket(session: Session, prompt: Prompt) -> None:
+    """Give the WebSocket time to open, where pictures come over it alone: they are sent once."""
+    if all(class_of(prompt, node_id) != SENDS_PICTURES for node_id in prompt):
+        return
+    deadline = time.monotonic() + SOCKET_PATIENCE
+    while not session.connected and time.monotonic() < deadline:
+        await asyncio.sleep(PUBLISH_INTERVAL)

@@ -252,6 +252,16 @@ def test_pictures_that_come_over_the_socket_alone_have_a_url(service: Middleware
     assert service.call("HEAD", "/" + output["url"]).headers["content-length"] == str(output["size"])
 
 
+def test_a_run_whose_pictures_come_over_the_socket_waits_until_it_is_open(
+    make_middleware: Make, simulator: Any
+) -> None:
+    simulator.faults.http_hang["/ws"] = 1.0
+    service = make_middleware(simulator, prompt=sending(1))
+    assert not service.service.session.connected
+    shown = service.end(service.start())
+    assert "websocket" in [output["source"] for output in shown["outputs"]]
+
+
 def test_a_file_that_a_run_does_not_have_is_not_found(service: Middleware) -> None:
     service.hold(sending(1))
     prompt_id = service.start()

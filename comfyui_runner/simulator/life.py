@@ -81,9 +81,9 @@ class Life:
                     self.threads.discard(thread)
 
         thread = threading.Thread(target=run, name="comfyui-simulator", daemon=True)
-        with self.lock:
+        with self.lock:  # join() must not meet a thread that is not started yet
             self.threads.add(thread)
-        thread.start()
+            thread.start()
 
     def call_later(self, seconds: float, target: Callable[..., Any], *args: Any) -> None:
         """Call something in a while, unless the server is gone by then."""
