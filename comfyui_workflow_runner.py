@@ -96,6 +96,7 @@ from comfyui_runner.steps import (  # noqa: E402
     conclude_run,
     confirm,
     load_workflow,
+    name_models,
     require_terminal_or_yes,
     retry_lost_runs,
     save_record,
@@ -132,6 +133,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                 await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
                 prompt = complete_prompt(workflow, uploaded)  # draws seeds, where they are random
+                prompt = await name_models(prompt, workflow.object_info, connection, console)
                 extra = workflow.extra(prompt)
                 run = session.new_run(prompt, console.prompt_id, extra, workflow.origin)
 

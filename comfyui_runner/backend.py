@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
+from comfyui_runner.model_names import nodes_with_unknown_models, with_names_of_server
 from comfyui_runner.nodes import class_of
 from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import Origin, add_remedies
@@ -137,6 +139,14 @@ class Backend:
             except ServerError:
                 break  # the next ones would fail as slowly
         return self.object_info
+
+    def name_models(self, prompt: Prompt) -> Tuple[Prompt, Sequence[str]]:
+        """A copy of ``prompt`` whose models have ComfyUI's own names, and a notice of each."""
+        object_info = self.look_up(prompt)
+        unknown = nodes_with_unknown_models(prompt, object_info)
+        if unknown:  # they may have come meanwhile
+            object_info = self.look_up(prompt, unknown)
+        return with_names_of_server(prompt, object_info)
 
     def find_problems(self, prompt: JsonObject, origin: Origin) -> Tuple[JsonObject, List[Problem]]:
         """What is known of the nodes of ``prompt``, and what ComfyUI would refuse of it."""

@@ -41,7 +41,12 @@ from comfyui_runner.nodes import (
     value_of,
 )
 from comfyui_runner.text import JsonObject, as_number
-from comfyui_runner.values import describe_fault, find_fault_to_set, read_value
+from comfyui_runner.values import (
+    describe_fault,
+    find_fault_to_set,
+    name_on_server,
+    read_value,
+)
 
 #: The request is right, but this workflow is not made for it.
 _CONFLICTS = ("ambiguous_node", "no_such_text", "no_loader", "linked_input")
@@ -242,6 +247,7 @@ def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:
     is_whole = isinstance(value, float) and value.is_integer()
     if is_whole and spec.type == "INT":
         value = int(value)  # JSON writers do not keep 30 and 30.0 apart
+    value = name_on_server(spec, value)
     fault_type = find_fault_to_set(spec, value)
     if fault_type is not None:
         fault = describe_fault(fault_type, spec, name, value)

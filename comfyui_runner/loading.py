@@ -46,6 +46,7 @@ from comfyui_runner.edits import (
 from comfyui_runner.errors import UsageError, WorkflowError
 from comfyui_runner.files import read_head, read_regular_file
 from comfyui_runner.json_text import parse_json
+from comfyui_runner.model_names import other_names_of_edits, with_names_of_server
 from comfyui_runner.nodes import (
     InputRef,
     class_of,
@@ -255,6 +256,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
         return loaded
 
     info = define(class_of(prompt, node_id) for node_id in prompt)
+    prompt, notices = with_names_of_server(prompt, info)
     sets = [parse_set(prompt, text) for text in settings.sets]
     edits, uploads = resolve_edits(sets, prompt, info)
     loaders = upload_inputs(prompt, info)
@@ -264,6 +266,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
         uploads.append((ref, file))
     _check_one_file_each(uploads, prompt)
     prompt, drawn = apply_edits(prompt, edits, info)
+    warnings = (*warnings, *notices, *other_names_of_edits(prompt, edits))
 
     seeds: List[InputRef] = []
     if settings.seed != "keep":

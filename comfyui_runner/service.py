@@ -161,7 +161,8 @@ class Service:
 
         Where it comes back and refuses the same, nothing is shown again.
         """
-        prompt, origin = self.held.now.prompt, self.held.origin
+        origin = self.held.origin
+        prompt, _ = await in_thread(self.backend.name_models, self.held.now.prompt)
         _, problems = await in_thread(self.backend.find_problems, prompt, origin)
         if not problems or problems == self._problems:
             return
@@ -229,6 +230,7 @@ class Service:
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id in ``extra`` is taken, and
         what Session.submit() raises.
         """
+        prompt, notices = await in_thread(self.backend.name_models, prompt)
         session, prompt = await self._session_for(prompt)
         await wait_for_socket(session, prompt)
         prompt_id = extra.get("prompt_id")
@@ -244,6 +246,8 @@ class Service:
             message = f"{waiting} of this service wait already (--max-queue)."
             raise HttpError(429, "queue_full", message, headers=(("Retry-After", "10"),))
 
+        for notice in notices:
+            self.report(run, {"event": "notice", "message": notice})
         answer = await self._submit(record)
         finishing = asyncio.ensure_future(self._finish(record))
         self._finishing.add(finishing)  # the loop itself would let it be collected

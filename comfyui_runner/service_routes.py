@@ -30,6 +30,7 @@ from comfyui_runner.messages import (
     parse_fields,
     parse_object,
 )
+from comfyui_runner.model_names import model_values
 from comfyui_runner.nodes import InputRef, class_of, quote_name
 from comfyui_runner.refusals import Refusal
 from comfyui_runner.remedies import Origin, workflow_in_extra
@@ -224,7 +225,7 @@ class RouteCall:
         """
         document = parse_document(self.body.read(JSON_LIMIT), "The body")
         conversion = make_prompt(document, self.backend.look_up_all)
-        prompt = conversion.prompt
+        prompt, notices = self.backend.name_models(conversion.prompt)
         origin = Origin(document.workflow or {})
         object_info, problems = self.backend.find_problems(prompt, origin)
         listed = [problem_as_json(problem) for problem in problems]
@@ -242,7 +243,7 @@ class RouteCall:
             "nodes": len(prompt),
             "revision": revision,
             "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
-            "warnings": list(conversion.warnings),
+            "warnings": [*conversion.warnings, *notices],
             "problems": listed,
         }
         return json_response(200, answer)
@@ -292,7 +293,7 @@ class RouteCall:
             revision = self.held.hold_edit(before, edited)
         answer = {
             "node_id": node_id,
-            "changed": inputs,
+            "changed": {**inputs, **model_values(edited.prompt, node_id, inputs)},
             "checked": edited.is_checked,
             "revision": revision,
         }

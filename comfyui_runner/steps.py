@@ -23,15 +23,17 @@ from comfyui_runner.loading import (
     prepare_workflow,
     read_object_info,
 )
+from comfyui_runner.model_names import classes_that_load_models, with_names_of_server
 from comfyui_runner.nodes import InputRef, describe_node
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
-from comfyui_runner.server import Server, new_uuid
+from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
-from comfyui_runner.threads import in_thread
+from comfyui_runner.text import JsonObject
+from comfyui_runner.threads import bounded, in_thread
 
 #: What a call does: one of the two modes, or what a flag asks for beyond them.
 Program = Callable[[Settings, Console], Awaitable[ExitStatus]]
@@ -128,6 +130,30 @@ def complete_prompt(workflow: Loaded, uploaded: Mapping[InputRef, str]) -> Promp
     """The prompt of the next run: it has the names of uploaded files, and its own random seeds."""
     prompt = with_values(workflow.prompt, uploaded)
     return draw_seeds(prompt, workflow.drawn, random.random, workflow.object_info)
+
+
+async def name_models(
+    prompt: Prompt, object_info: JsonObject, server: Server, console: Console
+) -> Prompt:
+    """A copy of ``prompt`` whose models have the names that ``server`` gives them.
+
+    ``object_info`` has what is known of the classes. Where nothing more can be known, it is left to
+    the server. Raises Stopped.
+    """
+    needed = classes_that_load_models(prompt)
+    has_own_models = bool(server.affinity)  # behind a load balancer each server may have others
+    unknown = [name for name in needed if has_own_models or name not in object_info]
+    definitions = dict(object_info)
+    for part in split_look_up(sorted(unknown)):
+        look_up = bounded(server.definitions, part, seconds=server.limits.read)
+        try:
+            definitions.update(await console.unless_stopped(look_up))
+        except ServerError:
+            return prompt
+    named, notices = with_names_of_server(prompt, definitions)
+    for notice in notices:
+        console.notice(notice)
+    return named
 
 
 # -- the question ----------------------------------------------------------------------------------

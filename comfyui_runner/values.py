@@ -11,7 +11,7 @@ import math
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.json_text import parse_json
-from comfyui_runner.nodes import DeclaredInput, is_seed, nearest_first
+from comfyui_runner.nodes import MODEL_ENDINGS, DeclaredInput, is_seed, nearest_first
 from comfyui_runner.text import one_line, plural
 
 _CONVERTERS: Mapping[str, Callable[[Any], float]] = {"INT": int, "FLOAT": float}
@@ -121,6 +121,32 @@ def _is_of_types(value: Any, types: Tuple[type, ...]) -> bool:
     if isinstance(value, float) and not math.isfinite(value):
         return False
     return isinstance(value, types)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def is_model_name(value: object) -> bool:
+    """Whether the value of an input is the name of a model's file."""
+    return isinstance(value, str) and value.lower().endswith(MODEL_ENDINGS)
+
+
+def name_on_server(spec: DeclaredInput, value: Any) -> Any:
+    """What the server calls the model ``value``, which is returned where that is not known.
+
+    It is the choice that has other slashes, or the only one that has this name in a folder.
+    """
+    choices = spec.choices or []
+    if value in choices or not is_model_name(value):
+        return value
+    path = value.replace("\\", "/")
+    names = [choice for choice in choices if isinstance(choice, str)]
+    same = [name for name in names if name.replace("\\", "/") == path]
+    if not same and "/" not in path:
+        same = [name for name in names if name.replace("\\", "/").endswith(f"/{path}")]
+    if len(same) == 1:
+        return same[0]
+    return value
 
 
 # -- the words -------------------------------------------------------------------------------------

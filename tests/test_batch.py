@@ -17,10 +17,12 @@ from typing import Any, Callable, Dict, Iterator, List, Set
 
 import pytest
 import requests
+from simulated import txt2img
 from support import FAST, SCRIPT, Outcome, Terminal, call, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.batches import Tally
+from comfyui_runner.simulator.installation import MODELS
 from comfyui_runner.simulator.life import Life
 
 Make = Callable[..., Any]
@@ -731,6 +733,18 @@ def picture(folder: Any, name: str, size: int = 40) -> str:
     path = folder / name
     path.write_bytes(b"\xff\xd8\xff" + name.encode() + b" for the simulator".ljust(size, b"."))
     return str(path)
+
+
+def test_a_row_may_name_a_model_otherwise_than_the_server_does(batch: Batch, monkeypatch: Any) -> None:
+    monkeypatch.setitem(MODELS, "checkpoints", ["a/one.safetensors", "two.safetensors"])
+    batch.prompt = txt2img(steps=1)
+    batch.prompt["4"]["inputs"]["ckpt_name"] = "two.safetensors"
+    batch.csv("4.ckpt_name", "a\\one.safetensors", "one.safetensors", "two.safetensors")
+    result = batch("--in-flight", "1")
+    assert result.status == ExitStatus.OK
+    assert batch.values("4.ckpt_name") == ["a/one.safetensors", "a/one.safetensors", "two.safetensors"]
+    notices = [event["message"] for event in result.events if event["event"] == "notice"]
+    assert [("a/one.safetensors is used for a\\one.safetensors" in notice) for notice in notices] == [True]
 
 
 def test_a_column_uploads_each_rows_file(batch: Batch) -> None:

@@ -27,6 +27,7 @@ from comfyui_runner.runs import Run
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
 from comfyui_runner.simulator import draw
+from comfyui_runner.simulator.installation import MODELS as MODELS_OF_SIMULATOR
 from comfyui_runner.state import Phase
 from comfyui_runner.text import safe_path_parts
 from comfyui_runner.threads import run_loop
@@ -582,6 +583,39 @@ def test_the_hint_at_a_missing_model_has_the_line_that_downloads_it(
     assert problem["hints"][-1].startswith(curl)
 
 
+FOLDERS = ["SDXL/sd_xl_base_1.0.safetensors", "random_sdxl.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["SDXL\\sd_xl_base_1.0.safetensors", "sd_xl_base_1.0.safetensors"])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--seed", "7"], ["--repeat", "1"], ["--set", "4.ckpt_name={}"], ["--check"]]
+)
+def test_a_model_that_the_server_has_under_another_name_is_taken_with_a_notice(
+    arguments: List[str], name: str, simulator: Any, workflow_file: Make, monkeypatch: Any, tmp_path: Any
+) -> None:
+    monkeypatch.setitem(MODELS_OF_SIMULATOR, "checkpoints", FOLDERS)
+    prompt = txt2img(steps=1)
+    prompt["4"]["inputs"]["ckpt_name"] = name
+    if "--set" in arguments:
+        prompt["4"]["inputs"]["ckpt_name"] = FOLDERS[1]
+    if "--repeat" in arguments:
+        arguments = [*arguments, "--manifest", str(tmp_path / "m.jsonl")]
+    result = go(simulator, workflow_file(prompt), *[argument.format(name) for argument in arguments])
+    assert result.status == ExitStatus.OK
+    notices = [event["message"] for event in result.events if event["event"] == "notice"]
+    assert [notice.partition(": ")[2] for notice in notices] == [
+        f"{FOLDERS[0]} is used for {name}, which the server does not list under this name."
+    ]
+    if "--check" not in arguments:
+        (entry,) = simulator._server.life.history.values()
+        assert entry["prompt"][2]["4"]["inputs"]["ckpt_name"] == FOLDERS[0]
+
+
+def test_a_server_that_says_nothing_of_its_models_gets_the_prompt_as_it_is(simulator: Any, workflow_file: Make) -> None:
+    simulator.faults.http_status = {"/object_info": 503}
+    assert go(simulator, workflow_file(txt2img(steps=1))).status == ExitStatus.OK
+
+
 def test_a_file_of_the_output_folder_is_not_to_be_uploaded_to_the_input_folder(
     simulator: Any, workflow_file: Make
 ) -> None:
@@ -891,7 +925,7 @@ def test_a_refused_prompt_is_told_though_the_definitions_trickle(
     result = go(proxy, workflow_file(with_lora("none")), limits=FAST._replace(read=0.3))
     assert result.status == ExitStatus.REJECTED
     assert result.event("problem")["input"] == "lora_name"
-    assert proxy.trickled == 6
+    assert proxy.trickled == 7  # once before it is submitted, and six times when it is refused
     quick(9.0)
 
 

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from served import LOADER, TEXTS, Make, Middleware
+from served import LOADER, TEXTS, Make, Middleware, submitted
 from simulated import txt2img
 from support import node, slow_prompt
+
+from comfyui_runner.simulator.installation import MODELS
 
 
 def test_the_workflow_is_shown_with_what_can_be_set(service: Middleware) -> None:
@@ -80,6 +82,32 @@ def test_a_workflow_whose_model_is_missing_is_held_with_its_problems(service: Mi
     model = TEXTS["1"]["inputs"]["ckpt_name"]
     assert service.post("/update/inputs", {"node_id": "1", "inputs": {"ckpt_name": model}}).status == 200
     assert service.end(service.start())["phase"] == "success"
+
+
+def test_a_model_under_another_name_is_taken_at_put_at_edits_and_at_run(
+    service: Middleware, comfyui: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(MODELS, "checkpoints", ["SDXL/x.safetensors", "y.safetensors"])
+    prompt = txt2img(steps=1)
+    prompt["4"]["inputs"]["ckpt_name"] = "SDXL\\x.safetensors"
+    answer = service.call("PUT", "/workflow", prompt)
+    assert answer.status == 200 and answer.json["problems"] == []
+    assert "SDXL/x.safetensors is used for SDXL\\x.safetensors" in answer.json["warnings"][0]
+    assert service.held()["4"]["inputs"]["ckpt_name"] == "SDXL/x.safetensors"
+    edit = service.post("/update/inputs", {"node_id": "4", "inputs": {"ckpt_name": "x.safetensors"}})
+    assert edit.json["changed"] == {"ckpt_name": "SDXL/x.safetensors"}
+
+    events = service.events()
+    sent = service.post("/prompt", {"prompt": prompt})
+    assert service.end(sent.json["prompt_id"])["phase"] == "success"
+    assert submitted(comfyui)[-1]["4"]["inputs"]["ckpt_name"] == "SDXL/x.safetensors"
+    events.until(lambda name, data: name == "report" and "is used for SDXL" in str(data.get("message")))
+    events.close()
+    monkeypatch.setitem(MODELS, "checkpoints", ["new/x.safetensors"])  # while the service runs
+    sent = service.post("/prompt", {"prompt": prompt})
+    assert sent.status == 400
+    prompt["4"]["inputs"]["ckpt_name"] = "new\\x.safetensors"
+    assert service.post("/prompt", {"prompt": prompt}).status == 200
 
 
 def test_the_address_of_a_missing_model_is_a_hint_at_put_and_at_run(service: Middleware) -> None:

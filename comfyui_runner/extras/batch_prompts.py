@@ -22,11 +22,12 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import InputEdit, apply_edits, seeds_by_name, with_values
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
+from comfyui_runner.model_names import other_names_of_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.remedies import Origin
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import complete_prompt, upload_files
+from comfyui_runner.steps import complete_prompt, name_models, upload_files
 from comfyui_runner.text import one_line
 from comfyui_runner.threads import in_thread
 
@@ -64,7 +65,7 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
         prompt=prompt,
         drawn=tuple(drawn),
         uploads=tuple(uploads),
-        warnings=tuple(warn_of_unread_files(edits)),
+        warnings=(*warn_of_unread_files(edits), *other_names_of_edits(prompt, edits)),
     )
     return row_workflow, set_by_row
 
@@ -100,7 +101,7 @@ class RowPrompts:
         self.settings = settings
         self.console = console
         self._uploaded: Optional[Dict[InputRef, str]] = None
-        self._has_warned = False
+        self._warned_of: Set[str] = set()  # places of warnings that were shown
         self._uploading = asyncio.Lock()
 
     @property
@@ -129,14 +130,20 @@ class RowPrompts:
         if self.console.stopping:  # while another row uploaded the files for all
             raise self.console.stopped()
         prompt = complete_prompt(workflow, uploaded)
+        prompt = await name_models(prompt, workflow.object_info, server, self.console)
         seeds = seeds_by_name(prompt, workflow.drawn)
         return RowPrompt(prompt, workflow.extra(prompt), seeds)
 
     def _warn_once(self, warnings: Sequence[str]) -> None:
-        """Shows the first warning about a row: those of the other rows would say the same."""
-        if warnings and not self._has_warned:
-            self._has_warned = True
-            self.console.notice(warnings[0])
+        """Shows warnings about a row, unless there was one at the same node and input.
+
+        Those of the other rows would say the same.
+        """
+        for warning in warnings:
+            place = warning.partition(": ")[0]
+            if place not in self._warned_of:
+                self._warned_of.add(place)
+                self.console.notice(warning)
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
         """Uploads the files for all rows, unless that is done: their names on ``server``."""
