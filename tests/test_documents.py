@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -72,25 +73,18 @@ def documented_events() -> Dict[str, Set[str]]:
     return fields
 
 
-class FirstWaits(threading.Thread):
-    """Interrupts what runs when another prompt waits behind it."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self.url = url
-
-    def run(self) -> None:
-        wait_until(lambda: requests.get(self.url + "/queue", timeout=5).json()["queue_pending"])
-        requests.post(self.url + "/interrupt", timeout=5)
-
-
 def test_every_event_has_the_fields_that_the_documents_say(
     simulator: Any, make_simulator: Make, workflow_file: Make, tmp_path: Any
 ) -> None:
     blocker = {"prompt": slow_prompt(steps=300, seconds=60.0, seed=5), "client_id": "other"}
     requests.post(simulator.url + "/prompt", json=blocker, timeout=5)
-    first_waits = FirstWaits(simulator.url)
-    first_waits.start()
+    first_out = io.StringIO()
+
+    def let_the_first_run() -> None:
+        wait_until(lambda: '"event": "queued"' in first_out.getvalue(), what="a run that waits")
+        requests.post(simulator.url + "/interrupt", timeout=5)
+
+    threading.Thread(target=let_the_first_run, daemon=True).start()
     failing = {
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("FailNode", message="boom", image=["1", 0]),
@@ -109,7 +103,8 @@ def test_every_event_has_the_fields_that_the_documents_say(
         (cut, slow_prompt(steps=6, seconds=1.0), []), (no_file, slow_prompt(), ["-o", out]),
         (simulator, {"1": node("Nope")}, []),
     ):  # fmt: skip
-        result = run("--server", target.url, "--yes", "--json", *more, workflow_file(prompt))
+        out_stream = first_out if not seen else None
+        result = run("--server", target.url, "--yes", "--json", *more, workflow_file(prompt), out=out_stream)
         for event in result.events:
             extra = set(event) - {"event", "time", "prompt_id"}
             known = seen.setdefault(event["event"], extra)
