@@ -21,7 +21,7 @@ DEFAULT_UPLOAD_LIMIT = 100 << 20
 
 
 class Check(NamedTuple):
-    """Whether ComfyUI came or went, and what to tell people."""
+    """Whether ComfyUI came or went, and notices for people."""
 
     has_changed: bool
     notices: Tuple[str, ...]
@@ -102,7 +102,7 @@ class Backend:
         self.connected, self._failures, self._too_old = True, 0, ""
 
     def _note_failure(self, error: ServerError) -> List[str]:
-        """Count a failure, and see whether the connection is lost by it; what to tell people."""
+        """Count a failure, and see whether the connection is lost by it; notices for people."""
         self._failures += 1
         if isinstance(error, ServerTooOld):
             return self._note_old_version(error)
@@ -114,7 +114,7 @@ class Backend:
         return [f"ComfyUI does not answer; trying again. ({error.message})"]
 
     def _note_old_version(self, error: ServerTooOld) -> List[str]:
-        """It answers, but counts as not connected; what to tell people, once."""
+        """It answers, but counts as not connected; a notice for people, once."""
         self.connected = False
         if error.message == self._too_old:
             return []

@@ -103,7 +103,7 @@ class EventStreams:
         return len(event)
 
     def end(self) -> None:
-        """Tell every client that the service ends."""
+        """Send every client the news that the service ends."""
         with self._lock:
             for stream in self._streams:
                 stream.put(encode_event("end", {}))

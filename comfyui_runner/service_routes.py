@@ -249,7 +249,7 @@ class RouteCall:
         return json_response(200, answer)
 
     def reset_workflow(self) -> Response:
-        """The workflow from its file, as it is there now."""
+        """The workflow from its file, as it is now."""
         self.read_fields({}, {})
         loaded = self.options.reload()
         revision = self.held.hold_file(loaded)

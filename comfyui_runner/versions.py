@@ -38,7 +38,7 @@ def refuse_old_version(stats: Mapping[str, Any], url: str) -> None:
 
 
 def version_warning(stats: Mapping[str, Any], url: str) -> str:
-    """What to tell a person whose ComfyUI does not say which version it is; "" if it does."""
+    """The notice for a person whose ComfyUI does not say which version it is; "" if it does."""
     if parse_version(stats):
         return ""
     return (

@@ -102,7 +102,7 @@ def keep_error(error: Any) -> Any:
 
 
 def _silent_logger() -> logging.Logger:
-    """Ours reports what happens to the connection; the library's log would stand between."""
+    """Ours reports what happens to the connection; the library's log would come in between."""
     logger = logging.getLogger("comfyui_workflow_runner.websocket")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

@@ -69,7 +69,7 @@ asyncio.run(main())
 """
 
 
-#: Python keeps the bytecode of the package, also where the tests are told not to leave any.
+#: Python keeps the bytecode of the package, even where the tests are set to leave none.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 

@@ -37,7 +37,7 @@ WAITING = (8, 32, 64)
 STEPS_PER_SECOND = 5
 PREVIEW = 32 << 10
 
-#: The text frames that are counted: all that come before a run's end, whoever sends them.
+#: The text frames that are counted: all that come before a run's end, no matter who sends them.
 COUNTED = '{"type": "progress'
 
 
@@ -83,8 +83,8 @@ def follow(runs: int, arguments: List[str]) -> int:
     """The runner in this process; prints what was counted on standard error."""
     watch = Watch(runs)
     status: int = script.main(Environment(arguments))
-    told = {"events": watch.events, "window": watch.window, "cpu": time.process_time()}
-    sys.stderr.write("\n" + json.dumps(told) + "\n")
+    figures_of_process = {"events": watch.events, "window": watch.window, "cpu": time.process_time()}
+    sys.stderr.write("\n" + json.dumps(figures_of_process) + "\n")
     return status
 
 
@@ -153,7 +153,7 @@ def measure(runs: int, haproxy: str, seconds: float, servers: int = 0, repeat: i
             if status:
                 with open(os.path.join(folder, "out"), encoding="utf-8") as file:
                     raise SystemExit("The runner failed: %s\n%s" % (said, file.read()[-3000:]))
-            told = json.loads(said.splitlines()[-1])
+            figures_of_process = json.loads(said.splitlines()[-1])
             simulators.stdin.close()
             sent, requests = map(int, simulators.stdout.readline().split())
         finally:
@@ -164,17 +164,22 @@ def measure(runs: int, haproxy: str, seconds: float, servers: int = 0, repeat: i
             simulators.wait()
             for pipe in (simulators.stdin, simulators.stdout):
                 pipe.close()
-    figures = {"lost": sent - told["events"], "runs": runs, "whole": whole, "busy": told["cpu"] / whole}
+    figures = {
+        "lost": sent - figures_of_process["events"],
+        "runs": runs,
+        "whole": whole,
+        "busy": figures_of_process["cpu"] / whole,
+    }
     figures["mib"] = usage.ru_maxrss / (1024 if sys.platform.startswith("linux") else 1 << 20)
     if servers:
         return {**figures, "asked": requests / repeat, "per_second": requests / whole, "servers": servers}
-    first, last = told["window"]
+    first, last = figures_of_process["window"]
     took, cpu = last["at"] - first["at"], last["cpu"] - first["cpu"]
     return {
         **figures, "cpu": cpu / took / runs, "core": cpu / took,
         "events": (last["events"] - first["events"]) / took,
         "bytes": (last["bytes"] - first["bytes"]) / took,
-        "files": last["files"], "besides": (told["cpu"] - cpu) / runs,
+        "files": last["files"], "besides": (figures_of_process["cpu"] - cpu) / runs,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ faults of its own. A request that was not forwarded before its connection was cu
 forwarded later, and one that was forwarded is cut only after the server has answered it: so what
 the server did is certain, and only the client cannot know it.
 
-All choices come from one ``random.Random``; ``counts`` tells what was really done.
+All choices come from one ``random.Random``; ``counts`` says what was really done.
 """
 
 from __future__ import annotations

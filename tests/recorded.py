@@ -47,7 +47,7 @@ def _frame(step: Json) -> Union[str, bytes]:
     if "binary" not in step:
         return json.dumps(step["json"]) if "json" in step else ""
     head = base64.b64decode(step["binary"]["head_base64"])
-    if b"prompt_id" in head:  # the recorder cut the JSON of a frame of type 4; its length tells what was in it
+    if b"prompt_id" in head:  # the recorder cut the JSON of a frame of type 4; its length shows what was in it
         prompt_id = head.split(b'"')[7].decode()
         known = {"node_id": "1", "prompt_id": prompt_id, "display_node_id": "1", "parent_node_id": None}
         meta = json.dumps({**known, "real_node_id": "1", "image_type": "image/jpeg"}).encode()
@@ -70,7 +70,7 @@ few = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
-#: For the few properties that all else stands on.
+#: For the few properties that all else depends on.
 many = settings(few, max_examples=300)
 
 #: Any JSON, with the NaN and the infinities that Python's own encoder lets through.

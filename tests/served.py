@@ -70,7 +70,7 @@ class Events:
         self.head = b"".join(iter(self.file.readline, b"\r\n"))
 
     def block(self) -> Optional[str]:
-        """What stands before the next empty line; None at the end of the stream."""
+        """The text before the next empty line; None at the end of the stream."""
         lines: List[bytes] = []
         while True:
             line = self.file.readline()

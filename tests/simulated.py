@@ -145,7 +145,7 @@ def get(sim: Simulator, path: str, **options: Any) -> requests.Response:
 
 
 def history(sim: Simulator, prompt_id: str) -> Json:
-    """The history of a prompt, once it is there."""
+    """The history of a prompt, once it exists."""
     path = "/history/" + prompt_id
     entry: Json = until(lambda: get(sim, path).json().get(prompt_id), "history")
     return entry

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 
 
 class SlowProxy(FaultProxy):
-    """Passes everything on to ``target``, but what it is told to answer slowly."""
+    """Passes everything on to ``target``, but answers some requests slowly."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target, random.Random(0), probability=0.0, ws_probability=0.0)

@@ -29,7 +29,7 @@ pytestmark = [
 
 Json = Dict[str, Any]
 
-#: The header by which a test tells the requests of one jar from the others'.
+#: The header by which a test recognizes the requests of one jar.
 MARK = "x-test-jar"
 
 #: FAST, with room for HAProxy's retries: two, a second each, until it has noticed that a server is gone.
@@ -154,7 +154,7 @@ class Studio:
         """The servers that began a prompt."""
         return [name for name in self.names if prompt_id in self.servers[name].executions]
 
-    def told(self, jars: Iterable[str]) -> List[Tuple[str, str, str, str]]:
+    def requests_of(self, jars: Iterable[str]) -> List[Tuple[str, str, str, str]]:
         """The requests of some jars, for a test that failed."""
         return [
             (headers[MARK], name, method, path)
@@ -224,7 +224,7 @@ class Started:
         return self._outcome
 
 
-def told(result: Outcome) -> str:
+def printed(result: Outcome) -> str:
     """What a failed test has to say of a run with --json: its errors, and how it and its rows ended."""
     shown = ("row", "batch", "notice", "not_saved", "connection", "error", "end", "problem")
     return "\n".join(str(event) for event in result.events if event["event"] in shown) + "\n" + result.err
@@ -266,9 +266,9 @@ def assert_sticky(studio: Studio, lost: int = 0) -> None:
     jars = studio.jars()
     assert jars
     split = {jar: counts for jar, counts in jars.items() if len(counts) > 1}
-    assert len(split) <= lost, studio.told(split)
+    assert len(split) <= lost, studio.requests_of(split)
     for jar, counts in split.items():
-        sent = studio.told([jar])
+        sent = studio.requests_of([jar])
         assert sum(counts.values()) - max(counts.values()) <= 8, sent
         assert len({name for _, name, method, _ in sent if method == "POST"}) <= 1, sent
 
@@ -282,7 +282,7 @@ def test_ninety_rows_spread_and_each_run_stays_on_its_server(
     studio: Studio, tmp_path: Any, workflow_file: Callable[..., str]
 ) -> None:
     result = batch(studio, tmp_path, workflow_file, 0.2, 90, "--in-flight", "9").end()
-    assert result.status == 0, told(result)
+    assert result.status == 0, printed(result)
     share = {name: len(studio.ran(name)) for name in studio.names}
     assert sum(share.values()) == 90 and max(share.values()) <= 1.3 * 30, share
     assert_sticky(studio)
@@ -312,14 +312,14 @@ def wait_for_the_middle(studio: Studio, name: str) -> None:
     wait_until(middle, 20.0, "runs on " + name)
 
 
-def test_without_retries_the_runs_of_a_killed_server_are_told_as_lost(
+def test_without_retries_the_runs_of_a_killed_server_are_reported_as_lost(
     studio: Studio, tmp_path: Any, workflow_file: Callable[..., str]
 ) -> None:
     started = batch(studio, tmp_path, workflow_file, 0.4, 30, "--in-flight", "6")
     wait_for_the_middle(studio, "b")
     studio.servers["b"].crash()
     result = started.end()
-    assert result.status == 7, told(result)
+    assert result.status == 7, printed(result)
     entries = {entry["row"]: entry for entry in read_manifest(tmp_path)}
     assert len(entries) == 30
     failed = [entry for entry in entries.values() if entry["status"] != "done"]
@@ -343,7 +343,7 @@ def test_with_retries_they_are_submitted_again_on_another(
     else:  # as HAProxy does with a server that does not answer its checks
         assert not studio.admin("set server gpus/b state maint").strip()
     result = started.end()
-    assert result.status == 0, told(result)
+    assert result.status == 0, printed(result)
     entries = {entry["row"]: entry for entry in read_manifest(tmp_path)}
     assert sorted(entries) == list(range(1, 25)) and len(read_manifest(tmp_path)) == 24  # each once
     assert {entry["status"] for entry in entries.values()} == {"done"}
@@ -361,7 +361,7 @@ def test_the_runs_of_a_drained_server_finish(studio: Studio, tmp_path: Any, work
     studio.drain("b")
     on_its_way = {jar for jar, counts in studio.jars().items() if counts["b"]}
     result = started.end()
-    assert result.status == 0, told(result)
+    assert result.status == 0, printed(result)
     assert {jar for jar, counts in studio.jars().items() if counts["b"]} == on_its_way
     assert_sticky(studio)
     assert {entry["status"] for entry in read_manifest(tmp_path)} == {"done"}
@@ -403,7 +403,7 @@ def test_single_runs_go_where_the_fewest_are(studio: Studio, tmp_path: Any, work
 
 
 def test_a_single_run_on_a_killed_server(studio: Studio, workflow_file: Callable[..., str]) -> None:
-    """One run is told as lost; the other, with --retries, is submitted again and done elsewhere."""
+    """One run is reported as lost; the other, with --retries, is submitted again and done elsewhere."""
     path = workflow_file(slow_prompt(steps=10, seconds=1.5))
     lost, again = Started("--server", studio.url, "--yes", "--json", path), None
     wait_until(lambda: any(map(studio.ran, studio.names)), what="the first run")
@@ -414,10 +414,10 @@ def test_a_single_run_on_a_killed_server(studio: Studio, workflow_file: Callable
     for name in (first, second):
         studio.servers[name].crash()
     result = lost.end()
-    assert result.status == 9, told(result)
+    assert result.status == 9, printed(result)
     assert "its server is gone" in result.event("end")["message"]
     result = again.end()
-    assert result.status == 0, told(result)
+    assert result.status == 0, printed(result)
     (third,) = [name for name in studio.names if name not in (first, second)]
     ends = [event for event in result.events if event["event"] == "end"]
     assert [end["exit_status"] for end in ends] == [9, 0]
@@ -436,7 +436,7 @@ def test_a_restart(studio: Studio, workflow_file: Callable[..., str], what: str)
     else:
         studio.restart()
     result = started.end()
-    assert result.status == (9 if what == "server" else 0), told(result)
+    assert result.status == (9 if what == "server" else 0), printed(result)
     assert [event["state"] for event in result.events if event["event"] == "connection"] == ["lost", "restored"]
     assert_sticky(studio)
 
@@ -449,7 +449,7 @@ def test_attach_finds_the_server_of_a_prompt(studio: Studio, workflow_file: Call
     (where,) = [name for name in studio.names if studio.ran(name)]
     (prompt_id,) = studio.ran(where)
     result = Started("--server", studio.url, "--yes", "--json", "--attach", prompt_id).end()
-    assert result.status == 0, told(result)
+    assert result.status == 0, printed(result)
     assert result.event("end")["prompt_id"] == prompt_id
     assert owner.end().status == 0
     unknown = Started("--server", studio.url, "--yes", "--attach", "00000000-0000-4000-8000-000000000000").end()
@@ -529,7 +529,7 @@ def test_an_upload_reaches_whichever_server_runs_it(studio: Studio, service: Mid
 
 
 def test_the_service_outlives_a_server(studio: Studio, service: Middleware) -> None:
-    """Whichever is killed: its run is told as lost, the others end, and the next runs are done elsewhere."""
+    """Whichever is killed: its run is reported as lost, the others end, and the next runs are done elsewhere."""
     ids = [start(service, seed) for seed in range(3)]
     wait_until(lambda: sum(len(studio.ran(name)) for name in studio.names) == 3, what="three runs")
     service_is_at = service.service.backend.server.affinity["COMFYUI_SERVER"]

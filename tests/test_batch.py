@@ -53,7 +53,7 @@ class Batch:
         self.rows_file.write_text("\n".join(texts) + "\n", encoding="utf-8")
 
     def __call__(self, *arguments: str, json_mode: bool = True, yes: bool = True, **options: Any) -> Outcome:
-        """The program on the rows; without rows it has to be told what to do by ``arguments``."""
+        """The program on the rows; without rows ``arguments`` say what to do."""
         path = self.folder / "flow.json"
         path.write_text(json.dumps(self.prompt), encoding="utf-8")
         words = [str(path), "--server", self.simulator.url, *(["--yes"] if yes else [])]
@@ -67,7 +67,7 @@ class Batch:
         return [json.loads(line) for line in text.splitlines() if line]
 
     def rows(self, status: str) -> List[int]:
-        """The numbers of the rows that the manifest tells as done or as failed, sorted."""
+        """The numbers of the rows that the manifest lists as done or as failed, sorted."""
         return sorted(line["row"] for line in self.lines() if line["status"] == status)
 
     def values(self, name: str) -> List[Any]:
@@ -154,7 +154,7 @@ def test_each_row_runs_with_its_values_and_is_told_in_the_manifest(batch: Batch)
 
 
 def test_a_manifest_is_written_as_rows_end(batch: Batch) -> None:
-    """The second row ends only after the first one is told on the disk."""
+    """The second row ends only after the first one is on the disk."""
     batch.prompt = slow_prompt(steps=1, seconds=0.0)
     batch.csv("1.seconds", "0", "60")
     with pressed(lambda: batch.manifest.exists() and batch.lines()) as seen:
@@ -233,8 +233,8 @@ def test_never_more_than_k_of_ours_are_in_the_queue(batch: Batch, monkeypatch: A
 # -- rows that are wrong ---------------------------------------------------------------------------
 
 
-def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
-    """What is wrong with a row is told with its number, in the events and in the manifest; nothing of it runs."""
+def test_bad_rows_are_reported_and_do_not_stop_the_rest(batch: Batch) -> None:
+    """What is wrong with a row is reported with its number, in the events and in the manifest; nothing of it runs."""
     deep: Any = "x"
     for _ in range(90):  # deeper JSON is not read at all
         deep = [deep]
@@ -255,11 +255,11 @@ def test_bad_rows_are_told_and_do_not_stop_the_rest(batch: Batch) -> None:
     assert result.status == ExitStatus.FAILED
     assert sorted(batch.values("3.text")) == ["first", "last"] and batch.posts() == 2
     assert batch.rows("done") == [1, len(bad) + 2]
-    told = {event["row"]: event["message"] for event in result.events if event["event"] == "row"}
+    messages = {event["row"]: event["message"] for event in result.events if event["event"] == "row"}
     kept = {line["row"]: line for line in batch.lines()}
     for number, (_, words) in enumerate(bad, 2):
-        assert words in told[number]
-        assert kept[number]["message"] == told[number]
+        assert words in messages[number]
+        assert kept[number]["message"] == messages[number]
         assert (kept[number]["status"], kept[number]["exit_status"]) == ("failed", ExitStatus.USAGE)
     assert (result.event("batch")["done"], result.event("batch")["failed"]) == (2, len(bad))
     assert batch("--resume").event("batch")["skipped"] == 2
@@ -335,7 +335,7 @@ def test_a_header_that_cannot_be_used_runs_nothing(header: str, words: str, batc
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
-def test_a_batch_that_cannot_be_read_is_told(batch: Batch) -> None:
+def test_a_batch_that_cannot_be_read_is_reported(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
     assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err
     for data, reason in (
@@ -437,7 +437,7 @@ def test_a_row_that_ends_while_the_timeout_cancels_it_has_its_own_end(batch: Bat
     assert (line["status"], line["end"]) == ("done", "success") and line["message"].startswith("Done in")
 
 
-def test_rows_that_are_refused_or_fail_are_told_with_what_is_wrong(batch: Batch) -> None:
+def test_rows_that_are_refused_or_fail_are_reported_with_what_is_wrong(batch: Batch) -> None:
     batch.prompt = {
         "1": node("LoadImage", "Photo", image="example.png"),
         "2": node("SaveImage", images=["1", 0], filename_prefix="pic"),
@@ -508,7 +508,7 @@ def test_a_batch_that_is_refused_leaves_its_rows_file_closed(batch: Batch) -> No
 
 
 def test_a_server_that_refuses_us_in_the_middle_ends_the_batch(batch: Batch) -> None:
-    """No row could run: none is told as failed."""
+    """No row could run: none is reported as failed."""
     batch.csv("3.text", *map(str, range(30)))
     with meanwhile(
         lambda: batch.manifest.exists() and batch.lines(),
@@ -583,8 +583,8 @@ def test_a_press_cancels_our_rows_and_nobody_elses(
         result = batch()
     assert result.status == status
     assert batch.posts() == 3
-    told = [event["message"] for event in result.events if event["event"] == "notice"]
-    assert told == ["%s: cancelling our prompts and nothing else." % name]
+    messages = [event["message"] for event in result.events if event["event"] == "notice"]
+    assert messages == ["%s: cancelling our prompts and nothing else." % name]
     assert "--resume" in result.event("batch")["message"]
     assert result.event("batch")["exit_status"] == status
     assert [(line["exit_status"], line["end"]) for line in batch.lines()] == [(status, "cancelled")] * 2
@@ -696,7 +696,7 @@ def test_standard_input_with_a_header_that_cannot_be_used_runs_nothing(text: str
     status, _, err = main(batch, io.StringIO(text), "--batch", "-")
     assert status == ExitStatus.USAGE and err
     assert batch.posts() == 0
-    status, _, _ = main(batch, io.StringIO("3.text\none\n"), "--batch", "-")  # no manifest stands in its way
+    status, _, _ = main(batch, io.StringIO("3.text\none\n"), "--batch", "-")  # no manifest is in its way
     assert status == ExitStatus.OK
 
 
@@ -796,7 +796,7 @@ def test_the_workflows_own_file_is_uploaded_once_and_a_rows_file_goes_before_it(
 
 
 def test_a_file_for_all_rows_that_cannot_be_uploaded_ends_the_batch(make_simulator: Make, tmp_path: Any) -> None:
-    """It is asked for once, and no row is told as failed."""
+    """It is asked for once, and no row is reported as failed."""
     batch = Batch(make_simulator(max_upload_size=2000), tmp_path)
     batch.prompt = LOADER
     batch.csv("3.text", "one", "two", "three")
@@ -843,7 +843,7 @@ def test_folders_are_filled_in_from_the_row_and_the_workflow(batch: Batch) -> No
     assert batch.manifest.exists()
 
 
-def test_names_are_filled_in_and_drawn_seeds_are_told_in_them(batch: Batch) -> None:
+def test_names_are_filled_in_and_drawn_seeds_are_reported_in_them(batch: Batch) -> None:
     batch.prompt = {key: SEEDED[key] for key in ("1", "2")}
     out = batch.folder / "out"
     assert batch("--repeat", "2", "-o", str(out), "--name", "{row}-{Slow.seed}-{name}").status == ExitStatus.OK
@@ -895,7 +895,7 @@ def test_hostile_cells_never_lead_out_of_the_folder(pattern: List[str], batch: B
     result = batch(*pattern)
     assert result.status == ExitStatus.OK, result.event("batch")
     made = set(files(batch.folder)) - before
-    assert len(made) == 2 * len(HOSTILE) - 1  # an empty text is no output
+    assert len(made) == 2 * len(HOSTILE) - 1  # an empty text is not an output
     root = os.path.realpath("out")
     for name in made:
         assert os.path.realpath(name).startswith(root + os.sep), name
@@ -946,7 +946,7 @@ def test_a_manifest_that_cannot_be_written_runs_nothing(more: List[str], batch: 
 
 # -- retries ---------------------------------------------------------------------------------------
 
-#: A prompt that is gone is told as lost soon.
+#: A prompt that is gone is reported as lost soon.
 HASTY = FAST._replace(settle=0.4, poll=0.2)
 
 
@@ -1020,7 +1020,7 @@ def test_retries_that_are_used_up_leave_a_single_run_lost(batch: Batch) -> None:
     assert result.out.count("submitting it again (--retries)") == 1
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- what is reported -------------------------------------------------------------------------------
 
 
 def test_the_events_of_a_run_name_its_row(batch: Batch) -> None:
@@ -1034,8 +1034,8 @@ def test_the_events_of_a_run_name_its_row(batch: Batch) -> None:
     for row, prompt_id in enumerate(sorted(by_run, key=lambda key: min(by_run[key])), 1):
         assert {number for number, _ in by_run[prompt_id]} == {row}
         assert {name for _, name in by_run[prompt_id]} >= {"submitted", "started", "output", "saved", "end", "row"}
-    told = [(event["done"], event["total"], event["status"]) for event in result.events if event["event"] == "row"]
-    assert told == [(1, 3, "done"), (2, 3, "done"), (3, 3, "done")]
+    counts = [(event["done"], event["total"], event["status"]) for event in result.events if event["event"] == "row"]
+    assert counts == [(1, 3, "done"), (2, 3, "done"), (3, 3, "done")]
 
 
 def test_the_counts_of_a_batch_that_goes_on_include_what_was_done_before(batch: Batch) -> None:
@@ -1147,7 +1147,7 @@ def test_the_tally_in_words() -> None:
         (["--repeat", "2", "--save-run", "run.json"], "A batch writes a manifest"),
     ],
 )
-def test_flags_that_cannot_be_followed_are_told(arguments: List[str], words: str, batch: Batch) -> None:
+def test_flags_that_cannot_be_followed_are_reported(arguments: List[str], words: str, batch: Batch) -> None:
     result = batch(*arguments)
     assert result.status == ExitStatus.USAGE
     assert words in result.err and batch.simulator.requests == []

@@ -88,7 +88,7 @@ class Manifest:
 
 
 def _resident(pid: int) -> Optional[float]:
-    """The resident memory of a process in MiB, where the system tells it so."""
+    """The resident memory of a process in MiB, where the system shows it so."""
     try:
         with open("/proc/%d/status" % pid, encoding="ascii", errors="replace") as file:
             found = re.search(r"VmRSS:\s+(\d+) kB", file.read())
@@ -121,7 +121,7 @@ def _run_until(command: List[str], manifest: Manifest, rows: int, samples: Dict[
 
 
 def test_ten_thousand_rows_are_done_once_each_in_flat_memory_though_it_is_killed(server: str, tmp_path: Any) -> None:
-    """Killed with SIGKILL twice, resumed twice: the manifest tells every row as done exactly once, the
+    """Killed with SIGKILL twice, resumed twice: the manifest lists every row as done exactly once, the
     server ran no more than what was on its way at the kills twice, and memory does not grow with the rows."""
     faulthandler.cancel_dump_traceback_later()  # it takes longer than a test that hangs
     workflow, rows = tmp_path / "flow.json", tmp_path / "rows.csv"
@@ -159,4 +159,4 @@ def test_ten_thousand_rows_are_done_once_each_in_flat_memory_though_it_is_killed
         assert peak - first < GROWTH, words
     print(words)
     if not samples:
-        pytest.skip("this system does not tell the memory of a process in /proc; all else holds")
+        pytest.skip("this system does not show the memory of a process in /proc; all else holds")

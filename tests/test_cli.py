@@ -93,7 +93,7 @@ def test_without_a_terminal_and_without_yes_it_refuses(simulator: Any, workflow_
 # -- files -----------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Any) -> None:
+def test_a_file_that_is_not_there_is_reported_with_those_that_are(tmp_path: Any) -> None:
     (tmp_path / "other.json").write_text("{}")
     result = run(str(tmp_path / "mine.json"))
     assert result.status == ExitStatus.BAD_WORKFLOW
@@ -138,7 +138,7 @@ def test_the_desktop_app_is_found_where_the_default_does_not_answer(
     assert "ComfyUI 0.33.0 at %s, simulated" % simulator.url in result.out
 
 
-def test_a_refused_connection_is_told_at_once(workflow_file: Make) -> None:
+def test_a_refused_connection_is_reported_at_once(workflow_file: Make) -> None:
     began = time.monotonic()
     result = run("--server", "127.0.0.1:%d" % free_port(), "--yes", workflow_file(slow_prompt()), limits=DEFAULT_LIMITS)
     assert result.status == ExitStatus.NO_SERVER
@@ -346,7 +346,7 @@ def test_a_certificate_file_that_is_wrong_is_named(
 def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: Make) -> None:
     class TLS(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            """A handshake that our request is no part of."""
+            """A handshake that does not contain our request."""
             with contextlib.suppress(OSError):
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).wrap_socket(self.request, server_side=True)
 
@@ -398,7 +398,7 @@ def test_a_typing_error_does_not_repeat_what_may_be_a_secret(arguments: List[str
     assert result.err and "hunter22" not in result.out + result.err
 
 
-def test_something_else_at_the_address_is_told(serve: Any, workflow_file: Make) -> None:
+def test_something_else_at_the_address_is_reported(serve: Any, workflow_file: Make) -> None:
     class Hello(Echo):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -675,7 +675,7 @@ class Faulty(io.StringIO):
 
 
 @pytest.mark.parametrize("fault", [{"environment": Divided({"": ""})}, {"out": Faulty}])
-def test_a_fault_of_the_runner_is_told_as_one(fault: Any, simulator: Any, workflow_file: Make) -> None:
+def test_a_fault_of_the_runner_is_reported_as_one(fault: Any, simulator: Any, workflow_file: Make) -> None:
     """At the start and in the middle."""
 
     def go(*arguments: str) -> Outcome:

@@ -279,11 +279,11 @@ def test_the_binary_frames_are_documented() -> None:
         assert (event.type == "preview") == ("`Run.keep_preview`" in documented[kind][3]), kind
 
 
-def test_the_order_that_is_told_is_the_recorded_one() -> None:
-    told = [
+def test_the_order_that_is_reported_is_the_recorded_one() -> None:
+    documented = [
         name for line in re.findall(r"(?m)^\d\. .*(?:\n   .*)*", section("Order of a run")) for name in quoted(line)
     ]
-    names = [name for name in told if name in REDUCERS or name == "status"]
+    names = [name for name in documented if name in REDUCERS or name == "status"]
     frames = [step["json"] for step in build_api.steps_of("0.33.0/client_prompt_id") if "ws" in step][1:]
     seen = [frame["type"] for frame in frames]
     assert (seen[:2], seen[2:4], seen[-3:]) == (names[:2], names[2:4], names[-3:])
@@ -323,9 +323,9 @@ def test_the_interaction_is_drawn() -> None:
 def test_the_versions_that_the_program_knows_are_the_documents() -> None:
     versions = {name: cells[0] for cells in rows(section("Versions", "#")) for name in quoted(cells[1])}
     assert versions["OLDEST_COMFYUI"] == ".".join(map(str, OLDEST_COMFYUI))
-    told = [cells[0] for cells in rows(section("Versions", "#"))]
-    numbers = [tuple(map(int, text.split("."))) for text in told if "-" not in text]
-    assert numbers == sorted(numbers) and len(told) > 20
+    documented = [cells[0] for cells in rows(section("Versions", "#"))]
+    numbers = [tuple(map(int, text.split("."))) for text in documented if "-" not in text]
+    assert numbers == sorted(numbers) and len(documented) > 20
 
 
 def test_the_links_lead_somewhere() -> None:

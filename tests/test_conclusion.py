@@ -86,11 +86,11 @@ def test_saving_is_stopped_by_its_event_alone() -> None:
         stopping = asyncio.Event()
         never = Destination("out")
         silent = Destination("out", stopping=stopping)
-        told = silent._replace(status_if_stopped=lambda: ExitStatus.CANCELLED)
-        assert not told.is_stopped and told.stopped_with() is None
+        stopped = silent._replace(status_if_stopped=lambda: ExitStatus.CANCELLED)
+        assert not stopped.is_stopped and stopped.stopped_with() is None
         stopping.set()
         assert not never.is_stopped and never.stopped_with() is None
         assert silent.is_stopped and silent.stopped_with() is None
-        assert told.is_stopped and told.stopped_with() is ExitStatus.CANCELLED
+        assert stopped.is_stopped and stopped.stopped_with() is ExitStatus.CANCELLED
 
     asyncio.run(story())

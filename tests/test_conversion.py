@@ -1282,7 +1282,7 @@ def test_a_primitive_above_the_range_gives_the_highest_value() -> None:
         ("INT", ["value"], (1, 4, 0, 5, 6), node(5, "KSampler", {"cfg": 1}, values=KSAMPLER), {"cfg": 100}),
         # It has one value, which cannot be promoted as two.
         ("*", ["value", "other"], (1, 4, 0, 5, 6), node(5, "KSampler", {"cfg": 1}, values=KSAMPLER), {"cfg": 100}),
-        # There is no widget that could be promoted.
+        # No widget could be promoted.
         ("*", ["value"], (1, 4, 0, 5, 0), node(5, "PreviewAny", {"source": 1}), {}),
     ],
 )
@@ -1423,7 +1423,7 @@ def test_a_file_that_unfolds_without_end_is_refused() -> None:
     assert "more than 50000 nodes" in refusal(nest(60, 2)).message
 
 
-def test_links_from_nowhere_are_told_and_left_out() -> None:
+def test_links_from_nowhere_are_reported_and_left_out() -> None:
     workflow = flow(
         [
             node(1, "PreviewImage", {"images": 7}),
@@ -1658,7 +1658,7 @@ def test_a_group_node_becomes_a_subgraph_with_its_values_in_order(type_: str) ->
 
 
 def test_a_group_node_that_is_off_stays_off() -> None:
-    """Frontend 1.58.1 runs it all the same: a fault of that version."""
+    """Frontend 1.58.1 runs it nevertheless: a fault of that version."""
     assert converted(sampling(mode=2))["6"] == {}
     bypassed = converted(sampling(mode=4))
     assert bypassed["6"] == {"samples": ["4", 0]}
@@ -1678,8 +1678,8 @@ def test_each_of_two_group_nodes_has_nodes_of_its_own() -> None:
     workflow["nodes"][-1]["widgets_values"] = []
     assert converted(workflow)["38:35"] == {"text": "inner a"}
     workflow["nodes"][-1]["widgets_values"] = [*SAMPLING_VALUES, "more"]
-    (told,) = warnings(workflow)
-    assert "1 value that no widget of it takes (more)" in told
+    (warning,) = warnings(workflow)
+    assert "1 value that no widget of it takes (more)" in warning
 
 
 def test_a_value_in_a_group_node_that_was_edited_is_in_the_workflow_that_goes_along() -> None:

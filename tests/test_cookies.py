@@ -1,4 +1,4 @@
-"""One jar of cookies per run, for HTTP and the WebSocket alike; a stand-in for the load balancer, no HAProxy."""
+"""One jar of cookies per run, for HTTP and the WebSocket alike; a small load balancer of our own, not HAProxy."""
 
 from __future__ import annotations
 
@@ -445,7 +445,7 @@ def test_a_server_that_dies_during_an_upload_costs_its_row_alone(
 def test_a_file_is_fetched_again_where_the_balancer_could_not_give_it(
     make_simulator: Make, make_balancer: Make, workflow_file: Make, tmp_path: Any
 ) -> None:
-    """502 is what HAProxy answers while a server dies; the next answer tells whether ours did."""
+    """502 is what HAProxy answers while a server dies; the next answer shows whether ours did."""
     simulator = make_simulator()
     simulator.faults.http_status = {"/view": 502}
     rule = Sticky(1)
@@ -515,7 +515,7 @@ def test_a_run_that_cannot_have_its_upload_leaves_no_connection(two: Tuple[List[
     wait_until(lambda: sockets() == 1, 3.0, "the service's own connection alone")
 
 
-def test_what_is_refused_is_told_in_words_with_an_upload_too(two: Tuple[List[Any], Middleware]) -> None:
+def test_what_is_refused_is_reported_in_words_with_an_upload_too(two: Tuple[List[Any], Middleware]) -> None:
     servers, service = two
     service.hold(TWO_LOADERS)
     assert service.upload("/upload/image?node_id=1").status == 200

@@ -126,7 +126,7 @@ def test_anchors_are_made_as_github_makes_them() -> None:
 
 
 class Command(NamedTuple):
-    """A command that a document tells people to type."""
+    """A command that a document gives people to type."""
 
     document: str
     line: str
@@ -239,16 +239,16 @@ def test_commands_name_scripts_and_options_that_exist(monkeypatch: Any) -> None:
 
 
 def test_commands_of_the_runner_are_accepted() -> None:
-    """Not only each flag: the whole line, as far as that can be told without running it."""
-    told = 0
+    """Not only each flag: the whole line, as far as that can be seen without running it."""
+    count = 0
     for command in COMMANDS:
         words = program_words(command)
         if words and words[0] == "comfyui_workflow_runner.py":
             arguments = [word for word in words[1:] if word not in ("...", "…")]
             if "--version" not in arguments and "--help" not in arguments:
                 make_settings(arguments, {}, script.collect_defaults())
-                told += 1
-    assert told > 20
+                count += 1
+    assert count > 20
 
 
 def flags_in(text: str) -> Set[str]:
@@ -283,7 +283,7 @@ def has_route(method: str, path: str) -> bool:
 
 
 def test_curl_lines_name_routes_that_exist() -> None:
-    told = 0
+    count = 0
     for command in COMMANDS:
         if command.words[0] not in ("curl", "curl.exe"):
             continue
@@ -298,8 +298,8 @@ def test_curl_lines_name_routes_that_exist() -> None:
             if "-X" in words:
                 method = words[words.index("-X") + 1]
             assert has_route(method, parts.path or "/"), command
-            told += 1
-    assert told > 6
+            count += 1
+    assert count > 6
 
 
 @pytest.mark.parametrize("name", ["README.md", os.path.join("docs", "MIDDLEWARE.md")])

@@ -93,8 +93,8 @@ def clip(simulator: Any) -> str:
 def save(url: str, folder: Any, notices: Optional[List[str]] = None) -> bytes:
     """What download() saves of CLIP."""
     server = Server(parse_address(url), DEFAULT_LIMITS._replace(give_up=3.0))
-    told: List[str] = [] if notices is None else notices
-    saved = download(server, CLIP, ["clip.mp4"], Destination(str(folder), overwrite=True), told.append)
+    notes: List[str] = [] if notices is None else notices
+    saved = download(server, CLIP, ["clip.mp4"], Destination(str(folder), overwrite=True), notes.append)
     with open(saved.path, "rb") as file:
         return file.read()
 

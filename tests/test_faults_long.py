@@ -1,7 +1,7 @@
 """Many prompts through connections that break at random points: each ends as it really ended.
 
 Everything about a run comes from its seed: the prompt, the server's version and every fault. The
-seed stands in the message of a failure; COMFYUI_FAULTS_SEED=that runs this one alone, and
+seed is in the message of a failure; COMFYUI_FAULTS_SEED=that runs this one alone, and
 COMFYUI_FAULTS_BASE=N another set of runs. COMFYUI_FAULTS_RUNS=N runs more or fewer.
 """
 
@@ -225,10 +225,12 @@ def _check(simulator: Simulator, story: Story, before: List[str], status: int, o
     texts = {item for item in made if isinstance(item, str)}
     if status != ExitStatus.FAILED:
         assert (len(files), len(texts)) == (story.files, story.texts)
-    told = [event for event in events if event["event"] == "output"]
-    told_files = [(event["type"], event["subfolder"], event["filename"]) for event in told if event["text"] is None]
-    assert sorted(told_files) == sorted(files)
-    assert sorted(event["text"] for event in told if event["text"] is not None) == sorted(texts)
+    reported = [event for event in events if event["event"] == "output"]
+    reported_files = [
+        (event["type"], event["subfolder"], event["filename"]) for event in reported if event["text"] is None
+    ]
+    assert sorted(reported_files) == sorted(files)
+    assert sorted(event["text"] for event in reported if event["text"] is not None) == sorted(texts)
     assert names.count("not_saved") == 0
     if saved_to is None:
         assert "saved" not in names
@@ -276,7 +278,7 @@ class Crew:
                 folder = self._folder / str(seed)
                 folder.mkdir()
                 self.results[seed] = one_run(seed, str(folder))
-            except BaseException as error:  # told in the test's own thread
+            except BaseException as error:  # raised in the test's own thread
                 self.failures.append((seed, str(error), traceback.format_exc()))
             finally:
                 self._busy.pop(seed)
@@ -296,7 +298,7 @@ class Crew:
 
 def test_every_run_through_broken_connections_ends_as_it_really_ended(tmp_path: Any) -> None:
     """Requests and WebSockets are cut, frozen, delayed and truncated at random: each prompt is
-    executed once, ends with its right status, and its outputs are told and saved byte by byte."""
+    executed once, ends with its right status, and its outputs are reported and saved byte by byte."""
     alone = os.environ.get("COMFYUI_FAULTS_SEED")
     base = int(os.environ.get("COMFYUI_FAULTS_BASE", "1"))
     count = int(os.environ.get("COMFYUI_FAULTS_RUNS", "300"))

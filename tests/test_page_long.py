@@ -134,10 +134,10 @@ class Service:
                 stderr=out,
                 env=environment,
             )
-        told = re.compile(r"Continuous mode at http://[\d.]+:(\d+)\n")
+        address = re.compile(r"Continuous mode at http://[\d.]+:(\d+)\n")
         process = self._process
-        wait_until(lambda: told.search(self.console) or process.poll() is not None, 20.0, "the service's start")
-        found = told.search(self.console)
+        wait_until(lambda: address.search(self.console) or process.poll() is not None, 20.0, "the service's start")
+        found = address.search(self.console)
         assert found, self.console
         self.port = int(found[1])
 
@@ -250,7 +250,7 @@ def visit(browser: Any, make_service: Callable[..., Service]) -> Iterator[Callab
     """Opens the page in a context of its own, or beside another page of it.
 
     At the end no page may have asked for anything of another origin, nor have complained in the console: what a
-    Content-Security-Policy refuses stands there, and an exception that nobody caught.
+    Content-Security-Policy refuses is among them, and an exception that nobody caught.
     """
     contexts, seen = [], Visit([], [])
 
@@ -346,7 +346,7 @@ def loaded(picture: Any, width: int) -> None:
 
 
 def finished(page: Any, figures: int = 1) -> None:
-    """Comes back when a run is done and its outputs are there."""
+    """Comes back when a run is done and its outputs are shown."""
     wait_until(lambda: "Done" in state(page).text_content(), what="the end of the run")
     wait_until(lambda: page.locator("#outputs figure").count() == figures, what="the outputs")
 
@@ -914,7 +914,7 @@ def test_two_tabs_show_each_others_edits_and_no_typing_is_lost(make_service: Any
     finished(one)
     finished(two)
     loaded(two.locator("#outputs img"), 256)
-    # What stands in the field that somebody is in is what runs.
+    # The value of the field that somebody is in is what runs.
     typing.fill("mine")
     wait_until(lambda: service.value("2", "text") == "mine", what="the edit")
     service.edit("2", text="theirs")

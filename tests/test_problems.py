@@ -357,7 +357,7 @@ def test_an_error_without_a_message_is_reported_without_python_words() -> None:
 
 
 def test_a_link_whose_id_is_a_number_is_not_said_to_lead_nowhere() -> None:
-    """ComfyUI's keys are texts: [1, 0] misses node "1", which is there."""
+    """ComfyUI's keys are texts: [1, 0] does not find node "1", which exists."""
     prompt = {"1": node("EmptyImage"), "3": node("SaveImage", images=[1, 0])}
     answer = node_error("exception_during_validation", "Exception", "1", "3", exception_type="KeyError")
     (line, *_) = explained(answer, prompt)

@@ -123,21 +123,21 @@ def test_a_prompt_that_began_before_the_answer_came_is_submitted_and_started() -
     ]
 
 
-def test_submitted_is_told_when_it_is_and_not_before() -> None:
+def test_submitted_is_reported_when_it_is_and_not_before() -> None:
     assert reported(new(Phase.SUBMITTING), new(Phase.SUBMITTING, over_seen=True)) == []
 
 
-def test_a_prompt_that_was_refused_is_not_told_as_submitted() -> None:
+def test_a_prompt_that_was_refused_is_not_reported_as_submitted() -> None:
     assert reported(new(Phase.SUBMITTING), new(Phase.REJECTED)) == []
 
 
-def test_a_place_in_the_queue_is_told_when_it_changes() -> None:
+def test_a_place_in_the_queue_is_reported_when_it_changes() -> None:
     assert reported(new(ahead=2), new(ahead=2)) == []
     assert reported(new(ahead=2), new(ahead=1)) == [{"event": "queued", "ahead": 1}]
     assert reported(new(ahead=2), new(Phase.RUNNING, ahead=0)) == [{"event": "started"}]
 
 
-def test_a_node_that_ran_again_is_told_with_the_time_that_it_took_then() -> None:
+def test_a_node_that_ran_again_is_reported_with_the_time_that_it_took_then() -> None:
     (report,) = reported(new(Phase.RUNNING, finished={"2": 2.0}), new(Phase.RUNNING, finished={"2": 3.5}))
     assert (report["event"], report["seconds"]) == ("node_finished", 1.5)
 
@@ -157,7 +157,7 @@ def test_a_node_that_is_met_in_its_middle_is_started_and_has_progress() -> None:
     assert reported(after, after._replace(running=dict(after.running))) == []
 
 
-def test_a_blocked_node_is_told_once_with_its_reason() -> None:
+def test_a_blocked_node_is_reported_once_with_its_reason() -> None:
     after = new(Phase.RUNNING, blocked={"1": "known", "2.0.0.1": "no mask"})
     assert reported(new(Phase.RUNNING, blocked={"1": "known"}), after) == [
         {

@@ -1,4 +1,4 @@
-"""Stories of runs: the real program against the simulator, which misbehaves as told."""
+"""Stories of runs: the real program against the simulator, which misbehaves as asked."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_a_run_is_followed_from_the_file_to_the_saved_picture(
     assert result.err == ""
 
 
-def test_progress_is_told_ten_times_a_second_at_most_with_first_and_last(simulator: Any, workflow_file: Make) -> None:
+def test_progress_is_reported_ten_times_a_second_at_most_with_first_and_last(
+    simulator: Any, workflow_file: Make
+) -> None:
     result = go(simulator, workflow_file(slow_prompt(steps=300, seconds=0.6)))
     values = [event["value"] for event in result.events if event["event"] == "progress"]
     assert values[0] == 1 and values[-1] == 300
@@ -125,7 +127,7 @@ def test_the_same_prompt_again_renders_nothing_and_says_so(simulator: Any, workf
     assert again.event("output")["filename"] == "slow_00001_.png"
 
 
-def test_outputs_of_every_kind_are_told_and_saved(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+def test_outputs_of_every_kind_are_reported_and_saved(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
     kinds = {
         "images": "a.png", "gifs": "b.mp4", "audio": "c.flac", "3d": "d.glb", "custom": "e.xyz",
     }  # fmt: skip
@@ -136,8 +138,8 @@ def test_outputs_of_every_kind_are_told_and_saved(simulator: Any, workflow_file:
     prompt = {"1": node("SimulatedOutput", "Every Kind", ui=json.dumps(ui))}
     result = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))
     assert result.status == ExitStatus.OK
-    told = [(event["kind"], event["filename"]) for event in result.events if event["event"] == "output"]
-    assert told == [
+    reports = [(event["kind"], event["filename"]) for event in result.events if event["event"] == "output"]
+    assert reports == [
         ("image", "a.png"), ("video", "b.mp4"), ("audio", "c.flac"), ("3d", "d.glb"), ("file", "e.xyz"),
         ("text", ""), ("text", ""),
     ]  # fmt: skip
@@ -153,9 +155,9 @@ def test_pictures_that_come_over_the_socket_alone_are_kept(simulator: Any, workf
         "2": node("SaveImageWebsocket", "Over the Wire", images=["1", 0]),
     }
     path = workflow_file(prompt)
-    told = go(simulator, path)
-    assert "add -o DIR to save" in told.event("notice")["message"]
-    output = told.event("output")
+    result = go(simulator, path)
+    assert "add -o DIR to save" in result.event("notice")["message"]
+    output = result.event("output")
     assert (output["kind"], output["source"], output["url"]) == ("image", "websocket", None) and output["size"] > 50
     prompt["1"]["inputs"]["color"] = 128
     saved = go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out")).event("saved")
@@ -393,7 +395,7 @@ def test_every_missing_class_is_named_not_only_the_first(simulator: Any, workflo
     assert [event["class_type"] for event in result.events if event["event"] == "problem"] == ["NotThere", "NorThis"]
 
 
-def test_a_node_that_raises_is_told_with_its_title_and_traceback(simulator: Any, workflow_file: Make) -> None:
+def test_a_node_that_raises_is_reported_with_its_title_and_traceback(simulator: Any, workflow_file: Make) -> None:
     prompt = {
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("FailNode", "Breaks", message="no\x1b[31m way", image=["1", 0]),
@@ -412,7 +414,7 @@ def test_a_node_that_raises_is_told_with_its_title_and_traceback(simulator: Any,
     assert verbose.out.count("  File ") > plain.out.count("  File ") or "left out" not in plain.out
 
 
-def test_outputs_that_the_server_refuses_are_told_before_and_after(simulator: Any, workflow_file: Make) -> None:
+def test_outputs_that_the_server_refuses_are_reported_before_and_after(simulator: Any, workflow_file: Make) -> None:
     prompt = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
     result = go(simulator, workflow_file(prompt))
     assert result.status == ExitStatus.PARTIAL
@@ -452,7 +454,7 @@ def test_an_evicted_history_entry_leaves_the_sockets_word(simulator: Any, workfl
     assert (result.status, result.event("output")["filename"]) == (ExitStatus.OK, "slow_00001_.png")
 
 
-def test_evicted_and_not_told_is_lost_and_not_called_a_success(simulator: Any, workflow_file: Make) -> None:
+def test_evicted_and_not_reported_is_lost_and_not_called_a_success(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.history_evict = True
     simulator.faults.drop_events = frozenset(["execution_success"])
     result = go(simulator, workflow_file(slow_prompt()))
@@ -674,7 +676,7 @@ def test_a_server_that_stalls_is_reported_with_what_its_queue_says(simulator: An
     assert result.status == ExitStatus.OK
     silence = [event for event in result.events if event["event"] == "silence"]
     assert silence and "queue says that it is running" in silence[0]["server_says"]
-    assert len(silence) <= 3  # told at 0.5 s, then at twice the time before
+    assert len(silence) <= 3  # reported at 0.5 s, then at twice the time before
 
 
 def test_a_server_that_restarts_has_lost_the_job(simulator: Any, workflow_file: Make) -> None:
@@ -708,9 +710,9 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
     prompts[3] = {"1": node("NotThere")}
 
     async def follow() -> List[Run]:
-        told: List[Any] = []
+        reports: List[Any] = []
         server = Server(parse_address(simulator.url), FAST)
-        session = Session(server, lambda run, report: told.append((run, report)))
+        session = Session(server, lambda run, report: reports.append((run, report)))
         await session.open()
 
         async def execute(run: Run) -> None:
@@ -723,7 +725,7 @@ def test_one_connection_follows_several_prompts(simulator: Any) -> None:
         finally:
             await session.close()
         assert [type(result).__name__ for result in results] == ["NoneType"] * 3 + ["PromptRejected", "NoneType"]
-        assert {id(run) for run, _ in told if run is not None} == set(map(id, runs[:3] + runs[4:]))
+        assert {id(run) for run, _ in reports if run is not None} == set(map(id, runs[:3] + runs[4:]))
         return runs
 
     runs = run_loop(follow())
@@ -780,7 +782,7 @@ def test_somebody_else_takes_our_prompt_off_the_queue(simulator: Any, workflow_f
     assert "removed the prompt from the queue" in result.event("end")["message"]
 
 
-def test_the_place_in_the_queue_is_told_while_waiting(simulator: Any, workflow_file: Make) -> None:
+def test_the_place_in_the_queue_is_reported_while_waiting(simulator: Any, workflow_file: Make) -> None:
     for seed in (1, 2):
         blocker = slow_prompt(steps=4, seconds=0.7, seed=seed)
         requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
@@ -830,7 +832,7 @@ def test_the_timeout_takes_a_waiting_prompt_off_and_leaves_the_other(
     assert executions(simulator) == 1
 
 
-def test_a_server_that_never_confirms_is_told_so(simulator: Any, workflow_file: Make) -> None:
+def test_a_server_that_never_confirms_is_reported(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.ignore_interrupt = True
     limits = FAST._replace(cancel=1.0)
     result = go(simulator, workflow_file(slow_prompt(steps=100, seconds=20.0)), "--timeout", "0.5", limits=limits)
@@ -917,7 +919,7 @@ def test_the_history_that_trickles_after_the_sockets_word_is_given_up(
     quick(12.0)
 
 
-def test_a_refused_prompt_is_told_though_the_definitions_trickle(
+def test_a_refused_prompt_is_reported_though_the_definitions_trickle(
     simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
 ) -> None:
     proxy = make_slow(simulator)

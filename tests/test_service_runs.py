@@ -210,7 +210,7 @@ def test_outputs_are_saved_where_o_says(make_middleware: Make, simulator: Any, t
     assert str(out / output["filename"]) in service.out.getvalue()
     out.joinpath(output["filename"]).unlink()
     out.rmdir()
-    out.write_text("a file stands where the folder should be")
+    out.write_text("a file where the folder should be")
     assert service.end(service.start())["phase"] == "success"
     wait_until(lambda: "could not be saved" in service.out.getvalue() + service.err.getvalue())
 

@@ -426,7 +426,7 @@ def test_the_workflow_of_a_document_goes_along_with_its_prompt() -> None:
     workflow: Any = {"nodes": []}
     found = prepare_workflow(Document({"1": node("A")}, workflow), "w", settings(), lambda classes: {})
     assert found.extra(found.prompt) == {"extra_data": {"extra_pnginfo": {"workflow": workflow}}}
-    assert found.extra({"1": node("A", steps=2)}) == {}  # it would tell of other values than ran
+    assert found.extra({"1": node("A", steps=2)}) == {}  # it would show other values than ran
 
 
 def test_values_and_seeds_are_set_and_drawn() -> None:
@@ -448,7 +448,7 @@ def test_a_seed_that_the_node_does_not_take_is_refused() -> None:
     assert prepared("--seed", "7", "--set", "1.steps=3").prompt["1"]["inputs"] == {"seed": 7, "steps": 3}
 
 
-def test_other_faults_are_not_told_as_the_seeds() -> None:
+def test_other_faults_are_not_reported_as_the_seeds() -> None:
     bad = SEEDED.replace(b'"steps": 4', b'"steps": "x"')
     assert prepared("--seed", "7", data=bad).prompt["1"]["inputs"]["seed"] == 7
 

@@ -1,7 +1,7 @@
-"""Ctrl+C and SIGTERM pressed on a real process: ours ends as it is told, and nobody else's does.
+"""Ctrl+C and SIGTERM pressed on a real process: ours ends as it should, and nobody else's does.
 
 Everything about a press comes from its seed: the phase, the server's version, the signal, the other
-client's job and the time. The seed stands in the message of a failure; COMFYUI_SIGNALS_SEED=that
+client's job and the time. The seed is in the message of a failure; COMFYUI_SIGNALS_SEED=that
 makes this press alone, COMFYUI_SIGNALS_BASE=N another set and COMFYUI_SIGNALS_RUNS=N more or fewer.
 """
 
@@ -57,7 +57,7 @@ ROUND = (
 )
 
 #: What the text can say of our prompt; one of these, and no other.
-TOLD = {
+LAST_WORDS = {
     "not submitted": r"nothing was submitted",
     "deleted": r"removed from the queue before it ran",
     "interrupted": r"ComfyUI interrupted our run",
@@ -165,16 +165,16 @@ def _get(url: str, path: str) -> Dict[str, Any]:
     return found
 
 
-def _told(text: str) -> str:
+def _last_words(text: str) -> str:
     """What the text says of our prompt."""
-    (said,) = [name for name, pattern in TOLD.items() if re.search(pattern, text)]
+    (said,) = [name for name, pattern in LAST_WORDS.items() if re.search(pattern, text)]
     return said
 
 
 class Record(NamedTuple):
     """What the server knows of our prompt at the end."""
 
-    fate: str  # one of TOLD
+    fate: str  # one of LAST_WORDS
     ended: float  # when, by the wall clock
 
 
@@ -278,7 +278,7 @@ def one_press(seed: int, folder: str) -> Press:
             seconds = time.monotonic() - pressed
             try:
                 record = _record(simulator, others)
-                said = _told(process.text)
+                said = _last_words(process.text)
                 assert said == record.fate, "the text says %s, the server %s" % (said, record.fate)
                 _check_status(status, phase, number, alive, record, at)
                 _check_text(process, status, number)
@@ -321,7 +321,7 @@ def cwr_name(number: int) -> str:
 
 
 def _check_files(process: Process, said: str, status: int, saved_to: Optional[str]) -> None:
-    """What is told as saved is there and nothing else; all of it if the status says so."""
+    """What is reported as saved exists and nothing else; all of it if the status says so."""
     if saved_to is None:
         return
     files = [name for name in glob.glob(os.path.join(saved_to, "**"), recursive=True) if os.path.isfile(name)]
@@ -333,7 +333,7 @@ def _check_files(process: Process, said: str, status: int, saved_to: Optional[st
         assert len(files) == 1, "the status says that all is saved"
 
 
-def test_a_press_in_any_phase_ends_our_prompt_as_told_and_no_other(tmp_path: Any) -> None:
+def test_a_press_in_any_phase_ends_our_prompt_as_reported_and_no_other(tmp_path: Any) -> None:
     """200 presses while it starts, connects, POSTs, waits, runs, ends and downloads: our prompt was
     never submitted, taken off the queue, interrupted, or had finished; the text says which of these
     the server's record shows; the status is 130 (143 for SIGTERM), or 0 if the run had ended before;
@@ -362,7 +362,7 @@ def test_a_press_in_any_phase_ends_our_prompt_as_told_and_no_other(tmp_path: Any
     if not alone and count >= 200:
         seen = {(press.phase, press.version) for press in presses}
         assert seen == {(phase, version) for phase in ROUND for version in VERSIONS}
-        assert {press.said for press in presses} == set(TOLD) - {"unknown"}
+        assert {press.said for press in presses} == set(LAST_WORDS) - {"unknown"}
         tally: Counter[str] = collections.Counter("%s: %s" % (press.phase, press.said) for press in presses)
         print(sorted(tally.items()), "slowest %.1f s" % max(press.seconds for press in presses))
 
@@ -371,7 +371,7 @@ def test_a_press_in_any_phase_ends_our_prompt_as_told_and_no_other(tmp_path: Any
 
 
 class Stubborn(NamedTuple):
-    """A server that does not follow: what is told to Faults, when to press, what is told then."""
+    """A server that does not follow: what Faults is set to, when to press, what is reported then."""
 
     hang: Dict[str, float]
     ignores: bool
@@ -504,7 +504,7 @@ class Terminal:
         if select.select([self._master], [], [], seconds)[0]:
             try:
                 data = os.read(self._master, 1 << 16)
-            except OSError:  # so Linux tells the end
+            except OSError:  # so Linux reports the end
                 return False
             self._data += data
             return bool(data)
@@ -551,7 +551,7 @@ def test_ctrl_c_typed_at_the_question_submits_nothing(simulator: Any, workflow_f
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_ctrl_c_typed_during_the_run_cancels_it(version: str, make_simulator: Any, workflow_file: Any) -> None:
-    """After a yes to the question: it is interrupted and told, and the cursor is shown again."""
+    """After a yes to the question: it is interrupted and says so, and the cursor is shown again."""
     simulator = make_simulator(version=version)
     path = workflow_file(slow_prompt(steps=100, seconds=FOR_EVER))
     with Terminal("--server", simulator.url, path) as terminal:

@@ -30,7 +30,7 @@ TIMES = {"timestamp", "create_time", "execution_start_time", "execution_end_time
 UPLOADS: Dict[str, Tuple[str, bytes]] = {
     "same name, other bytes": ("", b"other bytes"),
     "empty file name": ("", b"bytes"),
-    "not a picture: stored all the same": ("note.txt", b"text"),
+    "not a picture: stored nevertheless": ("note.txt", b"text"),
     "file name with directories": ("../../evil.png", b"bytes"),
 }
 
@@ -123,14 +123,14 @@ class Replay:
         assert self.plain(got, simulated=True) == self.plain(step["json"])
 
     def connect(self, name: str, sid: str, rest: List[Json]) -> None:
-        """Open a socket as its client did; the first message tells which id it has."""
+        """Open a socket as its client did; the first message says which id it has."""
         known = {recorded: other for other, recorded in self.ids.items()}.get(sid, "")
         if known:
             old = next(iter(self.sockets))
             self.sockets.pop(old).socket.shutdown(socket.SHUT_RDWR)
             until(lambda: known not in self.sim._server.life.sockets)  # type: ignore[union-attr]
         for each in set(self.sockets) - {step.get("ws") for step in rest}:
-            self.sockets.pop(each).close()  # the recorded client had done so, or it would be told
+            self.sockets.pop(each).close()  # the recorded client had done so, or it would get messages
         ws = self.sockets[name] = self.open_ws(self.sim, known)
         if not known:
             sockets = self.sim._server.life.sockets  # type: ignore[union-attr]
@@ -179,7 +179,7 @@ class Replay:
             assert self.plain(body, simulated=True) == self.plain(expected)
 
     def upload(self, path: str, step: Json, options: Json) -> None:
-        """Recordings do not have the files: a note tells what was sent."""
+        """Recordings do not have the files: a note says what was sent."""
         body, note = step["body"], step.get("note", "")
         name = re.sub(r" \(1\)", "", body.get("name", "a.png") if isinstance(body, dict) else "a.png")
         name, data = UPLOADS.get(note, (name, b"bytes"))

@@ -81,7 +81,7 @@ class Seen(NamedTuple):
     """What a recorded prompt came to."""
 
     phases: str  # each phase once, in its order
-    ending: Optional[Phase] = None  # as the socket told it
+    ending: Optional[Phase] = None  # as the socket reported it
     finished: str = ""  # nodes in the order in which they ended
     cached: str = ""
     outputs: str = ""  # nodes that gave something
@@ -316,7 +316,7 @@ def test_a_node_that_begins_a_second_pass_has_a_new_pace(value: float, maximum: 
     assert state.running == {"2": NodeProgress(10.0, value, maximum, 30.0, value, 30.0)}
 
 
-def test_progress_that_is_told_twice_is_told_once() -> None:
+def test_progress_that_is_reported_twice_is_reported_once() -> None:
     tick = ("progress", {"node": "2", "value": 5, "max": 20})
     state = after(new(), executing("2"), tick)
     assert after(state, tick) is state
@@ -450,7 +450,7 @@ def test_messages_that_tell_nothing_about_a_run_change_nothing(kind: str) -> Non
 
 
 @pytest.mark.parametrize("event", LATE, ids=[kind for kind, _ in LATE])
-def test_what_is_told_twice_changes_nothing(event: Tuple[str, Dict[str, Any]]) -> None:
+def test_what_is_reported_twice_changes_nothing(event: Tuple[str, Dict[str, Any]]) -> None:
     state = after(new(), START, event)
     assert after(state, event, at=11.0) is state
 
@@ -589,7 +589,7 @@ def test_any_queue_can_be_read(queue: Dict[str, Any]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# Queue and history against what the socket told
+# Queue and history against what the socket reported
 # ------------------------------------------------------------------------------------------------
 
 RUNNING = QueuePlace(1, 0, 0, frozenset())
@@ -718,7 +718,7 @@ ENDED = ["execution_success", {"timestamp": 102500}]
 
 @pytest.mark.parametrize("phase", [Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING])
 @pytest.mark.parametrize(
-    ("told", "end"),
+    ("entry_of_history", "end"),
     [
         (entry("success", BEGAN, ENDED), Phase.SUCCESS),
         (entry("error", BEGAN, ["execution_error", {"node_id": "2", "timestamp": 101000}]), Phase.ERROR),
@@ -733,8 +733,8 @@ ENDED = ["execution_success", {"timestamp": 102500}]
         ({"status": {"messages": {}}, "outputs": [], "prompt": [1, 2]}, Phase.SUCCESS),
     ],
 )
-def test_the_history_has_the_last_word(phase: Phase, told: Dict[str, Any], end: Phase) -> None:
-    state = reconciled(new(phase), ABSENT, told)
+def test_the_history_has_the_last_word(phase: Phase, entry_of_history: Dict[str, Any], end: Phase) -> None:
+    state = reconciled(new(phase), ABSENT, entry_of_history)
     assert (state.phase, state.ended_at) == (end, 20.0)
 
 
@@ -768,8 +768,8 @@ def test_the_server_tells_how_long_it_ran(history_messages: Any, seconds: Option
 
 def test_the_history_completes_what_the_socket_missed() -> None:
     outputs = {"3": {"text": ["b"]}, "x": 5}
-    told = entry("success", BEGAN, ["execution_cached", {"nodes": ["1"]}], ENDED, outputs=outputs)
-    state = reconciled(new(outputs={"2": {"text": ["a"]}}), ABSENT, told)
+    known_entry = entry("success", BEGAN, ["execution_cached", {"nodes": ["1"]}], ENDED, outputs=outputs)
+    state = reconciled(new(outputs={"2": {"text": ["a"]}}), ABSENT, known_entry)
     assert state.cached == {"1"} and state.targets == {"3"}
     assert state.outputs == {"2": {"text": ["a"]}, "3": {"text": ["b"]}}
     assert state.started_at == 20.0
@@ -789,11 +789,11 @@ def test_the_history_tells_which_outputs_ran() -> None:
     st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]),
     st.lists(messages, max_size=3),
 )
-def test_any_history_entry_is_an_end(told: Dict[str, Any], phase: Phase, events: List[Tuple[str, Any]]) -> None:
+def test_any_history_entry_is_an_end(known_entry: Dict[str, Any], phase: Phase, events: List[Tuple[str, Any]]) -> None:
     state = new(phase)
     for kind, data in events:
         state = reduce(state, Event(kind, "p", data, 1.0))
-    end = reconciled(state, ABSENT, told)
+    end = reconciled(state, ABSENT, known_entry)
     assert end.phase in (Phase.SUCCESS, Phase.ERROR, Phase.INTERRUPTED)
     assert set(state.outputs) <= set(end.outputs) and not end.running
     assert run_seconds(end, 99.0) >= 0
@@ -890,7 +890,7 @@ WAITS = {"phase": Phase.QUEUED, "ahead": 1}
         (WAITS, {"queue_moved": True, "checked": 99.0}, -0.7),
         (ON, {"queue_moved": True}, 5.0),
         (ON, {"queue_moved": True, "repeated": True}, 0.3),
-        # where it stands in the queue is not known yet
+        # its place in the queue is not known yet
         ({"phase": Phase.QUEUED}, {}, 0.5),
         ({"phase": Phase.SUBMITTING}, {"checked": 99.9}, 0.4),
         # silence

@@ -10,7 +10,7 @@ server, so that a client can be shown, tested and written without one. Usage:
         server.faults.drop_events = frozenset({"execution_success"})
 
 Nothing is computed: a node only passes on the size and the seed of a picture. ``Simulator`` plays
-the server versions told apart in ``versions.SINCE``, and misbehaves as asked in ``Faults``.
+the server versions listed in ``versions.SINCE``, and misbehaves as asked in ``Faults``.
 
 The modules, each using only those above it:
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Simulated ComfyUI {simulator.version} at {simulator.url}", flush=True)
         while True:
             time.sleep(3600)
-    except (OSError, OverflowError) as error:  # OverflowError: a port that is no number for one
+    except (OSError, OverflowError) as error:  # OverflowError: a number that is not a port
         print(describe_failure(error, options.host, options.port), file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -116,9 +116,9 @@ def store_upload(installation: Installation, form: Form, is_mask: bool) -> Reply
 
 
 def choose_name(directory: str, upload: Upload) -> tuple[str, bool]:
-    """A free name for an upload, or the name of the same file that is there already.
+    """A free name for an upload, or the name of the same file if it exists already.
 
-    Returns the name, and whether the same file is there.
+    Returns the name, and whether the same file exists already.
     """
     stem, suffix = os.path.splitext(upload.filename)
     name = upload.filename
@@ -134,7 +134,7 @@ def choose_name(directory: str, upload: Upload) -> tuple[str, bool]:
 
 
 def store_mask(installation: Installation, original: Json, path: str) -> None:
-    """Stand in for the original with the mask's alpha; if it is missing, write nothing."""
+    """Replace the original by one with the mask's alpha; if it is missing, write nothing."""
     name, folder = split_annotation(original["filename"], original.get("type", "output"))
     try:
         source = path_inside(installation.folder(folder, original.get("subfolder", "")), name)

@@ -156,7 +156,7 @@ class Life:
         return {"exec_info": {"queue_remaining": remaining}}
 
     def send_status(self) -> None:
-        """Tell everybody that the queue changed."""
+        """Send everybody the new length of the queue."""
         self.send("status", {"status": self.status()}, None)
 
     # The queue.

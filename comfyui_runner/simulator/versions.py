@@ -1,4 +1,4 @@
-"""The versions of ComfyUI that the simulator tells apart.
+"""The versions of ComfyUI between which the simulator distinguishes.
 
 The oldest that it behaves like is 0.3.57; an older one is only claimed in /system_stats.
 """
