@@ -68,7 +68,9 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
                 self._answer(head._replace(request=request))
         except HttpError as error:  # of a head: of a request, or of an answer that cannot be sent
             self.close_connection = True  # where the next request begins may not be certain
-            self._send(error_response(error), UNREADABLE_REQUEST)
+            request = UNREADABLE_REQUEST._replace(client=str(self.client_address[0]))
+            self.server.routes.note_refusal(request, error)
+            self._send(error_response(error), request)
         except OSError:
             pass  # the connection broke
         finally:

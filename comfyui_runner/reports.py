@@ -488,10 +488,14 @@ def add_first_problem(message: str, problems: Sequence[Problem]) -> str:
     """``message`` with the first of ``problems`` behind it, and how many more there are."""
     if not problems:
         return message
-    lines = [text for _, text in describe_problem(problem_report(problems[0]))]
+    first, *hints = [one_line(text) for _, text in describe_problem(problem_report(problems[0]))]
+    shown = one_line(first, PROBLEM_SHOWN)
+    for hint in hints:  # whole or not at all: half of a command would do harm
+        if len(shown) + len(hint) < PROBLEM_SHOWN:
+            shown += f" {hint}"
     if len(problems) > 1:
-        lines.append(f"({plural(len(problems) - 1, 'more problem')}.)")
-    return f"{message} {one_line(' '.join(lines), PROBLEM_SHOWN)}"
+        shown += f" ({plural(len(problems) - 1, 'more problem')}.)"
+    return f"{message} {shown}"
 
 
 def describe_refused(report: Report) -> List[Line]:
@@ -499,7 +503,7 @@ def describe_refused(report: Report) -> List[Line]:
     if report["page"]:
         client += f" (page {report['page']})"
     times = f"{report['count']} more times " if report["count"] > 1 else ""
-    request = f"{report['method']} {report['path']}"
+    request = f"{report['method']} {report['path']}".strip() or "a request"
     line = f"{client}: {request} refused {times}({report['status']}): {report['message']}"
     return [("warn", line)]
 

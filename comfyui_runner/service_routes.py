@@ -97,11 +97,15 @@ class ServiceRoutes:
         except Exception as error:  # a fault of ours is answered too, and the service goes on
             is_wrong_guess = self.guard.is_wrong_guess(request, error)
             if starts_or_changes(request) or is_wrong_guess:
-                self.service.note_refusal(refusal_of(request, error))
+                self.note_refusal(request, error)
             if is_wrong_guess:
                 with self.failed_guesses.late_answer(request.client, time.monotonic()) as seconds:
                     time.sleep(seconds)
             return error_response(error)
+
+    def note_refusal(self, request: Request, error: BaseException) -> None:
+        """Have the console show that ``request`` ended with ``error``."""
+        self.service.note_refusal(refusal_of(request, error))
 
     def _may_guess(self, request: Request) -> bool:
         return self.failed_guesses.may_guess(request.client, time.monotonic())

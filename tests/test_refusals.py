@@ -38,6 +38,11 @@ def test_a_foreign_page_is_named() -> None:
     assert shown == "127.0.0.1 (page http://evil.example): GET /queue refused (403): No."
 
 
+def test_a_request_whose_head_cannot_be_read_has_neither_method_nor_path() -> None:
+    report = RefusalLog().add(REFUSAL._replace(method="", path="", status=411, message="Send a length."), 0.0)
+    assert words(report) == "192.0.2.1: a request refused (411): Send a length."
+
+
 def test_what_others_chose_is_cut_and_stays_on_one_line() -> None:
     odd = Refusal(
         "::1", "http://a\nb" + "x" * 99, "BREW" * 99, "/\x1b[2Jx" + "y" * 99, 400, "t", "line\nline" + "z" * 999

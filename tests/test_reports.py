@@ -495,6 +495,10 @@ def test_a_message_has_the_first_problem_behind_it() -> None:
     assert add_first_problem("Refused.", [first, second]) == f"{shown} (1 more problem.)"
     assert add_first_problem("Refused.", [second, first, first]) == "Refused. Odd. (2 more problems.)"
     assert len(add_first_problem("", [Problem("odd", "x" * 9999)])) < 600
+    with_command = first._replace(hints=("curl -L -o x http://" + "x" * 500, "Nearest: a."))
+    assert add_first_problem("Refused.", [with_command, second]) == (
+        'Refused. "Loader" (Loading, node 2): No such model. Nearest: a. (1 more problem.)'
+    )
 
 
 def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
