@@ -95,6 +95,7 @@ from comfyui_runner.steps import (  # noqa: E402
     complete_prompt,
     conclude_run,
     confirm,
+    draw_texts,
     load_workflow,
     name_models,
     require_terminal_or_yes,
@@ -134,8 +135,10 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                 uploaded = await upload_files(workflow, connection, console)
                 prompt = complete_prompt(workflow, uploaded)  # draws seeds, where they are random
                 prompt = await name_models(prompt, workflow.object_info, connection, console)
-                extra = workflow.extra(prompt)
-                run = session.new_run(prompt, console.prompt_id, extra, workflow.origin)
+                new = draw_texts(workflow, prompt)  # and dates the names of files
+                run = session.new_run(
+                    new.prompt, console.prompt_id, new.extra, new.origin, new.texts
+                )
 
                 # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.
                 watch = Watch(session, run, settings, console)

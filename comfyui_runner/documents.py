@@ -8,6 +8,7 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 from comfyui_runner.contents import describe_content, guess_encoding, save_as_utf_8
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.json_text import parse_json
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
 Prompt = Dict[str, Dict[str, Any]]
@@ -28,10 +29,19 @@ class Document(NamedTuple):
     workflow: Optional[Dict[str, Any]] = None
     #: More for the nodes, such as the key of an API: sent along, never stored or shown.
     extra_data: Mapping[str, Any] = {}
+    #: The inputs of the prompt whose {a|b} are drawn for each run, as GET /workflow lists them.
+    draws: Tuple[InputRef, ...] = ()
 
 
 #: Not kept of a file's extra_data: what ComfyUI adds itself (server.py), and the workflow.
 EXTRA_DATA_NOT_KEPT = ("client_id", "create_time", "extra_pnginfo")
+
+
+class ValueInFileName(NamedTuple):
+    """What %Node.widget% in the name of a file stands for: an input's value, or a fixed one."""
+
+    ref: Optional[InputRef]
+    value: Any
 
 
 class Conversion(NamedTuple):
@@ -47,6 +57,10 @@ class Conversion(NamedTuple):
     places: Mapping[str, Tuple[JsonObject, JsonObject]] = {}
     #: The PrimitiveNode that feeds an input, and nothing else.
     primitives: Mapping[str, Mapping[str, JsonObject]] = {}
+    #: The inputs whose texts may have choices {a|b}: one is drawn for each run.
+    draws: Tuple[InputRef, ...] = ()
+    #: What the names of files mean, by Node.widget.
+    named_values: Mapping[str, ValueInFileName] = {}
 
 
 def parse_document(data: bytes, name: str) -> Document:
@@ -139,12 +153,19 @@ def unwrap_document(document: Any, name: str) -> Document:
 
     prompt = document.get("prompt")
     if isinstance(prompt, dict) and "class_type" not in prompt:  # else a node with the id "prompt"
-        return Document(_check_nodes(prompt, name), workflow, kept)
+        draws = _parse_draws(document.get("draws"))
+        return Document(_check_nodes(prompt, name), workflow, kept, draws)
     if workflow is not None:
         return Document(None, workflow, kept)
     if has_nodes(wrapped):  # in API format, as hosted services call it
         return Document(_check_nodes(wrapped, name), extra_data=kept)
     return Document(_check_nodes(document, name))
+
+
+def _parse_draws(names: object) -> Tuple[InputRef, ...]:
+    """The inputs in a list of NODE.INPUT; what is not a name counts for nothing."""
+    parts = [name.partition(".") for name in as_list(names) if isinstance(name, str)]
+    return tuple(InputRef(node_id, input_name) for node_id, _, input_name in parts)
 
 
 def _is_ui_format(document: Any) -> bool:

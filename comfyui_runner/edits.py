@@ -257,13 +257,14 @@ def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:
 
 def with_values(prompt: Prompt, values: Mapping[InputRef, Any]) -> Prompt:
     """A copy of ``prompt`` with ``values`` in its inputs, unchecked. It may lack the node."""
+    if not values:
+        return prompt
+    changed = dict(prompt)
     for ref, value in values.items():
-        if ref.node_id not in prompt:
-            continue
-        node = prompt[ref.node_id]
-        changed = {**node, "inputs": {**node["inputs"], ref.input: value}}
-        prompt = {**prompt, ref.node_id: changed}
-    return prompt
+        node = changed.get(ref.node_id)
+        if node is not None:
+            changed[ref.node_id] = {**node, "inputs": {**node["inputs"], ref.input: value}}
+    return changed
 
 
 # -- seeds -----------------------------------------------------------------------------------------

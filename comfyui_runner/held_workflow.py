@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import random
 import threading
@@ -23,6 +24,7 @@ from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
 from comfyui_runner.remedies import Origin
+from comfyui_runner.run_prompts import RunPrompt, draw_number, make_run_prompt
 from comfyui_runner.server import Server
 from comfyui_runner.text import JsonObject, one_line
 
@@ -89,6 +91,7 @@ class HeldWorkflow:
         self, loaded: Loaded, lock: "threading.RLock", on_change: Callable[[int], object]
     ) -> None:
         self.now = HeldPrompt(loaded.prompt, frozenset(loaded.drawn), revision=1)
+        self.clock: Callable[[], datetime.datetime] = datetime.datetime.now  #: dates the runs
         self._lock = lock
         self._on_change = on_change
         self._file = loaded
@@ -160,16 +163,28 @@ class HeldWorkflow:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def take_for_run(self, object_info: JsonObject) -> Tuple[Prompt, JsonObject]:
-        """The prompt of the next run, and more fields of its POST /prompt.
+    def take_for_run(self, object_info: JsonObject) -> RunPrompt:
+        """The next run.
 
-        Random seeds are drawn, and stay in the held workflow: somebody may like the picture.
+        Random seeds are drawn, and stay in the held workflow: somebody may like the picture. Texts
+        with choices are drawn too, and stay open there: somebody may edit them.
         """
         with self._lock:
             seeds = self.now.random_seeds
             if seeds:
                 self.hold(draw_seeds(self.now.prompt, seeds, random.random, object_info), seeds)
-            return self.now.prompt, self._before_edits.extra(self.now.prompt)
+            prompt, loaded, origin = self.now.prompt, self._before_edits, self.origin
+        new = make_run_prompt(prompt, loaded, draw_number(), self.clock())
+        return new._replace(origin=origin)
+
+    def draws(self, prompt: Prompt) -> List[InputRef]:
+        """The inputs of ``prompt``, which is held, that something is drawn in for each run."""
+        conversion = self._before_edits.conversion
+        if not conversion.draws:
+            return []
+        from comfyui_runner.extras.dynamic_texts import open_texts  # only such texts need it
+
+        return open_texts(prompt, conversion)
 
     # -- uploads, behind a load balancer ---------------------------------------------------------
 

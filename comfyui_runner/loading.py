@@ -190,13 +190,16 @@ class Loaded(NamedTuple):
 
 
 def make_prompt(document: Document, define: Define) -> Conversion:
-    """The prompt of a document, converted if it has none. Raises WorkflowError."""
-    if document.prompt is not None:
-        return Conversion(document.prompt)
-    # Only documents in UI format need it.
-    from comfyui_runner.extras.conversion import convert_workflow
+    """The prompt of a document, converted if it has none; what each run draws is open in it.
 
-    conversion = convert_workflow(as_dict(document.workflow), define(None))
+    Raises WorkflowError.
+    """
+    if document.prompt is not None:
+        return Conversion(document.prompt, draws=document.draws)
+    # Only documents in UI format need it.
+    from comfyui_runner.extras.conversion import convert_with_open_texts
+
+    conversion = convert_with_open_texts(as_dict(document.workflow), define(None))
     if not conversion.prompt:
         raise WorkflowError(
             "The workflow has nothing to run: all of its nodes are muted, bypassed or notes."

@@ -11,6 +11,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -18,7 +19,7 @@ from typing import (
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.nodes import class_of, describe_node, linked_nodes, node_in_words
+from comfyui_runner.nodes import InputRef, class_of, describe_node, linked_nodes, node_in_words
 from comfyui_runner.outputs import SENDS_PICTURES, collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
@@ -73,18 +74,39 @@ class Throttle:
 # -- reports of what changed ---------------------------------------------------------------------
 
 
+class RunTexts(NamedTuple):
+    """The texts that one run alone has: drawn from {a|b}, or the names of its files.
+
+    ``number`` is what they were drawn from, None where nothing was.
+    """
+
+    number: Optional[int] = None
+    texts: Mapping[InputRef, str] = {}
+
+    def to_json(self) -> Dict[str, Any]:
+        """Fields of reports and records, beside the seeds."""
+        texts = {f"{ref.node_id}.{ref.input}": text for ref, text in self.texts.items()}
+        return {"draw": self.number, "texts": texts}
+
+
+#: Of a prompt that is submitted as it is.
+NO_RUN_TEXTS = RunTexts()
+
+
 def changes(
     before: PromptState,
     after: PromptState,
     prompt: Mapping[str, Any],
     throttle: Throttle,
     now: float,
+    *,
+    run_texts: RunTexts = NO_RUN_TEXTS,
 ) -> Iterator[Report]:
     """The reports that lead from ``before`` to ``after``, wherever the change was learned.
 
     ``throttle`` is the run's own: this is the one place that decides which steps are reported.
     """
-    yield from _changes_in_queue(before, after, prompt)
+    yield from _changes_in_queue(before, after, prompt, run_texts)
     if after.cached != before.cached:
         nodes = sorted(after.cached)
         yield {"event": "cached", "nodes": nodes, "nodes_total": len(after.planned)}
@@ -103,11 +125,12 @@ def node_report(event: str, prompt: Mapping[str, Any], node_id: str, **fields: A
 
 
 def _changes_in_queue(
-    before: PromptState, after: PromptState, prompt: Mapping[str, Any]
+    before: PromptState, after: PromptState, prompt: Mapping[str, Any], run_texts: RunTexts
 ) -> Iterator[Report]:
     is_on_server = after.phase in (Phase.QUEUED, Phase.RUNNING)
     if before.phase is Phase.SUBMITTING and is_on_server:
-        yield {"event": "submitted", "seeds": seeds_by_name(prompt)}
+        seeds = seeds_by_name(prompt)
+        yield {"event": "submitted", "seeds": seeds, **run_texts.to_json()}
 
     place_is_known = after.phase is Phase.QUEUED and after.ahead is not None
     if place_is_known and after.ahead != before.ahead:
@@ -411,6 +434,9 @@ def describe_submitted(report: Report) -> List[Line]:
     lines: List[Line] = [("dim", f"Submitted as {report['prompt_id']}.")]
     if report["seeds"]:
         lines.append(("dim", f"Seeds: {list_seeds(report['seeds'])}"))
+    if report["texts"]:
+        texts = [f"{name}={one_line(text, 60)}" for name, text in report["texts"].items()]
+        lines.append(("dim", f"Texts: {list_some(texts)}"))
     return lines
 
 

@@ -70,6 +70,7 @@ class RunRecord:
             "created": round(self.created, 3),
             "seconds": round(run_seconds(state, time.monotonic()), 3),
             "seeds": self.seeds,
+            **self.run.texts.to_json(),
             "running": self._running_nodes(),
             "nodes": self._finished_nodes(),
             "outputs": self._outputs(service_url),

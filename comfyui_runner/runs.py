@@ -19,7 +19,7 @@ from comfyui_runner.outputs import (
 )
 from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import NO_ORIGIN
-from comfyui_runner.reports import PROGRESS_INTERVAL, Throttle
+from comfyui_runner.reports import NO_RUN_TEXTS, PROGRESS_INTERVAL, Throttle
 from comfyui_runner.state import Phase, PromptState, node_on_screen
 
 #: Pictures of a node with steps that are kept until it is known that they are not outputs.
@@ -41,6 +41,7 @@ class Run:
         # Submitting.
         self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
         self.origin = NO_ORIGIN  #: what helps to explain why it is refused
+        self.texts = NO_RUN_TEXTS  #: what was drawn for it
         self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up
         self.dropped: FrozenSet[str] = frozenset()  #: outputs that the server refused
         self.problems: List[Problem] = []  #: what the server refused of it, in words

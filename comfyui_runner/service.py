@@ -45,7 +45,6 @@ from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.outputs import SENDS_PICTURES, Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.refusals import Refusal, RefusalLog
-from comfyui_runner.remedies import Origin
 from comfyui_runner.reports import (
     ENTRIES_SHOWN,
     Report,
@@ -54,6 +53,7 @@ from comfyui_runner.reports import (
     failure_report,
     problem_report,
 )
+from comfyui_runner.run_prompts import RunPrompt
 from comfyui_runner.run_records import RunRecord, RunRecords
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
@@ -220,23 +220,19 @@ class Service:
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
-    async def launch(
-        self, prompt: Prompt, extra: JsonObject, origin: Origin
-    ) -> Tuple[RunRecord, JsonObject]:
+    async def launch(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
         """Submit a run and follow it: its record, and ComfyUI's answer.
 
-        ``extra`` are more fields of POST /prompt; ``origin`` helps to explain a refusal.
-
-        Raises HttpError 429 if too many runs wait, 409 if the prompt_id in ``extra`` is taken, and
-        what Session.submit() raises.
+        Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
+        taken, and what Session.submit() raises.
         """
-        prompt, notices = await in_thread(self.backend.name_models, prompt)
+        prompt, notices = await in_thread(self.backend.name_models, new.prompt)
         session, prompt = await self._session_for(prompt)
         await wait_for_socket(session, prompt)
-        prompt_id = extra.get("prompt_id")
+        prompt_id = new.extra.get("prompt_id")
         if prompt_id is not None:
             await self._require_new(prompt_id, session)
-        run = session.new_run(prompt, prompt_id or new_uuid(), extra, origin)
+        run = session.new_run(prompt, prompt_id or new_uuid(), new.extra, new.origin, new.texts)
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
@@ -424,14 +420,12 @@ class Service:
             raise HttpError(503, "service_stopping", message)
         self.backend.require_connection()
 
-    def start(
-        self, prompt: Prompt, extra: JsonObject, origin: Origin
-    ) -> Tuple[RunRecord, JsonObject]:
+    def start(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
         """launch(), from a thread."""
         self.require_comfyui()
         limits = self.backend.server.limits
         seconds = limits.post + limits.give_up + 10.0
-        record, answer = self.run_in_loop(self.launch(prompt, extra, origin), seconds)
+        record, answer = self.run_in_loop(self.launch(new), seconds)
         return record, answer
 
     def cancel(self, record: RunRecord) -> None:

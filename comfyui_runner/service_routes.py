@@ -37,6 +37,7 @@ from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
+from comfyui_runner.run_prompts import RunPrompt
 from comfyui_runner.run_records import RunRecord, problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
@@ -217,6 +218,7 @@ class RouteCall:
             "file": self.held.path,
             "revision": held.revision,
             "prompt": held.prompt,
+            "draws": [f"{ref.node_id}.{ref.input}" for ref in self.held.draws(held.prompt)],
             "fields": form_fields(held.prompt, object_info, held.random_seeds),
         }
         return json_response(200, answer)
@@ -370,9 +372,9 @@ class RouteCall:
 
     def _run_held(self) -> JsonObject:
         """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
-        prompt, extra = self.held.take_for_run(self.backend.object_info)
+        new = self.held.take_for_run(self.backend.object_info)
         try:
-            record, _ = self.service.start(prompt, extra, self.held.origin)
+            record, _ = self.service.start(new)
         except PromptRejected as error:
             problems = [problem_as_json(problem) for problem in error.problems]
             details = {"problems": problems, "answer": error.answer}
@@ -387,13 +389,12 @@ class RouteCall:
     def post_prompt(self) -> Response:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
         prompt, extra = split_prompt_body(parse_object(self.body.read(JSON_LIMIT)))
-        origin = Origin(workflow_in_extra(extra))
         if prompt is None:
-            origin = self.held.origin
-            prompt, extra = self.held.take_for_run(self.backend.object_info)
-        check_prompt_request(prompt, extra)
-        # PromptRejected: its answer is passed on.
-        _, answer = self.service.start(prompt, extra, origin)
+            new = self.held.take_for_run(self.backend.object_info)
+        else:
+            check_prompt_request(prompt, extra)
+            new = RunPrompt(prompt, extra, Origin(workflow_in_extra(extra)))  # as it came
+        _, answer = self.service.start(new)  # PromptRejected: its answer is passed on
         return json_response(200, answer)
 
     def interrupt_run(self) -> Response:

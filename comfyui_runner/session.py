@@ -22,7 +22,7 @@ from comfyui_runner.events import Event, MessageData, parse_message, prompts_rem
 from comfyui_runner.nodes import class_of, node_title, planned_nodes
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
 from comfyui_runner.remedies import NO_ORIGIN, Origin, add_remedies
-from comfyui_runner.reports import Report, changes, problem_report
+from comfyui_runner.reports import NO_RUN_TEXTS, Report, RunTexts, changes, problem_report
 from comfyui_runner.retries import backoff, may_be_retried
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server, new_uuid, split_look_up
@@ -181,16 +181,19 @@ class Session:
         prompt_id: str,
         extra: Mapping[str, Any] = {},
         origin: Origin = NO_ORIGIN,
+        texts: RunTexts = NO_RUN_TEXTS,
     ) -> Run:
         """A run of ``prompt`` under ``prompt_id``, a new UUID.
 
-        ``extra`` are more fields of POST /prompt; ``origin`` helps to explain why it is refused.
+        ``extra`` are more fields of POST /prompt; ``origin`` helps to explain why it is refused;
+        ``texts`` were drawn for this run.
         """
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         if not self.connected:
             run.note_gap()
         run.extra = extra
         run.origin = origin
+        run.texts = texts
         self._runs[prompt_id] = run
         return run
 
@@ -428,7 +431,10 @@ class Session:
         run.state = after
 
         now = time.monotonic()
-        for report in changes(before, after, run.prompt, run.progress_throttle, now):
+        reports = changes(
+            before, after, run.prompt, run.progress_throttle, now, run_texts=run.texts
+        )
+        for report in reports:
             self.report(run, report)
         if after.phase.over:
             run.over.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import tempfile
@@ -27,6 +28,7 @@ from comfyui_runner.model_names import classes_that_load_models, with_names_of_s
 from comfyui_runner.nodes import InputRef, describe_node
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
 from comfyui_runner.reports import Report
+from comfyui_runner.run_prompts import RunPrompt, draw_number, make_run_prompt
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, split_look_up
@@ -154,6 +156,11 @@ async def name_models(
     for notice in notices:
         console.notice(notice)
     return named
+
+
+def draw_texts(workflow: Loaded, prompt: Prompt) -> RunPrompt:
+    """The next run: ``prompt`` with texts of its own, and the date in the names of its files."""
+    return make_run_prompt(prompt, workflow, draw_number(), datetime.datetime.now())
 
 
 # -- the question ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Dict, List
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
-    "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
+    "run_prompts", "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
     "text", "json_text", "contents",
     "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
@@ -28,7 +28,7 @@ PURE_MODULES = [
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
-    "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
+    "run_prompts", "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
     "text", "json_text", "contents",
     "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import threading
 from typing import Any, Dict, FrozenSet, List, Tuple
 
 import pytest
 from support import node
 
+from comfyui_runner.documents import Conversion
 from comfyui_runner.edits import EditError
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, HeldWorkflow, edit_inputs
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.run_prompts import RunPrompt
 
 SEED, STEPS = InputRef("1", "seed"), InputRef("1", "steps")
 PROMPT: Dict[str, Any] = {
@@ -130,9 +134,9 @@ def test_seeds_are_drawn_within_their_bounds_and_stay() -> None:
     held, revisions = make_held(drawn=(SEED,))
     seeds = set()
     for _ in range(20):
-        prompt, extra = held.take_for_run(OBJECT_INFO)
-        assert extra == {} and prompt is held.now.prompt
-        seeds.add(prompt["1"]["inputs"]["seed"])
+        new = held.take_for_run(OBJECT_INFO)
+        assert new == RunPrompt(held.now.prompt, origin=held.origin)
+        seeds.add(new.prompt["1"]["inputs"]["seed"])
     assert len(seeds) > 5 and max(seeds) <= 100
     assert len(revisions) == 20
     assert held.now.random_seeds == {SEED}
@@ -140,8 +144,21 @@ def test_seeds_are_drawn_within_their_bounds_and_stay() -> None:
 
 def test_without_random_seeds_nothing_changes_for_a_run() -> None:
     held, revisions = make_held()
-    assert held.take_for_run({}) == (PROMPT, {})
-    assert revisions == []
+    assert held.take_for_run({}) == RunPrompt(PROMPT, origin=held.origin)
+    assert revisions == [] and held.draws(PROMPT) == []
+
+
+def test_a_text_is_drawn_for_a_run_on_its_day_and_stays_open() -> None:
+    prompt = {"1": node("Text", text="{a|a}"), "2": node("SaveImage", filename_prefix="%date:yyyyMMdd%")}
+    loaded = Loaded(prompt, "flow.json", conversion=Conversion(prompt, draws=(InputRef("1", "text"),)))
+    held = HeldWorkflow(loaded, threading.RLock(), lambda revision: None)
+    for day in (1, 2):
+        held.clock = functools.partial(datetime.datetime, 2026, 3, day)
+        new = held.take_for_run({})
+        assert [each["inputs"] for each in new.prompt.values()] == [
+            {"text": "a"}, {"filename_prefix": f"2026030{day}"},
+        ]  # fmt: skip
+    assert held.now == HeldPrompt(prompt, frozenset(), 1) and held.draws(prompt) == [InputRef("1", "text")]
 
 
 # -- uploads -------------------------------------------------------------------------------------------

@@ -466,6 +466,23 @@ def test_settings_are_set_and_what_is_out_of_range_is_said_beside_its_field(
     assert (service.value("5", "steps"), service.value("5", "sampler_name")) == (13, "euler")
 
 
+def test_undo_brings_the_choices_of_a_text_back(make_service: Any, visit: Any, tmp_path: Any) -> None:
+    with open(os.path.join(ROOT, "workflow.json"), encoding="utf-8") as file:
+        workflow = json.load(file)
+    (text,) = [each for each in workflow["nodes"] if each["id"] == 2]
+    text["widgets_values"] = ["a {red|blue} fox"]
+    service = make_service(workflow)
+    page = visit(service)
+    expect(page.locator(TEXT)).to_have_value("a {red|blue} fox")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(LOADER), encoding="utf-8")
+    page.locator("#load-file").set_input_files(str(other))
+    expect(alerts(page)).to_contain_text("other.json is loaded.")
+    page.get_by_role("button", name="Undo").click()
+    expect(alerts(page)).to_contain_text("Undone.")
+    assert service.get("/workflow")["draws"] == ["2.text"]
+
+
 def test_any_workflow_gets_its_form(make_service: Any, visit: Any, tmp_path: Any) -> None:
     service = make_service(TEXTS)
     page = visit(service)

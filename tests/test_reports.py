@@ -97,7 +97,7 @@ def test_the_story_of_a_run() -> None:
     sampler = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
     save = {"node_id": "3", "title": "Save", "class_type": "SaveImage"}
     assert story == [
-        {"event": "submitted", "seeds": {"2.seed": 7}},
+        {"event": "submitted", "seeds": {"2.seed": 7}, "draw": None, "texts": {}},
         {"event": "queued", "ahead": 1},
         {"event": "queued", "ahead": 0},
         {"event": "started"},
@@ -264,15 +264,20 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             {"tried": ["http://a does not answer."], "url": "http://b", "version": "", "device": ""},
             ["http://a does not answer.", "ComfyUI (version unknown) at http://b, device unknown"],
         ),
-        ("submitted", {"prompt_id": "6c1e", "seeds": {}}, ["Submitted as 6c1e."]),
+        ("submitted", {"prompt_id": "6c1e", "seeds": {}, "texts": {}}, ["Submitted as 6c1e."]),
         (
             "submitted",
-            {"prompt_id": "6c1e", "seeds": {"3.seed": 42, "8.noise_seed": 7}},
+            {"prompt_id": "6c1e", "seeds": {}, "texts": {"6.text": "a red fox\n" + "x" * 80, "9.name": "2026/a"}},
+            ["Submitted as 6c1e.", "Texts: 6.text=a red fox " + "x" * 49 + "…, 9.name=2026/a"],
+        ),
+        (
+            "submitted",
+            {"prompt_id": "6c1e", "seeds": {"3.seed": 42, "8.noise_seed": 7}, "texts": {}},
             ["Submitted as 6c1e.", "Seeds: 3.seed=42, 8.noise_seed=7"],
         ),
         (
             "submitted",
-            {"prompt_id": "6c1e", "seeds": {f"{number}.seed": 1 for number in range(15)}},
+            {"prompt_id": "6c1e", "seeds": {f"{number}.seed": 1 for number in range(15)}, "texts": {}},
             ["Submitted as 6c1e.", "Seeds: " + ", ".join(f"{n}.seed=1" for n in range(12)) + " and 3 more"],
         ),
         ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),

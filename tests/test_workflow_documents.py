@@ -17,7 +17,7 @@ from support import ROOT, node
 from comfyui_runner.documents import EXPORT_REMEDY, Document, parse_document
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.extras.pictures import png_texts, webp_texts
-from comfyui_runner.nodes import class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
+from comfyui_runner.nodes import InputRef, class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
 from comfyui_runner.summary import Summary, summarize
 
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
@@ -176,6 +176,8 @@ ENTRY = {"prompt": [7, "id", PROMPT, EXTRA, ["9"]], "outputs": {}, "status": {"c
         ({"prompt": PROMPT}, Document(PROMPT)),
         ({"prompt": PROMPT, "workflow": UI}, Document(PROMPT, UI)),
         ({"prompt": PROMPT, "workflow": {"no": "nodes"}}, Document(PROMPT)),
+        ({"prompt": PROMPT, "draws": ["6:1.a.b", 7]}, Document(PROMPT, draws=(InputRef("6:1", "a.b"),))),
+        ({"prompt": PROMPT, "draws": "6.text"}, Document(PROMPT)),
         ({"prompt": PROMPT, "extra_data": EXTRA}, Document(PROMPT, UI)),
         ({"workflow": UI}, Document(None, UI)),
         (ENTRY, Document(PROMPT, UI)),

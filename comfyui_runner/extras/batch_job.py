@@ -260,10 +260,12 @@ class BatchJob:
         if row.error:
             raise UsageError(f"The row cannot be read: {row.error}.")
         await self.console.unless_stopped(session.open(self.server.limits.give_up))
-        prompt, extra, seeds = await prompts.make(row, session.server)
-        destination = self._make_destination(row, prompt)
-        run = attempt.run = session.new_run(prompt, new_uuid(), extra, prompts.origin)
-        attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds)
+        new, seeds = await prompts.make(row, session.server)
+        destination = self._make_destination(row, new.prompt)
+        run = attempt.run = session.new_run(
+            new.prompt, new_uuid(), new.extra, new.origin, new.texts
+        )
+        attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds, **new.texts.to_json())
 
         watch = Watch(session, run, self.settings, self.console)
         await watch.until_stopped(session.submit)
@@ -346,6 +348,8 @@ class BatchJob:
             "event": "row",
             "row": attempt.row.number,
             "seeds": attempt.entry.get("seeds", {}),
+            "draw": attempt.entry.get("draw"),
+            "texts": attempt.entry.get("texts", {}),
             **end,
             "done": self.tally.ended,
             "total": self.tally.total,

@@ -18,25 +18,23 @@ from typing import (
 )
 
 from comfyui_runner.console import Console
-from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import InputEdit, apply_edits, seeds_by_name, with_values
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.model_names import other_names_of_edits
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.remedies import Origin
+from comfyui_runner.run_prompts import RunPrompt
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import complete_prompt, name_models, upload_files
+from comfyui_runner.steps import complete_prompt, draw_texts, name_models, upload_files
 from comfyui_runner.text import one_line
 from comfyui_runner.threads import in_thread
 
 
 class RowPrompt(NamedTuple):
-    """The prompt of a row, more fields of POST /prompt, and the seeds in it."""
+    """The run of a row, and the seeds in it."""
 
-    prompt: Prompt
-    extra: Mapping[str, Any]
+    run: RunPrompt
     seeds: Mapping[str, Any]  # by NODE.INPUT
 
 
@@ -105,11 +103,6 @@ class RowPrompts:
         self._uploading = asyncio.Lock()
 
     @property
-    def origin(self) -> Origin:
-        """What helps to explain a refusal. Rows name files by other means: @FILE in a cell."""
-        return self.workflow.origin._replace(folder=None)
-
-    @property
     def has_uploaded(self) -> bool:
         """Whether the files for all rows are on the server."""
         return self._uploaded is not None
@@ -131,8 +124,10 @@ class RowPrompts:
             raise self.console.stopped()
         prompt = complete_prompt(workflow, uploaded)
         prompt = await name_models(prompt, workflow.object_info, server, self.console)
-        seeds = seeds_by_name(prompt, workflow.drawn)
-        return RowPrompt(prompt, workflow.extra(prompt), seeds)
+        run = draw_texts(workflow, prompt)
+        # Rows name files by other means: @FILE in a cell.
+        run = run._replace(origin=run.origin._replace(folder=None))
+        return RowPrompt(run, seeds_by_name(run.prompt, workflow.drawn))
 
     def _warn_once(self, warnings: Sequence[str]) -> None:
         """Shows warnings about a row, unless there was one at the same node and input.

@@ -21,11 +21,12 @@ import random
 import re
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Union
 
-from comfyui_runner.documents import Conversion
+from comfyui_runner.documents import Conversion, ValueInFileName
+from comfyui_runner.edits import with_values
 from comfyui_runner.extras.dynamic_texts import (
-    choose_from_dynamic_prompt,
-    format_date,
-    text_in_file_name,
+    SAVING_CLASSES,
+    fill_texts,
+    names_in_file_names,
 )
 from comfyui_runner.extras.graph import (
     BROWSER_NODES,
@@ -40,36 +41,12 @@ from comfyui_runner.extras.graph import (
 )
 from comfyui_runner.extras.graph_loading import load_graph
 from comfyui_runner.extras.widgets import MADE_IN_BROWSER, UNDEFINED, Widget
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.text import JsonObject, one_line, plural
 
 #: How many nodes a workflow may have when all its subgraphs are written out: far more than
 #: anybody draws.
 MOST_NODES = 50000
-
-#: The classes whose filename_prefix takes %Node.widget% and %date:...%
-#: (extensions/core/saveImageExtraOutput.ts).
-SAVING_CLASSES = {
-    "SaveImage",
-    "SaveImageAdvanced",
-    "SaveAnimatedPNG",
-    "SaveAnimatedWEBP",
-    "SaveSVGNode",
-    "SaveVideo",
-    "SaveWEBM",
-    "SaveAudio",
-    "SaveAudioMP3",
-    "SaveAudioOpus",
-    "SaveAudioAdvanced",
-    "SaveGLB",
-    "Save3DAdvanced",
-    "SaveGaussianSplat",
-    "SavePointCloud",
-    "SaveLatent",
-    "CLIPSave",
-    "VAESave",
-    "ModelSave",
-    "LoraSave",
-}
 
 
 def convert_workflow(
@@ -88,12 +65,25 @@ def convert_workflow(
     Raises ConversionError for what cannot be converted. It names every node whose class the server
     does not have, or the node or subgraph that is broken.
     """
+    conversion = convert_with_open_texts(workflow, object_info)
+    filled = fill_texts(
+        conversion.prompt,
+        conversion,
+        rng or random.Random(),
+        now or datetime.datetime.now(),
+    )
+    prompt = with_values(conversion.prompt, {**filled.drawn, **filled.file_names})
+    return conversion._replace(prompt=prompt, draws=(), named_values={})
 
+
+def convert_with_open_texts(workflow: JsonObject, object_info: JsonObject) -> Conversion:
+    """As convert_workflow(), but texts and names of files are as in the file.
+
+    What is drawn in them, dated and named is different for each run: fill_texts() does it.
+    """
     if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
         raise ConversionError("This is not a workflow in UI format: it has no list of nodes.")
-    root = load_graph(workflow, object_info)
-    export = Export(root, rng or random.Random(), now or datetime.datetime.now())
-    return export.convert()
+    return Export(load_graph(workflow, object_info)).convert()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -298,13 +288,12 @@ def wrap_list(value: Any) -> Any:
 class Export:
     """The prompt of a loaded workflow."""
 
-    def __init__(self, root: LGraph, rng: random.Random, now: datetime.datetime) -> None:
+    def __init__(self, root: LGraph) -> None:
         self.root = root
-        self.rng = rng
-        self.now = now
         self.warnings: List[str] = []
         #: The answers that are known, by what identifies an OutputQuestion.
         self.resolved: Dict[Any, Optional[Resolved]] = {}
+        self.draws: List[InputRef] = []  # the texts that one of {a|b} is drawn in
 
     def convert(self) -> Conversion:
         scopes = find_scopes(self.root)
@@ -330,7 +319,14 @@ class Export:
                 if len(scope.graph.hosts) < 2:  # else several nodes of the prompt are this one
                     places[node_id] = (node.raw, node.value_positions)
                     primitives[node_id] = node.primitives
-        return Conversion(prompt, tuple(dict.fromkeys(self.warnings)), places, primitives)
+        return Conversion(
+            prompt,
+            tuple(dict.fromkeys(self.warnings)),
+            places,
+            primitives,
+            draws=tuple(self.draws),
+            named_values=self.find_named_values(prompt, scopes),
+        )
 
     def export_inputs(self, scope: Scope, node: LGraphNode) -> Dict[str, Any]:
         """The inputs of a node in the prompt: its widget values and, over them, its links."""
@@ -339,12 +335,19 @@ class Export:
             for widget in node.widgets
             if widget.in_prompt
         }
+        own_draws = {
+            widget.name: InputRef(scope.prefix + node.id, widget.name)
+            for widget in node.widgets
+            if widget.has_dynamic_prompt and isinstance(inputs.get(widget.name), str)
+        }
         for slot, socket in enumerate(node.inputs):
             if socket.link is None:
                 continue
             resolved = self.resolve(InputQuestion(scope, node, slot))
             if resolved:  # else the value of the widget stays
                 inputs[socket.name] = resolved.value
+                own_draws.pop(socket.name, None)
+        self.draws += own_draws.values()
         return {name: value for name, value in inputs.items() if value is not UNDEFINED}
 
     def warn(self, node: LGraphNode, what: str) -> None:
@@ -377,30 +380,31 @@ class Export:
         if widget.type in MADE_IN_BROWSER:
             what = f'the value of "{widget.name}" is made in the browser, so the prompt has none'
             self.warn(node, what)
-        if isinstance(value, str):
-            if widget.has_dynamic_prompt:
-                return choose_from_dynamic_prompt(value, self.rng)
-            has_file_name = node.type in SAVING_CLASSES or node.type == "VHS_VideoCombine"
-            if widget.name == "filename_prefix" and has_file_name:
-                return re.sub("%([^%]+)%", self.replace_in_file_name, value)
         return wrap_list(value)
 
-    def replace_in_file_name(self, match: re.Match[str]) -> str:
-        """What replaces %date:...% or %Node.widget% in the name of a file (searchAndReplace.ts)."""
-        parts = match.group(1).split(".")
-        if len(parts) == 2:
-            value = self.find_named_value(*parts)
-            if value is not UNDEFINED:
-                return text_in_file_name(value)
-        elif parts[0].startswith("date:"):  # as in the frontend, a dot ends the pattern
-            return format_date(parts[0][len("date:") :], self.now)
-        return match.group()
+    def find_named_values(
+        self, prompt: Dict[str, Any], scopes: Sequence[Scope]
+    ) -> Dict[str, ValueInFileName]:
+        """What each %Node.widget% in the names of files stands for.
 
-    def find_named_value(self, node_name: str, widget_name: str) -> Any:
-        node = self.find_named_node(node_name)
-        if node is None:
-            return UNDEFINED
-        return node.values.get(widget_name, UNDEFINED)
+        It is the input of the prompt where that has the widget's value, as a run may set it. Else,
+        as for a muted node or one of several copies, it is the value itself.
+        """
+        found = {}
+        for node_name, widget_name in names_in_file_names(prompt):
+            node = self.find_named_node(node_name)
+            if node is None or widget_name not in node.values:
+                continue
+            value = node.values[widget_name]
+            refs = [
+                InputRef(scope.prefix + node.id, widget_name)
+                for scope in scopes
+                if scope.graph.nodes.get(node.id) is node
+            ]
+            is_in_prompt = len(refs) == 1 and has_value(prompt, refs[0], value)
+            ref = refs[0] if is_in_prompt else None
+            found[f"{node_name}.{widget_name}"] = ValueInFileName(ref, value)
+        return found
 
     def find_named_node(self, name: str) -> Optional[LGraphNode]:
         """The first node with this "Node name for S&R" or, if none has it, with this title."""
@@ -515,6 +519,12 @@ class Export:
             scope = scope.parent
         self.warn(question.node, "no setter has its name")
         return None
+
+
+def has_value(prompt: Dict[str, Any], ref: InputRef, value: Any) -> bool:
+    """Whether an input of ``prompt`` has a widget's own value, and not that of a link."""
+    inputs = prompt.get(ref.node_id, {}).get("inputs", {})
+    return ref.input in inputs and bool(inputs[ref.input] == value)
 
 
 def index_of_choice(node: LGraphNode) -> int:

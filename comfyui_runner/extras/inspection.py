@@ -18,7 +18,7 @@ from comfyui_runner.remedies import add_remedies
 from comfyui_runner.reports import problem_report
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import complete_prompt, load_workflow, upload_files
+from comfyui_runner.steps import complete_prompt, draw_texts, load_workflow, upload_files
 from comfyui_runner.text import plural
 from comfyui_runner.threads import bounded
 
@@ -97,7 +97,7 @@ async def export(
     uploaded = {}
     if loaded.uploads:
         uploaded = await upload_files(loaded, await comfyui.find(), console)
-    prompt = complete_prompt(loaded, uploaded)
+    prompt = draw_texts(loaded, complete_prompt(loaded, uploaded)).prompt
     text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
     if settings.export_api == "-":
         console.printer.write(console.stdout, text)

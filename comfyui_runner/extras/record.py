@@ -39,6 +39,7 @@ def write_record(
         "wholly_cached": report["wholly_cached"],
         "exit_status": int(ending.exit_status),
         "seeds": seeds_by_name(run.prompt),
+        **run.texts.to_json(),
         "node_times": node_times_of(run),
         "cached": sorted(run.state.cached),
         "outputs": [record_output(output, ending) for output in ending.outputs],
