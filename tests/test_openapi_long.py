@@ -81,6 +81,9 @@ def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[
     parameters["filename"]["example"] = filename
     parameters["type"]["example"] = "output"
     parameters["number"]["example"] = number
+    for parameter in document["paths"]["/upload/image"]["post"]["parameters"]:
+        if parameter["name"] == "force":  # what schemathesis uploads are no pictures
+            parameter.update(required=True, schema={"type": "string", "enum": ["true"]})
     for method, path, bodies in (
         ("put", "/workflow", [WORKFLOW, {"1": node("Nope"), "2": node("SaveImage", images=["1", 0])}]),
         ("post", "/update/prompt", [{"type": "positive", "text": "a fox"}, {"title": "Slow", "text": "none there"}]),
