@@ -448,7 +448,7 @@ def make_guard(
         origins=frozenset(origin.rstrip("/").lower() for origin in origins),
         token=token or None,
         takes_any_address=listens_on_all,
-        session_mark=secrets.token_hex(16),
+        session_mark=secrets.token_hex(16) if token else "",
     )
 
 

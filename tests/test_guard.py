@@ -9,7 +9,7 @@ from typing import Any, Dict
 import pytest
 
 from comfyui_runner.errors import UsageError
-from comfyui_runner.guard import FailedGuesses, make_guard, starts_or_changes, url_of_host
+from comfyui_runner.guard import FailedGuesses, make_guard, starts_or_changes, too_many_guesses, url_of_host
 from comfyui_runner.messages import HttpError, Request
 from comfyui_runner.routes import ROUTES
 
@@ -299,6 +299,8 @@ def test_who_has_four_answers_outstanding_is_not_listened_to() -> None:
             assert stack.enter_context(guesses.late_answer("192.0.2.1", 0.0)) > 0
         assert not guesses.may_guess("192.0.2.1", 0.0)
         assert guesses.may_guess("192.0.2.2", 0.0)
+    refusal = too_many_guesses()
+    assert refusal.http_status == 429 and ("Retry-After", "5") in refusal.headers
     assert guesses.may_guess("192.0.2.1", 0.0)
 
 
