@@ -112,14 +112,17 @@ def explain_status(
         remedy = "Start ComfyUI with a larger --max-upload-size."
     else:
         message = f"{url} answered HTTP {status} to {call}{_quoted(content)}."
-        remedy = "ComfyUI's own console says why." if status == 500 else ""
+        remedy = ""
+        if status == 500:
+            remedy = "ComfyUI's own console says why."
     return ServerAnswer(message, remedy, status=status, body=content, from_proxy=from_proxy)
 
 
 def _quoted(content: Any) -> str:
     """The text of an answer, to follow a message."""
-    is_text = isinstance(content, str) and bool(content)
-    return f": {content}" if is_text else ""
+    if isinstance(content, str) and content:
+        return f": {content}"
+    return ""
 
 
 def explain_no_json(
@@ -196,7 +199,9 @@ def _name_proxy(headers: Mapping[str, str], body: bytes) -> str:
     title = re.search(rb"(?is)<title[^>]*>(.{1,1000}?)</title>", body)
     if title:
         names.append(f'"{one_line(html.unescape(title[1].decode(errors="replace")), 80)}"')
-    return f" ({', '.join(names)})" if names else ""
+    if not names:
+        return ""
+    return f" ({', '.join(names)})"
 
 
 def _explain_redirect(status: int, target: str, url: str, call: str) -> Tuple[str, str]:
@@ -212,8 +217,7 @@ def _explain_answer_of_proxy(status: int, proxy: str, url: str, call: str) -> Tu
     """The message and the remedy for an error that a proxy made, which is called ``proxy``."""
     if status == 413:
         message = (
-            f"The request is too large for a proxy in front of ComfyUI{proxy} "
-            f"(HTTP 413 for {call})."
+            f"The request is too large for a proxy in front of ComfyUI{proxy}: HTTP 413 for {call}."
         )
         remedy = (
             "Raise its limit (nginx: client_max_body_size; Cloudflare allows 100 MB), "

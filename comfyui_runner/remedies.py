@@ -183,8 +183,8 @@ def _hint_at_browser_links(prompt: JsonObject, workflow: JsonObject) -> Tuple[st
     if not sender:
         return ()
     return (
-        f"{sender} makes its links in the browser only. If this is one of them, run the file that "
-        "Export (API) in ComfyUI's File menu writes: it has them.",
+        f"{sender} makes its links in the browser only. If this is one of them, right-click the "
+        'canvas in ComfyUI, choose "Convert all UEs to real links", and export the workflow again.',
     )
 
 

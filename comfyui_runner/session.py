@@ -77,13 +77,18 @@ def is_lost(server: Server, error: ServerError) -> bool:
     return bool(server.affinity) and may_be_retried(error)
 
 
-def is_failure_of_comfyui(error: RunnerError) -> bool:
-    """Whether ComfyUI raised over a prompt, as it does where its validation meets what is odd."""
-    return isinstance(error, ServerAnswer) and error.status == 500 and not error.from_proxy
+def may_be_about_prompt(error: RunnerError) -> bool:
+    """Whether the error of a POST /prompt may have its cause in the prompt.
+
+    ComfyUI raises (500) where its validation meets what is odd, and packs refuse (400) in texts.
+    """
+    if not isinstance(error, ServerAnswer):
+        return False
+    return error.status in (400, 500) and not error.from_proxy
 
 
 def as_rejection(error: RunnerError, problems: List[Problem]) -> PromptRejected:
-    """The 500 of a POST /prompt as a refusal of the prompt, with ``problems`` that explain it.
+    """``error`` of a POST /prompt as a refusal of the prompt, with ``problems`` that explain it.
 
     Its ``answer`` has the form of ComfyUI's other refusals.
     """
@@ -255,7 +260,7 @@ class Session:
             raise
         except RunnerError as error:
             self._change(run, run.state._replace(phase=Phase.REJECTED))
-            if not is_failure_of_comfyui(error):
+            if not may_be_about_prompt(error):
                 raise
             run.problems = await self._explain({}, run)
             if not run.problems:

@@ -15,6 +15,7 @@ from comfyui_runner.edits import EditError
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, HeldWorkflow, edit_inputs
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.remedies import Origin
 from comfyui_runner.run_prompts import RunPrompt
 
 SEED, STEPS = InputRef("1", "seed"), InputRef("1", "steps")
@@ -179,3 +180,8 @@ def test_a_file_is_uploaded_again_only_while_its_value_is_there() -> None:
     held.remember_upload([image], "dog.png", upload_dog)
     assert held.uploads_of(PROMPT) == []
     assert held.uploads_of({"2": node("LoadImage", image="dog.png")}) == [(image, upload_dog)]
+
+
+def test_refusals_are_explained_with_the_workflow_and_without_files_of_this_machine() -> None:
+    held, _ = make_held(workflow={"nodes": []})
+    assert held.origin == Origin({"nodes": []}, None)

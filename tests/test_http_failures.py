@@ -165,12 +165,12 @@ BEHIND = "Check that ComfyUI runs there"
         (
             413, HTML, NGINX % b"413 Request Entity Too Large",
             "The request is too large for a proxy in front of ComfyUI "
-            '(nginx/1.24.0, "413 Request Entity Too Large") (HTTP 413 for POST /prompt).',
+            '(nginx/1.24.0, "413 Request Entity Too Large"): HTTP 413 for POST /prompt.',
             "client_max_body_size",
         ),
         (
             413, {}, b"Request Entity Too Large",
-            "The request is too large for a proxy in front of ComfyUI (HTTP 413 for POST /prompt).",
+            "The request is too large for a proxy in front of ComfyUI: HTTP 413 for POST /prompt.",
             "does not lead through it",
         ),
         (

@@ -114,6 +114,27 @@ def test_a_recorded_refusal_in_words(version: str, note: str) -> None:
     assert explained(body, prompt, known) == RECORDED[note]
 
 
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        ("cat.png", "Upload the file to ComfyUI's input folder"),
+        ("cat.png [input]", "Upload the file to ComfyUI's input folder"),
+        ("cat.png [output]", "It is looked for in ComfyUI's output folder"),
+        ("cat.png [temp]", "It is looked for in ComfyUI's temp folder, which is emptied"),
+    ],
+)
+def test_a_missing_file_is_said_to_be_missing_where_it_is_looked_for(file: str, hint: str) -> None:
+    error = {
+        "type": "custom_validation_failed",
+        "details": f"image - Invalid image file: {file}",
+        "extra_info": {"input_name": "image", "received_value": file},
+    }
+    prompt = {"1": node("LoadImage", image=file)}
+    message, said = explained({"node_errors": {"1": {"errors": [error]}}}, prompt)
+    assert message == f'"LoadImage" (LoadImage, node 1): image: Invalid image file: {file}.'
+    assert said.strip().startswith(hint)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_recorded_refusal_of_a_node_without_class(version: str) -> None:
     body, prompt = refused(version, "class_type missing")

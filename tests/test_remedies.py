@@ -195,8 +195,8 @@ EVERYWHERE = {"id": 2, "type": "Anything Everywhere", "mode": 0}
 def test_a_missing_input_may_be_a_link_that_the_browser_makes(prompt: Any, nodes: Any, sender: str) -> None:
     (completed,) = add_remedies([NO_INPUT], prompt, Origin({"nodes": nodes}))
     assert completed.hints == (
-        f"{sender} makes its links in the browser only. If this is one of them, run the file that "
-        "Export (API) in ComfyUI's File menu writes: it has them.",
+        f"{sender} makes its links in the browser only. If this is one of them, right-click the "
+        'canvas in ComfyUI, choose "Convert all UEs to real links", and export the workflow again.',
         "Give it.",
     )
 
