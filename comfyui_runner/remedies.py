@@ -194,8 +194,10 @@ def _find_sender(prompt: JsonObject, workflow: JsonObject) -> str:
         if _SENDS_EVERYWHERE in class_of(prompt, node_id):
             return node_in_words(prompt, node_id)
     # Where ComfyUI lacks the pack, the conversion has left its nodes out.
-    for node in map(as_dict, as_list(workflow.get("nodes"))):
-        node_type = str(node.get("type"))
-        if _SENDS_EVERYWHERE in node_type and node.get("mode") not in _MODES_OFF:
-            return f'"{one_line(node_type, 60)}" (node {one_line(node.get("id"), 40)})'
+    subgraphs = as_list(as_dict(workflow.get("definitions")).get("subgraphs"))
+    for graph in map(as_dict, [workflow, *subgraphs]):
+        for node in map(as_dict, as_list(graph.get("nodes"))):
+            node_type = str(node.get("type"))
+            if _SENDS_EVERYWHERE in node_type and node.get("mode") not in _MODES_OFF:
+                return f'"{one_line(node_type, 60)}" (node {one_line(node.get("id"), 40)})'
     return ""

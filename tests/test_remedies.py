@@ -201,6 +201,12 @@ def test_a_missing_input_may_be_a_link_that_the_browser_makes(prompt: Any, nodes
     )
 
 
+def test_such_a_node_in_a_subgraph_counts_too() -> None:
+    workflow = {"nodes": [], "definitions": {"subgraphs": ["odd", {"nodes": [EVERYWHERE]}]}}
+    (completed,) = add_remedies([NO_INPUT], {}, Origin(workflow))
+    assert completed.hints[0].startswith('"Anything Everywhere" (node 2) makes its links in the browser only.')
+
+
 @pytest.mark.parametrize("nodes", [[], [{**EVERYWHERE, "mode": 4}], [{**EVERYWHERE, "mode": 2}], ["odd"], None])
 def test_without_such_a_node_nothing_is_said_of_the_browser(nodes: Any) -> None:
     assert add_remedies([NO_INPUT], {"3": node("SaveImage")}, Origin({"nodes": nodes})) == [NO_INPUT]
