@@ -466,13 +466,17 @@ def test_settings_are_set_and_what_is_out_of_range_is_said_beside_its_field(
     assert (service.value("5", "steps"), service.value("5", "sampler_name")) == (13, "euler")
 
 
-def test_undo_brings_the_choices_of_a_text_back(make_service: Any, visit: Any, tmp_path: Any) -> None:
+def test_a_run_shows_what_was_drawn_and_undo_brings_choices_back(make_service: Any, visit: Any, tmp_path: Any) -> None:
     with open(os.path.join(ROOT, "workflow.json"), encoding="utf-8") as file:
         workflow = json.load(file)
-    (text,) = [each for each in workflow["nodes"] if each["id"] == 2]
-    text["widgets_values"] = ["a {red|blue} fox"]
+    values = {each["id"]: each.get("widgets_values") for each in workflow["nodes"]}
+    values[2][0], values[4][:2], values[5][2] = "a {red|blue} fox", [64, 64], 1
     service = make_service(workflow)
     page = visit(service)
+    expect(page.locator(TEXT)).to_have_value("a {red|blue} fox")
+    page.get_by_role("button", name="Run").click()
+    used = re.compile("^Seed: 20240817\\s+Drawn: a (red|blue) fox$")
+    expect(page.locator("#seeds")).to_have_text(used, timeout=15_000)
     expect(page.locator(TEXT)).to_have_value("a {red|blue} fox")
     other = tmp_path / "other.json"
     other.write_text(json.dumps(LOADER), encoding="utf-8")
