@@ -61,8 +61,8 @@ class PromptState(NamedTuple):
     gaps: int = 0  # times that the socket was down: messages may be missing
     missing_since: Optional[float] = None  # absent from queue and history since
     started_at: Optional[float] = None
-    ended_at: Optional[float] = None
-    seconds: Optional[float] = None  # the run's time by the server's clock
+    ended_at: Optional[float] = None  # the message of the end came then, else it was read
+    server_seconds: Optional[float] = None  # the run's time by the server's clock
 
 
 # -- the WebSocket's messages --------------------------------------------------------------------
@@ -185,6 +185,8 @@ def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgre
 def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
     if node_id not in state.running:
         return state  # it was finished before, or before we saw it run
+    if state.ended_at is not None:
+        at = min(at, state.ended_at)  # the history is read a little after the end
     running = dict(state.running)
     seconds = max(at - running.pop(node_id).started, 0.0)
     seconds += state.finished.get(node_id, 0.0)
@@ -200,7 +202,7 @@ def _on_executed(state: PromptState, data: MessageData, at: float) -> PromptStat
 
 
 def _on_success(state: PromptState, data: MessageData, at: float) -> PromptState:
-    return _mark_running(state, at)._replace(ending=Phase.SUCCESS)
+    return _mark_running(state, at)._replace(ending=Phase.SUCCESS, ended_at=at)
 
 
 def _on_error(state: PromptState, data: MessageData, at: float) -> PromptState:
@@ -208,7 +210,7 @@ def _on_error(state: PromptState, data: MessageData, at: float) -> PromptState:
         node_id = str(data.get("node_id"))
         message = one_line(data.get("exception_message"), 200)
         return state._replace(blocked={**state.blocked, node_id: message})
-    return _mark_running(state, at)._replace(ending=Phase.ERROR, failure=data)
+    return _mark_running(state, at)._replace(ending=Phase.ERROR, failure=data, ended_at=at)
 
 
 def _is_blocked_branch(data: MessageData) -> bool:
@@ -217,7 +219,8 @@ def _is_blocked_branch(data: MessageData) -> bool:
 
 
 def _on_interrupted(state: PromptState, data: MessageData, at: float) -> PromptState:
-    return _mark_running(state, at)._replace(ending=Phase.INTERRUPTED, failure=data)
+    state = _mark_running(state, at)
+    return state._replace(ending=Phase.INTERRUPTED, failure=data, ended_at=at)
 
 
 #: What each message does to the state; all others do nothing.
@@ -382,7 +385,8 @@ def _end(state: PromptState, phase: Phase, at: float) -> PromptState:
     if phase is Phase.SUCCESS:
         for node_id in list(state.running):
             state = _finish_node(state, node_id, at)
-    return state._replace(phase=phase, running={}, ended_at=at, missing_since=None)
+    ended_at = at if state.ended_at is None else state.ended_at
+    return state._replace(phase=phase, running={}, ended_at=ended_at, missing_since=None)
 
 
 def _conclude(
@@ -401,7 +405,7 @@ def _conclude(
 
     seconds = _seconds_in_history(messages)
     if seconds is not None:
-        state = state._replace(seconds=seconds)
+        state = state._replace(server_seconds=seconds)
     if state.started_at is None:
         state = state._replace(started_at=at)
 
@@ -478,13 +482,18 @@ def wholly_cached(state: PromptState) -> bool:
 
 
 def run_seconds(state: PromptState, now: float) -> float:
-    """How long the prompt has run (or ran), in seconds; by the server's clock where it is known."""
-    if state.seconds is not None:
-        return state.seconds
+    """How long the prompt has run (or ran), in seconds.
+
+    It is measured by the clock that the nodes are measured by: no node takes longer than the run.
+    That is ours, since messages about nodes carry no time. Where no node was measured (all of them
+    cached, or nobody listened), it is the server's, if that is known: it has seen all of the run.
+    """
+    if state.server_seconds is not None and not state.finished:
+        return state.server_seconds
     if state.started_at is None:
         return 0.0
     end = now if state.ended_at is None else state.ended_at
-    return end - state.started_at
+    return max(end - state.started_at, 0.0)
 
 
 #: Seconds from a hint to the look at the history: the end's own messages come right behind it.

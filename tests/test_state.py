@@ -182,11 +182,17 @@ def test_what_is_known_of_a_recorded_prompt_only_grows(version: str, scenario: s
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_time_that_a_recorded_run_took_is_the_servers(version: str) -> None:
+def test_a_recorded_run_took_as_long_by_our_clock_as_by_the_servers(version: str) -> None:
     state = follow(version, "normal_run", 0).state
-    assert state.seconds is not None and 10.0 < state.seconds < 10.3
-    assert run_seconds(state, 99.0) == state.seconds
+    assert state.server_seconds is not None and 10.0 < state.server_seconds < 10.3
+    assert run_seconds(state, 99.0) == pytest.approx(state.server_seconds, abs=0.05)
     assert state.finished["1"] == pytest.approx(10.02, abs=0.01)
+
+
+@pytest.mark.parametrize(("version", "scenario", "number"), RECORDED_PROMPTS)
+def test_no_recorded_node_took_longer_than_the_run(version: str, scenario: str, number: int) -> None:
+    state = follow(version, scenario, number).state
+    assert sum(state.finished.values()) <= run_seconds(state, 99.0) + 1e-9
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -497,7 +503,7 @@ def test_where_the_history_has_no_status_the_socket_tells_how_it_ended(end: Any,
     assert state.phase is phase
     assert state.outputs == {"3": images} and not state.running
     assert set(state.finished) == ({"1", "2"} if phase is Phase.SUCCESS else {"1"})
-    assert state.seconds is None and run_seconds(state, 99.0) == 10.0
+    assert state.server_seconds is None and run_seconds(state, 99.0) == (3.0 if end else 10.0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -682,9 +688,11 @@ def test_a_prompt_that_stays_absent_is_over(known: Dict[str, Any], phase: Phase,
 
 
 def test_when_the_sockets_success_counts_the_last_node_is_done() -> None:
-    state = after(new(), executing("2"), ("execution_success", {}))
+    state = after(new(), executing("2"))
+    state = reduce(state, Event("execution_success", "p", {}, 14.0))
     state = reconciled(state._replace(missing_since=10.0), ABSENT, at=20.0)
-    assert (state.phase, state.finished, state.running) == (Phase.SUCCESS, {"2": 10.0}, {})
+    assert (state.phase, state.finished, state.running) == (Phase.SUCCESS, {"2": 4.0}, {})
+    assert (state.ended_at, run_seconds(state, 99.0)) == (14.0, 4.0)
 
 
 def test_a_node_that_was_stopped_is_not_done() -> None:
@@ -763,7 +771,7 @@ def test_the_history_of_a_failure_says_what_failed() -> None:
     ],
 )
 def test_the_server_tells_how_long_it_ran(history_messages: Any, seconds: Optional[float]) -> None:
-    assert reconciled(new(), ABSENT, entry("success", *history_messages)).seconds == seconds
+    assert reconciled(new(), ABSENT, entry("success", *history_messages)).server_seconds == seconds
 
 
 def test_the_history_completes_what_the_socket_missed() -> None:
@@ -781,6 +789,27 @@ def test_the_history_tells_which_outputs_ran() -> None:
     assert reconcile(state, Reading(ABSENT, entry(targets=("4",))), prompt, 1.0).planned == {"1", "4"}
     foreign = reconcile(state, Reading(ABSENT, entry(targets=("99",))), prompt, 1.0)
     assert foreign.targets == {"99"} and foreign.planned == frozenset(prompt)
+
+
+@pytest.mark.parametrize("end", ["execution_success", "execution_error", "execution_interrupted"])
+def test_a_run_ends_when_its_message_says_so_and_not_when_the_history_is_read(end: str) -> None:
+    state = reduce(after(new(), executing("1")), Event(end, "p", {}, 12.5))
+    assert not state.phase.over and run_seconds(state, 99.0) == 2.5
+    assert run_seconds(reconciled(state, ABSENT, entry("success")), 99.0) == 2.5
+
+
+@few
+@given(st.lists(st.tuples(messages, st.floats(0.0, 10.0)), max_size=12), st.floats(0.0, 9.0), st.integers(0, 2000))
+def test_no_node_takes_longer_than_the_run(events: List[Tuple[Any, float]], pause: float, milliseconds: int) -> None:
+    """The server's clock, and the time that messages need, count for both or for none."""
+    state, now = new(), 10.0
+    for (kind, data), seconds in events:
+        now += seconds
+        state = reduce(state, Event(kind, "p", data, now))
+    ended = ["execution_success", {"timestamp": 100000 + milliseconds}]
+    state = reconciled(state, ABSENT, entry("success", BEGAN, ended), at=now + pause)
+    for seconds in state.finished.values():
+        assert seconds <= run_seconds(state, 1e9) + 1e-6
 
 
 @few
@@ -847,7 +876,9 @@ def test_a_run_of_nothing_is_not_wholly_cached() -> None:
         ({}, 0.0),
         ({"started_at": 10.0}, 90.0),
         ({"started_at": 10.0, "ended_at": 15.0}, 5.0),
-        ({"started_at": 10.0, "ended_at": 15.0, "seconds": 4.9}, 4.9),
+        ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 4.9}, 4.9),
+        ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 4.9, "finished": {"1": 4.95}}, 5.0),
+        ({"started_at": 15.0, "ended_at": 14.0}, 0.0),
         ({"ended_at": 15.0}, 0.0),
     ],
 )
