@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tracemalloc
 import zlib
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -307,6 +308,50 @@ def test_only_the_texts_of_comfyui_are_kept() -> None:
     assert png_texts(png(*bombs, text_chunk("tEXt", "prompt", 1))) == {"prompt": "1"}
     assert webp_texts(webp("other:" + "0" * 99, "prompt:1")) == {"prompt": "1"}
     assert png_texts(b"GIF89a") is None and webp_texts(b"RIFF0000AVI ") is None
+
+
+def memory_of(work: Callable[[], Any]) -> int:
+    """The most bytes that are taken while ``work()`` is done."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_many_texts_only_the_last_one_of_each_is_unpacked() -> None:
+    """40 of them, each of 64 MiB, took ten seconds."""
+    bomb = zlib.compress(b"0" * (32 << 20))
+    texts = [chunk(b"zTXt", b"prompt\0\0" + bomb), chunk(b"iTXt", b"workflow\0\1\0\0\0" + bomb)] * 20
+    data = png(*texts, text_chunk("zTXt", "prompt", PROMPT), text_chunk("iTXt", "workflow", UI))
+    assert memory_of(lambda: parse_document(data, "a.png")) < 4 << 20
+    assert parse_document(data, "a.png") == Document(PROMPT, UI)
+
+
+@pytest.mark.parametrize("sizes", [(65, 0), (0, 65), (40, 40)])
+def test_the_texts_of_a_picture_have_a_limit_together(sizes: Tuple[int, int]) -> None:
+    first, second = (zlib.compress(b'"' + b"0" * (size << 20) + b'"') for size in sizes)
+    data = png(chunk(b"zTXt", b"prompt\0\0" + first), chunk(b"iTXt", b"workflow\0\1\0\0\0" + second))
+    reported: List[WorkflowError] = []
+    assert memory_of(lambda: reported.append(refusal(data))) < 160 << 20
+    assert reported[0].message == "The texts in the picture are larger than 64.0 MB when they are unpacked."
+
+
+def test_a_long_text_leaves_no_room_for_a_packed_one() -> None:
+    long = chunk(b"tEXt", b"prompt\0" + b" " * (64 << 20) + b"{}")
+    assert "larger than 64.0 MB" in refusal(png(long, text_chunk("zTXt", "workflow", UI))).message
+
+
+def test_the_same_bytes_of_a_webp_are_not_read_over_and_over() -> None:
+    """All entries of its EXIF can be about the same long text."""
+    text = b"prompt:" + b"0" * (1 << 20)
+    count = 60000
+    entry = struct.pack("<HHII", 0x0110, 2, len(text), 8 + 2 + 12 * count)
+    exif = b"II*\0" + struct.pack("<IH", 8, count) + entry * count + text
+    chunk_of_exif = b"EXIF" + struct.pack("<I", len(exif)) + exif
+    data = b"RIFF" + struct.pack("<I", 4 + len(chunk_of_exif)) + b"WEBP" + chunk_of_exif
+    assert webp_texts(data) == {"prompt": "0" * (1 << 20)}
 
 
 def outcome(data: bytes) -> Optional[Document]:

@@ -9,11 +9,19 @@ from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 from comfyui_runner.documents import Document, unwrap_document
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.json_text import parse_json
+from comfyui_runner.text import size_in_words
 
 EMBEDDED_KEYS = ("prompt", "workflow")
 
-#: How much of a compressed text is read, in bytes: a small file can hold a huge one.
+#: How large the compressed texts of a picture may be in all, unpacked, in bytes: a small file can
+#: hold huge ones.
 MOST_INFLATED = 64 << 20
+
+#: PNG chunks that hold a text behind a keyword, and how it is encoded.
+PNG_ENCODINGS = {b"tEXt": "latin-1", b"zTXt": "latin-1", b"iTXt": "utf-8", b"comf": "utf-8"}
+
+#: Bytes in which the zero behind a keyword is looked for: more than EMBEDDED_KEYS have.
+KEYWORD_SIZE = 16
 
 #: The type of an EXIF entry that is ASCII text, and how many bytes fit into the entry itself.
 EXIF_ASCII = 2
@@ -45,7 +53,10 @@ def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
 
 
 def embedded_texts(data: bytes) -> Optional[Dict[str, str]]:
-    """The prompt and the workflow in a PNG or WebP file, as JSON; None for another file."""
+    """The prompt and the workflow in a PNG or WebP file, as JSON; None for another file.
+
+    Raises WorkflowError if they are too large when they are unpacked.
+    """
     texts = png_texts(data)
     if texts is None:
         texts = webp_texts(data)
@@ -61,18 +72,24 @@ def png_texts(data: bytes) -> Optional[Dict[str, str]]:
     """The prompt and the workflow in a PNG file; None for another file.
 
     They are in text chunks; in animated files, in chunks "comf" of ComfyUI's own. What is broken is
-    left out.
+    left out. Raises WorkflowError if they are too large when they are unpacked.
     """
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
-    texts: Dict[str, str] = {}
+    chunks: Dict[str, Tuple[bytes, bytes]] = {}  # the last one of each key counts
     for chunk_type, chunk in png_chunks(data):
-        keyword, _, value = chunk.partition(b"\0")
+        keyword = chunk[:KEYWORD_SIZE].partition(b"\0")[0]
         key = keyword.decode("latin-1")
-        if key in EMBEDDED_KEYS:
-            text = decode_png_text(chunk_type, value)
-            if text is not None:
-                texts[key] = text
+        if chunk_type in PNG_ENCODINGS and key in EMBEDDED_KEYS:
+            chunks[key] = (chunk_type, chunk[len(keyword) + 1 :])
+
+    texts: Dict[str, str] = {}
+    room = MOST_INFLATED
+    for key, (chunk_type, value) in chunks.items():
+        text = png_text(chunk_type, value, room)
+        room = max(room - len(text), 0)
+        encoding = PNG_ENCODINGS[chunk_type]
+        texts[key] = text.decode(encoding, "replace")
     return texts
 
 
@@ -87,30 +104,37 @@ def png_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
         position = end + 4  # the checksum
 
 
-def decode_png_text(chunk_type: bytes, value: bytes) -> Optional[str]:
-    """The text of a chunk, from what follows its keyword; None if it is not a chunk of text."""
-    if chunk_type == b"tEXt":
-        return value.decode("latin-1")
-    if chunk_type == b"comf":
-        return value.decode("utf-8", "replace")
+def png_text(chunk_type: bytes, value: bytes, room: int) -> bytes:
+    """The text of one of PNG_ENCODINGS, encoded, from what follows its keyword.
+
+    Of a compressed one, at most ``room`` bytes. Raises WorkflowError if it is larger.
+    """
     if chunk_type == b"zTXt":  # compression method, text
-        return inflate(value[1:]).decode("latin-1")
+        return inflate(value[1:], room)
     if chunk_type == b"iTXt":  # compressed or not, method, language, translated keyword, text
         is_compressed = value[:1] == b"\1"
         _, _, after_language = value[2:].partition(b"\0")
         _, _, text = after_language.partition(b"\0")
         if is_compressed:
-            text = inflate(text)
-        return text.decode("utf-8", "replace")
-    return None
+            return inflate(text, room)
+        return text
+    return value
 
 
-def inflate(data: bytes) -> bytes:
-    """``data`` decompressed, at most MOST_INFLATED bytes; nothing if it is broken."""
+def inflate(data: bytes, room: int) -> bytes:
+    """``data`` unpacked; nothing if it is broken. Raises WorkflowError beyond ``room`` bytes."""
+    unpacker = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(data, MOST_INFLATED)
+        text = unpacker.decompress(data, room + 1)  # a limit of 0 would be none
     except zlib.error:
         return b""
+    if len(text) > room:
+        size = size_in_words(MOST_INFLATED)
+        raise WorkflowError(
+            f"The texts in the picture are larger than {size} when they are unpacked.",
+            "Run the workflow's own file.",
+        )
+    return text
 
 
 # ------------------------------------------------------------------------------------------------
@@ -129,8 +153,7 @@ def webp_texts(data: bytes) -> Optional[Dict[str, str]]:
     texts: Dict[str, str] = {}
     for chunk_type, chunk in riff_chunks(data):
         if chunk_type == b"EXIF":
-            for key, text in exif_texts(chunk):
-                texts.setdefault(key, text)
+            texts = {**exif_texts(chunk), **texts}
     return texts
 
 
@@ -145,8 +168,12 @@ def riff_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
         position = end + length % 2  # chunks begin at even positions
 
 
-def exif_texts(chunk: bytes) -> Iterator[Tuple[str, str]]:
-    """The prompt and the workflow in EXIF data, as far as it can be read."""
+def exif_texts(chunk: bytes) -> Dict[str, str]:
+    """The prompt and the workflow in EXIF data, as far as it can be read.
+
+    The first one of each counts. Others are not even decoded: all could be the same long bytes.
+    """
+    texts: Dict[str, str] = {}
     exif = chunk
     if chunk.startswith(b"Exif\0\0"):
         exif = chunk[6:]
@@ -163,8 +190,9 @@ def exif_texts(chunk: bytes) -> Iterator[Tuple[str, str]]:
             longest = len("workflow:")
             key = exif[begin : begin + min(size, longest)].partition(b":")[0]
             name = key.decode("latin-1").lower()
-            if name in EMBEDDED_KEYS:
+            if name in EMBEDDED_KEYS and name not in texts:
                 text = exif[begin : begin + size].rstrip(b"\0").decode("utf-8", "replace")
-                yield name, text.partition(":")[2]
+                texts[name] = text.partition(":")[2]
     except struct.error:
         pass
+    return texts
