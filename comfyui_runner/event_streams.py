@@ -11,6 +11,9 @@ from comfyui_runner.messages import strict_json
 #: Events that are sent in one piece at most.
 EVENTS_PER_PIECE = 500
 
+#: Bytes of events that wait for a client before it is dropped: an event can have megabytes.
+BYTES_WAITING = 32 << 20
+
 #: Sent when nothing else is, so that the client and every proxy know that the stream lives.
 KEEP_ALIVE = b": nothing new\n\n"
 
@@ -23,13 +26,18 @@ def encode_event(name: str, data: Any) -> bytes:
 class EventStream:
     """One client that listens: a queue of what it has not been sent yet.
 
-    put() is called from any thread, send_until_end() in the thread of the client's connection.
+    put() is called from any thread, with the service's lock; send_until_end() in the thread of the
+    client's connection.
     """
 
     def __init__(self, prompt_id: Optional[str], queue_size: int) -> None:
         self.prompt_id = prompt_id  #: the run that it is about; None: all
         self.was_dropped = False
         self._waiting: "queue.Queue[Optional[bytes]]" = queue.Queue(queue_size)
+        # Bytes of all events so far. Each number is changed in one place: put() is called by one
+        # thread at a time, and _next_events() by another one.
+        self._bytes_put = 0
+        self._bytes_taken = 0
 
     def wants(self, prompt_id: Optional[str]) -> bool:
         """Whether it gets an event about ``prompt_id`` (None: about no run in particular)."""
@@ -40,6 +48,12 @@ class EventStream:
 
         A client that reads too slowly is dropped: it connects again and gets the state anew.
         """
+        waiting = self._bytes_put - self._bytes_taken
+        size = len(event or b"")
+        if waiting and waiting + size > BYTES_WAITING:  # alone, any event is let through
+            self.was_dropped = True
+            return
+        self._bytes_put += size
         try:
             self._waiting.put_nowait(event)
         except queue.Full:
@@ -61,6 +75,7 @@ class EventStream:
             return [KEEP_ALIVE]
         while len(events) < EVENTS_PER_PIECE and not self._waiting.empty():
             events.append(self._waiting.get_nowait())
+        self._bytes_taken += sum(len(event or b"") for event in events)
         return events
 
 

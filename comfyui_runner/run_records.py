@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import urllib.parse
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.events import Preview
+from comfyui_runner.messages import strict_json
 from comfyui_runner.nodes import describe_nodes
 from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import Report, Throttle, nodes_done
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
-from comfyui_runner.state import Phase, run_seconds, wholly_cached
+from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.text import JsonObject
 
 
 class RunRecord:
-    """One run, and the session that follows it."""
+    """One run, and the session that follows it.
+
+    When it is over, only what clients are shown is kept: the prompts and pictures of 200 runs would
+    fill the memory.
+    """
 
     def __init__(self, run: Run, session: Session) -> None:
         self.run = run
@@ -37,6 +43,7 @@ class RunRecord:
         self.over = threading.Event()
         self.published_preview: Optional[Preview] = None
         self.throttle = Throttle(0.0)  #: of the `run` events about it
+        self._shown_at_end: Optional[str] = None  # to_json() as a text, which takes less memory
 
     @property
     def prompt_id(self) -> str:
@@ -53,16 +60,39 @@ class RunRecord:
         """Whether it is on its way to ComfyUI or in its queue."""
         return self.run.state.phase is not Phase.RUNNING and not self.over.is_set()
 
+    def end(self, message: str) -> None:
+        """Note that the run is over and how it ended, and let go of what is not shown of it."""
+        self.message = message
+        self._shown_at_end = strict_json(self._show(is_over=True))
+        # Threads may still look at the old one.
+        self.run = self.run.without_content()
+        if self.outputs is not None:  # the files of some can be fetched
+            self.outputs = [output._replace(text=None) for output in self.outputs]
+        self.published_preview = None
+        self.failure = None
+        self.over.set()
+
     def to_json(self, service_url: str = "") -> JsonObject:
         """The run as GET /runs/{prompt_id} shows it.
 
         Where ``service_url`` is known, its outputs have absolute URLs too.
         """
-        state = self.run.state
+        if self._shown_at_end is None:
+            shown = self._show(is_over=False)
+        else:
+            shown = json.loads(self._shown_at_end)
+        if service_url:
+            for output in shown["outputs"]:
+                output["absolute_url"] = output["url"] and f"{service_url}/{output['url']}"
+        return shown
+
+    def _show(self, is_over: bool) -> Dict[str, Any]:
+        run = self.run  # the same one all the time: end() may be called meanwhile
+        state = run.state
         return {
             "prompt_id": self.prompt_id,
             "phase": state.phase.value,
-            "over": self.over.is_set(),
+            "over": is_over,
             "ahead": state.ahead,
             **nodes_done(state),
             "message": self.message,
@@ -70,43 +100,23 @@ class RunRecord:
             "created": round(self.created, 3),
             "seconds": round(run_seconds(state, time.monotonic()), 3),
             "seeds": self.seeds,
-            **self.run.texts.to_json(),
-            "running": self._running_nodes(),
-            "nodes": self._finished_nodes(),
-            "outputs": self._outputs(service_url),
-            "problems": [problem_as_json(problem) for problem in self.run.problems],
+            **run.texts.to_json(),
+            "running": running_nodes(run.prompt, state),
+            "nodes": finished_nodes(run.prompt, state),
+            "outputs": self._outputs(run.prompt, state),
+            "problems": [problem_as_json(problem) for problem in run.problems],
             "failure": self.failure,
         }
 
-    def _running_nodes(self) -> List[JsonObject]:
-        progress_of = self.run.state.running
-        nodes = describe_nodes(self.run.prompt, progress_of)
-        return [
-            {**node, "value": progress.value, "max": progress.max}
-            for node, progress in zip(nodes, progress_of.values())
-        ]
-
-    def _finished_nodes(self) -> List[JsonObject]:
-        seconds_of = self.run.state.finished
-        nodes = describe_nodes(self.run.prompt, seconds_of)
-        return [
-            {**node, "seconds": round(seconds, 3)}
-            for node, seconds in zip(nodes, seconds_of.values())
-        ]
-
-    def _outputs(self, service_url: str) -> List[JsonObject]:
+    def _outputs(self, prompt: JsonObject, state: PromptState) -> List[Dict[str, Any]]:
         outputs = self.outputs
         if outputs is None:  # while it runs, it is not clear yet which pictures are previews
-            listed = collect_outputs(self.run.state.outputs, self.run.prompt)
+            listed = collect_outputs(state.outputs, prompt)
             outputs = [output for output in listed if output.content is None]
-        shown: List[JsonObject] = []
-        for turn, output in enumerate(outputs):
-            url = self._url_of(output, turn)
-            fields = {**output.to_json(), "url": url}
-            if service_url:
-                fields["absolute_url"] = url and f"{service_url}/{url}"
-            shown.append(fields)
-        return shown
+        return [
+            {**output.to_json(), "url": self._url_of(output, turn)}
+            for turn, output in enumerate(outputs)
+        ]
 
     def _url_of(self, output: Output, turn: int) -> Optional[str]:
         """Where the service shows a file, relative to its own address; None for a text."""
@@ -132,6 +142,24 @@ class RunRecord:
             if str(number) == turn and self.outputs is not None:
                 return self.outputs[number], key
         return None
+
+
+def running_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
+    """The nodes that run, and their steps."""
+    nodes = describe_nodes(prompt, state.running)
+    return [
+        {**node, "value": progress.value, "max": progress.max}
+        for node, progress in zip(nodes, state.running.values())
+    ]
+
+
+def finished_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
+    """The nodes that have finished, and how long each took."""
+    nodes = describe_nodes(prompt, state.finished)
+    return [
+        {**node, "seconds": round(seconds, 3)}
+        for node, seconds in zip(nodes, state.finished.values())
+    ]
 
 
 def problem_as_json(problem: Problem) -> JsonObject:

@@ -77,6 +77,12 @@ class Run:
         """Whether the server has it, as far as is known, and it is not over."""
         return self.state.phase in (Phase.QUEUED, Phase.RUNNING)
 
+    def without_content(self) -> "Run":
+        """It when it is over: its id and its end, without prompt, pictures and outputs."""
+        run = Run({}, self.prompt_id, self.began, self.over)
+        run.state = PromptState(self.prompt_id, self.state.phase, ahead=self.state.ahead)
+        return run
+
     def note_message(self, at: float) -> None:
         """A message about it came: any silence is over."""
         self.heard = at
@@ -136,8 +142,3 @@ class Run:
     def count_missing_pictures(self) -> int:
         """How many pictures did not come that nodes say they sent."""
         return count_missing(self.received(), self.state.outputs)
-
-    def forget_pictures(self) -> None:
-        """Gives the memory of the pictures back; the newest preview stays."""
-        self.pictures.clear()
-        self.pictures_bytes = 0

@@ -363,9 +363,7 @@ class Service:
 
     async def _end(self, record: RunRecord, message: str) -> None:
         """Note that a run is over, and how it ended."""
-        record.message = message
-        record.run.forget_pictures()  # those of 200 runs would fill the memory
-        record.over.set()
+        record.end(message)
         self.records.mark_changed(record.prompt_id)
         await self._leave(record)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from typing import List
 
-from comfyui_runner.event_streams import EVENTS_PER_PIECE, KEEP_ALIVE, EventStreams, encode_event
+from comfyui_runner.event_streams import BYTES_WAITING, EVENTS_PER_PIECE, KEEP_ALIVE, EventStreams, encode_event
 
 
 def make_streams(queue_size: int = 10) -> EventStreams:
@@ -55,6 +56,34 @@ def test_a_client_that_falls_behind_is_dropped_and_the_others_are_not() -> None:
     pieces: List[bytes] = []
     slow.send_until_end(pieces.append, 5.0)
     assert pieces == []
+
+
+def test_a_client_that_many_bytes_wait_for_is_dropped() -> None:
+    streams = make_streams(queue_size=2000)
+    slow = streams.open(None)
+    megabyte = "x" * (1 << 20)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            streams.publish("x", megabyte)
+        assert tracemalloc.get_traced_memory()[1] < BYTES_WAITING + (8 << 20)
+    finally:
+        tracemalloc.stop()
+    assert slow.was_dropped and len(streams) == 0
+
+
+def test_a_client_that_keeps_up_gets_events_of_any_size() -> None:
+    stream = make_streams().open(None)
+    pieces: List[int] = []
+
+    def send(piece: bytes) -> None:
+        pieces.append(len(piece))
+        stream.put(b"x" * (BYTES_WAITING + 1) if len(pieces) < 4 else None)
+
+    stream.put(b"x" * BYTES_WAITING)
+    stream.send_until_end(send, 5.0)
+    assert not stream.was_dropped
+    assert pieces == [BYTES_WAITING, *[BYTES_WAITING + 1] * 3, 0]
 
 
 def test_a_quiet_stream_is_kept_alive_until_it_ends() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import tracemalloc
 from typing import Any, Dict, Iterator
 
 import pytest
 from support import node
 
 from comfyui_runner.addresses import parse_address
+from comfyui_runner.events import Preview
 from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.run_records import RunRecord, RunRecords
@@ -37,7 +40,7 @@ def make_record(session: Session, prompt_id: str, phase: Phase = Phase.QUEUED, o
     run.state = run.state._replace(phase=phase)
     record = RunRecord(run, session)
     if over:
-        record.over.set()
+        record.end("Done.")
     return record
 
 
@@ -95,6 +98,56 @@ def test_what_no_server_keeps_is_fetched_from_the_service(session: Session) -> N
     file = record.spooled_file("3")
     assert file is not None and (file[0].filename, file[0].content, file[1]) == ("c.png", None, "8")
     assert [record.spooled_file(turn) for turn in ("0", "2", "9", "x", "03")] == [None] * 5
+
+
+def test_a_run_that_is_over_is_shown_as_it_was_at_its_end(session: Session) -> None:
+    record = make_record(session, "a", Phase.RUNNING)
+    record.run.problems = [Problem("odd", "It is odd.", "1", hints=("Look at it.",))]
+    record.failure = {"event": "failure", "traceback": ["line 1"]}
+    record.run.state = record.run.state._replace(
+        phase=Phase.ERROR,
+        finished={"1": 1.23456, "2": float("nan")},
+        outputs={"2": {"images": [{"filename": "b.png"}], "text": ["hello"]}},
+        started_at=1.0,
+        ended_at=3.5,
+    )
+    before = record.to_json()
+    record.end("The run failed.")
+    expected = {**before, "over": True, "message": "The run failed."}
+    expected["nodes"][1]["seconds"] = None  # JSON has no NaN
+    assert record.to_json() == expected
+    assert list(record.to_json()) == list(before)
+    assert record.to_json() is not record.to_json()
+
+
+def test_runs_that_are_over_keep_no_prompts_and_no_pictures(session: Session) -> None:
+    """200 of them with prompts of 5 MB took 401 MB."""
+
+    def end_large_run(number: int) -> RunRecord:
+        record = make_record(session, str(number), Phase.SUCCESS)
+        run = record.run
+        run.prompt = {**PROMPT, "3": node("Text", text="x" * 1_000_000, number=number)}
+        run.extra = {"extra_data": {"workflow": "y" * 1_000_000}}
+        run.preview = record.published_preview = Preview("1", "image/png", bytes(1_000_000))
+        run.pictures = [Preview("2", "image/png", bytes(1_000_000))]
+        text = Output("2", "Save", "text", text="t" * 1_000)
+        picture = Output("2", "Save", "image", "c.png", source="websocket", content=bytes(1_000_000))
+        record.conclude([text, picture], {1: "key"})
+        run.state = run.state._replace(failure={"current_inputs": "z" * 1_000_000})
+        record.end("Done.")
+        return record
+
+    tracemalloc.start()
+    try:
+        records = [end_large_run(number) for number in range(20)]
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert [record.run.state.phase for record in records] == [Phase.SUCCESS] * 20
+    assert [record.prompt_id for record in records] == [str(number) for number in range(20)]
+    file = records[0].spooled_file("1")
+    assert file is not None and (file[0].filename, file[1]) == ("c.png", "key")
 
 
 def test_problems_are_shown_with_their_fields(session: Session) -> None:

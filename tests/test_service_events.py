@@ -92,18 +92,22 @@ def test_a_reader_that_goes_away_is_forgotten(service: Middleware) -> None:
 def test_the_newest_preview_is_shown(service: Middleware) -> None:
     service.service.records.clear()
     assert service.get("/preview").status == 404
-    service.hold(slow_prompt(steps=4, seconds=0.2, seed=51, preview=True))
+    service.hold(slow_prompt(steps=600, seconds=60.0, seed=51, preview=True))
     events = service.events()
     prompt_id = service.start()
     events.until(lambda name, data: name == "preview" and data["prompt_id"] == prompt_id)
     events.close()
-    for path in ("/preview", "/preview?prompt_id=" + prompt_id):
+    paths = ("/preview", "/preview?prompt_id=" + prompt_id)
+    for path in paths:
         answer = service.get(path)
         assert answer.status == 200
         assert answer.headers["content-type"].startswith("image/")
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert service.get("/preview?prompt_id=none").status == 404
+    service.post("/interrupt")
     service.end(prompt_id)
+    for path in paths:
+        assert service.get(path).status == 404  # runs that are over keep no pictures
 
 
 @pytest.mark.parametrize(

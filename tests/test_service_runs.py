@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import sys
 import tempfile
 import threading
 import time
+import weakref
 from typing import Any, List
 
 import pytest
@@ -31,6 +33,23 @@ def test_a_run_is_started_followed_and_shown_with_its_pictures(service: Middlewa
     assert (picture.status, picture.headers["content-type"]) == (200, "image/png")
     assert picture.body.startswith(b"\x89PNG")
     assert answer.json["prompt_id"] in [each["prompt_id"] for each in service.get("/runs").json["runs"]]
+
+
+def test_nothing_holds_the_prompt_of_a_run_that_is_over(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=4, seconds=0.4, seed=77, preview=True))
+    prompt_id = service.start()
+    record = service.service.records.get(prompt_id)
+    run = weakref.ref(record.run)
+    shown = service.end(prompt_id)
+    assert [each["title"] for each in shown["nodes"]] == ["Slow", "Save Image"]
+
+    def is_gone() -> bool:
+        gc.collect()
+        return run() is None
+
+    wait_until(is_gone, what="the end of the run's content")
+    assert service.get("/runs/" + prompt_id).json == shown
+    assert record.run.preview is None and not record.run.prompt and not record.run.pictures
 
 
 def test_post_and_paths_under_api_do_the_same(service: Middleware) -> None:
