@@ -13,7 +13,7 @@ from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import Origin, add_remedies
 from comfyui_runner.server import Server, split_look_up
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
-from comfyui_runner.threads import bounded
+from comfyui_runner.threads import bounded, bounded_here
 from comfyui_runner.versions import version_warning
 
 #: Bytes of an upload where ComfyUI does not say what it takes (its own default).
@@ -128,6 +128,8 @@ class Backend:
 
         Those of the nodes in ``again`` are read anew: their lists of files may have grown.
         """
+        limits = self.server.limits
+        seconds = limits.connect + max(limits.read, limits.post)
         classes_again = {class_of(prompt, node_id) for node_id in again}
         classes = {class_of(prompt, node_id) for node_id in prompt}
         wanted = [name for name in classes if name not in self.object_info or name in classes_again]
@@ -135,7 +137,8 @@ class Backend:
             if not self.connected:
                 break
             try:
-                self.object_info.update(self.server.definitions(part))
+                found = bounded_here(self.server.definitions, part, seconds=seconds)
+                self.object_info.update(found)
             except ServerError:
                 break  # the next ones would fail as slowly
         return self.object_info
@@ -163,5 +166,6 @@ class Backend:
     def look_up_all(self, classes: Optional[Iterable[str]]) -> JsonObject:
         """The definitions of every class, not only ``classes``. Raises HttpError, ServerError."""
         self.require_connection()
-        self.object_info = self.server.all_object_info()
+        seconds = self.server.limits.connect + self.server.limits.post
+        self.object_info = bounded_here(self.server.all_object_info, seconds=seconds)
         return self.object_info

@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from typing import Any, Callable, Dict, Generator, Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, Mapping, NamedTuple, Optional
 
 from comfyui_runner.errors import SaveError, ServerAnswer, ServerError, ServerUnreachable
+from comfyui_runner.http_failures import broken_bodies
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.retries import backoff, may_be_retried
-from comfyui_runner.server import Server, refuse_web_page
+from comfyui_runner.server import Server, read_pieces, refuse_packed_file, refuse_web_page
 from comfyui_runner.text import size_in_words
-from comfyui_runner.third_party import import_third_party
-
-#: Bytes that are read of a download at a time.
-CHUNK_SIZE = 1 << 16
 
 #: Answers in a row that bring nothing new before a download is given up.
 FRUITLESS_ANSWERS = 3
@@ -46,8 +43,7 @@ class Part(NamedTuple):
 
 def part_in_answer(status: int, headers: Mapping[str, str]) -> Part:
     """The part of the file that an answer has. Raises ServerUnreachable if that is not clear."""
-    if "Content-Encoding" in headers:
-        raise ServerUnreachable("it came compressed, though that was not asked for")
+    refuse_packed_file(headers)
     version = version_in(headers)
     if status != 206:
         length = headers.get("Content-Length", "")
@@ -168,7 +164,7 @@ class Download:
             raise FileChanged
 
         position = part.start  # a server without ranges sends the file from its beginning
-        for chunk in response.raw.stream(CHUNK_SIZE, decode_content=False):
+        for chunk in read_pieces(response):
             if self._is_stopped():
                 message = f"Stopped while saving {self._output.filename}."
                 raise SaveError(message, f"The file is still at {self._url}")
@@ -220,11 +216,6 @@ class Download:
         came = f" after {self._progress()}" if self._size else ""
         message = f"{name} could not be downloaded{came} ({reason})"
         return SaveError(message, f"The file is at {self._url}")
-
-
-def broken_bodies() -> Tuple[Any, ...]:
-    """The exceptions of a body that breaks off while it is read."""
-    return (import_third_party("urllib3.exceptions").HTTPError, OSError)
 
 
 def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:

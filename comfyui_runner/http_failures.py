@@ -17,8 +17,16 @@ from comfyui_runner.third_party import import_third_party
 CA_VARIABLE_NAMES = " or ".join(CA_VARIABLES)
 
 
+def broken_bodies() -> Tuple[Any, ...]:
+    """The exceptions of a body that breaks off while it is read."""
+    return (import_third_party("urllib3.exceptions").HTTPError, OSError)
+
+
 def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
-    """The error for an exception of requests, where nothing (or not all) came from ``url``."""
+    """The error for an exception of requests, where nothing came from ``url``.
+
+    Also for those of broken_bodies(), where not all came.
+    """
     exceptions = import_third_party("requests").exceptions
     causes = causes_of(error)
     names = {type(cause).__name__ for cause in causes}
@@ -37,7 +45,8 @@ def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
         why = "nothing listens there (connection refused)"
         return ServerUnreachable(f"{url}: {why}.", refused=True)
 
-    if isinstance(error, exceptions.Timeout):
+    is_late = isinstance(error, exceptions.Timeout) or "ReadTimeoutError" in names  # urllib3's
+    if is_late:
         remedy = "It may be busy, or a firewall drops the connection."
         return ServerUnreachable(f"{url}: no answer in time.", remedy)
 

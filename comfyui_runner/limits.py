@@ -1,4 +1,4 @@
-"""How long each wait may take, and how much the service keeps of what no server does."""
+"""How long each wait may take, how large each answer may be, and how much the service keeps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """How long each wait may take, in seconds. No wait of the runner is without one."""
+    """How long each wait may take, in seconds, and how large each answer may be, in bytes.
+
+    No wait of the runner is without a limit, and nothing that it keeps in memory.
+    """
 
     connect: float = 5.0  # a TCP connection
-    read: float = 30.0  # an answer from ComfyUI
+    read: float = 30.0  # an answer from ComfyUI, and again all of its body
     post: float = 60.0  # the answer to POST /prompt: it comes after ComfyUI has checked the prompt
     websocket: float = 10.0  # the handshake, and again the first status message
     settle: float = 5.0  # absent from queue and history for so long: gone
@@ -18,6 +21,11 @@ class Limits(NamedTuple):
     poll: float = 5.0  # silence before queue and history are read
     give_up: float = 300.0  # no answer at all for so long: the run counts as lost
     cancel: float = 8.0  # ComfyUI's confirmation of a cancel
+
+    # Sizes count after unpacking. Files are not kept in memory, and have none.
+    answer_size: int = 64 << 20  # an answer in JSON
+    object_info_size: int = 256 << 20  # GET /object_info: the definitions of all classes
+    error_size: int = 16 << 20  # the body of an error; that of POST /prompt lists choices
 
 
 DEFAULT_LIMITS = Limits()

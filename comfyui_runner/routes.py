@@ -183,7 +183,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/view",
         handler="get_view",
         summary="Fetches a file that ComfyUI made.",
-        statuses=(200, 206, 304, 400, 404, 416, 503),
+        statuses=(200, 206, 304, 400, 404, 416, 502, 503),
         curl="-OJ '{url}/view?filename=ComfyUI_00001_.png'",
     ),
     Route(

@@ -7,13 +7,15 @@ import os
 import re
 import urllib.parse
 import uuid
-from typing import TYPE_CHECKING, Any, Collection, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
+from comfyui_runner.answer_body import PACKING, AnswerBody, UnreadableBody, is_packed
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.http_failures import (
+    broken_bodies,
     explain_no_answer,
     explain_no_json,
     explain_status,
@@ -22,8 +24,9 @@ from comfyui_runner.http_failures import (
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
-from comfyui_runner.text import as_dict
+from comfyui_runner.text import as_dict, duration
 from comfyui_runner.third_party import import_third_party
+from comfyui_runner.threads import ConnectionDeadline
 from comfyui_runner.versions import refuse_old_version
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ MOST_CLASSES_ONE_BY_ONE = 50
 
 #: The longest wait for GET /system_stats, in seconds: the first request, for which a person waits.
 STATS_SECONDS = 10.0
+
+#: Bytes of a body that are read at a time.
+ANSWER_PIECE_SIZE = 1 << 16
 
 
 def split_look_up(classes: Sequence[str]) -> List[Sequence[str]]:
@@ -83,7 +89,10 @@ class Server:
         session.trust_env = not self.address.local  # no proxy of the system for this machine
         session.verify = self.address.ca_bundle or True  # else only trust_env reads the variables
         session.auth = keep_request  # else a ~/.netrc entry would replace our Authorization
+        # requests reads the whole body of a redirect, followed or not: so it must not see one.
+        session.get_redirect_target = lambda *_: None  # type: ignore[method-assign]
         session.headers["User-Agent"] = f"comfyui-workflow-runner/{__version__}"
+        session.headers["Accept-Encoding"] = PACKING
         for name, value in self.address.headers:
             if name.lower() != "cookie":
                 session.headers[name] = value
@@ -153,7 +162,7 @@ class Server:
         if response.status_code in accept:
             return response
         call = f"{method} {path.partition('?')[0]}"
-        body = self._read_body(response)
+        body = self._read_error(response, call, timeout or self.limits.read)
         raise explain_status(
             response.status_code, response.headers, body, url=self.address.url, call=call
         )
@@ -170,21 +179,51 @@ class Server:
         if not says_where_it_ends:
             raise ServerUnreachable(f"The answer of {self.address.url} was cut short.")
 
-    def _read_body(self, response: "requests.Response") -> bytes:
-        """The whole body. Raises ServerUnreachable if it breaks off."""
-        requests_errors = import_third_party("requests").RequestException
+    def _read_error(self, response: "requests.Response", call: str, seconds: float) -> bytes:
+        """The body of an answer whose status is an error; nothing if it cannot be read."""
         try:
-            body = response.content
-        except (requests_errors, OSError) as error:
-            raise explain_no_answer(error, self.address.url) from error
+            return self._read_body(response, call, seconds, self.limits.error_size)
+        except UnreadableBody:
+            return b""  # the status says enough
+
+    def _read_body(
+        self, response: "requests.Response", call: str, seconds: float, limit: int
+    ) -> bytes:
+        """The whole body, unpacked. It may take ``seconds``, and have ``limit`` bytes.
+
+        This is the one place where bodies are read that are kept in memory. Raises UnreadableBody
+        if it is too large or is not packed as it should be, ServerUnreachable if it breaks off or
+        takes too long.
+        """
+        try:
+            body = AnswerBody(response.headers.get("Content-Encoding", ""), limit)
+            if not response.raw.closed:  # it is, where there is no body
+                self._receive(response, body, call, seconds)
         finally:
             response.close()
 
         expected = response.headers.get("Content-Length", "")
-        is_as_sent = expected.isdigit() and "Content-Encoding" not in response.headers
-        if is_as_sent and len(body) != int(expected):
+        if expected.isdigit() and body.came != int(expected):
             raise ServerUnreachable(f"The answer of {self.address.url} was cut short.")
-        return body
+        return body.finish()
+
+    def _receive(
+        self, response: "requests.Response", body: AnswerBody, call: str, seconds: float
+    ) -> None:
+        """Reads all of an answer into ``body``. Raises UnreadableBody, ServerUnreachable."""
+        with ConnectionDeadline(response.raw.fileno(), seconds) as deadline:
+            try:
+                for piece in read_pieces(response):
+                    body.add(piece)
+            except broken_bodies() as error:
+                if not deadline.has_passed:
+                    raise explain_no_answer(error, self.address.url) from error
+        if deadline.has_passed:
+            message = (
+                f"The answer of {self.address.url} to {call} did not come whole "
+                f"in {duration(seconds)}."
+            )
+            raise ServerUnreachable(message, "It may be busy, or the connection is slow.")
 
     def call(
         self,
@@ -193,23 +232,42 @@ class Server:
         *,
         body: Any = None,
         timeout: Optional[float] = None,
-        accept: Sequence[int] = (200,),
+        limit: Optional[int] = None,
     ) -> Any:
-        """The JSON of one answer (None for an empty one). ``body`` is sent as JSON."""
+        """The JSON of one answer (None for an empty one). ``body`` is sent as JSON.
+
+        ``timeout`` (seconds) and ``limit`` (bytes) replace ``limits.read`` and
+        ``limits.answer_size``.
+        """
         data = None
         headers: Dict[str, str] = {}
         if body is not None:
             data = json.dumps(body).encode()
             headers = {"Content-Type": "application/json"}
-        response = self.open(
-            method, path, data=data, headers=headers, timeout=timeout, accept=accept
-        )
-        answer = self._read_body(response)
+        response = self.open(method, path, data=data, headers=headers, timeout=timeout)
+        return self._read_json(response, f"{method} {path.partition('?')[0]}", timeout, limit)
+
+    def _read_json(
+        self,
+        response: "requests.Response",
+        call: str,
+        timeout: Optional[float],
+        limit: Optional[int] = None,
+    ) -> Any:
+        """The JSON of an answer to ``call`` ("GET /queue"), None for an empty one."""
+        url = self.address.url
+        try:
+            answer = self._read_body(
+                response, call, timeout or self.limits.read, limit or self.limits.answer_size
+            )
+        except UnreadableBody as error:
+            message = f"The answer of {url} to {call} cannot be read: {error}."
+            raise ServerUnreachable(message, "Check that it is ComfyUI's address.") from None
         try:
             return parse_json(answer) if answer else None
         except ValueError:
-            route = path.partition("?")[0]
-            raise explain_no_json(response.headers, answer, self.address.url, route) from None
+            route = call.partition(" ")[2]
+            raise explain_no_json(response.headers, answer, url, route) from None
 
     # -- the server ------------------------------------------------------------------------------
 
@@ -246,7 +304,10 @@ class Server:
 
     def all_object_info(self) -> Dict[str, Any]:
         """GET /object_info: every class's definition (megabytes)."""
-        return as_dict(self.call("GET", "/object_info", timeout=self.limits.post))
+        info = self.call(
+            "GET", "/object_info", timeout=self.limits.post, limit=self.limits.object_info_size
+        )
+        return as_dict(info)
 
     # -- prompts ---------------------------------------------------------------------------------
 
@@ -348,16 +409,34 @@ class Server:
             headers=headers,
             timeout=self.limits.post,
         )
-        answer = self._read_body(response)
-        try:
-            return as_dict(parse_json(answer))
-        except ValueError:
-            route = "/upload/image"
-            raise explain_no_json(response.headers, answer, self.address.url, route) from None
+        return as_dict(self._read_json(response, "POST /upload/image", self.limits.post))
 
     def url_of(self, output: Output) -> str:
         """The URL of an output's file, for people (without credentials)."""
         return self.address.url + view_path(output)
+
+
+def read_pieces(response: "requests.Response") -> Iterator[bytes]:
+    """The body of an answer in pieces, as it was sent. Raises one of broken_bodies().
+
+    This is not urllib3's stream(): that reads the line before a chunk however long it is.
+    """
+    while True:
+        piece: bytes = response.raw.read(ANSWER_PIECE_SIZE, decode_content=False)
+        if not piece:
+            return
+        yield piece
+
+
+def refuse_packed_file(headers: Mapping[str, str]) -> None:
+    """Raises ServerUnreachable if the ``headers`` of an answer to GET /view say that it is packed.
+
+    ``Accept-Encoding: identity`` was sent. The length would be that of the packed file, and what it
+    unpacks to could fill the disk.
+    """
+    if is_packed(headers.get("Content-Encoding", "")):
+        message = "it came compressed, though that was not asked for: a proxy does that"
+        raise ServerUnreachable(message, "Ask ComfyUI itself.")
 
 
 def refuse_web_page(headers: Mapping[str, str]) -> None:

@@ -9,15 +9,18 @@ import urllib.parse
 import weakref
 from typing import BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple
 
-from comfyui_runner.errors import ServerAnswer, ServerUnreachable
+from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable
 from comfyui_runner.forms import FormField, boundary_in, read_form_fields
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
-from comfyui_runner.server import Server, refuse_web_page, uploaded_value
+from comfyui_runner.server import (
+    Server,
+    read_pieces,
+    refuse_packed_file,
+    refuse_web_page,
+    uploaded_value,
+)
 from comfyui_runner.text import JsonObject
-
-#: Bytes of a file that are passed on at once.
-FILE_PIECE_SIZE = 1 << 16
 
 #: What of GET /view is ComfyUI's.
 VIEW_PARAMETERS = ("filename", "subfolder", "type", "preview", "channel")
@@ -107,8 +110,8 @@ def open_view(request: Request, server: Server) -> Response:
     except ServerAnswer as error:
         raise view_refusal(error) from None
     try:
-        refuse_web_page(answer.headers)
-    except ServerUnreachable:
+        require_file(answer.headers)
+    except RunnerError:
         answer.close()
         raise
     if request.method == "HEAD":
@@ -116,7 +119,7 @@ def open_view(request: Request, server: Server) -> Response:
 
     def send_file(send: Callable[[bytes], None]) -> None:
         try:
-            for piece in answer.iter_content(FILE_PIECE_SIZE):
+            for piece in read_pieces(answer):
                 send(piece)
         finally:
             answer.close()
@@ -130,6 +133,19 @@ def open_view(request: Request, server: Server) -> Response:
         headers=view_answer_headers(answer.headers, query["filename"], disposition),
         stream=send_file,
     )
+
+
+def require_file(headers: Mapping[str, str]) -> None:
+    """Raises HttpError 502 if an answer with these ``headers`` is compressed.
+
+    Raises ServerUnreachable if it is a web page.
+    """
+    try:
+        refuse_packed_file(headers)
+    except ServerUnreachable as error:
+        message = f"ComfyUI does not give this file as it is: {error.message}. {error.remedy}"
+        raise HttpError(502, "compressed_file", message) from None
+    refuse_web_page(headers)
 
 
 def view_query(request: Request) -> Dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import socket
 import threading
 from typing import Any, Awaitable, Callable, Iterable, List, Optional, TypeVar
 
@@ -57,6 +58,36 @@ def bounded_here(function: Callable[..., Result], *arguments: Any, seconds: floa
 def no_answer_in(seconds: float) -> ServerUnreachable:
     """The error of a call that took too long."""
     return ServerUnreachable(f"The server did not answer in {duration(seconds)}.")
+
+
+class ConnectionDeadline:
+    """Cuts the connection with this file descriptor after ``seconds``, unless the block ends first.
+
+    What a thread reads there meanwhile then breaks off. A read timeout is not enough: it begins
+    anew with each byte.
+    """
+
+    def __init__(self, file_descriptor: int, seconds: float) -> None:
+        self.has_passed = False  #: whether the connection was cut
+        # A copy: the number itself may stand for another connection by then.
+        self._socket = socket.fromfd(file_descriptor, socket.AF_INET, socket.SOCK_STREAM)
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True  # it holds no exit up
+
+    def __enter__(self) -> "ConnectionDeadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        self._socket.close()
+
+    def _cut(self) -> None:
+        self.has_passed = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it was closed meanwhile
 
 
 async def done_or_set(

@@ -148,6 +148,19 @@ def test_a_web_page_that_comes_each_time_is_an_error(simulator: Any, clip: str, 
     assert len(simulator.faults.web_pages) == 6
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "bomb", "br"])
+def test_a_file_that_comes_compressed_is_an_error(encoding: str, simulator: Any, clip: str, tmp_path: Any) -> None:
+    """What it unpacks to could fill the disk."""
+    simulator.faults.bodies = {"/view": encoding}
+    folder = tmp_path / "saved"
+    with pytest.raises(SaveError) as caught:
+        save(simulator.url, folder)
+    assert "it came compressed, though that was not asked for" in caught.value.message
+    assert not folder.exists() or not list(folder.iterdir())
+    asked_for = [headers["Accept-Encoding"] for _, path, headers in simulator.received if path.startswith("/view")]
+    assert asked_for == ["identity"] * 3
+
+
 class WithoutRanges(http.server.BaseHTTPRequestHandler):
     """Sends the whole file whatever is asked for, 100000 bytes more of it each time, and no ETag."""
 

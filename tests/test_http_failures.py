@@ -10,7 +10,13 @@ import requests
 import urllib3
 
 from comfyui_runner.errors import ServerAnswer, UsageError
-from comfyui_runner.http_failures import causes_of, explain_no_answer, explain_no_json, explain_status
+from comfyui_runner.http_failures import (
+    broken_bodies,
+    causes_of,
+    explain_no_answer,
+    explain_no_json,
+    explain_status,
+)
 
 URL = "http://gpu:8188"
 
@@ -49,6 +55,14 @@ def wrapped(kind: Any, reason: Exception) -> BaseException:
         (requests.exceptions.SSLError("EOF"), "the TLS connection failed (EOF)", ""),
         (requests.exceptions.ReadTimeout("slow"), "no answer in time", "It may be busy"),
         (requests.exceptions.ConnectTimeout("slow"), "no answer in time", "It may be busy"),
+        (
+            urllib3.exceptions.ReadTimeoutError(urllib3.HTTPConnectionPool("gpu"), "/queue", "slow"),
+            "no answer in time", "It may be busy",
+        ),
+        (
+            urllib3.exceptions.ProtocolError("broken", ConnectionResetError("reset by peer")),
+            "the connection broke (ConnectionResetError)", "",
+        ),
         (
             wrapped(requests.exceptions.ConnectionError, socket.gaierror(-2, "Name or service not known")),
             "the host's name is not known", "--server",
@@ -259,3 +273,8 @@ def test_this_program_is_not_taken_for_comfyui() -> None:
     error = explained_status(404, headers={"Server": "comfyui-workflow-runner/0.1.0"})
     assert isinstance(error, UsageError)
     assert "is this program itself" in error.message and error.remedy == "Name ComfyUI's own address."
+
+
+def test_a_body_breaks_off_with_an_exception_of_urllib3_or_the_system() -> None:
+    for error in (urllib3.exceptions.ProtocolError("broken"), ConnectionResetError(), TimeoutError()):
+        assert isinstance(error, broken_bodies())

@@ -992,7 +992,7 @@ def test_attaching_to_a_prompt_whose_history_trickles_is_given_up(simulator: Any
     proxy.trickling = {"GET /history/": 100}
     result = run("--server", proxy.url, "--attach", new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
     assert result.status == ExitStatus.NO_SERVER
-    assert "did not answer in" in result.err
+    assert "did not come whole in" in result.err
     quick(9.0)
 
 

@@ -168,3 +168,22 @@ def test_a_comfyui_that_trickles_at_the_start_is_asked_again(
         wait_until(lambda: service.get("/status").json["comfyui"]["connected"], 9.0, "the connection to ComfyUI")
     finally:
         assert service.stop() == 0
+
+
+@pytest.mark.parametrize("body", ["bomb", "endless", "drip"])
+def test_definitions_without_an_end_hold_no_request_up(body: str, make_middleware: Make, simulator: Any) -> None:
+    """What is not known of a node is not checked."""
+    limits = FAST._replace(connect=0.5, read=0.5, post=0.5, answer_size=1 << 20, object_info_size=1 << 20)
+    service = make_middleware(simulator, limits=limits)
+    backend = service.service.backend
+    wait_until(lambda: {"SlowProgress", "SaveImage"} <= set(backend.object_info), what="the first look")
+    simulator.faults.http_status = {"/object_info": 200}
+    simulator.faults.bodies = {"/object_info": body}
+    backend.object_info = {}
+    edit = service.post("/update/inputs", {"node_id": "1", "inputs": {"steps": 3}})
+    assert (edit.status, edit.json["checked"]) == (200, False)
+    graph = {"nodes": [{"id": 1, "type": "EmptyImage", "widgets_values": [8, 8, 1, 0]}], "links": [], "version": 0.4}
+    refused = service.call("PUT", "/workflow", graph)
+    assert refused.status == 503
+    assert "to GET /object_info" in refused.json["error"]["message"]
+    assert service.end(service.start())["phase"] == "success"

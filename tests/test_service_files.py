@@ -31,6 +31,28 @@ def test_a_web_page_in_place_of_a_file_is_an_error(service: Middleware, comfyui:
     assert service.get("/view?filename=cat.png").body == PNG
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_a_file_that_comes_compressed_is_an_error(
+    encoding: str, method: str, service: Middleware, comfyui: Any
+) -> None:
+    """Its length would be that of the packed file, and the connection could not be kept."""
+    put_file(comfyui, "cat.png", PNG)
+    comfyui.faults.bodies = {"/view": encoding}
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"%s /view?filename=cat.png HTTP/1.1\r\nHost: localhost\r\n\r\n" % method.encode())
+        answer = read_answer(file, method)
+        assert answer.status == 502
+        if method == "GET":
+            assert answer.error == "compressed_file"
+            assert "it came compressed, though that was not asked for" in answer.json["error"]["message"]
+        comfyui.faults.bodies = {}
+        connection.sendall(b"GET /view?filename=cat.png HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_answer(file).body == PNG  # on the same connection
+    asked_for = [headers["Accept-Encoding"] for _, path, headers in comfyui.received if path.startswith("/view")]
+    assert set(asked_for) == {"identity"}
+
+
 @pytest.mark.parametrize("name", ["page.html", "drawing.svg", "page.xhtml", "style.css", "data.json", "no_ending"])
 def test_what_a_browser_might_run_is_downloaded(service: Middleware, comfyui: Any, name: str) -> None:
     put_file(comfyui, name, b"<script>alert(1)</script>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 import uuid
+import zlib
 from typing import Any, Callable, List
 
 import pytest
@@ -170,13 +171,14 @@ def test_big_frames(sim: Simulator, open_ws: Callable[..., ClientConnection]) ->
 
 
 def test_http_faults(sim: Simulator) -> None:
-    sim.faults.http_status = {"/history": 502, "/queue": 503}
+    sim.faults.http_status = {"/history": 502, "/queue": 503, "/embeddings": 302}
     sim.faults.http_hang = {"/features": 0.2}
     sim.faults.cut_http = {"/system_stats": 2}
     for path, status in (("/history", 502), ("/api/history/x", 502), ("/queue", 503)):
         answer = get(sim, path)
         assert answer.status_code == status
         assert answer.headers["Content-Type"].startswith("text/plain")
+    assert get(sim, "/embeddings", allow_redirects=False).headers["Location"] == "/elsewhere"
     begun = time.monotonic()
     assert get(sim, "/features").ok
     assert time.monotonic() - begun >= 0.2
@@ -185,6 +187,35 @@ def test_http_faults(sim: Simulator) -> None:
             get(sim, "/api/system_stats")
     assert get(sim, "/system_stats").ok
     assert get(sim, "/prompt").ok
+
+
+def test_bodies_without_an_end(sim: Simulator) -> None:
+    sim.faults.bodies = {"/queue": "endless", "/features": "drip", "/system_stats": "bomb"}
+    sim.faults.http_status = {"/features": 500}
+    for path in ("/queue", "/api/features", "/system_stats"):
+        with get(sim, path, stream=True) as answer:
+            piece = next(answer.iter_content(64))
+            assert piece.startswith(b'{"text": "')
+            assert "Content-Length" not in answer.headers
+            assert answer.status_code == (500 if path == "/api/features" else 200)
+    with get(sim, "/system_stats", stream=True) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        sent = answer.raw.read(1 << 14, decode_content=False)
+    unpacked = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(sent)
+    assert len(unpacked) > 200 * len(sent)
+
+
+def test_bodies_that_are_packed(sim: Simulator) -> None:
+    with open(f"{sim.folder('output')}/a.txt", "wb") as file:
+        file.write(b"hello")
+    sim.faults.bodies = {"/queue": "gzip", "/view": "gzip", "/features": "br"}
+    assert get(sim, "/queue").json() == {"queue_running": [], "queue_pending": []}
+    assert get(sim, "/view?filename=a.txt").content == b"hello"
+    for path in ("/queue", "/view?filename=a.txt", "/features"):
+        with get(sim, path, stream=True) as answer:
+            encoding = "br" if path == "/features" else "gzip"
+            assert answer.headers["Content-Encoding"] == encoding
+            assert len(answer.raw.read(decode_content=False)) == int(answer.headers["Content-Length"])
 
 
 def test_ignored_interrupts(sim: Simulator) -> None:

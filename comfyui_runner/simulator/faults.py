@@ -47,6 +47,11 @@ class Faults:
     cut_files: list[int] = dataclasses.field(default_factory=list)
     #: One is used up by each GET /view: the media type of a page that comes in place of the file.
     web_pages: list[str] = dataclasses.field(default_factory=list)
+    #: Path -> what body the answer has in place of its own, whatever its status is: "endless" (JSON
+    #: as fast as it is taken), "drip" (the same, 20 bytes a second), "bomb" (the same, packed with
+    #: gzip to a thousandth). Or its own body, packed: "gzip" (as ComfyUI packs its answers with
+    #: --enable-compress-response-body), any other word (that is said, and not done).
+    bodies: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def keys_of_path(path: str) -> tuple[str, str]:

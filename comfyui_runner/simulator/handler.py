@@ -19,6 +19,7 @@ from comfyui_runner.simulator.faults import keys_of_path
 from comfyui_runner.simulator.http_request import Request, is_authorized, is_foreign
 from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.life import Life
+from comfyui_runner.simulator.odd_bodies import with_odd_body
 from comfyui_runner.simulator.replies import (
     TROUBLE,
     Reply,
@@ -99,11 +100,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return as_text("401: Unauthorized", 401)._replace(headers=(challenge,))
         if is_foreign(self.headers, refuses_cross_site=installation.has("jobs")):
             return Reply(403)
-        faults = installation.faults
+        reply = self.answer_route(url, path, bare_path, body)
         for key in keys_of_path(bare_path):
-            status = faults.http_status.get(key)
+            kind = installation.faults.bodies.get(key)
+            if kind is not None:
+                return with_odd_body(reply, kind)
+        return reply
+
+    def answer_route(
+        self, url: urllib.parse.SplitResult, path: str, bare_path: str, body: Body
+    ) -> Reply:
+        """Answer as the route does, or with the status that a fault says."""
+        installation = self.server.installation
+        for key in keys_of_path(bare_path):
+            status = installation.faults.http_status.get(key)
             if status is not None:
-                return as_text(f"{status}: simulated", status)
+                reply = as_text(f"{status}: simulated", status)
+                if 300 <= status < 400:
+                    reply = reply._replace(headers=(("Location", "/elsewhere"),))
+                return reply
 
         parameters = urllib.parse.parse_qs(url.query, keep_blank_values=True)
         request = Request(
@@ -140,6 +155,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = list(reply.headers)
         if reply.content_type:
             headers.append(("Content-Type", reply.content_type))
+        if reply.pieces is not None:
+            self.write_chunks(reply, headers)
+            return
         if not reply.path:
             self.write_content(reply.status, headers, io.BytesIO(reply.body), len(reply.body))
             return
@@ -186,6 +204,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data = b""
             if not left or not piece:
                 return
+
+    def write_chunks(self, reply: Reply, headers: list[tuple[str, str]]) -> None:
+        """Write an answer whose pieces are sent as chunks, as far as the client takes them."""
+        headers = [*headers, ("Transfer-Encoding", "chunked")]
+        self.connection.sendall(self.make_head(reply.status, headers, None))
+        for piece in reply.pieces or ():
+            self.connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+            if self.server.life.dead.wait(reply.pause):
+                raise Cut()
 
     def make_head(self, status: int, headers: list[tuple[str, str]], length: int | None) -> bytes:
         """The status line and the headers. A 304 has no length (aiohttp sends none)."""

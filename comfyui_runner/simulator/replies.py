@@ -5,17 +5,22 @@ from __future__ import annotations
 import email.utils
 import json
 import re
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 
 class Reply(NamedTuple):
-    """An answer: `body`, or else the file at `path` (a part of it if a Range asks for one)."""
+    """An answer: `body`, or else the file at `path` (a part of it if a Range asks for one).
+
+    Or else `pieces`, each sent as a chunk, with `pause` seconds between two.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = ""
     headers: Tuple[Tuple[str, str], ...] = ()
     path: str = ""
+    pieces: Optional[Iterator[bytes]] = None
+    pause: float = 0.0
 
 
 def as_json(data: Any, status: int = 200) -> Reply:
