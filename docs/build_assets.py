@@ -126,7 +126,7 @@ def tools() -> str:
     npm = ["npm", "install", "--prefix", TOOLS, "--no-audit", "--no-fund", "--loglevel=error"]
     without_browser = {**os.environ, "PUPPETEER_SKIP_DOWNLOAD": "1"}
     subprocess.run([*npm, *NODE_PACKAGES], env=without_browser, check=True)
-    with open(stamp, "w", encoding="utf-8") as file:
+    with open(stamp, "w", encoding="utf-8", newline="\n") as file:
         file.write(wanted)
     return python
 
@@ -189,11 +189,11 @@ def draw_diagram(diagram: Diagram) -> None:
     mmdc = os.path.join(TOOLS, "node_modules", ".bin", "mmdc")
     with tempfile.TemporaryDirectory(prefix="assets-") as folder:
         source, config, browser = (os.path.join(folder, name) for name in ("d.mmd", "mermaid.json", "puppeteer.json"))
-        with open(source, "w", encoding="utf-8") as file:
+        with open(source, "w", encoding="utf-8", newline="\n") as file:
             file.write(diagram.source)
-        with open(config, "w", encoding="utf-8") as file:
+        with open(config, "w", encoding="utf-8", newline="\n") as file:
             json.dump(MERMAID, file)
-        with open(browser, "w", encoding="utf-8") as file:
+        with open(browser, "w", encoding="utf-8", newline="\n") as file:
             json.dump({"executablePath": find_browser(), "args": ["--no-sandbox", "--disable-gpu"]}, file)
         for ending in ("svg", "png"):
             target = os.path.join(ASSETS, diagram.name + "." + ending)
@@ -203,12 +203,12 @@ def draw_diagram(diagram: Diagram) -> None:
     shrink(os.path.join(ASSETS, diagram.name + ".png"), 128)
     svg = os.path.join(ASSETS, diagram.name + ".svg")
     text = re.sub(r"\d+\.\d{3,}", lambda number: "%.2f" % float(number[0]), read_text(svg))  # a hundredth of a pixel
-    with open(svg, "w", encoding="utf-8") as file:
+    with open(svg, "w", encoding="utf-8", newline="\n") as file:
         file.write(text.rstrip() + "\n")
     hashes = json.loads(read_text(HASHES)) if os.path.exists(HASHES) else {}
     hashes[diagram.name] = {"document": diagram.document, "sha256": diagram.sha256}
     known = diagrams()
-    with open(HASHES, "w", encoding="utf-8") as file:
+    with open(HASHES, "w", encoding="utf-8", newline="\n") as file:
         json.dump({name: hashes[name] for name in sorted(hashes) if name in known}, file, indent=2)
         file.write("\n")
 

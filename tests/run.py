@@ -65,7 +65,7 @@ def environment(folder: str, use_lowest: bool) -> str:
         wanted_packages = lowest(texts[0]) + fast
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *wanted_packages], check=True)
-    with open(stamp, "w", encoding="utf-8") as file:
+    with open(stamp, "w", encoding="utf-8", newline="\n") as file:
         file.write(wanted)
     return python
 

@@ -174,6 +174,19 @@ def slow_prompt(steps: int = 4, seconds: float = 0.2, seed: int = 1, preview: bo
     }
 
 
+def copy_with_crlf(folder: Any) -> None:
+    """Copies the script and its package into ``folder``, with CRLF as git may have written them on Windows."""
+    for parent, _, names in os.walk(os.path.join(ROOT, "comfyui_runner")):
+        paths = [os.path.join(parent, name) for name in names if name.endswith((".py", ".html", ".json"))]
+        if parent.endswith("comfyui_runner"):
+            paths.append(os.path.join(ROOT, "comfyui_workflow_runner.py"))
+        for path in paths:
+            target = folder / os.path.relpath(path, ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "rb") as file:
+                target.write_bytes(file.read().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
     """The first true value of ``condition()``; fails after ``seconds``."""
     end = time.monotonic() + seconds

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 import pytest
 import requests
-from support import ROOT, SCRIPT, node, slow_prompt, wait_until
+from support import ROOT, SCRIPT, copy_with_crlf, node, slow_prompt, wait_until
 
 from comfyui_runner.simulator import Simulator, draw, measure
 
@@ -106,8 +106,8 @@ def browser() -> Iterator[Any]:
 class Service:
     """The program in continuous mode as a process of its own, that can be killed and started again."""
 
-    def __init__(self, folder: Any, simulator: Any, prompt: Json, *arguments: str) -> None:
-        self.simulator, self.port = simulator, 0
+    def __init__(self, folder: Any, simulator: Any, prompt: Json, *arguments: str, script: str = SCRIPT) -> None:
+        self.simulator, self.port, self._script = simulator, 0, script
         self.held, self._console = folder / "held.json", folder / "console.txt"
         self.held.write_text(json.dumps(prompt), encoding="utf-8")
         self._arguments = ["--mode", "continuous", "--server", simulator.url, *arguments, str(self.held)]
@@ -128,7 +128,7 @@ class Service:
         environment.pop("PYTHONASYNCIODEBUG", None)
         with open(self._console, "wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, SCRIPT, *self._arguments, "--port", str(self.port)],
+                [sys.executable, self._script, *self._arguments, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -191,8 +191,8 @@ def make_service(later: Any, tmp_path: Any) -> Iterator[Callable[..., Service]]:
     """Starts services, each on a simulator that sends previews."""
     started = []
 
-    def make(prompt: Json, *arguments: str, connected: bool = True, **options: Any) -> Service:
-        made = Service(tmp_path, Simulator(previews=True, **options).start(), prompt, *arguments)
+    def make(prompt: Json, *arguments: str, connected: bool = True, script: str = SCRIPT, **options: Any) -> Service:
+        made = Service(tmp_path, Simulator(previews=True, **options).start(), prompt, *arguments, script=script)
         started.append(made)
         if not connected:
             made.simulator.crash()
@@ -878,6 +878,17 @@ def test_texts_of_others_are_shown_and_never_run(make_service: Any, visit: Any, 
     shot(page, "hostile")
     expect(page.locator("img:not(#preview)")).to_have_count(0)
     assert page.evaluate("() => [window.hacked, document.scripts.length]") == [None, 1]
+
+
+def test_a_page_whose_lines_end_with_crlf_works(make_service: Any, visit: Any, tmp_path: Any) -> None:
+    """In a clone on Windows: what the browser hashes of a script, and the policy allows, has LF."""
+    copy_with_crlf(tmp_path / "clone")
+    service = make_service(TEXTS, script=str(tmp_path / "clone" / "comfyui_workflow_runner.py"))
+    page = visit(service)
+    page.get_by_label("Positive Prompt").fill("a fox in the snow")
+    wait_until(lambda: service.value("2", "text") == "a fox in the snow", what="the edit")
+    run(page)
+    finished(page)
 
 
 # ------------------------------------------------------------------------------------------------
