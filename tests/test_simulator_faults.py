@@ -218,6 +218,18 @@ def test_bodies_that_are_packed(sim: Simulator) -> None:
             assert len(answer.raw.read(decode_content=False)) == int(answer.headers["Content-Length"])
 
 
+def test_an_answer_quotes_the_request(sim: Simulator) -> None:
+    sim.faults.echo = {"/prompt": (400, "json"), "/queue": (500, "text")}
+    headers = {"X-Key": "k3y"}
+    refused = requests.post(sim.url + "/prompt", json={"prompt": "p"}, headers=headers, timeout=WAIT)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["extra_info"]["X-Key"] == "k3y"
+    for text in (error["message"], get(sim, "/queue", headers=headers).text):
+        assert "X-Key: k3y\n" in text and text.index("X-Key") < text.index("Host")
+    assert error["message"].endswith('\n\n{"prompt": "p"}')
+
+
 def test_ignored_interrupts(sim: Simulator) -> None:
     sim.faults.ignore_interrupt = True
     prompt_id = submit(sim, slow(steps=20, seconds=0.2))

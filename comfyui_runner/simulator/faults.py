@@ -37,6 +37,9 @@ class Faults:
     big_frame: int = 0
     #: Path -> status that is answered with a text body.
     http_status: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: Path -> the status of an answer that quotes the request, with its headers and its body, and
+    #: whether it is "text", as of some proxies, or "json", a refusal of a prompt.
+    echo: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     #: Path -> seconds before the answer.
     http_hang: dict[str, float] = dataclasses.field(default_factory=dict)
     #: Interrupts are accepted and ignored, as by a node that never checks.

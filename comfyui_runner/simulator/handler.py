@@ -23,6 +23,7 @@ from comfyui_runner.simulator.odd_bodies import with_odd_body
 from comfyui_runner.simulator.replies import (
     TROUBLE,
     Reply,
+    as_echo,
     as_text,
     choose_range,
     has_etag,
@@ -119,6 +120,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if 300 <= status < 400:
                     reply = reply._replace(headers=(("Location", "/elsewhere"),))
                 return reply
+            echo = installation.faults.echo.get(key)
+            if echo is not None:
+                text = body.read_all().decode("utf-8", "replace")
+                return as_echo(self.headers, text, *echo)
 
         parameters = urllib.parse.parse_qs(url.query, keep_blank_values=True)
         request = Request(

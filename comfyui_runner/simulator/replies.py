@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import re
+from email.message import Message
 from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 
@@ -31,6 +32,20 @@ def as_json(data: Any, status: int = 200) -> Reply:
 def as_text(text: str, status: int) -> Reply:
     """A reply with plain text."""
     return Reply(status, text.encode(), "text/plain; charset=utf-8")
+
+
+def as_echo(headers: Message, body: str, status: int, form: str) -> Reply:
+    """A reply that quotes a request, as "text" or as "json".
+
+    The last header comes first: those that a library adds are sent before a person's own, and
+    messages are cut off.
+    """
+    lines = [f"{name}: {value}" for name, value in reversed(headers.items())]
+    text = "\n".join([f"{status}: refused", *lines, "", body])
+    if form == "text":
+        return as_text(text, status)
+    error = {"type": "refused", "message": text, "details": "", "extra_info": dict(headers)}
+    return as_json({"error": error, "node_errors": {}}, status)
 
 
 #: What aiohttp answers when a handler raises.
