@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import re
 import urllib.parse
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Dict, Mapping, NamedTuple, Sequence, Tuple
 
 from comfyui_runner.errors import UsageError
-
-#: Shorter secrets are not hidden in messages: a "1" would hide half of all numbers.
-SHORTEST_SECRET = 4
 
 #: The characters of a header's name (RFC 9110, "token").
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -31,7 +28,6 @@ class Address(NamedTuple):
 
     url: str
     headers: Tuple[Tuple[str, str], ...] = ()
-    secrets: Tuple[str, ...] = ()  # texts that must never be shown, the longest first
     ca_bundle: str = ""
 
     @property
@@ -66,17 +62,15 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
     url = f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
     sent: Dict[str, str] = {}
-    secrets: List[str] = []
     if parts.username is not None or parts.password is not None:
-        sent["Authorization"], secrets = _basic_authorization(parts)
+        sent["Authorization"] = _basic_authorization(parts)
     for line in headers:
         name, value = _parse_header_flag(line)
         overridden = [other for other in sent if other.lower() == name.lower()]
         for other in overridden:
             del sent[other]
         sent[name] = value
-        secrets += [value, *value.split()[1:]]  # of "Bearer TOKEN" the token too
-    return Address(url, tuple(sent.items()), _longest_first(secrets), ca_bundle)
+    return Address(url, tuple(sent.items()), ca_bundle)
 
 
 def read_public_url(text: str) -> str:
@@ -132,14 +126,12 @@ def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
     return parts, port
 
 
-def _basic_authorization(parts: urllib.parse.SplitResult) -> Tuple[str, List[str]]:
-    """The header for the user and password of a URL, and the texts in it that are secret."""
-    typed_password = parts.password or ""
+def _basic_authorization(parts: urllib.parse.SplitResult) -> str:
+    """The header for the user and password of a URL."""
     user = urllib.parse.unquote(parts.username or "")
-    password = urllib.parse.unquote(typed_password)
-    pair = f"{user}:{password}"
-    token = base64.b64encode(pair.encode()).decode()
-    return f"Basic {token}", [token, pair, typed_password, password]
+    password = urllib.parse.unquote(parts.password or "")
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return f"Basic {token}"
 
 
 def _parse_header_flag(line: str) -> Tuple[str, str]:
@@ -163,9 +155,3 @@ def _is_latin_1(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _longest_first(secrets: Iterable[str]) -> Tuple[str, ...]:
-    """What is hidden in messages; a longer one goes first, as a shorter one may be a part of it."""
-    long_enough = {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
-    return tuple(sorted(long_enough, key=len, reverse=True))

@@ -61,7 +61,7 @@ class ComfyUI:
     async def _find(self) -> Tuple[Server, Dict[str, Any]]:
         errors: List[ServerError] = []
         for address in self._addresses():
-            server = Server(address, self.settings.limits)
+            server = Server(address, self.settings.limits, self.console.secrets)
             try:
                 stats = await ask_for_stats(server)
             except ServerError as error:
@@ -73,12 +73,9 @@ class ComfyUI:
 
     def _addresses(self) -> Tuple[Address, ...]:
         """Where ComfyUI may be, in order of preference."""
-        addresses = self.settings.servers
         if self.settings.demo:
-            addresses = (self._start_simulator(),)
-        secrets = (secret for address in addresses for secret in address.secrets)
-        self.console.printer.secrets = tuple(dict.fromkeys(secrets))
-        return addresses
+            return (self._start_simulator(),)
+        return self.settings.servers
 
     def _start_simulator(self) -> Address:
         try:

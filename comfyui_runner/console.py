@@ -10,6 +10,7 @@ from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
 from comfyui_runner.interrupts import Interrupts, Stop
 from comfyui_runner.meter import Meter
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.server import new_uuid
@@ -34,6 +35,11 @@ class Console:
         self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
         self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM
         interrupts.bind(asyncio.get_running_loop(), self.stop)
+
+    @property
+    def secrets(self) -> Secrets:
+        """What is hidden in all that leaves the program."""
+        return self.printer.secrets
 
     # -- reporting ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 from comfyui_runner.addresses import Address
 from comfyui_runner.errors import ServerGone
+from comfyui_runner.redaction import SHORTEST_COOKIE
 from comfyui_runner.third_party import import_third_party
 
 
@@ -47,6 +48,12 @@ class Cookies:
             for cookie in list(self._jar)
             if cookie.name not in self._names_of_user
         }
+
+    @property
+    def credentials(self) -> List[str]:
+        """The values of the cookies by which the server may know us."""
+        values = [str(cookie.value) for cookie in list(self._jar)]
+        return [value for value in values if len(value) >= SHORTEST_COOKIE]
 
     def handshake_headers(self) -> List[Tuple[str, str]]:
         """The headers of the WebSocket's handshake. Raises ServerGone."""

@@ -7,6 +7,7 @@ import threading
 from typing import Any, Callable, List, Optional
 
 from comfyui_runner.messages import strict_json
+from comfyui_runner.redaction import Secrets
 
 #: Events that are sent in one piece at most.
 EVENTS_PER_PIECE = 500
@@ -18,9 +19,10 @@ BYTES_WAITING = 32 << 20
 KEEP_ALIVE = b": nothing new\n\n"
 
 
-def encode_event(name: str, data: Any) -> bytes:
-    """A Server-Sent Event with ``data`` as JSON."""
-    return f"event: {name}\ndata: {strict_json(data)}\n\n".encode()
+def encode_event(name: str, data: Any, secrets: Secrets) -> bytes:
+    """A Server-Sent Event with ``data`` as JSON, in which ``secrets`` are hidden."""
+    shown = secrets.hide_in_json(strict_json(data))
+    return f"event: {name}\ndata: {shown}\n\n".encode()
 
 
 class EventStream:
@@ -83,11 +85,16 @@ class EventStreams:
     """All clients that listen. ``lock`` is the service's."""
 
     def __init__(
-        self, lock: "threading.RLock", queue_size: int = 2000, keep_alive_seconds: float = 15.0
+        self,
+        lock: "threading.RLock",
+        secrets: Secrets,
+        queue_size: int = 2000,
+        keep_alive_seconds: float = 15.0,
     ) -> None:
         self.queue_size = queue_size  #: events that wait for a client before it is dropped
         self.keep_alive_seconds = keep_alive_seconds
         self._lock = lock
+        self._secrets = secrets
         self._streams: List[EventStream] = []
 
     def __len__(self) -> int:
@@ -108,7 +115,7 @@ class EventStreams:
 
     def publish(self, name: str, data: Any, prompt_id: Optional[str] = None) -> int:
         """Send an event to everybody who wants it; its size in bytes."""
-        event = encode_event(name, data)
+        event = encode_event(name, data, self._secrets)
         with self._lock:
             for stream in list(self._streams):
                 if stream.wants(prompt_id):
@@ -121,5 +128,5 @@ class EventStreams:
         """Send every client the news that the service ends."""
         with self._lock:
             for stream in self._streams:
-                stream.put(encode_event("end", {}))
+                stream.put(encode_event("end", {}, self._secrets))
                 stream.put(None)

@@ -23,6 +23,7 @@ from comfyui_runner.messages import (
     Response,
     encode_head,
     error_response,
+    hide_secrets,
     security_headers,
 )
 from comfyui_runner.places import Places
@@ -113,7 +114,9 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             self._linger(body.unread)
 
     def _send(self, response: Response, request: Request) -> None:
-        headers = self.server.routes.guard.cors_headers(request)
+        routes = self.server.routes
+        response = hide_secrets(response, routes.service.options.secrets)
+        headers = routes.guard.cors_headers(request)
         if self.close_connection:
             headers = (*headers, ("Connection", "close"))
         head = encode_head(response, (*headers, *self.server.headers))

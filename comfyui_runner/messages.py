@@ -23,9 +23,13 @@ from typing import (
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerAnswer
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import nearest_first, quote_name
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.text import one_line, plain_json
 
 Headers = Tuple[Tuple[str, str], ...]
+
+#: The content type of answers, unless they have another one.
+JSON_TYPE = "application/json"
 
 #: Bytes of a JSON body.
 JSON_LIMIT = 16 << 20
@@ -71,7 +75,7 @@ class Response(NamedTuple):
 
     status: int
     body: bytes = b""
-    type: str = "application/json"
+    type: str = JSON_TYPE
     headers: Headers = ()
     stream: Optional[Callable[[Callable[[bytes], None]], None]] = None
 
@@ -118,6 +122,15 @@ def strict_json(value: Any) -> str:
 def json_response(status: int, body: Any, headers: Headers = ()) -> Response:
     """An answer with ``body`` as JSON, on a line of its own: curl writes nothing behind it."""
     return Response(status, strict_json(body).encode() + b"\n", headers=headers)
+
+
+def hide_secrets(response: Response, secrets: Secrets) -> Response:
+    """``response`` with the secrets in its JSON hidden. Files, pictures and the page stay as is."""
+    is_json = response.type == JSON_TYPE and response.stream is None
+    if not is_json or not response.body:
+        return response
+    shown = secrets.hide_in_json(response.body.decode())
+    return response._replace(body=shown.encode())
 
 
 #: The types that a field may have to have.

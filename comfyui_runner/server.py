@@ -24,6 +24,7 @@ from comfyui_runner.http_failures import (
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.outputs import Output, view_path
+from comfyui_runner.redaction import Secrets, secrets_in_extra_data
 from comfyui_runner.text import as_dict, duration
 from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import ConnectionDeadline
@@ -74,12 +75,19 @@ class Server:
 
     All raise ServerUnreachable when no whole answer came, ServerAnswer for a status that the route
     does not have, and ServerGone when a load balancer sends us elsewhere. The methods block; an
-    event loop calls them through bounded().
+    event loop calls them through bounded(). ``secrets`` learns the credentials that are sent and
+    were not given to the program: cookies, and keys in extra_data.
     """
 
-    def __init__(self, address: Address, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        address: Address,
+        limits: Limits = DEFAULT_LIMITS,
+        secrets: Optional[Secrets] = None,
+    ) -> None:
         self.address = address
         self.limits = limits
+        self.secrets = secrets or Secrets()
         self._session = self._new_session()
         self.cookies = Cookies(address, self._session.cookies)
         self._has_jobs: Optional[bool] = None  # /api/jobs/{id}/cancel: the first cancel shows it
@@ -100,7 +108,7 @@ class Server:
 
     def fresh(self) -> "Server":
         """The same address with an empty jar, for which a load balancer chooses a server anew."""
-        return Server(self.address, self.limits)
+        return Server(self.address, self.limits, self.secrets)
 
     @property
     def affinity(self) -> Mapping[str, str]:
@@ -152,6 +160,7 @@ class Server:
         except (requests_errors, OSError, ValueError) as error:
             raise explain_no_answer(error, self.address.url) from error
 
+        self.secrets.learn(self.cookies.credentials)
         try:
             self.cookies.require_same_server()
             self._require_whole_head(response)
@@ -313,6 +322,7 @@ class Server:
 
     def submit(self, body: Mapping[str, Any]) -> Dict[str, Any]:
         """POST /prompt. Raises PromptRejected for ComfyUI's 400."""
+        self.secrets.learn(secrets_in_extra_data(body.get("extra_data")))
         # A kept-alive connection may be dead by now, and requests would send the POST once more.
         self._session.close()
         try:

@@ -44,6 +44,7 @@ from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.outputs import SENDS_PICTURES, Output
 from comfyui_runner.problems import Problem
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.refusals import Refusal, RefusalLog
 from comfyui_runner.reports import (
     ENTRIES_SHOWN,
@@ -84,6 +85,7 @@ class ServiceOptions(NamedTuple):
     """What the service is asked to do."""
 
     reload: Callable[[], Loaded]  # reads the workflow's file again
+    secrets: Secrets  # what is hidden in the answers and in the events
     guard: Guard = Guard()
     auto_execute: bool = False  # an upload starts a run
     max_queue: int = 16  # runs that may wait
@@ -113,7 +115,7 @@ class Service:
         self.lock = threading.RLock()
         self.options = options
         self.backend = Backend(servers)
-        self.streams = EventStreams(self.lock)
+        self.streams = EventStreams(self.lock, options.secrets)
         self.records = RunRecords(self.lock)
         self.refusals = RefusalLog()
         self.spool = Spool()

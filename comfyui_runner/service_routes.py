@@ -469,7 +469,7 @@ class RouteCall:
                 url = self.options.public_url  # as in the events that follow
                 runs = [record.to_json(url) for record in records.newest_first(prompt_id)]
                 state = {"status": self.service.status(), "runs": runs}
-                stream.put(encode_event("state", state))
+                stream.put(encode_event("state", state, self.options.secrets))
             try:
                 stream.send_until_end(send, streams.keep_alive_seconds)
             finally:

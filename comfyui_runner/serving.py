@@ -69,7 +69,8 @@ async def find_or_expect_servers(
         if settings.demo:
             raise
         console.notice(f"{error.message} Listening anyway: runs can start when ComfyUI answers.")
-    return [Server(address, settings.limits) for address in settings.servers]
+    servers = settings.servers
+    return [Server(address, settings.limits, console.secrets) for address in servers]
 
 
 def make_service(
@@ -96,6 +97,7 @@ def make_service(
 
     options = ServiceOptions(
         reload,
+        console.secrets,
         guard=settings.guard,
         auto_execute=settings.auto_execute,
         max_queue=settings.max_queue,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, FrozenSet, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.addresses import (
     Address,
@@ -23,6 +23,7 @@ from comfyui_runner.flags import (
 )
 from comfyui_runner.guard import Guard, make_guard
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
+from comfyui_runner.redaction import secrets_in_headers, secrets_in_proxies
 
 #: What excludes each other: the flags of a task, in the order of the messages.
 TASK_FLAGS = {
@@ -105,6 +106,13 @@ class Settings(NamedTuple):
     max_queue: int = 16
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
+
+
+def given_secrets(settings: Settings, environment: Mapping[str, str]) -> List[str]:
+    """What must not be shown: credentials of ComfyUI and of proxies, and the service's token."""
+    headers = [header for address in settings.servers for header in address.headers]
+    token = settings.guard.token or ""
+    return [*secrets_in_headers(headers), *secrets_in_proxies(environment), token]
 
 
 def make_settings(

@@ -1,4 +1,4 @@
-"""Who prints what. Every text passes clean() and hide_secrets() on its way out."""
+"""Who prints what. Every text passes clean() and Secrets.hide() on its way out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 import time
 import traceback
 from contextlib import suppress
-from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, RunnerError
 from comfyui_runner.meter import Bar, Meter
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import (
     Line,
     Report,
@@ -20,8 +21,8 @@ from comfyui_runner.reports import (
     is_about_trouble,
     result_of,
 )
-from comfyui_runner.settings import Settings
-from comfyui_runner.text import clean, hide_secrets, plain_json
+from comfyui_runner.settings import Settings, given_secrets
+from comfyui_runner.text import clean, plain_json
 
 #: Seconds between two lines of progress, where there are no bars.
 LINE_INTERVAL = 2.0
@@ -36,7 +37,7 @@ class Printer:
     def __init__(self, out: TextIO, err: TextIO) -> None:
         self.out = out
         self.err = err
-        self.secrets: Tuple[str, ...] = ()
+        self.secrets = Secrets()  #: what is hidden in all that is printed
         self._progress_throttle = Throttle(LINE_INTERVAL)
 
     def report(self, report: Report, prefix: str = "") -> None:
@@ -53,7 +54,7 @@ class Printer:
 
     def safe(self, text: str) -> str:
         """``text`` without control characters and secrets."""
-        return hide_secrets(clean(text), self.secrets)
+        return self.secrets.hide(clean(text))
 
     def write(self, stream: TextIO, text: str) -> None:
         """Writes and flushes; a stream that nobody reads any more does not end the run."""
@@ -98,18 +99,10 @@ class JsonPrinter(Printer):
 
     def report(self, report: Report, prefix: str = "") -> None:
         line = {"event": report["event"], "time": round(time.time(), 3), **report}
-        self.write(self.out, json.dumps(self._safe_json(plain_json(line)), allow_nan=False) + "\n")
+        shown = self.secrets.hide_in(plain_json(line))
+        self.write(self.out, json.dumps(shown, allow_nan=False) + "\n")
         if report["event"] == "error":
             self.lines(describe(report), error=True, prefix=prefix)
-
-    def _safe_json(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {self._safe_json(key): self._safe_json(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._safe_json(item) for item in value]
-        if isinstance(value, str):
-            return hide_secrets(value, self.secrets)
-        return value
 
     def question(self, text: str) -> None:
         self.write(self.err, text)
@@ -236,8 +229,7 @@ def make_early_printer(environment: Environment) -> Printer:
 def make_printer(settings: Settings, environment: Environment) -> Printer:
     """The printer that the settings ask for: live in a terminal where rich is installed."""
     printer = choose_printer(settings.printer, environment)
-    secrets = (secret for address in settings.servers for secret in address.secrets)
-    printer.secrets = tuple(dict.fromkeys(secrets))
+    printer.secrets = Secrets(given_secrets(settings, environment.variables))
     if settings.export_api == "-":
         printer.out = environment.stderr  # the prompt alone goes to the output
     return printer

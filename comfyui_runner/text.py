@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping
 
 #: An object of JSON to look at: a prompt, object_info, an answer, a message.
 JsonObject = Mapping[str, Any]
@@ -59,13 +59,6 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count} {noun}s"
-
-
-def hide_secrets(text: str, secrets: Sequence[str]) -> str:
-    """``text`` with every secret replaced by ``***``, the longest first."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 # -- names of files ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, Dict, List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PURE_MODULES = [
     "run_prompts", "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
-    "text", "json_text", "contents", "answer_body",
+    "text", "redaction", "json_text", "contents", "answer_body",
     "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
     "extras/pack_values", "extras/proxy_widgets", "extras/templates", "extras/widgets",
@@ -29,7 +29,7 @@ PURE_MODULES = [
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
     "run_prompts", "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
-    "text", "json_text", "contents", "answer_body",
+    "text", "redaction", "json_text", "contents", "answer_body",
     "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms", "places", "remedies", "model_names",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
+import threading
 from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
@@ -67,6 +69,24 @@ def make_slow() -> Iterator[Callable[[Simulator], SlowProxy]]:
     yield make
     for proxy in started:
         proxy.stop()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serves a handler class and returns its URL."""
+    servers: List[http.server.ThreadingHTTPServer] = []
+
+    def start(handler: Any) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return "http://127.0.0.1:%d" % server.server_address[1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, Optional, Tuple
 
@@ -24,6 +25,7 @@ from comfyui_runner.extras.batch_job import exit_status_of_failed_row, pattern_o
 from comfyui_runner.extras.batch_prompts import seed_of_repetition
 from comfyui_runner.extras.batches import Row, row_key
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.state import Phase, PromptState
 
@@ -148,21 +150,23 @@ def test_rows_are_streamed_from_standard_input_alone_or_a_pipe(tmp_path: Any) ->
 def test_a_manifest_lists_a_row_as_done_that_has_the_same_values(tmp_path: Any) -> None:
     path = str(tmp_path / "new" / "manifest.jsonl")
     row, failed = Row(1, {"1.seed": 5}), Row(2, {"1.seed": 6})
-    with Manifest(path, resume=False) as manifest:
-        manifest.append({"row": 1, "key": row_key(row.values), "status": "done", "text": "\ud800"})
+    with Manifest(path, resume=False, secrets=Secrets(["hunter22"])) as manifest:
+        manifest.append({"row": 1, "key": row_key(row.values), "status": "done", "text": "\ud800hunter22"})
         manifest.append({"row": 2, "key": row_key(failed.values), "status": "failed"})
-    again = Manifest(path, resume=True)
+    with open(path, encoding="utf-8") as lines:
+        assert json.loads(lines.readline())["text"] == "?***"
+    again = Manifest(path, resume=True, secrets=Secrets())
     assert again.lists_as_done(row)
     assert not again.lists_as_done(row._replace(values={"1.seed": 7}))
     assert not again.lists_as_done(failed)
     with pytest.raises(UsageError, match="is the manifest of an earlier batch"):
-        Manifest(path, resume=False)
+        Manifest(path, resume=False, secrets=Secrets())
 
 
 def test_a_line_for_which_there_is_no_room_leaves_nothing_in_the_manifest(tmp_path: Any) -> None:
     """Also not for the next line, for which there is room again."""
     path = tmp_path / "m.jsonl"
-    with Manifest(str(path), resume=False) as manifest:
+    with Manifest(str(path), resume=False, secrets=Secrets()) as manifest:
         manifest.append({"row": 1})
         with limited_disk(20), pytest.raises(SaveError) as caught:
             manifest.append({"row": 2, "message": "long" * 100})
@@ -177,10 +181,10 @@ def test_a_line_for_which_there_is_no_room_leaves_nothing_in_the_manifest(tmp_pa
 def test_a_manifest_without_room_is_known_before_the_first_row(before: bytes, tmp_path: Any) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(before)
-    with limited_disk(len(before)), pytest.raises(SaveError), Manifest(str(path), resume=True):
+    with limited_disk(len(before)), pytest.raises(SaveError), Manifest(str(path), resume=True, secrets=Secrets()):
         pass
     assert path.read_bytes() == before
-    with Manifest(str(path), resume=True):
+    with Manifest(str(path), resume=True, secrets=Secrets()):
         pass
     assert path.read_bytes() == (before + b"\n" if before else b"")
 
@@ -191,7 +195,7 @@ def test_a_manifest_may_be_a_pipe(tmp_path: Any) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with Manifest(pipe, resume=False) as manifest:
+        with Manifest(pipe, resume=False, secrets=Secrets()) as manifest:
             manifest.append({"row": 1})
         assert os.read(reader, 100) == b'{"row": 1}\n'
     finally:

@@ -208,24 +208,6 @@ class Echo(http.server.BaseHTTPRequestHandler):
         """Nothing is logged."""
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[[Any], str]]:
-    """Serves a handler class and returns its URL."""
-    servers: List[http.server.ThreadingHTTPServer] = []
-
-    def start(handler: Any) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return "http://127.0.0.1:%d" % server.server_address[1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize("mode", [[], ["--json"], ["--quiet"], ["-v"]])
 def test_a_server_that_echoes_our_secrets_does_not_get_them_shown(
     mode: List[str], serve: Any, workflow_file: Make

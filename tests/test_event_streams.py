@@ -7,14 +7,15 @@ import tracemalloc
 from typing import List
 
 from comfyui_runner.event_streams import BYTES_WAITING, EVENTS_PER_PIECE, KEEP_ALIVE, EventStreams, encode_event
+from comfyui_runner.redaction import Secrets
 
 
 def make_streams(queue_size: int = 10) -> EventStreams:
-    return EventStreams(threading.RLock(), queue_size, keep_alive_seconds=0.01)
+    return EventStreams(threading.RLock(), Secrets(["hunter22"]), queue_size, keep_alive_seconds=0.01)
 
 
 def test_an_event_has_a_name_and_strict_json() -> None:
-    assert encode_event("run", {"a": float("nan")}) == b'event: run\ndata: {"a": null}\n\n'
+    assert encode_event("run", {"a": float("nan")}, Secrets()) == b'event: run\ndata: {"a": null}\n\n'
 
 
 def test_what_is_published_goes_to_everybody_who_wants_it_in_one_piece() -> None:
@@ -30,6 +31,16 @@ def test_what_is_published_goes_to_everybody_who_wants_it_in_one_piece() -> None
         pieces: List[bytes] = []
         stream.send_until_end(pieces.append, 5.0)
         assert pieces == [sent + end]
+
+
+def test_what_is_published_has_no_secrets() -> None:
+    streams = make_streams()
+    stream = streams.open(None)
+    streams.publish("report", {"message": "refused: hunter22"})
+    streams.end()
+    pieces: List[bytes] = []
+    stream.send_until_end(pieces.append, 5.0)
+    assert pieces == [b'event: report\ndata: {"message": "refused: ***"}\n\nevent: end\ndata: {}\n\n']
 
 
 def test_many_events_go_in_several_pieces() -> None:

@@ -21,12 +21,14 @@ from comfyui_runner.messages import (
     choose_disposition,
     encode_head,
     error_response,
+    hide_secrets,
     json_response,
     parse_fields,
     parse_object,
     security_headers,
     strict_json,
 )
+from comfyui_runner.redaction import Secrets
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,19 @@ def test_json_that_is_too_deep_is_cut() -> None:
 
 def test_an_answer_has_json_with_its_length() -> None:
     assert json_response(201, {"a": 1}, (("X", "y"),)) == Response(201, b'{"a": 1}\n', headers=(("X", "y"),))
+
+
+def test_secrets_are_hidden_in_json_and_in_nothing_else() -> None:
+    secrets = Secrets(["hunter22"])
+    answer = hide_secrets(json_response(200, {"a": "hunter22", "b": 1}), secrets)
+    assert answer.body == b'{"a": "***", "b": 1}\n'
+    assert hide_secrets(Response(204), Secrets(["!!!!!"])) == Response(204)
+    for untouched in (
+        Response(200, b"\xffhunter22", "image/png"),
+        Response(200, b"hunter22", "text/html; charset=utf-8"),
+        Response(200, stream=print),
+    ):
+        assert hide_secrets(untouched, secrets) == untouched
 
 
 # -- errors --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from comfyui_runner.loading import (
     read_object_info,
 )
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.settings import Settings, make_settings
+from comfyui_runner.settings import Settings, given_secrets, make_settings
 from comfyui_runner.terminal import is_yes
 
 HERE = "http://127.0.0.1:8188"
@@ -222,6 +222,13 @@ def test_no_secret_stands_in_a_message(arguments: List[str]) -> None:
         settings(*arguments)
     assert "hunter2" not in caught.value.message + caught.value.remedy
     assert caught.value.exit_status is ExitStatus.USAGE
+
+
+def test_what_is_given_as_a_secret_is_known_to_be_one() -> None:
+    arguments = ["--mode", "continuous", "--token", "t0ken", "--server", "http://u:pa55@h", "--header", "X-Key: k3y"]
+    assert {"pa55", "u:pa55", "k3y", "t0ken"} <= set(given_secrets(settings(*arguments), {}))
+    assert given_secrets(settings(), {"https_proxy": "http://me:pr0xy@proxy:3128"})[1:3] == ["me:pr0xy", "pr0xy"]
+    assert given_secrets(settings(), {}) == [""]
 
 
 def test_an_empty_server_is_not_taken_for_none() -> None:

@@ -17,6 +17,7 @@ from support import ROOT, Terminal, module_names
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import UsageError
 from comfyui_runner.meter import Bar, Meter
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.terminal import (
     JsonPrinter,
     LivePrinter,
@@ -50,7 +51,7 @@ def printed(printer: Printer) -> List[str]:
 
 def test_a_line_has_no_control_characters_and_no_secrets() -> None:
     printer = make(Printer)
-    printer.secrets = ("hunter2",)
+    printer.secrets = Secrets(["hunter2"])
     printer.report({"event": "notice", "message": "\x1b[31mpassword hunter2"}, prefix="[row 1] ")
     assert printed(printer) == ["[row 1] password ***\n", ""]
 
@@ -130,7 +131,7 @@ def test_quiet_prints_results_and_trouble() -> None:
 
 def test_json_is_strict_and_has_no_secrets() -> None:
     printer = make(JsonPrinter)
-    printer.secrets = ("hunter2",)
+    printer.secrets = Secrets(["hunter2"])
     printer.report({"event": "notice", "message": "hunter2", "list": [float("nan"), {"hunter2": 1}]})
     printer.report({"event": "error", "message": "Wrong.", "remedy": ""})
     printer.question("Run it? ")

@@ -33,7 +33,6 @@ from comfyui_runner.text import (
     as_number,
     clean,
     duration,
-    hide_secrets,
     make_encodable,
     numbered_name,
     one_line,
@@ -100,11 +99,6 @@ def test_one_line_is_one_line() -> None:
 )
 def test_a_long_line_ends_in_an_ellipsis(limit: int, shown: str) -> None:
     assert one_line("lighthouse", limit) == shown
-
-
-def test_secrets_become_stars_the_longest_first() -> None:
-    assert hide_secrets("Basic dTpwYXNz, u:pass and pass", ["dTpwYXNz", "u:pass", "pass"]) == "Basic ***, *** and ***"
-    assert hide_secrets("nothing here", []) == "nothing here"
 
 
 # ------------------------------------------------------------------------------------------------

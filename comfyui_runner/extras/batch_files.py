@@ -15,6 +15,7 @@ from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
 from comfyui_runner.files import name_on_disk
 from comfyui_runner.loading import Loaded
+from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
 
@@ -122,12 +123,15 @@ def manifest_path(settings: Settings) -> str:
 class Manifest:
     """A line of JSON for each row that has ended. It is open in its ``with`` block.
 
+    ``secrets`` are hidden in it.
+
     Raises UsageError if an earlier batch wrote it and ``resume`` is not given, if it cannot be read
     and, at the beginning of the block, if it cannot be opened; SaveError if it cannot be written.
     """
 
-    def __init__(self, path: str, resume: bool) -> None:
+    def __init__(self, path: str, resume: bool, secrets: Secrets) -> None:
         self.path = name_on_disk(path)
+        self._secrets = secrets
         self._done = read_manifest(self.path, resume)
         self._file: Optional[FileIO] = None
 
@@ -168,7 +172,8 @@ class Manifest:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Writes a line, whole or not at all. Raises SaveError."""
-        line = json.dumps(plain_json(entry), ensure_ascii=False) + "\n"
+        shown = self._secrets.hide_in(plain_json(entry))
+        line = json.dumps(shown, ensure_ascii=False) + "\n"
         self._write(line.encode(errors="replace"))
 
     def _write(self, data: bytes) -> None:

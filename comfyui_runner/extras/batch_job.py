@@ -69,7 +69,8 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         # In threads: Ctrl+C must not wait for a drive that is slow.
         counting = in_thread(count_rows, settings, workflow, console.stdin)
         total = await console.unless_stopped(counting)
-        reading = in_thread(Manifest, manifest_path(settings), settings.resume)
+        path, resume, secrets = manifest_path(settings), settings.resume, console.secrets
+        reading = in_thread(Manifest, path, resume, secrets)
         manifest = await console.unless_stopped(reading)
         confirm(question_about(total), settings, console)
 

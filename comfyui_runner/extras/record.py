@@ -48,7 +48,8 @@ def write_record(
     workflow = workflow_in_extra(run.extra)
     if workflow:
         record["workflow"] = workflow
-    write_text_file(path, json.dumps(plain_json(record), indent=2, ensure_ascii=False) + "\n")
+    shown = session.server.secrets.hide_in(plain_json(record))
+    write_text_file(path, json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
 
 
 def node_times_of(run: Run) -> List[Dict[str, Any]]:
