@@ -1,6 +1,6 @@
 """Stories of the page of continuous mode: a real Chromium, the service in a process of its own, the simulator.
 
-PAGE_SHOTS=FOLDER keeps the screenshots.
+What pages of others may do is tried in Firefox as well. PAGE_SHOTS=FOLDER keeps the screenshots.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import pytest
 import requests
+from firefox import start_firefox
 from support import ROOT, SCRIPT, copy_with_crlf, node, slow_prompt, wait_until
 
 from comfyui_runner.simulator import Simulator, draw, measure
@@ -32,7 +33,8 @@ expect = playwright.expect
 
 Json = Dict[str, Any]
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FIREFOX = ("firefox-esr", "firefox")
 PNG = draw(96, 64, 5, ["CAT"])
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
@@ -56,14 +58,32 @@ TEXT, SAMPLER = "#field-2-text", "#field-5-"
 # ------------------------------------------------------------------------------------------------
 
 
-def find_browser() -> Optional[str]:
-    """The path of a Chromium or Chrome."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+def require_browser(names: Sequence[str]) -> str:
+    """The path of the first browser that there is; the first one is also the name of Debian's package.
+
+    In CI, and where the tests may install it, its absence is a failure.
+    """
+    has_apt = shutil.which("apt-get") is not None
+    must_be_found = bool(os.environ.get("CI")) or (has_apt and os.geteuid() == 0)
+    if find_browser(names) is None and has_apt and must_be_found:
+        install_browser(names[0])
+    path = find_browser(names)
+    if path is not None:
+        return path
+    reason = "no %s: none of %s is in PATH" % (names[0], ", ".join(names))
+    if must_be_found:
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
-def install_browser() -> None:
-    """Debian's Chromium, as far as apt-get can be used; whether that worked is seen afterwards."""
-    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", "chromium"], 400)):
+def find_browser(names: Sequence[str]) -> Optional[str]:
+    """The path of the first browser that is in PATH."""
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def install_browser(package: str) -> None:
+    """Debian's package, as far as apt-get can be used; whether that worked is seen afterwards."""
+    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", package], 400)):
         try:
             subprocess.run(
                 ["apt-get", *command],
@@ -78,17 +98,8 @@ def install_browser() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A Chromium without a window. In CI, and where the tests may install one, its absence is a failure."""
-    apt = shutil.which("apt-get") is not None
-    wanted = bool(os.environ.get("CI")) or (apt and os.geteuid() == 0)
-    if find_browser() is None and apt and wanted:
-        install_browser()
-    path = find_browser()
-    if path is None:
-        reason = "no Chromium: none of %s is in PATH" % ", ".join(BROWSERS)
-        if wanted:
-            pytest.fail(reason)
-        pytest.skip(reason)
+    """A Chromium without a window."""
+    path = require_browser(CHROMIUM)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONASYNCIODEBUG", raising=False)  # it is for our loops
         starting = playwright.sync_playwright()
@@ -1261,63 +1272,147 @@ def test_a_screen_reader_finds_names_and_is_told(make_service: Any, visit: Any) 
 # Pages of others
 # ------------------------------------------------------------------------------------------------
 
-#: A page that tries to start runs, and hides where the requests come from. Its title says when every try is over.
+#: A page that tries to start runs, and hides where the requests come from. ``tried`` is over when every try is.
 FOREIGN_PAGE = """<!doctype html><meta name="referrer" content="no-referrer"><body><script>
-const over = element => new Promise(done => {
-  element.onload = element.onerror = done;
-  document.body.append(element);
+const add = (name, values) => document.body.appendChild(Object.assign(document.createElement(name), values));
+const over = picture => new Promise(done => { picture.onload = picture.onerror = done; });
+// Firefox has no event for a frame that cannot connect; but its page is no longer one that may be looked at.
+const left = frame => new Promise(done => {
+  const look = setInterval(() => {
+    let address = "";
+    try { address = frame.contentWindow.location.href; } catch {}
+    if (address !== "about:blank") { clearInterval(look); done(); }
+  }, 20);
 });
-const make = (name, values) => Object.assign(document.createElement(name), values);
 const tries = [];
 for (const url of URLS) {
-  tries.push(over(make("img", {src: url, referrerPolicy: "no-referrer"})));
-  tries.push(over(make("iframe", {src: url})));
-  for (const method of ["GET", "POST"])
+  tries.push(over(add("img", {src: url, referrerPolicy: "no-referrer"})));
+  tries.push(left(add("iframe", {src: url})));
+  for (const method of ["GET", "POST"]) {
     tries.push(fetch(url, {mode: "no-cors", method}).catch(() => {}));
-  const frame = make("iframe", {name: url});
-  const form = make("form", {action: url, method: "POST", target: url});
-  document.body.append(form);
-  tries.push(over(frame).then(() => new Promise(done => { frame.onload = done; form.submit(); })));
+    const frame = add("iframe", {name: method + url});
+    add("form", {action: url, method, target: frame.name}).submit();
+    tries.push(left(frame));
+  }
 }
-Promise.all(tries).then(() => { document.title = "over"; });
+window.tried = Promise.all(tries).then(() => true);
 </script>"""
+
+PLAIN_PAGE = '<!doctype html><meta name="referrer" content="no-referrer"><title>plain</title>'
+
+#: How a browser's request came about, by its method and Sec-Fetch-Dest.
+WAYS = {
+    ("GET", "image"),
+    ("GET", "iframe"),
+    ("POST", "iframe"),
+    ("GET", "empty"),
+    ("POST", "empty"),
+    ("GET", "document"),
+}
+
+
+class Stranger(http.server.SimpleHTTPRequestHandler):
+    """Serves a page, and what the page asks for at /queue: ``seen`` has the ways by which that came."""
+
+    seen: Set[Tuple[str, str]]
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/queue"):
+            self.do_POST()
+        else:
+            super().do_GET()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.seen.add((self.command, self.headers["Sec-Fetch-Dest"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class ForeignSite:
+    """A site of somebody else: its pages can be opened on another port, under another name, and as files."""
+
+    def __init__(self, folder: Any, port: int, seen: Set[Tuple[str, str]]) -> None:
+        self.folder, self.port, self.seen = folder, port, seen
+
+    def write(self, name: str, page: str) -> List[str]:
+        """Writes a page; the addresses by which it can be opened."""
+        path = self.folder / name
+        path.write_text(page, encoding="utf-8")
+        return [*(f"http://{host}:{self.port}/{name}" for host in ("127.0.0.1", "localhost")), path.as_uri()]
 
 
 @pytest.fixture
-def foreign_pages(tmp_path: Any) -> Iterator[Callable[[str], List[str]]]:
-    """Writes a page; where it can be opened: on another port, under another name, and as a file."""
+def foreign_site(tmp_path: Any) -> Iterator[ForeignSite]:
+    """A site that is served until the end of the test."""
     folder = tmp_path / "foreign"
     folder.mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    seen: Set[Tuple[str, str]] = set()
+    handler = functools.partial(type("Handler", (Stranger,), {"seen": seen}), directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def write(page: str) -> List[str]:
-        path = folder / "page.html"
-        path.write_text(page, encoding="utf-8")
-        port = server.server_address[1]
-        return ["http://127.0.0.1:%d/page.html" % port, "http://localhost:%d/page.html" % port, path.as_uri()]
-
-    yield write
+    yield ForeignSite(folder, server.server_address[1], seen)
     server.shutdown()
     server.server_close()
 
 
-def test_a_page_of_somebody_else_starts_nothing(make_service: Any, browser: Any, foreign_pages: Any) -> None:
-    service = make_service(TEXTS)
+class Chromium:
+    """A tab of Chromium, with the same three steps as Firefox."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self._page = browser.new_page()
+
+    def go(self, url: str) -> None:
+        self._page.goto(url)
+
+    def evaluate(self, expression: str) -> None:
+        self._page.evaluate(expression)
+
+    def leave_for(self, page_url: str, url: str) -> None:
+        page = self._browser.new_page()  # one whose navigation failed is on its way to an error page
+        page.goto(page_url)
+        with contextlib.suppress(playwright.Error), page.expect_navigation():  # nobody may listen there
+            page.evaluate("url => { location = url; }", url)
+        page.close()
+
+    def close(self) -> None:
+        self._page.close()
+
+
+@pytest.fixture(params=["chromium", "firefox"])
+def visitor(request: Any) -> Iterator[Any]:
+    """Somebody who looks at pages of others, with a Chromium or a Firefox."""
+    if request.param == "firefox":
+        with start_firefox(require_browser(FIREFOX)) as firefox:
+            yield firefox
+        return
+    chromium = Chromium(request.getfixturevalue("browser"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.parametrize("listening", [[], ["--host", "::", "--no-token"]])
+def test_a_page_of_somebody_else_starts_nothing(
+    listening: List[str], make_service: Any, visitor: Any, foreign_site: ForeignSite
+) -> None:
+    service = make_service(TEXTS, *listening)
     hosts = ("127.0.0.1", "localhost", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]")
-    urls = ["http://%s:%d/queue" % (host, service.port) for host in hosts]
-    page = browser.new_page()
-    for address in foreign_pages(FOREIGN_PAGE.replace("URLS", json.dumps(urls))):
-        page.goto(address)
-        page.wait_for_function("document.title == 'over'")
-        for url in urls:
-            tab = browser.new_page()
-            tab.goto(address)
-            with contextlib.suppress(playwright.Error), tab.expect_navigation():  # nobody may listen there
-                tab.evaluate("url => { location = url; }", url)
-            tab.close()
-        assert service.phases() == [], address
-    page.goto(service.url + "/queue")  # the address bar may
+    urls = [f"http://{host}:{service.port}/queue" for host in hosts]
+    witness = f"http://127.0.0.1:{foreign_site.port}/queue"  # to see that the tries are made at all
+    pages = foreign_site.write("page.html", FOREIGN_PAGE.replace("URLS", json.dumps([*urls, witness])))
+    plain_pages = foreign_site.write("plain.html", PLAIN_PAGE)
+    for page, plain_page in zip(pages, plain_pages):
+        foreign_site.seen.clear()
+        visitor.go(page)
+        visitor.evaluate("window.tried")
+        for url in (*urls, witness):
+            visitor.leave_for(plain_page, url)
+        assert service.phases() == [], page
+        assert foreign_site.seen == WAYS, page
+    visitor.go(service.url + "/queue")  # the address bar may
     wait_until(lambda: len(service.phases()) == 1)
-    page.close()
