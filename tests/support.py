@@ -187,6 +187,19 @@ def copy_with_crlf(folder: Any) -> None:
                 target.write_bytes(file.read().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
 
 
+#: Modules at the top of ComfyUI's folder; several of ours have the same names.
+COMFYUI_MODULES = ("server", "nodes", "utils", "app", "execution", "middleware", "comfy", "folder_paths")
+
+
+def make_decoys(folder: Any) -> str:
+    """Makes ``folder`` with modules of ComfyUI's names, and of our package's; each ends a program that imports it."""
+    folder.mkdir()
+    for name in (*COMFYUI_MODULES, "comfyui_runner"):
+        path = folder / f"{name}.py"
+        path.write_text(f"raise SystemExit('another module {name} was imported')", encoding="utf-8")
+    return str(folder)
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
     """The first true value of ``condition()``; fails after ``seconds``."""
     end = time.monotonic() + seconds

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import pytest
-from support import ROOT, node, slow_prompt
+from support import ROOT, make_decoys, node, slow_prompt
 
 from comfyui_runner.errors import ExitStatus
 
@@ -163,34 +163,42 @@ def test_uv_runs_the_one_file_in_an_empty_folder(uv: str, simulator: Any, workfl
 
 # -- an embedded Python, as ComfyUI portable has it ----------------------------------------------------
 
-#: Modules of ComfyUI that its portable Python finds before anything else.
-COMFYUI_MODULES = ("server", "nodes", "utils", "app", "execution", "middleware", "comfy", "folder_paths")
+
+def unpack_python(folder: Any) -> str:
+    """A Python with a ._pth file in ``folder``, as the embeddable zip of python.org unpacks to it, and its packages.
+
+    EMBEDDED_PYTHON names a folder where that zip was unpacked (docs/TESTING.md). Without it, this Python is copied,
+    which takes a ._pth file since 3.11.
+    """
+    unpacked = os.environ.get("EMBEDDED_PYTHON")
+    if unpacked:
+        shutil.copytree(unpacked, str(folder))
+        return str(folder / ("python.exe" if os.name == "nt" else "python"))
+    if sys.version_info < (3, 11) or os.name == "nt":
+        pytest.skip("Only Python for Windows reads ._pth files before 3.11; there, EMBEDDED_PYTHON must name a folder.")
+    folder.mkdir()
+    shutil.copy(os.path.realpath(sys.executable), str(folder / "python"))
+    library = os.path.join(sysconfig.get_config_var("prefix"), "lib", "python%d.%d" % sys.version_info[:2])
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [os.path.join(parent, "lib-dynload") for parent in (sysconfig.get_path("platstdlib"), library)]
+    lines = [*dict.fromkeys(paths), "import site", ""]
+    (folder / "python._pth").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder / "python")
 
 
 @pytest.fixture
 def embedded_python(tmp_path: Any) -> str:
-    """A Python with a ._pth file, which finds modules of ComfyUI's names first; each raises if it is imported."""
-    if sys.version_info < (3, 11) or os.name == "nt":
-        pytest.skip("Before 3.11 only Python for Windows reads ._pth files; there, copying python.exe is not enough.")
-    decoys = tmp_path / "ComfyUI"
-    decoys.mkdir()
-    for name in COMFYUI_MODULES:
-        (decoys / f"{name}.py").write_text(f"raise SystemExit('ComfyUI has a module {name}, and it was imported')")
+    """A Python as ComfyUI portable has it: its ._pth file puts ComfyUI's modules first, here decoys that raise."""
+    decoys = make_decoys(tmp_path / "ComfyUI")
     folder = tmp_path / "python_embeded"  # so ComfyUI spells it
-    folder.mkdir()
-    python = str(folder / "python")
-    shutil.copy(os.path.realpath(sys.executable), python)
-    paths: List[str] = [str(decoys)]
-    paths += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    paths.append(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))
-    paths.append(
-        os.path.join(sysconfig.get_config_var("prefix"), "lib", "python%d.%d" % sys.version_info[:2], "lib-dynload")
-    )
-    (folder / "python._pth").write_text("\n".join(dict.fromkeys(paths)))
-    probe = call(python, "-c", "import sys, socket, requests; print(sys.path[0], sys.flags.isolated)", cwd=tmp_path)
-    if probe.returncode != 0:
+    python = unpack_python(folder)
+    (path_file,) = folder.glob("*._pth")
+    path_file.write_text("../ComfyUI\n" + path_file.read_text(encoding="utf-8"), encoding="utf-8")
+    code = "import os, sys, socket, requests; print(sys.flags.isolated, os.path.realpath(sys.path[0]))"
+    probe = call(python, "-c", code, cwd=tmp_path)
+    if probe.returncode != 0 and "EMBEDDED_PYTHON" not in os.environ:
         pytest.skip(f"A copy of this Python does not start: {probe.stderr[-200:]}")
-    assert probe.stdout.split() == [str(decoys), "1"]
+    assert probe.stdout.split(maxsplit=1) == ["1", os.path.realpath(decoys) + "\n"], probe.stderr
     return python
 
 
@@ -201,6 +209,23 @@ def test_an_embedded_python_runs_the_script_beside_modules_of_comfyuis_names(
     done = call(embedded_python, script, "--demo", "--yes", "-o", "out", cwd=tmp_path)
     assert done.returncode == ExitStatus.OK, done.stderr
     assert len(os.listdir(tmp_path / "out")) == 1
+
+
+def test_an_embedded_python_builds_the_one_file_and_runs_it(
+    embedded_python: str, simulator: Any, workflow_file: Any, tmp_path: Any
+) -> None:
+    build = call(embedded_python, os.path.join(ROOT, "comfyui_runner", "onefile.py"), "runner.py", cwd=tmp_path)
+    assert build.returncode == 0, build.stderr
+    command = [embedded_python, "runner.py", "--server", simulator.url, "--yes", workflow_file(slow_prompt())]
+    done = call(*command, cwd=tmp_path)
+    assert done.returncode == ExitStatus.OK, done.stderr
+
+
+@pytest.mark.parametrize("path", ["simulator", os.path.join("simulator", "__main__.py")])
+def test_an_embedded_python_starts_the_simulator(path: str, embedded_python: str, tmp_path: Any) -> None:
+    done = call(embedded_python, os.path.join(ROOT, "comfyui_runner", path), "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "A ComfyUI stand-in" in done.stdout
 
 
 def test_an_embedded_python_checks_and_converts_too(embedded_python: str, tmp_path: Any) -> None:
