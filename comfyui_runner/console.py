@@ -117,7 +117,7 @@ class Console:
     @property
     def stopping(self) -> bool:
         """Whether Ctrl+C or SIGTERM came."""
-        return self.interrupts.signal is not None
+        return self.interrupts.cause is not None
 
     @property
     def what_stopped(self) -> Stop:

@@ -41,7 +41,7 @@ EXIT_MEANINGS: Mapping[ExitStatus, str] = {
     ExitStatus.NOT_SAVED: "some outputs, the manifest or the record of the run could not be saved",
     ExitStatus.TIMEOUT: "--timeout expired, and the run was cancelled",
     ExitStatus.CANCELLED: "Ctrl+C",
-    ExitStatus.TERMINATED: "SIGTERM",
+    ExitStatus.TERMINATED: "SIGTERM, or the terminal was closed",
 }
 
 

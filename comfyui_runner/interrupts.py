@@ -1,13 +1,14 @@
-"""Ctrl+C and SIGTERM."""
+"""Ctrl+C, SIGTERM, and a terminal that is closed."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.windows_console import ConsoleHandler
 
 #: The live display hides the cursor of a terminal; this shows it again.
 SHOW_CURSOR = b"\x1b[?25h"
@@ -20,46 +21,77 @@ class Stop(NamedTuple):
     exit_status: ExitStatus
 
 
+def stop_by_signal(number: int) -> Stop:
+    """What a signal leads to. SIGHUP comes when the terminal is closed, and counts as SIGTERM."""
+    name = signal.Signals(number).name
+    if name in ("SIGTERM", "SIGHUP"):
+        return Stop(name, ExitStatus.TERMINATED)
+    return Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+
+def signals_to_take() -> List[int]:
+    """The signals that end the program in order, as far as this system has them."""
+    numbers: List[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGBREAK"):  # Ctrl+Break on Windows
+        numbers.append(signal.SIGBREAK)
+    if hasattr(signal, "SIGHUP"):
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        if not is_ignored:  # nohup ignores it: the run outlives its terminal
+            numbers.append(signal.SIGHUP)
+    return numbers
+
+
 class Interrupts:
-    """Ctrl+C and SIGTERM. The first press sets an event, the second leaves at once.
+    """Ctrl+C, SIGTERM and a terminal that is closed. The first press sets an event, the second
+    leaves at once.
 
     While a question is asked, a press ends the question (KeyboardInterrupt) instead. The handler
     does as little as it can: it runs between any two steps of the program.
     """
 
     def __init__(self) -> None:
-        self.signal: Optional[int] = None  #: the number of the first press, then of the second
+        self.cause: Optional[Stop] = None  #: the first press, then the second
         self.asking = False  #: a question is asked
         self.farewell = "Left at once."  #: what the second press says
         self._wake: Callable[[], object] = lambda: None
         self._replaced_handlers: Dict[int, Any] = {}
+        self._console_handler: Optional[ConsoleHandler] = None
 
     @property
     def name(self) -> str:
         """What was pressed, for people."""
-        return "SIGTERM" if self.signal == signal.SIGTERM else "Ctrl+C"
+        return "Ctrl+C" if self.cause is None else self.cause.name
 
     @property
     def exit_status(self) -> ExitStatus:
-        """130 for Ctrl+C, 143 for SIGTERM."""
-        return ExitStatus.TERMINATED if self.name == "SIGTERM" else ExitStatus.CANCELLED
+        """130 for Ctrl+C, 143 for SIGTERM and a terminal that is closed."""
+        return ExitStatus.CANCELLED if self.cause is None else self.cause.exit_status
 
     def install(self) -> None:
         """Takes the signals over; in a thread, which cannot, they stay as they are."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGBREAK"):  # Ctrl+Break on Windows
-            numbers.append(signal.SIGBREAK)
-        for number in numbers:
+        for number in signals_to_take():
             try:
                 self._replaced_handlers[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread
                 return
+        if os.name == "nt":
+            import ctypes  # it takes milliseconds, and only Windows needs it
+
+            self.take_console_events(getattr(ctypes, "windll").kernel32)  # noqa: B009
+
+    def take_console_events(self, kernel32: Any) -> None:
+        """Cancels our run when the console of Windows is closed. ``kernel32`` is its library."""
+        self._console_handler = ConsoleHandler(kernel32, lambda: self.asking, self._close)
+        self._console_handler.install()
 
     def restore(self) -> None:
         """Gives the signals back."""
         for number, handler in self._replaced_handlers.items():
             signal.signal(number, handler)
         self._replaced_handlers = {}
+        if self._console_handler is not None:
+            self._console_handler.remove()
+            self._console_handler = None
 
     def bind(self, loop: "asyncio.AbstractEventLoop", event: "asyncio.Event") -> None:
         """From now on the first press sets ``event`` of ``loop``.
@@ -68,16 +100,30 @@ class Interrupts:
         loop that waits.
         """
         self._wake = lambda: loop.call_soon_threadsafe(event.set)
-        if self.signal is not None:
+        if self.cause is not None:
             event.set()
 
     def _handle(self, number: int, frame: object) -> None:
-        is_second = self.signal is not None
-        self.signal = number
-        if is_second:
+        stop = stop_by_signal(number)
+        if self.cause is not None:
+            # Not a second press: the shell and the system both send SIGHUP when a terminal is
+            # closed, and systemd may send it right after SIGTERM.
+            if stop.name == "SIGHUP":
+                return
+            self.cause = stop
             self._leave_at_once()
+        self.cause = stop
         if self.asking:
             raise KeyboardInterrupt
+        self._wake_loop()
+
+    def _close(self, event: str) -> None:
+        """The console is closed. Called in a thread of Windows; never a second press either."""
+        if self.cause is None:
+            self.cause = Stop(event, ExitStatus.TERMINATED)
+        self._wake_loop()
+
+    def _wake_loop(self) -> None:
         try:
             self._wake()
         except RuntimeError:

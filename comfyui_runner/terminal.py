@@ -157,7 +157,8 @@ class LivePrinter(Printer):
 
     def start_meter(self, read_meter: Callable[[], Meter]) -> None:
         self._read_meter = read_meter
-        self._live.start()
+        with suppress(*STREAM_ERRORS):
+            self._live.start()
 
     def draw_meter(self) -> None:
         if self._read_meter is None or not self._live.is_started:

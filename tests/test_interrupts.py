@@ -1,0 +1,188 @@
+"""What ends the program early: signals, and a terminal or console that is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Iterator, List
+
+import pytest
+from served import phase_elsewhere, post_elsewhere
+from support import SCRIPT, slow_prompt, wait_until
+
+from comfyui_runner.errors import ExitStatus
+from comfyui_runner.interrupts import Interrupts, Stop, signals_to_take, stop_by_signal
+from comfyui_runner.threads import run_loop, start_thread
+from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold
+
+needs_hangups = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+
+
+# -- a terminal ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Leaves SIGHUP as it was."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@needs_hangups
+def test_a_closed_terminal_counts_as_sigterm() -> None:
+    assert stop_by_signal(signal.SIGHUP) == Stop("SIGHUP", ExitStatus.TERMINATED)
+    assert stop_by_signal(signal.SIGTERM) == Stop("SIGTERM", ExitStatus.TERMINATED)
+    assert stop_by_signal(signal.SIGINT) == Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+
+@needs_hangups
+def test_under_nohup_a_closed_terminal_stops_nothing(hangup: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in signals_to_take()
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        interrupts.restore()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert signal.SIGHUP in signals_to_take()
+
+
+@needs_hangups
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_closed_terminal_is_never_the_second_press_that_leaves_at_once(first: int) -> None:
+    """Else this process would be over."""
+    interrupts = Interrupts()
+    interrupts._handle(first, None)
+    interrupts._handle(signal.SIGHUP, None)
+    assert interrupts.cause == stop_by_signal(first)
+
+
+def in_new_terminal(follower: int) -> Callable[[], None]:
+    """What makes a process the first of a session, whose terminal is ``follower``."""
+    import fcntl
+    import termios
+
+    def begin() -> None:
+        os.setsid()
+        fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
+
+    return begin
+
+
+def read_while(leader: int, condition: Callable[[], bool]) -> None:
+    """Reads what the program writes to its terminal, as long as the condition is true."""
+    end = time.monotonic() + 60.0
+    while condition():
+        assert time.monotonic() < end
+        if select.select([leader], [], [], 0.05)[0]:
+            os.read(leader, 4096)
+
+
+@needs_hangups
+def test_closing_the_terminal_cancels_our_run_and_no_other(simulator: Any, workflow_file: Callable[..., str]) -> None:
+    import pty
+
+    life = simulator._server.life
+    leader, follower = pty.openpty()
+    path = workflow_file(slow_prompt(steps=20, seconds=60.0, seed=71))
+    program = subprocess.Popen(
+        [sys.executable, SCRIPT, "--yes", "--server", simulator.url, path],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        preexec_fn=in_new_terminal(follower),
+    )
+    os.close(follower)
+    try:
+        read_while(leader, lambda: life.snapshot() == ([], []))
+        foreign = post_elsewhere(simulator, slow_prompt(steps=20, seconds=60.0, seed=72))
+        os.close(leader)
+        assert program.wait(30) == ExitStatus.TERMINATED
+        wait_until(lambda: phase_elsewhere(simulator, foreign) == "running")
+    finally:
+        program.kill()
+        program.wait()
+
+
+# -- the console of Windows ------------------------------------------------------------------------
+
+
+class Kernel32:
+    """The part of Windows that calls handlers of a console, the newest one first."""
+
+    def __init__(self) -> None:
+        self.handlers: List[Callable[[int], int]] = []
+
+    def SetConsoleCtrlHandler(self, handler: Callable[[int], int], add: int) -> int:
+        if add:
+            self.handlers.append(handler)
+        else:
+            self.handlers.remove(handler)
+        return 1
+
+    def send(self, event: int) -> "concurrent.futures.Future[int]":
+        """Calls the handler in a thread of its own; what it answers."""
+        return start_thread(self.handlers[-1], event)
+
+
+@pytest.fixture
+def console() -> Iterator[Any]:
+    """What the program does with the console of Windows, and that console."""
+    kernel32, interrupts = Kernel32(), Interrupts()
+    interrupts.take_console_events(kernel32)
+    yield interrupts, kernel32
+    interrupts.restore()
+
+
+def test_a_console_that_closes_is_put_off_for_as_long_as_windows_allows() -> None:
+    assert [seconds_to_hold(event, False) for event in (2, 5, 6)] == [CLOSING_SECONDS] * 3
+    assert CLOSING_SECONDS < 5.0
+    assert seconds_to_hold(2, True) == 0.0  # the question can be left as it is
+    assert [seconds_to_hold(event, False) for event in (0, 1, 3, 7)] == [None] * 4
+
+
+def test_a_console_that_closes_stops_the_program_which_ends_in_order(console: Any) -> None:
+    interrupts, kernel32 = console
+
+    async def program() -> None:
+        stop = asyncio.Event()
+        interrupts.bind(asyncio.get_running_loop(), stop)
+        answer = kernel32.send(2)
+        await asyncio.wait_for(stop.wait(), 10)
+        assert interrupts.cause == Stop("CTRL_CLOSE_EVENT", ExitStatus.TERMINATED)
+        assert not answer.done()  # Windows would end the process now
+        interrupts.restore()
+        assert await asyncio.wrap_future(answer) == 1
+
+    run_loop(program())
+    assert kernel32.handlers == []
+
+
+def test_ctrl_c_in_a_console_is_left_to_python(console: Any) -> None:
+    interrupts, kernel32 = console
+    assert [kernel32.send(event).result(10) for event in (0, 1)] == [0, 0]
+    assert interrupts.cause is None
+
+
+def test_a_console_that_closes_at_the_question_is_not_put_off(console: Any) -> None:
+    interrupts, kernel32 = console
+    interrupts.asking = True
+    assert kernel32.send(6).result(CLOSING_SECONDS / 2) == 1
+
+
+def test_a_console_that_closes_after_ctrl_c_is_not_a_second_press(console: Any) -> None:
+    interrupts, kernel32 = console
+    interrupts._handle(signal.SIGINT, None)
+    answer = kernel32.send(2)
+    interrupts.restore()
+    assert answer.result(10) == 1
+    assert interrupts.cause == stop_by_signal(signal.SIGINT)
