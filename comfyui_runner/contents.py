@@ -103,6 +103,17 @@ def why_no_picture(head: bytes) -> str:
     return "it is text"
 
 
+def text_encoding(head: bytes) -> str:
+    """How to read text whose first bytes are ``head``: as UTF-16 by its mark, else as UTF-8.
+
+    Windows PowerShell writes UTF-16 with a mark (``>``, Out-File), and so does a spreadsheet that
+    saves as "Unicode text".
+    """
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig"
+
+
 def guess_encoding(data: bytes) -> str:
     """The encoding of text that is not in UTF-8: "UTF-16", "GBK" or "Windows-1252".
 
@@ -134,7 +145,9 @@ def _decodes(data: bytes, encoding: str) -> bool:
 
 def save_as_utf_8(encoding: str) -> str:
     """What to do with text that is in ``encoding`` ("" for one that is not known)."""
-    remedy = "Save it as UTF-8 (in an editor: Save as, Encoding)"
+    remedy = (
+        "Save it as UTF-8 (in an editor: Save as, Encoding; in a spreadsheet: save as CSV UTF-8)"
+    )
     if not encoding:
         return f"{remedy}."
     iconv_name = {"Windows-1252": "CP1252"}.get(encoding, encoding)

@@ -38,8 +38,27 @@ class Environment:
         self.limits = limits
         self.ends_process = ends_process
 
-        # A console that lacks a character must not end a run.
         for stream in (self.stdout, self.stderr):
-            reconfigure = getattr(stream, "reconfigure", None)  # not every stand-in has it
-            if reconfigure is not None:
-                reconfigure(errors="replace")
+            prepare_output(stream, self.variables)
+
+
+def names_encoding(python_io_encoding: str) -> bool:
+    """Whether a PYTHONIOENCODING names an encoding: ``:replace`` names only what errors become."""
+    return bool(python_io_encoding.partition(":")[0])
+
+
+def prepare_output(stream: TextIO, variables: Mapping[str, str]) -> None:
+    """Makes ``stream`` take every text.
+
+    What is not a console becomes UTF-8, unless the person has chosen an encoding: Python would
+    write in Windows' code page there, which lacks most characters. A console has them all (on
+    Windows since Python 3.6), or gets "?".
+    """
+    reconfigure = getattr(stream, "reconfigure", None)  # not every stand-in has it
+    if reconfigure is None:
+        return
+    keeps_encoding = stream.isatty() or names_encoding(variables.get("PYTHONIOENCODING", ""))
+    if keeps_encoding:
+        reconfigure(errors="replace")
+    else:
+        reconfigure(encoding="utf-8", errors="replace")

@@ -24,6 +24,7 @@ from comfyui_runner.contents import (
     describe_content,
     guess_encoding,
     save_as_utf_8,
+    text_encoding,
     why_no_picture,
 )
 from comfyui_runner.documents import (
@@ -347,7 +348,7 @@ def _read_text(path: str) -> str:
         raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.") from None
 
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(text_encoding(data))
     except UnicodeDecodeError:
         raise _not_utf_8(path, data) from None
     if "\0" in text:  # UTF-16 without its mark: every second byte of English text is a zero

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.json_text import parse_json
@@ -43,6 +44,8 @@ _BOOLEANS = {
     "off": False,
     "0": False,
 }
+
+_has_decimal_comma = re.compile(r"\s*[+-]?[0-9]*,[0-9]+\s*").fullmatch
 
 #: The folder where ComfyUI looks for what a loader's input names (its folder_paths.py).
 MODEL_FOLDERS = {
@@ -184,6 +187,7 @@ def describe_fault(
         message = f"{name} takes a link from another node, not a value."
     else:
         message = f"{name} = {shown} is not {describe_type(spec)}."
+        hints = _hint_at_point(spec, value)
     return Fault(fault_type, message, tuple(hints))
 
 
@@ -192,6 +196,14 @@ def _hint_at_range(spec: DeclaredInput) -> List[str]:
     if not allowed:
         return []
     return [f"Allowed: {allowed}."]
+
+
+def _hint_at_point(spec: DeclaredInput, value: Any) -> List[str]:
+    """Spreadsheets of many languages write 7,5 for 7.5."""
+    is_meant_as_number = spec.type == "FLOAT" and isinstance(value, str)
+    if not is_meant_as_number or not _has_decimal_comma(value):
+        return []
+    return [f"Write it with a point: {value.strip().replace(',', '.')}"]
 
 
 def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: bool) -> List[str]:

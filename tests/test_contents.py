@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfyui_runner.contents import Content, describe_content, guess_encoding, save_as_utf_8
+from comfyui_runner.contents import Content, describe_content, guess_encoding, save_as_utf_8, text_encoding
 
 PICTURES = [
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -75,3 +75,16 @@ def test_the_encoding_of_a_text_is_guessed(data: bytes, encoding: str) -> None:
 def test_what_to_do_names_a_command_where_the_encoding_is_known() -> None:
     assert "iconv -f UTF-16 -t UTF-8 FILE > NEW" in save_as_utf_8("UTF-16")
     assert "iconv" not in save_as_utf_8("")
+    assert "save as CSV UTF-8" in save_as_utf_8("Windows-1252")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", ["", "a", "a fox", "狐狸"])
+def test_a_text_is_read_by_its_mark(encoding: str, text: str) -> None:
+    data = text.encode(encoding)
+    assert data.decode(text_encoding(data)) == text
+
+
+def test_the_mark_of_utf_16_has_two_orders() -> None:
+    for data in ("\ufeffa".encode("utf-16-le"), "\ufeffa".encode("utf-16-be")):
+        assert data.decode(text_encoding(data)) == "a"

@@ -104,6 +104,21 @@ def test_a_name_that_does_not_mean_an_input_is_refused(name: str, kind: str, wor
     assert error.type == kind and words in error.message
 
 
+@pytest.mark.parametrize(
+    ("spec", "text", "hint"),
+    [
+        (["FLOAT"], "7,5", " Write it with a point: 7.5"),
+        (["FLOAT", {"max": 100}], " -,5 ", " Write it with a point: -.5"),
+        (["FLOAT"], "1,000,000", ""),
+        (["FLOAT"], "7,", ""),
+        (["INT"], "7,5", ""),
+    ],
+)
+def test_a_number_with_a_comma_is_offered_with_a_point(spec: Any, text: str, hint: str) -> None:
+    error = refused(apply_edits, {"1": node("A", cfg=1)}, [InputEdit(Ref("1", "cfg"), text)], info("A", cfg=spec))
+    assert error.type == "invalid_input_type" and error.message.endswith(")." + hint)
+
+
 def test_words_for_yes_and_no() -> None:
     words = ["true", "yes", "on", "1", "false", "no", "off", "0"]
     assert [read_value(parse_spec(["BOOLEAN"]), None, word) for word in words] == [True] * 4 + [False] * 4

@@ -417,10 +417,10 @@ def test_a_value_comes_from_a_file(simulator: Any, workflow_file: Make, tmp_path
 
 
 def test_a_file_that_is_not_text_is_refused(idle: Any, tmp_path: Any) -> None:
-    (tmp_path / "text.txt").write_bytes("狐 in the snow".encode("utf-16"))  # as by > in PowerShell
+    (tmp_path / "text.txt").write_bytes("狐 in the snow".encode("gbk"))
     result = go(idle, "--yes", "--set", "2.text=@%s" % (tmp_path / "text.txt"), API_FILE)
     assert result.status == ExitStatus.USAGE
-    assert "text.txt cannot be read: it is in UTF-16, not in UTF-8." in result.err
+    assert "text.txt cannot be read: it is in GBK, not in UTF-8." in result.err
     assert "Save it as UTF-8" in result.err and "@@" not in result.err
 
 

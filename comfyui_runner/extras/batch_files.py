@@ -7,10 +7,10 @@ import itertools
 import json
 import os
 import stat
-from io import FileIO
+from io import BufferedReader, FileIO, TextIOWrapper
 from typing import Any, Dict, Generator, Iterator, Mapping, Optional, TextIO
 
-from comfyui_runner.contents import guess_encoding, save_as_utf_8
+from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
 from comfyui_runner.files import name_on_disk
@@ -68,9 +68,10 @@ def read_all_rows(
         return
     try:
         with contextlib.ExitStack() as stack:
-            file = stdin
-            if settings.batch != "-":
-                file = stack.enter_context(open(settings.batch, encoding="utf-8-sig", newline=""))
+            if settings.batch == "-":
+                file = stack.enter_context(decode_input(stdin))
+            else:
+                file = decode_rows(stack.enter_context(open(settings.batch, "rb")))
             for row in read_file(file, workflow):
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
@@ -80,6 +81,29 @@ def read_all_rows(
         reason = f"it is in {encoding}, not in UTF-8" if encoding else "it is not text in UTF-8"
         message = f"--batch {settings.batch} cannot be read: {reason}."
         raise UsageError(message, save_as_utf_8(encoding)) from None
+
+
+@contextlib.contextmanager
+def decode_input(stdin: TextIO) -> Iterator[TextIO]:
+    """The text of standard input; at the end of the block it stays open.
+
+    What is not a console is read as a file is: Python would take its bytes for Windows' code page.
+    """
+    data = getattr(stdin, "buffer", None)  # not every stand-in has it
+    if data is None or stdin.isatty():
+        yield stdin
+        return
+    rows = decode_rows(data)
+    try:
+        yield rows
+    finally:
+        with contextlib.suppress(ValueError):  # a thread still waits for a line of it
+            rows.detach()
+
+
+def decode_rows(data: BufferedReader) -> TextIOWrapper:
+    """The text in ``data``, line by line as it comes: UTF-16 by its mark, else UTF-8."""
+    return TextIOWrapper(data, encoding=text_encoding(data.peek(2)), newline="")
 
 
 def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:

@@ -98,10 +98,10 @@ async def export(
     if loaded.uploads:
         uploaded = await upload_files(loaded, await comfyui.find(), console)
     prompt = draw_texts(loaded, complete_prompt(loaded, uploaded)).prompt
-    text = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
     if settings.export_api == "-":
-        console.printer.write(console.stdout, text)
+        # In ASCII, which arrives whole through any pipe, whatever its two ends think it is.
+        console.printer.write(console.stdout, json.dumps(prompt, indent=2) + "\n")
         return ExitStatus.OK
-    write_text_file(settings.export_api, text)
+    write_text_file(settings.export_api, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
     console.report(None, {"event": "exported", "path": settings.export_api, "nodes": len(prompt)})
     return ExitStatus.OK
