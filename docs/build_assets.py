@@ -116,11 +116,11 @@ def tools() -> str:
     find_font("DejaVuSansMono.ttf")
     wanted = json.dumps([sys.version, PYTHON_PACKAGES, NODE_PACKAGES, read_text("requirements.txt")])
     python, stamp = os.path.join(TOOLS, "bin", "python"), os.path.join(TOOLS, "made-from")
-    if os.path.exists(stamp) and read_text(stamp) == wanted:
+    if os.path.exists(python) and os.path.exists(stamp) and read_text(stamp) == wanted:
         return python
     shutil.rmtree(TOOLS, ignore_errors=True)
     print("Making %s ..." % os.path.basename(TOOLS), flush=True)
-    venv.create(TOOLS, with_pip=True)
+    venv.create(TOOLS, symlinks=True, with_pip=True)  # copies of some Pythons do not start
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *PYTHON_PACKAGES, "-r", os.path.join(ROOT, "requirements.txt")], check=True)
     npm = ["npm", "install", "--prefix", TOOLS, "--no-audit", "--no-fund", "--loglevel=error"]

@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import venv
 from typing import List
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,6 +43,25 @@ def lowest(requirements: str) -> List[str]:
     return ["%s==%s" % pair for pair in re.findall(r"(?m)^([\w-]+)>=([\d.]+)", requirements)]
 
 
+def make_environment(path: str) -> None:
+    """Makes a virtual environment with pip. Exits in words where this Python cannot.
+
+    Except on Windows, its Python is a link: a copy of Homebrew's, Xcode's or uv's does not find its library.
+    """
+    try:
+        # Debian packs these two by themselves, and the embeddable Python for Windows has neither.
+        import ensurepip  # noqa: F401
+        import venv
+    except ImportError as error:
+        version = "%d.%d" % sys.version_info[:2]
+        sys.exit(
+            f"This Python cannot make a virtual environment: it has no module {error.name} ({sys.executable}).\n"
+            f"Debian and Ubuntu: sudo apt install python{version}-venv\n"
+            "ComfyUI portable: its Python has none; start this with another one, from python.org."
+        )
+    venv.create(path, symlinks=os.name != "nt", with_pip=True)
+
+
 def environment(folder: str, use_lowest: bool) -> str:
     """The Python of the virtual environment in ``folder``, made if it is not there or is out of date."""
     with open(REQUIREMENTS, encoding="utf-8") as file, open(TEST_REQUIREMENTS, encoding="utf-8") as tests:
@@ -52,13 +70,14 @@ def environment(folder: str, use_lowest: bool) -> str:
     path = os.path.join(ROOT, folder)
     python = os.path.join(path, "Scripts" if os.name == "nt" else "bin", "python")
     stamp = os.path.join(path, "made-from")
-    if os.path.exists(stamp):
+    python_is_there = shutil.which(python) is not None  # the one that it is a link to may be gone
+    if python_is_there and os.path.exists(stamp):
         with open(stamp, encoding="utf-8") as file:
             if file.read() == wanted:
                 return python
     shutil.rmtree(path, ignore_errors=True)
     print("Making %s ..." % folder, flush=True)
-    venv.create(path, with_pip=True)
+    make_environment(path)
     wanted_packages = ["-r", REQUIREMENTS, "-r", TEST_REQUIREMENTS]
     if use_lowest:  # the fast set needs no more, and schemathesis needs a newer rich
         fast = [line for line in texts[1].splitlines() if line.startswith(("pytest", "hypothesis"))]

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import venv
 from typing import Any, Dict
 
 import pytest
+from run import make_environment
 from support import ROOT, make_decoys, node, slow_prompt
 
 from comfyui_runner.errors import ExitStatus
@@ -49,9 +49,9 @@ def install(python: str, *packages: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def make_environment(folder: Any) -> str:
+def new_python(folder: Any) -> str:
     """The Python of a fresh virtual environment."""
-    venv.create(str(folder), with_pip=True)
+    make_environment(str(folder))
     return os.path.join(str(folder), BIN, "python")
 
 
@@ -70,7 +70,7 @@ def wheel(tmp_path_factory: Any) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(os.path.join(ROOT, name), str(target))
 
-    python = make_environment(tmp_path_factory.mktemp("builder"))
+    python = new_python(tmp_path_factory.mktemp("builder"))
     folder = tmp_path_factory.mktemp("wheel")
     done = call(python, "-m", "pip", "wheel", "--no-deps", "-w", str(folder), ".", cwd=project, seconds=300)
     if "hatchling" in done.stderr and "No matching distribution" in done.stderr:
@@ -83,9 +83,17 @@ def wheel(tmp_path_factory: Any) -> str:
 @pytest.fixture(scope="module")
 def installed(wheel: str, tmp_path_factory: Any) -> str:
     """The folder of commands of a fresh environment that the wheel was installed in, with what it requires."""
-    python = make_environment(tmp_path_factory.mktemp("installed"))
+    python = new_python(tmp_path_factory.mktemp("installed"))
     install(python, wheel)
     return os.path.dirname(python)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has copies, which do start there")
+def test_the_python_of_an_environment_is_a_link(tmp_path: Any) -> None:
+    """A copy of Homebrew's, Xcode's or uv's Python does not start."""
+    python = new_python(tmp_path / "environment")
+    assert os.path.islink(python)
+    assert call(python, "-m", "pip", "--version", cwd=tmp_path).returncode == 0
 
 
 def test_the_installed_command_runs_the_demo_from_an_empty_folder(installed: str, tmp_path: Any) -> None:
@@ -142,7 +150,7 @@ def uv(tmp_path_factory: Any) -> str:
     found = shutil.which("uv")
     if found:
         return found
-    python = make_environment(tmp_path_factory.mktemp("uv"))
+    python = new_python(tmp_path_factory.mktemp("uv"))
     install(python, "uv")
     return os.path.join(os.path.dirname(python), "uv")
 
