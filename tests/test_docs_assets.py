@@ -153,7 +153,7 @@ def commands() -> Iterator[Command]:
         lines += re.findall(r"(?m)^ExecStart=(.*)$", text)
         for line in lines:
             line = line.strip()
-            line = re.sub(r"^\$ ", "", line)
+            line = re.sub(r"^(?:\$|(?:- )?run:) ", "", line)
             line = re.sub(r"^(?:[A-Z_]+=\S* )+(?=python)", "", line)
             if not re.match(r"(?:\S*[/\\])?(?:python3?|curl|curl\.exe|uv run|pip)(?: |$)", line):
                 continue
@@ -343,6 +343,16 @@ def test_files_that_the_text_names_exist() -> None:
     for name in ("README.md", "CONTRIBUTING.md", os.path.join("docs", "TESTING.md")):
         for path in re.findall(r"`((?:tests|docs|_assets|\.ci)/[\w./]+)`", read(name)):
             assert os.path.exists(os.path.join(ROOT, path)), (name, path)
+
+
+def test_the_workflow_for_other_systems_is_yaml_and_names_files_that_exist() -> None:
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the linters, which need Python 3.10")
+    (workflow,) = re.findall(r"(?ms)^```yaml\n(.*?)^```$", read(os.path.join("docs", "TESTING.md")))
+    jobs = yaml.safe_load(workflow)["jobs"]
+    assert {"windows-latest", "macos-latest"} <= set(jobs["fast"]["strategy"]["matrix"]["os"])
+    paths = set(re.findall(r"\btests/\w+\.py", workflow))
+    assert "tests/test_install_long.py" in paths
+    assert all(os.path.exists(os.path.join(ROOT, path)) for path in paths)
 
 
 # ------------------------------------------------------------------------------------------------
