@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
-from typing import Iterable, NamedTuple, Sequence
+import threading
+import time
+import uuid
+from typing import Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.errors import SaveError
 from comfyui_runner.text import flat, make_encodable, numbered_name, safe_path_parts
+from comfyui_runner.windows_files import is_in_use, is_inside, reason_not_written
+
+#: Seconds to wait before each further try to rename or remove a file that is in use; 2.5 in all.
+PAUSES_WHILE_IN_USE = (0.05, 0.1, 0.2, 0.4, 0.75, 1.0)
 
 # -- reading ---------------------------------------------------------------------------------------
 
@@ -64,24 +70,67 @@ class Saved(NamedTuple):
     bytes: int
 
 
+class WrittenFiles:
+    """The files that were written so far: none of them is overwritten under another name.
+
+    Most systems take names for one that differ in case or in Unicode form alone, and whoever allows
+    to overwrite old files does not mean those of the same batch. May be used in any thread.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  #: held from the choice of a name until its file is there
+        self._paths: Dict[Tuple[int, int], str] = {}  # by the device and the number of the file
+
+    def has_under_another_name(self, path: str) -> bool:
+        """Whether the file at ``path`` was written here, and its name spelled in another way."""
+        identity = self._identify(path)
+        if identity is None or identity not in self._paths:
+            return False
+        return self._paths[identity] != path
+
+    def add(self, path: str) -> None:
+        """The file at ``path`` was written."""
+        identity = self._identify(path)
+        if identity is not None:
+            self._paths[identity] = path
+
+    def _identify(self, path: str) -> Optional[Tuple[int, int]]:
+        """What only the file at ``path`` has; None if it does not exist or has no number."""
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return None
+        if not status.st_ino:  # some network drives
+            return None
+        return status.st_dev, status.st_ino
+
+
 def write_file(
-    folder: str, parts: Sequence[str], overwrite: bool, chunks: Iterable[bytes]
+    folder: str,
+    parts: Sequence[str],
+    overwrite: bool,
+    chunks: Iterable[bytes],
+    written: Optional[WrittenFiles] = None,
 ) -> Saved:
     """Writes ``chunks`` to ``parts`` below ``folder``: under that name only when all have come.
 
-    What the file system cannot encode becomes "_". Raises SaveError, OSError, and what ``chunks``
-    raises; nothing is left behind then.
+    What the file system cannot encode becomes "_". With ``overwrite``, files of ``written`` are
+    replaced under their own names only. Raises SaveError, OSError, and what ``chunks`` raises;
+    nothing is left behind then.
     """
     folder = name_on_disk(folder)
     parts = [name_on_disk(part) for part in parts]
+    written = written or WrittenFiles()
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
+    temporary = temporary_path(folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             size = sum(file.write(chunk) for chunk in chunks)
-        let_others_read(temporary)
-        path = reserve(folder, parts, overwrite)
-        move_to_reserved(temporary, path, overwrite)
+        with written.lock:
+            path = reserve(folder, parts, overwrite, written)
+            move_to_reserved(temporary, path, overwrite)
+            if overwrite:
+                written.add(path)
     except BaseException:
         remove_if_there(temporary)
         raise
@@ -104,41 +153,57 @@ def make_writable_folder(folder: str) -> None:
     """
     folder = name_on_disk(folder)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".part-", dir=folder)
+    temporary = temporary_path(folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(b"test")  # on a full disk a file can be made, but not filled
     finally:
-        os.unlink(temporary)
+        remove_if_there(temporary)
+
+
+def temporary_path(folder: str) -> str:
+    """A name in ``folder`` that no file has.
+
+    Not by tempfile.mkstemp(): where Windows lets nobody write, it tries 10,000 names, and then says
+    that all of them exist.
+    """
+    return os.path.join(folder, f".part-{uuid.uuid4().hex[:12]}")
 
 
 def move_to_reserved(temporary: str, path: str, overwrite: bool) -> None:
     """Renames a file to the path that reserve() returned. Raises OSError."""
     try:
-        os.replace(temporary, path)
+        when_not_in_use(lambda: os.replace(temporary, path))
     except OSError:
         if not overwrite:
-            os.unlink(path)  # the empty file that reserve() made
+            remove_if_there(path)  # the empty file that reserve() made
         raise
-
-
-def let_others_read(path: str) -> None:
-    """Gives ``path``, which mkstemp() made for us alone, the mode of any new file."""
-    if os.name == "posix":
-        mask = os.umask(0)  # it cannot be read without being set
-        os.umask(mask)
-        os.chmod(path, 0o666 & ~mask)
 
 
 def remove_if_there(path: str) -> None:
     """Removes a file, if it can be removed."""
     try:
-        os.unlink(path)
+        when_not_in_use(lambda: os.unlink(path))
     except OSError:
         pass
 
 
-def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
+def when_not_in_use(action: Callable[[], None]) -> None:
+    """Does ``action``, once more for as long as Windows says that a file is in use. Raises OSError.
+
+    Virus scanners and indexers open each new file for a moment.
+    """
+    for pause in PAUSES_WHILE_IN_USE:
+        try:
+            return action()
+        except OSError as error:
+            if not is_in_use(error):
+                raise
+        time.sleep(pause)
+    return action()
+
+
+def reserve(folder: str, parts: Sequence[str], overwrite: bool, written: WrittenFiles) -> str:
     """The path for ``parts`` below ``folder``; unless ``overwrite``, an empty file is made there.
 
     A name that is taken gets `` (1)``. Raises OSError, and SaveError if a link leads out of it.
@@ -147,7 +212,12 @@ def reserve(folder: str, parts: Sequence[str], overwrite: bool) -> str:
     os.makedirs(subfolder, exist_ok=True)
     for number in range(100000):
         path = os.path.join(subfolder, numbered_name(parts[-1], number))
-        may_be_replaced = overwrite and not os.path.isdir(path)
+        may_be_replaced = (
+            overwrite
+            and not os.path.isdir(path)
+            # "A.png", written just now, where "a.png" is the same file
+            and not written.has_under_another_name(path)
+        )
         if may_be_replaced:
             return path
         try:
@@ -162,7 +232,7 @@ def subfolder_inside(folder: str, parts: Sequence[str]) -> str:
     """The real folder of ``parts``. Raises SaveError if a link leads out of ``folder``."""
     root = os.path.realpath(folder)
     subfolder = os.path.realpath(os.path.join(root, *parts[:-1]))
-    if os.path.commonpath([root, subfolder]) != root:
+    if not is_inside(subfolder, root):
         raise SaveError(f"{os.path.join(*parts)} leads out of {folder}.", "Remove the link.")
     return subfolder
 
@@ -184,7 +254,7 @@ def write_text_file(path: str, text: str) -> None:
         else:
             write_file(folder, [name], True, [data])
     except OSError as error:
-        raise SaveError(f"{path} cannot be written: {error.strerror or error}.") from None
+        raise SaveError(f"{path} cannot be written: {reason_not_written(error)}.") from None
 
 
 def is_device_or_pipe(path: str) -> bool:
@@ -206,10 +276,12 @@ def write_to_device(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def save_bytes(data: bytes, name: str, folder: str, overwrite: bool) -> Saved:
-    """Saves ``data`` as ``name`` below ``folder``. Raises SaveError."""
+def save_bytes(
+    data: bytes, name: str, folder: str, overwrite: bool, written: Optional[WrittenFiles] = None
+) -> Saved:
+    """Saves ``data`` as ``name`` below ``folder``, as write_file() does. Raises SaveError."""
     try:
-        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data])
+        return write_file(folder, safe_path_parts("", flat(name)), overwrite, [data], written)
     except OSError as error:
-        reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
+        reason = f"{name} could not be saved in {folder}: {reason_not_written(error)}."
         raise SaveError(reason, "Choose another folder with -o.") from None

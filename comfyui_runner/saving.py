@@ -9,10 +9,11 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.downloads import CHANGES, Download, FileChanged, FileMissing
 from comfyui_runner.errors import ExitStatus, SaveError
-from comfyui_runner.files import Saved, save_bytes, write_file
+from comfyui_runner.files import Saved, WrittenFiles, save_bytes, write_file
 from comfyui_runner.outputs import Output
 from comfyui_runner.server import Server
 from comfyui_runner.text import flat, plural, safe_path_parts
+from comfyui_runner.windows_files import reason_not_written
 
 
 def keep_name(name: str) -> str:
@@ -23,6 +24,9 @@ def keep_name(name: str) -> str:
 class Destination(NamedTuple):
     """Where the outputs of a run are saved. ``rename`` changes the names that ComfyUI gave.
 
+    ``written`` is the memory that runs share whose files must not overwrite each other under names
+    that only some systems take for one.
+
     ``stopping``, when it is set, ends the saving (None: nothing does): a download ends at its next
     chunk. The run then ends with ``status_if_stopped()``, or (None) as if a download had failed.
     """
@@ -32,6 +36,11 @@ class Destination(NamedTuple):
     rename: Callable[[str], str] = keep_name
     stopping: Optional[asyncio.Event] = None
     status_if_stopped: Optional[Callable[[], ExitStatus]] = None
+    written: Optional[WrittenFiles] = None
+
+    def save_bytes(self, data: bytes, name: str) -> Saved:
+        """Saves ``data`` as ``name``. Raises SaveError."""
+        return save_bytes(data, name, self.folder, self.overwrite, self.written)
 
     @property
     def is_stopped(self) -> bool:
@@ -74,8 +83,7 @@ def save_jobs(
 def save_content(output: Output, destination: Destination) -> Saved:
     """Saves an output that is not a file on the server. Raises SaveError."""
     name, data = content_of(output)
-    name = destination.rename(name)
-    return save_bytes(data, name, destination.folder, destination.overwrite)
+    return destination.save_bytes(data, destination.rename(name))
 
 
 def content_of(output: Output) -> Tuple[str, bytes]:
@@ -127,7 +135,7 @@ def download_or_save_text(
     except FileMissing:
         name = destination.rename(name_of_text(output))
         data = output.path.encode(errors="replace")
-        return save_bytes(data, name, destination.folder, destination.overwrite)
+        return destination.save_bytes(data, name)
 
 
 def download(
@@ -149,11 +157,12 @@ def download(
             # The answer may take long, and the program may leave meanwhile: no file is begun
             # before its first piece is here.
             first = next(chunks, b"")
-            return write_file(folder, parts, overwrite, itertools.chain([first], chunks))
+            chunks_again = itertools.chain([first], chunks)
+            return write_file(folder, parts, overwrite, chunks_again, destination.written)
         except FileChanged:
             continue
         except OSError as error:
-            reason = f"{name} could not be saved in {folder}: {error.strerror or error}."
+            reason = f"{name} could not be saved in {folder}: {reason_not_written(error)}."
             remedy = f"Choose another folder with -o; the file is at {url}"
             raise SaveError(reason, remedy) from None
         finally:

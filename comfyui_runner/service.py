@@ -35,6 +35,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
+from comfyui_runner.files import WrittenFiles
 from comfyui_runner.guard import Guard
 from comfyui_runner.held_workflow import HeldWorkflow
 from comfyui_runner.interrupts import Stop
@@ -325,7 +326,9 @@ class Service:
         destination = None
         if self.options.output is not None:
             folder, overwrite = self.options.output, self.options.overwrite
-            destination = Destination(folder, overwrite, stopping=self.stopping)
+            destination = Destination(
+                folder, overwrite, stopping=self.stopping, written=WrittenFiles()
+            )
         ending = await conclude(session, run, stop, destination, is_served=True)
         record.conclude(ending.outputs, await in_thread(self._keep, ending.outputs))
         await self._end(record, ending.report["message"])

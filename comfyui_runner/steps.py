@@ -14,7 +14,7 @@ from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import draw_seeds, with_values
 from comfyui_runner.errors import ExitStatus, NotConfirmed, SaveError, ServerError, UsageError
-from comfyui_runner.files import make_writable_folder
+from comfyui_runner.files import WrittenFiles, make_writable_folder
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import (
     Define,
@@ -36,6 +36,7 @@ from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import bounded, in_thread
+from comfyui_runner.windows_files import reason_not_written
 
 #: What a call does: one of the two modes, or what a flag asks for beyond them.
 Program = Callable[[Settings, Console], Awaitable[ExitStatus]]
@@ -99,7 +100,7 @@ def check_output_folder(settings: Settings) -> None:
     try:
         make_writable_folder(folder)
     except OSError as error:
-        reason = error.strerror or error
+        reason = reason_not_written(error)
         if isinstance(error, FileExistsError):
             reason = "it is not a folder"
         raise UsageError(
@@ -208,7 +209,9 @@ def destination_of_run(
         return None
     destination = make_destination(settings, prompt, 1, folder)
     return destination._replace(
-        stopping=console.stop, status_if_stopped=lambda: console.what_stopped.exit_status
+        stopping=console.stop,
+        status_if_stopped=lambda: console.what_stopped.exit_status,
+        written=WrittenFiles(),
     )
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 from support import limited_disk
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import SaveError
-from comfyui_runner.files import make_writable_folder, read_regular_file, save_bytes, write_file, write_text_file
+from comfyui_runner.files import (
+    PAUSES_WHILE_IN_USE,
+    WrittenFiles,
+    make_writable_folder,
+    read_regular_file,
+    save_bytes,
+    write_file,
+    write_text_file,
+)
 from comfyui_runner.outputs import Output
 from comfyui_runner.saving import Destination, save_jobs
 from comfyui_runner.server import Server
@@ -123,6 +131,70 @@ def test_when_the_last_step_fails_nothing_is_left_behind(tmp_path: Any, monkeypa
     with pytest.raises(OSError):
         write(tmp_path, "a.png")
     assert files_in(tmp_path) == []
+
+
+class SharingViolation(PermissionError):
+    """What Windows raises while another program has a file open."""
+
+    winerror = 32
+
+
+def in_use_for(tries: int, function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` of a system on which a virus scanner holds the file for so many tries."""
+    left = [tries]
+
+    def try_it(*paths: str) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise SharingViolation(13, "used by another process", *paths)
+        function(*paths)
+
+    return try_it
+
+
+def test_a_file_that_a_virus_scanner_holds_for_a_moment_is_saved(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", in_use_for(3, os.replace))
+    assert write(tmp_path, "a.png") == "a.png"
+    assert files_in(tmp_path) == ["a.png"]
+
+
+def test_a_temporary_file_that_a_virus_scanner_holds_for_a_moment_is_removed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "unlink", in_use_for(3, os.unlink))
+    make_writable_folder(str(tmp_path))
+    assert files_in(tmp_path) == []
+
+
+def test_a_file_that_stays_in_use_is_given_up_and_leaves_nothing_behind(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sum(PAUSES_WHILE_IN_USE) == 2.5
+    monkeypatch.setattr("comfyui_runner.files.PAUSES_WHILE_IN_USE", (0.01, 0.01))
+    monkeypatch.setattr(os, "replace", in_use_for(3, os.replace))
+    with pytest.raises(SharingViolation):
+        write(tmp_path, "a.png")
+    assert files_in(tmp_path) == []
+
+
+def test_names_that_the_system_takes_for_one_do_not_overwrite_each_other(tmp_path: Any) -> None:
+    """A hard link is one file under two names, as "A.png" and "a.png" are on Windows and macOS."""
+    written = WrittenFiles()
+
+    def save(name: str, data: bytes) -> str:
+        saved = write_file(str(tmp_path), [name], True, [data], written)
+        return os.path.basename(saved.path)
+
+    assert save("A.png", b"first") == "A.png"
+    os.link(tmp_path / "A.png", tmp_path / "a.png")
+    assert save("a.png", b"second") == "a (1).png"
+    assert (tmp_path / "A.png").read_bytes() == b"first"
+    assert save("A.png", b"third") == "A.png"  # under its own name it may be replaced
+    assert (tmp_path / "A.png").read_bytes() == b"third"
+    written = WrittenFiles()  # the next batch
+    assert save("a.png", b"fourth") == "a.png"
 
 
 def test_on_a_full_disk_nothing_is_left_of_an_output(tmp_path: Any) -> None:

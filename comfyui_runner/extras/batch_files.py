@@ -18,6 +18,7 @@ from comfyui_runner.loading import Loaded
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
+from comfyui_runner.windows_files import reason_not_written
 
 # -- the rows --------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Manifest:
         return SaveError(self._describe_failure(error), remedy)
 
     def _describe_failure(self, error: OSError) -> str:
-        return f"The manifest {self.path} cannot be written: {error.strerror or error}."
+        return f"The manifest {self.path} cannot be written: {reason_not_written(error)}."
 
 
 def read_manifest(path: str, resume: bool) -> Dict[int, str]:

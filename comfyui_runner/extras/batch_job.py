@@ -25,6 +25,7 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.batch_files import Manifest, count_rows, manifest_path, open_rows
 from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
+from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.meter import Meter
 from comfyui_runner.reports import Report, exit_status_of
@@ -166,6 +167,7 @@ class BatchJob:
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
         self.fatal: Optional[RunnerError] = None  #: why no row can run any more
+        self._written = WrittenFiles()
         self._reading = asyncio.Lock()
 
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
@@ -286,7 +288,8 @@ class BatchJob:
         folder = pattern_of_folder(self.settings)
         if not folder:
             return None
-        return make_destination(self.settings, prompt, row.number, folder)
+        destination = make_destination(self.settings, prompt, row.number, folder)
+        return destination._replace(written=self._written)
 
     async def _conclude(
         self,
