@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import re
 import urllib.parse
 from typing import Dict, Mapping, NamedTuple, Sequence, Tuple
@@ -23,12 +24,13 @@ class Address(NamedTuple):
     """Where a server is: ``url`` without credentials and without a last slash; headers to send.
 
     ``ca_bundle`` is the file or folder of the certificate authorities that are trusted, "" for
-    those that the program brings along.
+    those that the program brings along. ``notice`` is for people: what was changed in the URL.
     """
 
     url: str
     headers: Tuple[Tuple[str, str], ...] = ()
     ca_bundle: str = ""
+    notice: str = ""
 
     @property
     def websocket(self) -> str:
@@ -36,10 +38,20 @@ class Address(NamedTuple):
         return "ws" + self.url[len("http") :]
 
     @property
+    def host(self) -> str:
+        """The host's name or IP address, without brackets."""
+        return urllib.parse.urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port, where none is in the URL that of the scheme."""
+        parts = urllib.parse.urlsplit(self.url)
+        return parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+    @property
     def local(self) -> bool:
         """Whether it is on this machine, so that no proxy of the system may be asked for it."""
-        host = urllib.parse.urlsplit(self.url).hostname or ""
-        return host in ("localhost", "::1") or host.startswith("127.")
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
 def choose_ca_bundle(variables: Mapping[str, str]) -> str:
@@ -55,7 +67,13 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
     URL. Raises UsageError, whose message never shows a secret.
     """
     parts, port = _split_server_url(text)
-    host = parts.hostname or ""
+    typed_host = parts.hostname or ""
+    host = _host_that_can_be_called(typed_host)
+    notice = ""
+    if host != typed_host:
+        notice = (
+            f"{typed_host} is where ComfyUI listens (everywhere), not an address: using {host}."
+        )
     if ":" in host:  # IPv6
         host = f"[{host}]"
     netloc = f"{host}:{port}" if port else host
@@ -70,7 +88,7 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
         for other in overridden:
             del sent[other]
         sent[name] = value
-    return Address(url, tuple(sent.items()), ca_bundle)
+    return Address(url, tuple(sent.items()), ca_bundle, notice)
 
 
 def read_public_url(text: str) -> str:
@@ -124,6 +142,21 @@ def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
         message = "The server's URL must end before any ? or #."
         raise UsageError(message, "Give a token as --header instead.")
     return parts, port
+
+
+def _host_that_can_be_called(host: str) -> str:
+    """``host``; for 0.0.0.0 and ::, which mean all addresses of this machine, the local one.
+
+    ComfyUI that listens everywhere prints http://0.0.0.0:8188, and Windows connects to no such
+    address.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host  # a name
+    if not ip.is_unspecified:
+        return host
+    return {4: "127.0.0.1", 6: "::1"}[ip.version]
 
 
 def _basic_authorization(parts: urllib.parse.SplitResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.documents import Prompt
@@ -13,7 +14,7 @@ from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import Origin, add_remedies
 from comfyui_runner.server import Server, split_look_up
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
-from comfyui_runner.threads import bounded, bounded_here
+from comfyui_runner.threads import bounded, bounded_here, end_tasks
 from comfyui_runner.versions import version_warning
 
 #: Bytes of an upload where ComfyUI does not say what it takes (its own default).
@@ -25,6 +26,11 @@ class Check(NamedTuple):
 
     has_changed: bool
     notices: Tuple[str, ...]
+
+
+async def ask_for_stats_once(server: Server) -> Dict[str, Any]:
+    """The server's answer to one GET /system_stats. Raises ServerError."""
+    return await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
 
 
 class Backend:
@@ -74,16 +80,22 @@ class Backend:
         """Ask every candidate until one answers; from then on that one alone is asked."""
         was_connected = self.connected
         notices: List[str] = []
-        for server in self._candidates:
-            try:
-                await self._ask(server)
-            except ServerGone:  # the load balancer has other servers
-                self.server = server.fresh()
-                self._candidates = (self.server,)
-            except ServerError as error:
-                notices += self._note_failure(error)
-            else:
-                break
+        # At the same time: on Windows it takes two seconds until a port refuses.
+        candidates = self._candidates
+        searches = [asyncio.ensure_future(ask_for_stats_once(server)) for server in candidates]
+        try:
+            for server, search in zip(candidates, searches):
+                try:
+                    await self._use(server, await search)
+                except ServerGone:  # the load balancer has other servers
+                    self.server = server.fresh()
+                    self._candidates = (self.server,)
+                except ServerError as error:
+                    notices += self._note_failure(error)
+                else:
+                    break
+        finally:
+            await end_tasks(searches)
         if self.connected and not was_connected:
             self.object_info = {}  # it may have other nodes and files now
             url = self.server.address.url
@@ -91,9 +103,8 @@ class Backend:
         has_changed = self.connected != was_connected
         return Check(has_changed, tuple(notice for notice in notices if notice))
 
-    async def _ask(self, server: Server) -> None:
-        """Keep ``server`` as the one that answers. Raises ServerError if it does not."""
-        stats = await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
+    async def _use(self, server: Server, stats: JsonObject) -> None:
+        """Keep ``server``, which answered with ``stats``. Raises ServerError if it has gone."""
         if not self.connected:
             features = await bounded(server.features, seconds=server.limits.read)
             self._features = as_dict(features)

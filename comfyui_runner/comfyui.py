@@ -15,7 +15,7 @@ from comfyui_runner.server import MOST_CLASSES_ONE_BY_ONE, Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import as_dict
 from comfyui_runner.third_party import import_third_party
-from comfyui_runner.threads import bounded, bounded_here, in_thread
+from comfyui_runner.threads import bounded, bounded_here, end_tasks, in_thread
 from comfyui_runner.versions import server_in_words, version_warning
 
 #: Tries of the first request to a server that is slow to answer.
@@ -42,6 +42,7 @@ class ComfyUI:
         self.server: Optional[Server] = None  #: once it is found
         self.stats: Dict[str, Any] = {}  #: its answer to GET /system_stats
         self._simulator: Any = None
+        self._notices_are_shown = False
 
     async def __aenter__(self) -> "ComfyUI":
         return self
@@ -59,17 +60,35 @@ class ComfyUI:
         return server
 
     async def _find(self) -> Tuple[Server, Dict[str, Any]]:
+        servers = [
+            Server(address, self.settings.limits, self.console.secrets)
+            for address in self._addresses()
+        ]
+        self._show_notices_of_addresses(servers)
+
+        # At the same time: on Windows it takes two seconds until a port refuses.
+        searches = [asyncio.ensure_future(ask_for_stats(server)) for server in servers]
         errors: List[ServerError] = []
-        for address in self._addresses():
-            server = Server(address, self.settings.limits, self.console.secrets)
-            try:
-                stats = await ask_for_stats(server)
-            except ServerError as error:
-                errors.append(error)
-                continue
-            self._report_server(address, stats, errors)
-            return server, stats
+        try:
+            for server, search in zip(servers, searches):
+                try:
+                    stats = await search
+                except ServerError as error:
+                    errors.append(error)
+                    continue
+                self._report_server(server.address, stats, errors)
+                return server, stats
+        finally:
+            await end_tasks(searches)
         raise error_of_search(errors)
+
+    def _show_notices_of_addresses(self, servers: Sequence[Server]) -> None:
+        """Shows what was changed in the addresses as they were typed, once."""
+        notices = [server.address.notice for server in servers if server.address.notice]
+        if not self._notices_are_shown:
+            for notice in notices:
+                self.console.notice(notice)
+        self._notices_are_shown = True
 
     def _addresses(self) -> Tuple[Address, ...]:
         """Where ComfyUI may be, in order of preference."""

@@ -14,6 +14,8 @@ from comfyui_runner.addresses import Address
 from comfyui_runner.answer_body import PACKING, AnswerBody, UnreadableBody, is_packed
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.host_routes import HostRoute
+from comfyui_runner.http_connections import make_adapter
 from comfyui_runner.http_failures import (
     broken_bodies,
     explain_no_answer,
@@ -84,8 +86,10 @@ class Server:
         address: Address,
         limits: Limits = DEFAULT_LIMITS,
         secrets: Optional[Secrets] = None,
+        route: Optional[HostRoute] = None,
     ) -> None:
         self.address = address
+        self.route = route or HostRoute(address.host, address.port)
         self.limits = limits
         self.secrets = secrets or Secrets()
         self._session = self._new_session()
@@ -95,6 +99,9 @@ class Server:
     def _new_session(self) -> "requests.Session":
         session: "requests.Session" = import_third_party("requests").Session()
         session.trust_env = not self.address.local  # no proxy of the system for this machine
+        adapter = make_adapter(self.route)
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
         session.verify = self.address.ca_bundle or True  # else only trust_env reads the variables
         session.auth = keep_request  # else a ~/.netrc entry would replace our Authorization
         # requests reads the whole body of a redirect, followed or not: so it must not see one.
@@ -108,7 +115,7 @@ class Server:
 
     def fresh(self) -> "Server":
         """The same address with an empty jar, for which a load balancer chooses a server anew."""
-        return Server(self.address, self.limits, self.secrets)
+        return Server(self.address, self.limits, self.secrets, self.route)
 
     @property
     def affinity(self) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, Dict
 
 from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.events import parse_message
+from comfyui_runner.http_connections import proxy_of_system
 from comfyui_runner.server import Server
 from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded
@@ -46,6 +47,7 @@ async def connect_websocket(server: Server, client_id: str) -> Any:
         raise ServerAnswer(message, status=status) from None
     except (OSError, EOFError, asyncio.TimeoutError, exceptions.WebSocketException) as error:
         # asyncio puts several addresses that refuse into one OSError: "Multiple exceptions: ..."
+        server.route.forget()
         refused = isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error)
         raise ServerUnreachable(type(error).__name__, refused=refused) from error
 
@@ -74,7 +76,7 @@ async def _open_socket(server: Server, client_id: str) -> Any:
         ping_timeout=60.0,  # ComfyUI may load a model for long without answering
         logger=_silent_logger(),
         **_tls_options(server),
-        **_proxy_options(server),
+        **await _route_options(server),
     )
     connecting.process_redirect = keep_error  # a redirect would carry our headers elsewhere
     return await connecting
@@ -122,10 +124,22 @@ def _tls_options(server: Server) -> Dict[str, Any]:
     return {"ssl": ssl.create_default_context(cafile=bundle)}
 
 
-def _proxy_options(server: Server) -> Dict[str, Any]:
-    """websockets asks the system's proxy since version 15; not for a server on this machine."""
+async def _route_options(server: Server) -> Dict[str, Any]:
+    """Connects as HTTP does: through the same proxy, or to the address of the host that answers.
+
+    Before version 15, websockets uses no proxy. Raises ServerUnreachable.
+    """
     version = import_third_party("websockets.version").version
-    major = int(version.partition(".")[0])
-    if server.address.local and major >= 15:
-        return {"proxy": None}
-    return {}
+    knows_proxies = int(version.partition(".")[0]) >= 15
+    proxy = ""
+    if knows_proxies and not server.address.local:
+        proxy = proxy_of_system(server.address.url)
+    if proxy:
+        return {"proxy": proxy}
+
+    limits = server.limits
+    ip = await bounded(server.route.find, limits.connect, seconds=limits.websocket)
+    options: Dict[str, Any] = {"host": ip, "port": server.address.port}
+    if knows_proxies:
+        options["proxy"] = None
+    return options

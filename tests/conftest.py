@@ -6,6 +6,8 @@ import http.server
 import json
 import os
 import signal
+import socket
+import socketserver
 import threading
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -90,6 +92,26 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
 
 @pytest.fixture
+def serve_tcp() -> Iterator[Callable[[Any], int]]:
+    """Serves a handler of socketserver, a thread for each connection, and returns its port."""
+    servers: List[socketserver.ThreadingTCPServer] = []
+
+    class Listener(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    def start(handler: Any) -> int:
+        servers.append(Listener(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return int(servers[-1].server_address[1])
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
 def workflow_file(tmp_path: Any) -> Callable[[Dict[str, Any]], str]:
     """Writes a prompt to a file and returns its path."""
 
@@ -107,3 +129,16 @@ def fast() -> Limits:
     from support import FAST
 
     return FAST
+
+
+@pytest.fixture
+def localhost_is_ipv6_first(monkeypatch: Any) -> None:
+    """The name localhost means ::1 and 127.0.0.1, in this order, as on Windows."""
+    look_up = socket.getaddrinfo
+
+    def windows_look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "localhost":
+            return look_up(host, *arguments, **options)
+        return look_up("::1", *arguments, **options) + look_up("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", windows_look_up)

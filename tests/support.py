@@ -9,7 +9,9 @@ import io
 import json
 import os
 import pkgutil
+import socket
 import sys
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, TextIO
 
@@ -209,6 +211,39 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
             return value
         time.sleep(0.01)
     raise AssertionError("%s did not come true in %s s" % (what, seconds))
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has ::1."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Hands on what comes until either end closes."""
+    with contextlib.suppress(OSError):
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def pump_to_port(client: socket.socket, port: int) -> None:
+    """Hands on what comes between ``client`` and ``port`` of this machine, until either end closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as server:
+        upwards = threading.Thread(target=pump, args=(client, server), daemon=True)
+        upwards.start()
+        pump(server, client)
+        upwards.join(5)
 
 
 @contextlib.contextmanager

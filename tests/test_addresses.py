@@ -27,11 +27,37 @@ HERE = "http://127.0.0.1:8188"
         ("HTTPS://Comfy.Example/base/path//", "https://comfy.example/base/path", "wss://comfy.example/base/path"),
         ("http://[::1]:8188", "http://[::1]:8188", "ws://[::1]:8188"),
         ("https://user:pass@host:1/x", "https://host:1/x", "wss://host:1/x"),
+        ("http://0.0.0.0:8188", HERE, "ws://127.0.0.1:8188"),
+        ("0.0.0.0", "http://127.0.0.1", "ws://127.0.0.1"),
+        ("http://[::]:8188/x", "http://[::1]:8188/x", "ws://[::1]:8188/x"),
+        ("http://[0::0]:8188", "http://[::1]:8188", "ws://[::1]:8188"),
     ],
 )
 def test_an_address(text: str, url: str, websocket: str) -> None:
     address = parse_address(text)
     assert (address.url, address.websocket) == (url, websocket)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost", "localhost", 80),
+        ("https://comfy.example/x", "comfy.example", 443),
+        ("http://[::1]:8188", "::1", 8188),
+    ],
+)
+def test_what_is_connected_to(text: str, host: str, port: int) -> None:
+    address = parse_address(text)
+    assert (address.host, address.port) == (host, port)
+
+
+def test_an_address_to_listen_at_is_replaced_with_a_notice() -> None:
+    assert parse_address("http://0.0.0.0:8188").notice == (
+        "0.0.0.0 is where ComfyUI listens (everywhere), not an address: using 127.0.0.1."
+    )
+    assert "using ::1" in parse_address("http://[::]:8188").notice
+    for text in ("127.0.0.1", "localhost", "http://[::1]"):
+        assert parse_address(text).notice == ""
 
 
 @pytest.mark.parametrize(

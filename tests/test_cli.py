@@ -18,11 +18,11 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, List, Optional, Set
 
 import pytest
 from slow_proxy import HurriedLoop
-from support import FIXTURES, ROOT, SCRIPT, Outcome, Terminal, run, script, slow_prompt
+from support import FIXTURES, ROOT, SCRIPT, Outcome, Terminal, needs_ipv6, pump_to_port, run, script, slow_prompt
 
 from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.environment import Environment
@@ -239,56 +239,31 @@ def test_https_where_http_is_spoken_says_so(simulator: Any, workflow_file: Make)
     assert "Start ComfyUI" not in result.err
 
 
-#: A certificate for 127.0.0.1, 0.0.0.0 and localhost that is its own authority, valid until 2126.
+#: A certificate for 127.0.0.1, ::ffff:127.0.0.1 and localhost that is its own authority, valid until 2126.
 CERTIFICATE = os.path.join(FIXTURES, "tls", "certificate.pem")
 
 
-def pump(source: Any, target: Any) -> None:
-    """Hands on what comes until either end closes."""
-    with contextlib.suppress(OSError):
-        while True:
-            data = source.recv(65536)
-            if not data:
-                break
-            target.sendall(data)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
-def tls_port(simulator: Any) -> Iterator[int]:
+def tls_port(simulator: Any, serve_tcp: Make) -> int:
     """The port of a proxy that speaks TLS, with CERTIFICATE, before the simulator."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE, os.path.join(FIXTURES, "tls", "key.pem"))
 
     class Forward(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                client = stack.enter_context(context.wrap_socket(self.request, server_side=True))
-                server = stack.enter_context(socket.create_connection(("127.0.0.1", simulator.port), timeout=30))
-                upwards = threading.Thread(target=pump, args=(client, server), daemon=True)
-                upwards.start()
-                pump(server, client)
-                upwards.join(5)
+            with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as client:
+                pump_to_port(client, simulator.port)
 
-    class Listener(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    with Listener(("127.0.0.1", 0), Forward) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        yield listener.server_address[1]
-        listener.shutdown()
+    return int(serve_tcp(Forward))
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # the second does not count as local
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", pytest.param("[::ffff:127.0.0.1]", marks=needs_ipv6)]
+)  # the second does not count as local
 def test_an_own_certificate_counts_for_http_and_websocket(
     host: str, variable: str, tls_port: int, workflow_file: Make, monkeypatch: Any
 ) -> None:
-    if os.name == "nt" and host == "0.0.0.0":
-        pytest.skip("Windows does not connect to it")
     monkeypatch.setenv("NO_PROXY", "*")
     for name in CA_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -298,6 +273,16 @@ def test_an_own_certificate_counts_for_http_and_websocket(
     assert result.status == ExitStatus.OK
     assert "connection" not in result.names()  # else the WebSocket was refused
     assert "progress" in result.names()
+
+
+@needs_ipv6
+def test_a_certificate_is_that_of_the_name_whatever_address_of_it_answers(
+    tls_port: int, workflow_file: Make, localhost_is_ipv6_first: None
+) -> None:
+    arguments = ["--server", f"https://localhost:{tls_port}", "--yes", "--json", workflow_file(slow_prompt())]
+    result = run(*arguments, environment={"SSL_CERT_FILE": CERTIFICATE})
+    assert result.status == ExitStatus.OK
+    assert "connection" not in result.names()
 
 
 def test_without_it_the_certificate_is_refused_and_the_message_names_the_variables(
