@@ -15,10 +15,12 @@ import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
-# A shell starts background jobs with Ctrl+C ignored, and what they start inherits it. With a handler here,
-# programs that the tests start have the default again.
+# A shell starts background jobs with Ctrl+C ignored, nohup with a closed terminal ignored, and what they
+# start inherits it. With a handler here, programs that the tests start have the default again.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 from served import comfyui, make_middleware, service, shared  # noqa: F401
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
