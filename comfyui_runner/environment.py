@@ -52,12 +52,16 @@ def prepare_output(stream: TextIO, variables: Mapping[str, str]) -> None:
 
     What is not a console becomes UTF-8, unless the person has chosen an encoding: Python would
     write in Windows' code page there, which lacks most characters. A console has them all (on
-    Windows since Python 3.6), or gets "?".
+    Windows since Python 3.6), or gets "?". What is not a console gets lines that end with LF: the
+    CR of Windows would become part of the paths that a Unix shell there takes from --quiet.
     """
     reconfigure = getattr(stream, "reconfigure", None)  # not every stand-in has it
     if reconfigure is None:
         return
-    keeps_encoding = stream.isatty() or names_encoding(variables.get("PYTHONIOENCODING", ""))
+    is_console = stream.isatty()
+    if not is_console:
+        reconfigure(newline="\n")
+    keeps_encoding = is_console or names_encoding(variables.get("PYTHONIOENCODING", ""))
     if keeps_encoding:
         reconfigure(errors="replace")
     else:

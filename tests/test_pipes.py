@@ -31,8 +31,8 @@ PROMPT = {
 
 
 def pipe(encoding: str) -> io.TextIOWrapper:
-    """A pipe to write to, as Python opens it where the code page is ``encoding``."""
-    return io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    """A pipe to write to, as Python opens it on a Windows whose code page is ``encoding``."""
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\r\n")
 
 
 def filled_pipe(encoding: str, data: bytes) -> io.TextIOWrapper:
@@ -115,10 +115,24 @@ def test_a_console_keeps_its_encoding() -> None:
         def isatty(self) -> bool:
             return True
 
-    out, err = Console(io.BytesIO(), encoding="cp437"), pipe("cp437")
+    out, err = Console(io.BytesIO(), encoding="cp437", newline="\r\n"), pipe("cp437")
     Environment([], stdout=out, stderr=err, variables={})
     assert (out.encoding, out.errors) == ("cp437", "replace")
     assert (err.encoding, err.errors) == ("utf-8", "replace")
+    for stream in (out, err):
+        stream.write("one\n")
+    assert (written(out), written(err)) == (b"one\r\n", b"one\n")
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONIOENCODING": "cp1252"}], ids=["utf-8", "chosen"])
+def test_lines_in_pipes_end_with_lf(variables: Dict[str, str], simulator: Any, workflow_file: Make) -> None:
+    """Or `$(...)` in Git Bash would take a CR with each path."""
+    for flags in (["--quiet"], ["--json"], []):
+        out, err = pipe("cp1252"), pipe("cp1252")
+        arguments = ["--server", simulator.url, "--yes", *flags, workflow_file(PROMPT)]
+        assert call(arguments, io.StringIO(), out, err, variables) == ExitStatus.OK
+        data = written(out) + written(err)
+        assert data.endswith(b"\n") and b"\r" not in data
 
 
 def test_an_encoding_is_chosen_by_its_name() -> None:
