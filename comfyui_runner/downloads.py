@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Generator, Iterator, Mapping, NamedTuple
 from comfyui_runner.errors import SaveError, ServerAnswer, ServerError, ServerUnreachable
 from comfyui_runner.http_failures import broken_bodies
 from comfyui_runner.outputs import Output, view_path
-from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.retries import Patience, backoff, may_be_retried
 from comfyui_runner.server import Server, read_pieces, refuse_packed_file, refuse_web_page
 from comfyui_runner.text import size_in_words
 
@@ -106,7 +106,7 @@ class Download:
         self._size = 0  # bytes that came so far
         self._first: Optional[Part] = None  # what the first answer had
         self._fruitless = 0  # answers in a row that brought nothing new
-        self._progressed_at = time.monotonic()
+        self._patience = Patience(server.limits.give_up)
         self._is_cut_reported = False
 
     def chunks(self) -> Generator[bytes, None, None]:
@@ -178,11 +178,8 @@ class Download:
 
     def _note_no_answer(self, error: ServerError) -> None:
         """Raises SaveError if the server has been asked for long enough."""
-        gives_up = (
-            self._is_stopped()
-            or self._server.gone
-            or time.monotonic() - self._progressed_at > self._server.limits.give_up
-        )
+        self._patience.note_failure(time.monotonic())
+        gives_up = self._is_stopped() or self._server.gone or self._patience.has_ended
         if gives_up:
             raise self._given_up(str(error)) from None
 
@@ -194,7 +191,7 @@ class Download:
         self._fruitless += 1
         if has_progressed:
             self._fruitless = 0
-            self._progressed_at = time.monotonic()
+            self._patience.note_answer()
         if self._is_stopped() or self._server.gone:
             raise self._given_up(reason) from None
         if self._fruitless >= FRUITLESS_ANSWERS:

@@ -19,7 +19,7 @@ class Limits(NamedTuple):
     absent: float = 2.0  # absent for so long: a prompt whose POST was cut is posted again
     silence: float = 30.0  # no message for so long while running: report what the queue says
     poll: float = 5.0  # silence before queue and history are read
-    give_up: float = 300.0  # no answer at all for so long: the run counts as lost
+    give_up: float = 300.0  # only failed tries for so long: the run counts as lost
     cancel: float = 8.0  # ComfyUI's confirmation of a cancel
 
     # Sizes count after unpacking. Files are not kept in memory, and have none.

@@ -1,4 +1,5 @@
-"""When to try again, and how long to wait before. Pure: nothing here sleeps or draws numbers."""
+"""When to try again, for how long, and how long to wait before. Pure: nothing here sleeps, draws
+numbers or reads a clock."""
 
 from __future__ import annotations
 
@@ -7,6 +8,53 @@ from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 #: What a reverse proxy or load balancer answers while the server behind it restarts or is
 #: overloaded: Bad Gateway, Service Unavailable, Gateway Timeout. ComfyUI itself has none of them.
 PROXY_FAILURES = (502, 503, 504)
+
+#: Failed tries in a row before a server that does not answer is given up, whatever the clock says.
+LEAST_TRIES = 3
+
+#: Seconds between two failed tries that are not the server's: this machine slept meanwhile. It is
+#: longer than any try takes, with the pauses around it.
+ASLEEP = 240.0
+
+
+class Patience:
+    """How long a server that does not answer is asked again: ``seconds`` from the first failed try.
+
+    At least ``least_tries`` must fail. What passes between a good answer and the first failed try
+    does not count, and when the clock has jumped between two tries, the wait starts anew: on
+    Windows, monotonic clocks count the time that a computer sleeps.
+    """
+
+    def __init__(self, seconds: float, least_tries: int = LEAST_TRIES) -> None:
+        self._seconds = seconds
+        self._least_tries = least_tries
+        self._failures = 0
+        self._first = 0.0  # the time of the first failed try
+        self._last = 0.0  # the time of the last one
+
+    def note_answer(self) -> None:
+        """The server has answered."""
+        self._failures = 0
+
+    def note_failure(self, now: float) -> None:
+        """A try has failed."""
+        has_slept = self._failures > 0 and now - self._last > ASLEEP
+        if has_slept:
+            self._failures = 0
+        if self._failures == 0:
+            self._first = now
+        self._failures += 1
+        self._last = now
+
+    @property
+    def silence(self) -> float:
+        """The seconds from the first failed try to the last one."""
+        return self._last - self._first
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last failed try was one too many."""
+        return self._failures >= self._least_tries and self.silence >= self._seconds
 
 
 def backoff(

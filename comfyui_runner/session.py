@@ -23,7 +23,7 @@ from comfyui_runner.nodes import class_of, node_title, planned_nodes
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
 from comfyui_runner.remedies import NO_ORIGIN, Origin, add_remedies
 from comfyui_runner.reports import NO_RUN_TEXTS, Report, RunTexts, changes, problem_report
-from comfyui_runner.retries import backoff, may_be_retried
+from comfyui_runner.retries import Patience, backoff, may_be_retried
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.state import (
@@ -122,7 +122,7 @@ class Session:
         self._was_connected = False
         self._queue_moved = False  # a status message came since the last reading
         self._remaining: Optional[int] = None  # prompts on the server, by its last status message
-        self._answered = time.monotonic()  # when the server last answered
+        self._patience = Patience(self.limits.give_up)  # with a server that answers no reading
         self._readings_fail = False  # the last reading of queue and history failed
         self._is_trouble_reported = False
 
@@ -139,18 +139,18 @@ class Session:
         if the connection is refused. Where a WebSocket cannot be had (a proxy without them), runs
         are followed without it.
         """
-        started = time.monotonic()
+        waiting = Patience(patience, least_tries=1)
         for attempt in itertools.count():
             try:
                 self._use_socket(await connect_websocket(self.server, self.client_id))
                 break
             except ServerError as error:
-                patience_ended = time.monotonic() - started >= patience
-                if error.refused and patience_ended:
+                waiting.note_failure(time.monotonic())
+                if error.refused and waiting.has_ended:
                     message = f"{self.server.address.url} does not answer any more."
                     raise ServerUnreachable(message, refused=True) from None
 
-                tried_enough = patience_ended and attempt + 1 >= OPENING_TRIES
+                tried_enough = waiting.has_ended and attempt + 1 >= OPENING_TRIES
                 if tried_enough or not may_be_retried(error):
                     self._report_trouble("unavailable", error.message)
                     break
@@ -277,8 +277,7 @@ class Session:
         that was cut may have been taken, so it is sent again only after the prompt was absent from
         queue and history for ``limits.absent`` seconds.
         """
-        patience = self.limits.give_up if run.patience is None else run.patience
-        deadline = time.monotonic() + patience
+        patience = Patience(self.limits.give_up if run.patience is None else run.patience)
         may_be_taken = False
 
         for attempt in itertools.count():
@@ -297,16 +296,17 @@ class Session:
                 if not comfyui_raised and not may_be_retried(error):
                     raise
 
+                patience.note_failure(time.monotonic())
                 may_be_taken = may_be_taken or not error.refused
                 if not may_be_taken and run.patience is not None:
                     raise
-                if await self._find_on_server(run, deadline):
+                if await self._find_on_server(run, patience):
                     self._accept(run, {})
                     return {}
                 if comfyui_raised:
                     raise
 
-                if time.monotonic() > deadline:
+                if patience.has_ended:
                     if not may_be_taken:
                         raise
                     reason = (
@@ -336,7 +336,7 @@ class Session:
             answer = await bounded(self.server.submit, body, seconds=wait)
         finally:
             run.posting = False
-        self._answered = time.monotonic()
+        self._patience.note_answer()
         return answer
 
     def _accept(self, run: Run, answer: Mapping[str, Any]) -> None:
@@ -351,13 +351,16 @@ class Session:
         self._change(run, state)
         self._wake.set()
 
-    async def _find_on_server(self, run: Run, deadline: float) -> bool:
-        """Whether the server has the prompt; False only after it was absent for long enough."""
+    async def _find_on_server(self, run: Run, patience: Patience) -> bool:
+        """Whether the server has the prompt; False only after it was absent for long enough.
+
+        Or when ``patience``, which counts readings that fail, has ended.
+        """
         absent_since: Optional[float] = None
         for attempt in itertools.count():
             if run.state.phase is not Phase.SUBMITTING:
                 return True  # messages about it came
-            if time.monotonic() >= deadline:
+            if patience.has_ended:
                 return False
 
             try:
@@ -365,7 +368,8 @@ class Session:
             except ServerGone:
                 self._lose_all_runs()
             except ServerError:
-                pass  # two readings that do not find it prove as much, whatever failed between them
+                # Two readings that do not find it prove as much, whatever failed between them.
+                patience.note_failure(time.monotonic())
             else:
                 if reading.found:
                     return True
@@ -488,9 +492,9 @@ class Session:
     def _use_socket(self, socket: Any) -> None:
         self._socket = socket
         self._remaining = None  # prompts may have come and gone meanwhile
-        self._answered = time.monotonic()
+        self._patience.note_answer()
         if self._was_connected or self._runs:  # messages to these runs may have been sent before
-            self._deaf_since = self._answered
+            self._deaf_since = time.monotonic()
         self._was_connected = True
         self._report_restored()
         self._wake.set()
@@ -682,7 +686,7 @@ class Session:
     async def _read_entry(self, prompt_id: str) -> Optional[Dict[str, Any]]:
         wait = self.limits.read + self.limits.connect
         entry = await bounded(self.server.history_entry, prompt_id, seconds=wait)
-        self._answered = time.monotonic()
+        self._patience.note_answer()
         self._readings_fail = False
         self._report_restored()
         return entry
@@ -697,9 +701,10 @@ class Session:
         self._report_trouble("lost", error.message.rstrip("."), note=note)
 
         now = time.monotonic()
-        silent = now - self._answered
-        if silent > self.limits.give_up:
-            reason = f"{self.server.address.url} did not answer for {duration(silent)}"
+        self._patience.note_failure(now)
+        if self._patience.has_ended:
+            silence = duration(self._patience.silence)
+            reason = f"{self.server.address.url} did not answer for {silence}"
             self._change(run, lost(run.state, reason, now))
 
     async def _act_on_place(self, run: Run, place: QueuePlace) -> None:

@@ -706,6 +706,59 @@ def test_a_server_that_dies_is_given_up_after_a_while(simulator: Any, workflow_f
     assert "did not answer for" in result.event("end")["message"]
 
 
+@pytest.fixture
+def asleep(monkeypatch: pytest.MonkeyPatch) -> List[float]:
+    """How many seconds the clock of the program has jumped, as it does on Windows after a sleep."""
+    jumped = [0.0]
+    monotonic = time.monotonic
+
+    def read_clock() -> float:
+        is_program = threading.current_thread() is threading.main_thread()
+        return monotonic() + (jumped[0] if is_program else 0.0)
+
+    monkeypatch.setattr(time, "monotonic", read_clock)
+    return jumped
+
+
+def test_a_computer_that_sleeps_does_not_lose_its_run(simulator: Any, workflow_file: Make, asleep: List[float]) -> None:
+    """Its network is back some seconds later."""
+
+    def sleep() -> None:
+        wait_until(lambda: executions(simulator), what="the run's begin")
+        simulator.faults.http_status = dict.fromkeys(["/queue", "/history", "/ws"], 503)
+        asleep[0] = 600.0
+        simulator.cut_websockets()
+        time.sleep(3.0)
+        simulator.faults.http_status = {}
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt(steps=8, seconds=4.5)))
+    thread.join()
+    assert result.status == ExitStatus.OK, result.out
+    states = [event["state"] for event in result.events if event["event"] == "connection"]
+    assert states == ["lost", "restored"]
+
+
+def test_a_computer_that_sleeps_while_it_submits_submits_once_it_is_awake(
+    simulator: Any, workflow_file: Make, asleep: List[float]
+) -> None:
+    simulator.faults.http_status = {"/prompt": 503}
+
+    def sleep() -> None:
+        wait_until(lambda: any(path == "/prompt" for _, path, _ in simulator.received), what="the first try")
+        asleep[0] = 600.0
+        time.sleep(1.0)
+        simulator.faults.http_status = {}
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    result = go(simulator, workflow_file(slow_prompt()))
+    thread.join()
+    assert result.status == ExitStatus.OK, result.out
+    assert executions(simulator) == 1
+
+
 def test_one_connection_follows_several_prompts(simulator: Any) -> None:
     prompts = [slow_prompt(steps=3, seconds=0.3, seed=seed) for seed in range(5)]
     prompts[3] = {"1": node("NotThere")}
