@@ -174,8 +174,8 @@ def _parse_header_flag(line: str) -> Tuple[str, str]:
     value = value.strip()
     if not colon or not HEADER_NAME.fullmatch(name):
         raise UsageError(
-            "A header must look like 'Name: value'.",
-            "Example: --header 'Authorization: Bearer …'",
+            'A header must look like "Name: value".',
+            'Example: --header "Authorization: Bearer …"',
         )
     if re.search(r"[\x00-\x1f\x7f]", value) or not _is_latin_1(value):
         raise UsageError(f"The value of the header {name} has characters that headers cannot have.")

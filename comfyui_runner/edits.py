@@ -193,6 +193,17 @@ def apply_edits(
     return prompt, drawn
 
 
+def read_inputs(
+    prompt: JsonObject, node_id: str, texts: Mapping[str, str], object_info: JsonObject
+) -> Dict[str, Any]:
+    """What ``texts``, as a person types them, mean for inputs of a node, by their names."""
+    values = {}
+    for name, text in texts.items():
+        ref = InputRef(node_id, name)
+        values[name] = read_value(spec_of(prompt, ref, object_info), value_of(prompt, ref), text)
+    return values
+
+
 def set_inputs(
     prompt: Prompt, node_id: str, inputs: JsonObject, object_info: JsonObject
 ) -> Tuple[Prompt, bool]:

@@ -91,18 +91,53 @@ def read_yes_or_no(source: str, text: str) -> bool:
 # -- the parser ----------------------------------------------------------------------------------
 
 
-def parse_flags(arguments: Sequence[str], defaults: Defaults) -> Any:
+def parse_flags(
+    arguments: Sequence[str], defaults: Defaults, is_windows: bool = os.name == "nt"
+) -> Any:
     """The argparse namespace of ``arguments``.
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
     flags, unknown = make_parser(defaults).parse_known_args(list(arguments))
+    refuse_swallowed_rest(flags, is_windows)
     options = [name_option(word) for word in unknown if word.startswith("-")]
     if options:
         raise UsageError(f"Unknown option: {', '.join(options)}.", "See --help.")
     if unknown:
         raise UsageError("More than one workflow was given.", "Name one. See --help.")
     return flags
+
+
+#: The flags whose values are paths, by their names in the namespace.
+PATH_FLAGS = {
+    "workflow": "the workflow",
+    "image": "--image",
+    "export_api": "--export-api",
+    "object_info": "--object-info",
+    "output": "-o",
+    "save_run": "--save-run",
+    "batch": "--batch",
+    "manifest": "--manifest",
+}
+
+
+def refuse_swallowed_rest(flags: Any, is_windows: bool) -> None:
+    """Raises UsageError for a path that has a quotation mark in it, which no name in Windows has.
+
+    It comes from ``-o "C:\\my dir\\"``: a backslash before a quotation mark makes it a part of the
+    text (CommandLineToArgvW), so that the path has the rest of the line in it.
+    """
+    if not is_windows:
+        return
+    for name, flag in PATH_FLAGS.items():
+        value = getattr(flags, name) or ""
+        paths = [value] if isinstance(value, str) else value
+        if any('"' in path for path in paths):
+            raise UsageError(
+                f'The path of {flag} has a quotation mark in it: a backslash before the closing " '
+                "makes it, and the rest of the line, a part of the path.",
+                'Leave that backslash out, as in: -o "C:\\my dir"',
+            )
 
 
 def name_option(word: str) -> str:
@@ -195,7 +230,7 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
         "--header",
         metavar="LINE",
         action="append",
-        help="a header to send with HTTP and WebSocket, 'Name: value'; repeatable "
+        help='a header to send with HTTP and WebSocket, "Name: value"; repeatable '
         "(env COMFYUI_HEADERS, one per line)",
     )
 

@@ -12,6 +12,7 @@ from typing import Any, List, NamedTuple, Tuple
 from comfyui_runner.contents import HEAD_SIZE, why_no_picture
 from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import quote_name
+from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
 
 #: So many fields of a form are looked at, and so many bytes of the head of each.
@@ -81,10 +82,10 @@ def check_form(fields: List[FormField], must_be_picture: bool) -> None:
     image = next((field for field in fields if field.name == "image"), None)
     if image is None:
         given = ", ".join(quote_name(field.name) for field in fields[:5])
-        message = f'The form has {given}, but not the field "image": curl -F image=@cat.png'
+        message = f'The form has {given}, but not the field "image": {CURL} -F image=@cat.png'
         raise HttpError(400, "missing_field", message)
     if not image.filename:
-        message = 'The field "image" has no file: curl -F image=@cat.png, with the @.'
+        message = f'The field "image" has no file: {CURL} -F image=@cat.png, with the @.'
         raise HttpError(400, "missing_field", message)
     if not must_be_picture:
         return

@@ -150,11 +150,11 @@ def explain_no_json(
 
 CREDENTIALS_REMEDY = (
     "Give the credentials: --server https://user:password@host, "
-    "or --header 'Authorization: Bearer …'."
+    'or --header "Authorization: Bearer …".'
 )
 
 LOGIN_REMEDY = (
-    "Log in: --header 'Authorization: Bearer …', or --header 'Cookie: …' as sent by a browser "
+    'Log in: --header "Authorization: Bearer …", or --header "Cookie: …" as sent by a browser '
     "that is logged in, or --server https://user:password@host."
 )
 

@@ -57,6 +57,7 @@ from comfyui_runner.nodes import (
 )
 from comfyui_runner.remedies import Origin
 from comfyui_runner.settings import Settings
+from comfyui_runner.shells import CURL
 from comfyui_runner.summary import Summary, summarize
 from comfyui_runner.text import JsonObject, as_dict
 from comfyui_runner.values import describe_fault, find_fault
@@ -82,7 +83,7 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
     if re.match(r"(?i)https?://", path):
         raise WorkflowError(
             f"{path} is a URL, and workflows are not downloaded.",
-            "Download it first: curl -OL URL, then name the file.",
+            f"Download it first: {CURL} -OL URL, then name the file.",
         )
     if not settings.workflow_named and not os.path.exists(path):
         path = find_example(path, settings.example_folders) or path
@@ -129,7 +130,7 @@ def _list_workflows(folder: str) -> str:
 
 def read_object_info(path: str) -> Dict[str, Any]:
     """A saved answer of GET /object_info. Raises UsageError."""
-    remedy = "Save it with: curl -o FILE http://127.0.0.1:8188/object_info"
+    remedy = f"Save it with: {CURL} -o FILE http://127.0.0.1:8188/object_info"
     try:
         with open(path, "rb") as file:
             info = parse_json(file.read())

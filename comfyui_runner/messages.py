@@ -7,6 +7,7 @@ import hashlib
 import http
 import json
 import re
+import urllib.parse
 from typing import (
     Any,
     Callable,
@@ -20,6 +21,7 @@ from typing import (
     Tuple,
 )
 
+from comfyui_runner.contents import guess_encoding, text_encoding
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerAnswer
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import nearest_first, quote_name
@@ -105,7 +107,7 @@ class HttpError(RunnerError):
         self.headers = headers
 
 
-# -- JSON ------------------------------------------------------------------------------------------
+# -- bodies ----------------------------------------------------------------------------------------
 
 #: Browsers refuse the NaN and Infinity that Python writes unless it is forbidden to.
 _STRICT_ENCODER = json.JSONEncoder(allow_nan=False)
@@ -138,14 +140,17 @@ TYPES_IN_WORDS: Mapping[type, str] = {str: "a text", dict: "an object"}
 
 
 def parse_fields(
-    body: bytes, required: Mapping[str, type], optional: Mapping[str, type]
+    body: bytes,
+    required: Mapping[str, type],
+    optional: Mapping[str, type],
+    content_type: str = "",
 ) -> Dict[str, Any]:
-    """The fields of a JSON object. An empty body is ``{}``.
+    """The fields of a JSON object or of a form. An empty body is ``{}``.
 
-    Raises HttpError 400 if the body is not an object, has an unknown field or one of another type,
-    or lacks a required field. The types are those of TYPES_IN_WORDS.
+    Raises HttpError 400 if the body is neither, has an unknown field or one of another type, or
+    lacks a required field. The types are those of TYPES_IN_WORDS.
     """
-    fields = parse_object(body)
+    fields = parse_object_or_form(body, content_type)
     if "node_id" in fields:
         fields["node_id"] = read_node_id(fields["node_id"])
     known = {**required, **optional}
@@ -155,6 +160,76 @@ def parse_fields(
             raise HttpError(400, "missing_field", f"The field {name} is missing.")
     check_types(fields, known)
     return fields
+
+
+def parse_object_or_form(body: bytes, content_type: str) -> Dict[str, Any]:
+    """The fields of a JSON object or of a form. Raises HttpError 400 if ``body`` is neither."""
+    if is_form(body, content_type):
+        return parse_form(body)
+    return parse_object(body)
+
+
+def is_form(body: bytes, content_type: str) -> bool:
+    """Whether ``body`` is a form (application/x-www-form-urlencoded).
+
+    curl -d calls every body one. JSON begins with a brace or a bracket, which forms encode.
+    """
+    media_type = content_type.partition(";")[0].strip().lower()
+    beginning = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    return media_type == "application/x-www-form-urlencoded" and beginning not in (b"", b"{", b"[")
+
+
+class FormTexts(Dict[str, str]):
+    """Texts of a form, which mean what the types of their inputs make of them ("30" a number)."""
+
+
+def parse_form(body: bytes) -> Dict[str, Any]:
+    """The fields of a form, for shells in which JSON is hard to quote: all of them are texts.
+
+    Those that are called inputs.NAME are together in the object ``inputs``, by NAME. Raises
+    HttpError 400 for what is not a form, is not in UTF-8, or has a field twice.
+    """
+    fields: Dict[str, Any] = {}
+    inputs = FormTexts()
+    for pair in filter(None, body.split(b"&")):
+        encoded_name, equals, encoded_text = pair.partition(b"=")
+        if not equals:
+            message = "The body is neither a JSON object nor a form: a field is NAME=VALUE."
+            raise HttpError(400, "not_a_form", message)
+        name = _decode_form(encoded_name).decode(errors="replace")
+        if name == "inputs":
+            message = "In a form each input is a field of its own: inputs.NAME=VALUE."
+            raise HttpError(400, "wrong_type", message)
+        text = _read_form_text(name, _decode_form(encoded_text))
+        target: Dict[str, Any] = fields
+        key = name
+        if name.startswith("inputs."):
+            target, key = inputs, name[len("inputs.") :]
+        if key in target:
+            raise HttpError(400, "duplicate_field", f"The field {quote_name(name)} appears twice.")
+        target[key] = text
+    if inputs:
+        fields["inputs"] = inputs
+    return fields
+
+
+def _decode_form(encoded: bytes) -> bytes:
+    return urllib.parse.unquote_to_bytes(encoded.replace(b"+", b" "))
+
+
+def _read_form_text(name: str, data: bytes) -> str:
+    """A text of a form, with plain newlines: ``name@FILE`` of curl sends a file as it is."""
+    try:
+        text = data.decode(text_encoding(data))
+    except UnicodeDecodeError:
+        encoding = guess_encoding(data) or "another encoding"
+        # curl on Windows sends what is typed in the code page.
+        message = (
+            f"The field {quote_name(name)} is not in UTF-8, but perhaps in {encoding}. "
+            'Send it from a file in UTF-8: --data-urlencode "NAME@FILE"'
+        )
+        raise HttpError(400, "not_utf_8", message) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_object(body: bytes) -> Dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Iterator, List, Mapping, NamedTuple, Optional,
 
 from comfyui_runner.nodes import MODEL_ENDINGS, class_of, node_in_words
 from comfyui_runner.problems import Problem
+from comfyui_runner.shells import IS_WINDOWS, name_of_curl
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 from comfyui_runner.values import MODEL_FOLDERS
 
@@ -140,7 +141,7 @@ def _hint_at_download(problem: Problem, sources: Iterable[ModelSource]) -> Tuple
     # Files of one name may be in several folders: a model, and its VAE.
     folder = MODEL_FOLDERS.get(problem.input)
     source = next((each for each in fitting if each.directory == folder), fitting[0])
-    command = download_command(source, path, is_windows=os.name == "nt")
+    command = download_command(source, path, is_windows=IS_WINDOWS)
     if command is None:
         return (f"The workflow says that it is at {one_line(source.url, 500)}",)
     return ("The workflow says where it is. To download it, in ComfyUI's folder:", command)
@@ -163,9 +164,10 @@ def download_command(source: ModelSource, path: str, is_windows: bool) -> Option
         return None
     target = f"models/{source.directory}/{path}"
     folders = "--create-dirs " if "/" in path else ""
-    if is_windows:  # for cmd and PowerShell, in which curl may be something else
-        return f'curl.exe -L {folders}-o "{target}" "{source.url}"'
-    return f"curl -L {folders}-o {shlex.quote(target)} {shlex.quote(source.url)}"
+    quoted = [shlex.quote(target), shlex.quote(source.url)]
+    if is_windows:
+        quoted = [f'"{target}"', f'"{source.url}"']
+    return f"{name_of_curl(is_windows)} -L {folders}-o {' '.join(quoted)}"
 
 
 # -- links that are made in the browser ------------------------------------------------------------

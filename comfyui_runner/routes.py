@@ -12,6 +12,7 @@ import urllib.parse
 from typing import Dict, List, NamedTuple, Tuple
 
 from comfyui_runner.messages import HttpError, Response
+from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
 
 
@@ -25,12 +26,13 @@ class Route(NamedTuple):
     statuses: Tuple[
         int, ...
     ]  # of its own: any route may answer 400, 401, 403, 408, 411, 413, 429, 431, 503
-    curl: str = ""  # arguments of an example; {url} is the service's address, {body} is ``body``
+    curl: str = ""  # arguments of an example; {url} is the service's address, {form} is ``form``
     body: str = ""  # an example of the JSON that it takes
+    form: str = ""  # the same as a form: arguments of curl, which every shell takes as they are
 
-    def curl_command(self, url: str) -> str:
-        """The example for a service at ``url``."""
-        return f"curl {self.curl.format(url=url, body=self.body)}"
+    def curl_command(self, url: str, curl: str = CURL) -> str:
+        """The example for a service at ``url``. ``curl`` is the program's name."""
+        return f"{curl} {self.curl.format(url=url, form=self.form)}"
 
 
 ROUTES: Tuple[Route, ...] = (
@@ -87,8 +89,9 @@ ROUTES: Tuple[Route, ...] = (
         handler="update_prompt",
         summary='Sets a text: of a node, or the "positive" or "negative" one.',
         statuses=(200, 400, 409),
-        curl="-d '{body}' {url}/update/prompt",
+        curl="{form} {url}/update/prompt",
         body='{"type": "positive", "text": "a fox"}',
+        form='-d type=positive --data-urlencode "text=a fox"',
     ),
     Route(
         method="POST",
@@ -96,8 +99,9 @@ ROUTES: Tuple[Route, ...] = (
         handler="update_inputs",
         summary='Sets inputs of a node; a "random" seed is drawn for each run.',
         statuses=(200, 400, 409),
-        curl="-d '{body}' {url}/update/inputs",
+        curl="{form} {url}/update/inputs",
         body='{"node_id": "5", "inputs": {"seed": "random"}}',
+        form="-d node_id=5 -d inputs.seed=random",
     ),
     Route(
         method="POST",
@@ -129,7 +133,7 @@ ROUTES: Tuple[Route, ...] = (
         handler="post_prompt",
         summary="Runs the prompt in the body, as ComfyUI's own route does.",
         statuses=(200, 400, 409, 429, 503),
-        curl="-d @request.json {url}/prompt",
+        curl='-d "@request.json" {url}/prompt',
     ),
     Route(
         method="POST",
@@ -153,7 +157,7 @@ ROUTES: Tuple[Route, ...] = (
         handler="get_run",
         summary="Shows one run; ?wait=30 waits for its end.",
         statuses=(200, 400, 404),
-        curl="'{url}/runs/PROMPT_ID?wait=30'",
+        curl='"{url}/runs/PROMPT_ID?wait=30"',
     ),
     Route(
         method="GET",
@@ -184,7 +188,7 @@ ROUTES: Tuple[Route, ...] = (
         handler="get_view",
         summary="Fetches a file that ComfyUI made.",
         statuses=(200, 206, 304, 400, 404, 416, 502, 503),
-        curl="-OJ '{url}/view?filename=ComfyUI_00001_.png'",
+        curl='-OJ "{url}/view?filename=ComfyUI_00001_.png"',
     ),
     Route(
         method="POST",
@@ -236,6 +240,8 @@ def find_route(method: str, path: str, url: str) -> Tuple[Route, Dict[str, str]]
 ERRORS_OF_BODY = (
     "not_json",
     "not_an_object",
+    "not_a_form",
+    "duplicate_field",
     "unknown_field",
     "missing_field",
     "wrong_type",
@@ -247,6 +253,8 @@ def show_body(error: HttpError, route: Route) -> HttpError:
     """``error`` of a request to ``route``, with an example where it is about the body."""
     if error.type in ERRORS_OF_BODY and route.body:
         error.message += f" Example: {route.body}"
+    if error.type in ERRORS_OF_BODY and route.form:
+        error.message += f", or with curl: {route.form}"
     return error
 
 

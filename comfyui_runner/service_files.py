@@ -20,6 +20,7 @@ from comfyui_runner.server import (
     refuse_web_page,
     uploaded_value,
 )
+from comfyui_runner.shells import CURL
 from comfyui_runner.text import JsonObject
 
 #: What of GET /view is ComfyUI's.
@@ -79,7 +80,7 @@ def require_form(request: Request) -> str:
     content_type = request.header("content-type")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        message = "Send the file as multipart/form-data: curl -F image=@cat.png"
+        message = f"Send the file as multipart/form-data: {CURL} -F image=@cat.png"
         raise HttpError(400, "not_multipart", message)
     return content_type
 

@@ -7,7 +7,14 @@ import time
 from typing import Callable, Iterable, Mapping, Optional, Tuple
 
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
-from comfyui_runner.edits import EditError, find_loaders, find_node, find_text, upload_inputs
+from comfyui_runner.edits import (
+    EditError,
+    find_loaders,
+    find_node,
+    find_text,
+    read_inputs,
+    upload_inputs,
+)
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_event
 from comfyui_runner.forms import check_form
@@ -18,6 +25,7 @@ from comfyui_runner.loading import Loaded, make_prompt
 from comfyui_runner.media import media_type_of_name
 from comfyui_runner.messages import (
     JSON_LIMIT,
+    FormTexts,
     HttpError,
     Request,
     Response,
@@ -29,6 +37,7 @@ from comfyui_runner.messages import (
     json_response,
     parse_fields,
     parse_object,
+    parse_object_or_form,
 )
 from comfyui_runner.model_names import model_values
 from comfyui_runner.nodes import InputRef, class_of, quote_name
@@ -171,8 +180,9 @@ class RouteCall:
         self.url = routes.url_for(request)
 
     def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
-        """The fields of a JSON body. Raises HttpError as parse_fields() does."""
-        return parse_fields(self.body.read(JSON_LIMIT), required, optional)
+        """The fields of a body in JSON, or of a form. Raises HttpError as parse_fields() does."""
+        body = self.body.read(JSON_LIMIT)
+        return parse_fields(body, required, optional, self.request.header("content-type"))
 
     # -- the service itself ----------------------------------------------------------------------
 
@@ -283,8 +293,11 @@ class RouteCall:
         node_name = name_of_node(fields)
         if node_name is None:
             raise HttpError(400, "missing_field", 'Name the node: "node_id" or "title".')
-        node_id = find_node(self.held.now.prompt, node_name)
-        return self._edit(node_id, fields["inputs"])
+        prompt, inputs = self.held.now.prompt, fields["inputs"]
+        node_id = find_node(prompt, node_name)
+        if isinstance(inputs, FormTexts):
+            inputs = read_inputs(prompt, node_id, inputs, self.backend.look_up(prompt))
+        return self._edit(node_id, inputs)
 
     def _edit(self, node_id: str, inputs: JsonObject) -> Response:
         """Set inputs of the held workflow.
@@ -363,7 +376,8 @@ class RouteCall:
     def start_run(self) -> Response:
         """Run the held workflow."""
         if self.request.method == "POST":
-            fields = parse_object(self.body.read(JSON_LIMIT))
+            content_type = self.request.header("content-type")
+            fields = parse_object_or_form(self.body.read(JSON_LIMIT), content_type)
             if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
                 message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
                 raise HttpError(400, "not_supported", message)

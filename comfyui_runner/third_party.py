@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
 from typing import Any
 
 from comfyui_runner.errors import RunnerError
+from comfyui_runner.shells import IS_WINDOWS, install_commands
 
 
 def import_third_party(name: str) -> Any:
@@ -15,8 +18,19 @@ def import_third_party(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
+        found = shutil.which("python")
+        commands = install_commands(
+            sys.executable,
+            ("websockets", "requests", "rich"),
+            is_windows=IS_WINDOWS,
+            is_found_as_python=found is not None and _is_same_path(found, sys.executable),
+        )
         raise RunnerError(
             f"The Python package {package} is missing ({error}).",
-            "Install what the runner needs: "
-            f'"{sys.executable}" -m pip install websockets requests rich',
+            f"Install what the runner needs:\n{commands}",
         ) from None
+
+
+def _is_same_path(path: str, other: str) -> bool:
+    # Not whether they are one file: the python of a virtual environment is a link to another one.
+    return os.path.normcase(os.path.abspath(path)) == os.path.normcase(os.path.abspath(other))

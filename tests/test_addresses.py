@@ -180,7 +180,7 @@ def test_a_header_overrides_user_and_password() -> None:
 def test_what_is_no_header(line: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_address("host", [line])
-    assert caught.value.message == "A header must look like 'Name: value'."
+    assert caught.value.message == 'A header must look like "Name: value".'
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Injected: b", "a\x00b", "a\x7fb", "\u2603"])

@@ -225,7 +225,7 @@ def test_a_server_that_wants_credentials_is_not_called_absent(serve: Any, workfl
     result = run("--server", url, "--yes", workflow_file(slow_prompt()))
     assert result.status == ExitStatus.NO_SERVER
     assert "%s refuses us (HTTP 401 for GET /system_stats)." % url in result.err
-    assert "--header 'Authorization: Bearer" in result.err
+    assert '--header "Authorization: Bearer' in result.err
     for generic in ("Start ComfyUI", "Tried:", "--demo"):
         assert generic not in result.err
 

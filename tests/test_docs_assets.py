@@ -142,7 +142,7 @@ def split(line: str) -> List[str]:
 
 
 def commands() -> Iterator[Command]:
-    """Every command in blocks and pieces of code that begins with python, uv run or curl, pipes taken apart."""
+    """Every command in blocks and pieces of code that begins with python, uv, curl or the like, pipes taken apart."""
     for name in DOCUMENTS:
         text = read(name)
         fenced = re.findall(r"(?ms)^```(?:\w*)\n(.*?)^```$", text)
@@ -155,7 +155,9 @@ def commands() -> Iterator[Command]:
             line = line.strip()
             line = re.sub(r"^(?:\$|(?:- )?run:) ", "", line)
             line = re.sub(r"^(?:[A-Z_]+=\S* )+(?=python)", "", line)
-            if not re.match(r"(?:\S*[/\\])?(?:python3?|curl|curl\.exe|uv run|pip)(?: |$)", line):
+            if not re.match(
+                r"(?:\S*[/\\])?(?:python3?|curl|uv|pip|pipx|schtasks|netstat|taskkill)(?:\.exe)?(?: |$)", line
+            ):
                 continue
             words: List[str] = []
             for word in [*split(line), "|"]:
@@ -260,7 +262,7 @@ def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
     known = set(options_of(make_parser(script.collect_defaults())))
     for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known |= set(options_of(own_parser(path, monkeypatch)))
-    known |= {"--listen"}  # ComfyUI's own
+    known |= {"--listen", "--data-urlencode"}  # ComfyUI's own, and curl's
     text = read(name)
     text = re.sub(r"(?ms)^### Beside others$.*?(?=^## )", "", text)  # has other programs' options
     pieces = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text)))

@@ -22,6 +22,7 @@ from comfyui_runner.edits import (
     find_text,
     parse_set,
     prompt_texts,
+    read_inputs,
     seeds_by_name,
     set_inputs,
     text_inputs,
@@ -698,3 +699,12 @@ def test_odd_prompts_raise_nothing_but_edit_errors(
             assert error.message and error.http_status in (400, 409)
             json.dumps(plain_json(error.details), allow_nan=False)
     assert repr(prompt) == repr(before)
+
+
+def test_texts_of_inputs_are_read_by_their_types() -> None:
+    prompt = {"1": node("A", steps=1, cfg=1.5, name="a", parts={"strength": 1.0})}
+    known = info("A", steps=["INT"], cfg=["FLOAT"], name=["STRING"])
+    texts = {"steps": "30", "cfg": "x", "name": "7", "parts.strength": "0.5", "more": "1"}
+    assert read_inputs(prompt, "1", texts, known) == {
+        "steps": 30, "cfg": "x", "name": "7", "parts.strength": 0.5, "more": 1,
+    }  # fmt: skip

@@ -106,9 +106,9 @@ def explained_status(status: int, body: bytes = b"", headers: Mapping[str, str] 
 @pytest.mark.parametrize(
     ("status", "body", "message", "remedy"),
     [
-        (401, b"", f"{URL} refuses us (HTTP 401 for POST /prompt).", "--header 'Authorization"),
-        (403, b"{}", f"{URL} refuses us (HTTP 403 for POST /prompt).", "--header 'Authorization"),
-        (407, b"", f"{URL} refuses us (HTTP 407 for POST /prompt).", "--header 'Authorization"),
+        (401, b"", f"{URL} refuses us (HTTP 401 for POST /prompt).", '--header "Authorization'),
+        (403, b"{}", f"{URL} refuses us (HTTP 403 for POST /prompt).", '--header "Authorization'),
+        (407, b"", f"{URL} refuses us (HTTP 407 for POST /prompt).", '--header "Authorization'),
         (302, b"", f"{URL} redirects us to elsewhere (HTTP 302).", "Give --server the address"),
         (
             413,
@@ -196,13 +196,13 @@ BEHIND = "Check that ComfyUI runs there"
         (
             403, {"Server": "Python/3.12 aiohttp/3.11"}, b"Blocked by policy",
             f"{URL} refuses us (HTTP 403 for POST /prompt): a proxy in front of ComfyUI answers, not ComfyUI.",
-            "--header 'Authorization",
+            '--header "Authorization',
         ),
         (
             401, HTML, b"<html>",
             f"{URL} refuses us (HTTP 401 for POST /prompt): "
             "a proxy in front of ComfyUI answers (nginx/1.24.0), not ComfyUI.",
-            "--header 'Authorization",
+            '--header "Authorization',
         ),
         (
             502, {}, b"",

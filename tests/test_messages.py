@@ -72,11 +72,70 @@ def test_a_whole_number_is_taken_as_the_id_of_a_node(sent: bytes, node_id: str) 
     assert parse_fields(b'{"node_id": %s}' % sent, {}, {"node_id": str}) == {"node_id": node_id}
 
 
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"", {}),
+        (b"text=a+fox", {"text": "a fox"}),
+        (b"&text=a%3Db=c&", {"text": "a=b=c"}),
+        (b"%74ext=%E9%9B%AA%26", {"text": "雪&"}),
+        ("text=雪".encode(), {"text": "雪"}),  # curl -d sends what is typed as it is
+        (b"text=%EF%BB%BFa%0D%0Ab%0Dc", {"text": "a\nb\nc"}),  # text@FILE, from Notepad
+        (b"text=%FF%FEa%00", {"text": "a"}),  # text@FILE, from > of Windows PowerShell
+        (b"node_id=5&text=", {"node_id": "5", "text": ""}),
+        (b"inputs.a.b=1&inputs.=2", {"inputs": {"a.b": "1", "": "2"}}),
+        (b'{"text": "a=b"}', {"text": "a=b"}),
+        (b'\xef\xbb\xbf {"text": "a"}', {"text": "a"}),
+    ],
+)
+def test_the_fields_of_a_form_are_texts(body: bytes, fields: Any) -> None:
+    known = {"text": str, "node_id": str, "inputs": dict}
+    assert parse_fields(body, {}, known, FORM) == fields
+    assert parse_fields(body, {}, known, "Application/X-WWW-Form-Urlencoded; charset=utf-8") == fields
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "words"),
+    [
+        (b"a fox", "not_a_form", "a field is NAME=VALUE"),
+        (b"text=a&b", "not_a_form", "a field is NAME=VALUE"),
+        (b"text=a&%74ext=b", "duplicate_field", 'The field "text" appears twice.'),
+        (b"inputs.a=1&inputs.a=2", "duplicate_field", 'The field "inputs.a" appears twice.'),
+        (b"inputs=1&inputs.a=2", "wrong_type", "inputs.NAME=VALUE"),
+        (b"text=caf%E9", "not_utf_8", '"text" is not in UTF-8, but perhaps in Windows-1252.'),
+        (b"text=%01%E9", "not_utf_8", "perhaps in another encoding."),
+        (b"more=1", "unknown_field", 'no field "more"'),
+        (b"", "missing_field", "The field text is missing."),
+        (b"{text: a}", "not_json", "The body is not JSON"),
+        (b"[]", "not_an_object", "must be a JSON object"),
+    ],
+)
+def test_a_form_that_cannot_be_read_gets_400(body: bytes, reason: str, words: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_fields(body, {"text": str}, {}, FORM)
+    assert (caught.value.http_status, caught.value.type) == (400, reason)
+    assert words in caught.value.message
+
+
+def test_what_is_not_called_a_form_is_none() -> None:
+    for content_type in ("", "application/json", "multipart/form-data; boundary=x", "text/plain"):
+        with pytest.raises(HttpError) as caught:
+            parse_fields(b"text=a", {"text": str}, {}, content_type)
+        assert caught.value.type == "not_json"
+
+
 @few
 @given(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
 def test_nothing_but_an_http_error_comes_of_an_odd_body(body: bytes) -> None:
     try:
         assert isinstance(parse_fields(body, {"text": str}, {"inputs": dict}), dict)
+    except HttpError as error:
+        assert error.http_status == 400
+    try:
+        assert isinstance(parse_fields(body, {}, {"text": str, "inputs": dict}, FORM), dict)
     except HttpError as error:
         assert error.http_status == 400
 

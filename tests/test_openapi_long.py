@@ -98,6 +98,12 @@ def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[
     ):  # fmt: skip
         content = document["paths"][path][method]["requestBody"]["content"]["application/json"]
         content["examples"] = {"example-%d" % number: {"value": body} for number, body in enumerate(bodies)}
+    for path, form in (
+        ("/update/prompt", {"type": "positive", "text": "a fox"}),
+        ("/update/inputs", {"node_id": "6", "inputs.seed": "random", "inputs.steps": "4"}),
+    ):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/x-www-form-urlencoded"]
+        content["examples"] = {"example": {"value": form}}
     return document
 
 

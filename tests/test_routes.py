@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import urllib.parse
+from typing import List
 
 import pytest
 
 from comfyui_runner import __version__
-from comfyui_runner.messages import HttpError
+from comfyui_runner.messages import HttpError, parse_object_or_form
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ERRORS_OF_BODY, ROUTES, curl_lines, find_route, options_response, show_body
 from comfyui_runner.service_routes import RouteCall
@@ -58,8 +61,8 @@ def test_another_method_gets_the_list_of_those_that_the_path_takes(method: str, 
         (
             "GET",
             "/update/prompt",
-            "/update/prompt takes POST, OPTIONS. Example: curl -d "
-            """'{"type": "positive", "text": "a fox"}' http://127.0.0.1:8189/update/prompt""",
+            "/update/prompt takes POST, OPTIONS. Example: curl -d type=positive "
+            '--data-urlencode "text=a fox" http://127.0.0.1:8189/update/prompt',
         ),
         ("GET", "/interrupt", "/interrupt takes POST, OPTIONS. Example: curl -X POST http://127.0.0.1:8189/interrupt"),
         (
@@ -81,16 +84,33 @@ def test_an_error_of_the_body_shows_what_a_body_is_like() -> None:
     routes = {row.path: row for row in ROUTES}
     for type_ in ERRORS_OF_BODY:
         error = show_body(HttpError(400, type_, "No."), routes["/update/inputs"])
-        assert error.message == 'No. Example: {"node_id": "5", "inputs": {"seed": "random"}}'
+        assert error.message == (
+            'No. Example: {"node_id": "5", "inputs": {"seed": "random"}}'
+            ", or with curl: -d node_id=5 -d inputs.seed=random"
+        )
         assert show_body(HttpError(400, type_, "No."), routes["/interrupt"]).message == "No."
     assert show_body(HttpError(404, "no_such_node", "No."), routes["/update/inputs"]).message == "No."
 
 
-def test_the_examples_are_json_and_part_of_their_commands() -> None:
+def sent_by_curl(words: List[str]) -> bytes:
+    """The body that curl makes of -d and --data-urlencode."""
+    pairs = []
+    for option, value in zip(words, words[1:]):
+        name, _, text = value.partition("=")
+        if option == "-d":
+            pairs.append(value)
+        elif option == "--data-urlencode":
+            pairs.append(f"{name}={urllib.parse.quote(text)}")
+    return "&".join(pairs).encode()
+
+
+def test_the_examples_are_json_and_the_same_as_forms_in_their_commands() -> None:
     examples = [row for row in ROUTES if row.body]
     assert {row.path for row in examples} == {"/update/prompt", "/update/inputs"}
     for row in examples:
-        assert f"-d '{row.body}'" in row.curl_command(URL) and json.loads(row.body)
+        assert f" {row.form} " in row.curl_command(URL)
+        body = sent_by_curl(shlex.split(row.form))
+        assert parse_object_or_form(body, "application/x-www-form-urlencoded") == json.loads(row.body)
 
 
 @pytest.mark.parametrize("path", ["", "/queue/", "/Queue", "/runs/", "/runs/a/b", "/view/x", "/.", "/%2e", "*"])
@@ -116,6 +136,16 @@ def test_the_document_of_routes_is_json_and_has_every_route() -> None:
             assert {"401", "403", "404", "503"} <= set(operation["responses"])
     references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
     assert set(references) <= set(document["components"]["schemas"])
+
+
+def test_the_document_says_where_forms_are_taken() -> None:
+    document = json.loads(read_resource("openapi.json"))
+    taken = {
+        path
+        for path, methods in document["paths"].items()
+        if "application/x-www-form-urlencoded" in methods.get("post", {}).get("requestBody", {}).get("content", {})
+    }
+    assert taken == {"/update/prompt", "/update/inputs", "/interrupt"}  # others take no fields, or JSON alone
 
 
 def test_every_line_of_curl_names_the_address() -> None:

@@ -70,18 +70,21 @@ def test_a_node_may_be_named_by_a_number(service: Middleware) -> None:
             "/update/prompt",
             {"type": "postive", "text": "a"},
             'The field type must be "positive" or "negative", not "postive".'
-            ' Example: {"type": "positive", "text": "a fox"}',
+            ' Example: {"type": "positive", "text": "a fox"}'
+            ', or with curl: -d type=positive --data-urlencode "text=a fox"',
         ),
         (
             "/update/inputs",
             {"node_id": "5"},
-            'The field inputs is missing. Example: {"node_id": "5", "inputs": {"seed": "random"}}',
+            'The field inputs is missing. Example: {"node_id": "5", "inputs": {"seed": "random"}}'
+            ", or with curl: -d node_id=5 -d inputs.seed=random",
         ),
         (
             "/update/inputs",
             {"node_id": "5", "steps": 4},
             'There is no field "steps" here. Nearest: title, inputs, node_id.'
-            ' Example: {"node_id": "5", "inputs": {"seed": "random"}}',
+            ' Example: {"node_id": "5", "inputs": {"seed": "random"}}'
+            ", or with curl: -d node_id=5 -d inputs.seed=random",
         ),
     ],
 )
@@ -89,6 +92,65 @@ def test_an_edit_that_cannot_be_read_shows_what_one_is_like(
     service: Middleware, path: str, body: Json, message: str
 ) -> None:
     assert service.post(path, body).json["error"]["message"] == message
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def test_a_text_is_set_by_a_form(service: Middleware) -> None:
+    """As ``curl -d type=positive --data-urlencode "text=a fox & ..."`` sends it, in every shell."""
+    body = b"type=positive&text=a%20fox+%26%20100%25%0D%0Aof+snow+%E9%9B%AA"
+    answer = service.post("/update/prompt", body, Content_Type=FORM)
+    assert (answer.status, answer.json["changed"]) == (200, {"text": "a fox & 100%\nof snow 雪"})
+    assert service.post("/update/prompt", b"node_id=3&text=", Content_Type=FORM + "; charset=utf-8").status == 200
+    held = service.held()
+    assert (held["2"]["inputs"]["text"], held["3"]["inputs"]["text"]) == ("a fox & 100%\nof snow 雪", "")
+
+
+def test_json_that_curl_calls_a_form_is_json(service: Middleware) -> None:
+    assert service.post("/update/prompt", b' {"type": "positive", "text": "a=b"}', Content_Type=FORM).status == 200
+    assert service.held()["2"]["inputs"]["text"] == "a=b"
+    assert service.post("/update/prompt", b"[]", Content_Type=FORM).error == "not_an_object"
+    assert service.post("/update/prompt", b"{type: positive}", Content_Type=FORM).error == "not_json"
+
+
+def test_inputs_are_set_by_a_form_and_read_by_their_types(service: Middleware) -> None:
+    body = b"node_id=5&inputs.steps=3&inputs.cfg=4.5&inputs.sampler_name=euler&inputs.seed=random"
+    answer = service.post("/update/inputs", body, Content_Type=FORM)
+    assert answer.status == 200
+    assert answer.json["changed"] == {"steps": 3, "cfg": 4.5, "sampler_name": "euler", "seed": "random"}
+    inputs = service.held()["5"]["inputs"]
+    assert (inputs["steps"], inputs["cfg"], inputs["sampler_name"]) == (3, 4.5, "euler")
+    (seed,) = [field for field in service.get("/workflow").json["fields"] if field["input"] == "seed"]
+    assert seed["random"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason", "words"),
+    [
+        ("/update/prompt", b"a fox", "not_a_form", "NAME=VALUE"),
+        ("/update/prompt", b"type=positive&text=a&text=b", "duplicate_field", '"text" appears twice'),
+        ("/update/prompt", b"type=positive&text=%E4", "not_utf_8", "perhaps in Windows-1252"),
+        ("/update/prompt", b"type=positive&test=a", "unknown_field", 'no field "test"'),
+        ("/update/prompt", b"type=positive", "missing_field", "-d type=positive --data-urlencode"),
+        ("/update/inputs", b"node_id=5&steps=3", "unknown_field", 'no field "steps"'),
+        ("/update/inputs", b"node_id=5&inputs=3", "wrong_type", "inputs.NAME=VALUE"),
+        ("/update/inputs", b"node_id=5&inputs.steps=many", "invalid_input_type", "a whole number"),
+        ("/update/inputs", b"node_id=5&inputs.cfg=7,5", "invalid_input_type", "with a point: 7.5"),
+        ("/update/inputs", b"node_id=5&inputs.stepz=3", "no_such_input", 'no input "stepz"'),
+        ("/workflow/reset", b"a=b", "unknown_field", "takes no fields"),
+        ("/queue", b"a=b", "unknown_field", "takes no fields"),
+        ("/queue", b"clear=true", "not_supported", "The queue is ComfyUI's"),
+    ],
+)
+def test_a_form_that_cannot_be_carried_out_changes_nothing(
+    service: Middleware, path: str, body: bytes, reason: str, words: str
+) -> None:
+    before = service.get("/workflow").json
+    answer = service.post(path, body, Content_Type=FORM)
+    assert (answer.status, answer.error) == (400, reason)
+    assert words in answer.json["error"]["message"]
+    assert service.get("/workflow").json == before
 
 
 def test_inputs_are_set_together(service: Middleware) -> None:

@@ -66,7 +66,7 @@ def test_a_browser_at_a_route_that_takes_post_is_shown_the_line_of_curl(service:
     for path in ("/update/inputs", "/api/update/inputs"):
         answer = service.get(path, Host=f"localhost:{service.port}")
         assert answer.status == 405
-        command = """curl -d '{"node_id": "5", "inputs": {"seed": "random"}}' http://localhost:%d/update/inputs"""
+        command = "curl -d node_id=5 -d inputs.seed=random http://localhost:%d/update/inputs"
         assert answer.json["error"]["message"].endswith(command % service.port)
 
 

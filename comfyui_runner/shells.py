@@ -1,0 +1,48 @@
+"""Commands that a person copies into a shell: sh, and Windows' cmd and PowerShell.
+
+cmd does not know single quotes. In Windows PowerShell a line that begins with a quotation mark is a
+text, not a command, and ``curl`` is another program.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Sequence
+
+IS_WINDOWS = os.name == "nt"
+
+
+def name_of_curl(is_windows: bool) -> str:
+    """What curl is called: in Windows PowerShell ``curl`` is Invoke-WebRequest."""
+    if is_windows:
+        return "curl.exe"
+    return "curl"
+
+
+#: curl, as it is called in the shells of this machine.
+CURL = name_of_curl(IS_WINDOWS)
+
+
+def install_commands(
+    python: str, packages: Sequence[str], is_windows: bool, is_found_as_python: bool
+) -> str:
+    """The lines that install ``packages`` for the interpreter whose path is ``python``.
+
+    ``is_found_as_python``: the command ``python`` starts this very one.
+    """
+    arguments = f"-m pip install {' '.join(packages)}"
+    if is_found_as_python:
+        return f"python {arguments}"
+    if not is_windows:
+        escaped = re.sub(r"([^\w@%+=:,./-])", r"\\\1", python)
+        return f"{escaped} {arguments}"
+    if not _needs_quotes(python):
+        return f"{python} {arguments}"
+    folder, _, program = python.rpartition("\\")
+    return f'pushd "{folder}"\n.\\{program} {arguments}'
+
+
+def _needs_quotes(path: str) -> bool:
+    """Whether a shell of Windows takes something in ``path`` for more than a character."""
+    return any(character in path for character in " \t&()[]{}^=;',`$@#%")
