@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import signal
 import socket
 import socketserver
+import ssl
 import threading
 from typing import Any, Callable, Dict, Iterator, List
 
+import coarse_clock  # noqa: F401 - first: it may replace the clock
 import pytest
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
@@ -25,7 +28,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 from served import comfyui, make_middleware, service, shared  # noqa: F401
 from simulated import open_ws, sim, simulate, stack  # noqa: F401
 from slow_proxy import SlowProxy
-from support import IS_ONE_FILE  # first: it decides what comfyui_runner is
+from support import CERTIFICATE, FIXTURES, IS_ONE_FILE, pump_to_port  # first: it decides what comfyui_runner is
 
 from comfyui_runner.limits import Limits
 
@@ -144,3 +147,17 @@ def localhost_is_ipv6_first(monkeypatch: Any) -> None:
         return look_up("::1", *arguments, **options) + look_up("127.0.0.1", *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", windows_look_up)
+
+
+@pytest.fixture
+def tls_port(simulator: Any, serve_tcp: Callable[[Any], int]) -> int:
+    """The port of a proxy that speaks TLS, with CERTIFICATE, before the simulator."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, os.path.join(FIXTURES, "tls", "key.pem"))
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as client:
+                pump_to_port(client, simulator.port)
+
+    return int(serve_tcp(Forward))

@@ -3,6 +3,7 @@
     python tests/run.py            the fast set (under two minutes)
     python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
     python tests/run.py --long     the long set: faults, signals, and what else is slow
+    python tests/run.py --coarse-clock  the fast set with a clock that ticks every 15.6 ms, as on Windows
     python tests/run.py --onefile  builds the one file, and tests it: command line, signals, continuous mode
     python tests/run.py --lint     format, lint, layers, types, the Python 3.8 floor, coverage of the pure modules
     python tests/run.py --bench    the benchmarks
@@ -132,6 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--lowest", action="store_true")
+    choice.add_argument("--coarse-clock", action="store_true")
     choice.add_argument("--long", action="store_true")
     choice.add_argument("--onefile", action="store_true")
     choice.add_argument("--lint", action="store_true")
@@ -149,8 +151,11 @@ def main() -> int:
             os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py", "bench_conversion.py")
         ]
         return sum(subprocess.run([python, bench], cwd=ROOT, check=False).returncode != 0 for bench in benches)
+    variables = dict(os.environ)
+    if options.coarse_clock:
+        variables["COMFYUI_TESTS_CLOCK_TICK"] = "0.015625"  # tests/coarse_clock.py
     command = [python, "-m", "pytest", *(LONG_SET if options.long else FAST_SET), *options.pytest]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
 if __name__ == "__main__":

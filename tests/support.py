@@ -17,6 +17,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIXTURES = os.path.join(ROOT, "tests", "fixtures")
+#: A certificate for 127.0.0.1, ::ffff:127.0.0.1 and localhost that is its own authority, valid until 2126.
+CERTIFICATE = os.path.join(FIXTURES, "tls", "certificate.pem")
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
@@ -200,6 +202,14 @@ def make_decoys(folder: Any) -> str:
         path = folder / f"{name}.py"
         path.write_text(f"raise SystemExit('another module {name} was imported')", encoding="utf-8")
     return str(folder)
+
+
+def seconds_since(began: float) -> float:
+    """The seconds that have passed since ``began`` (time.monotonic()), as many as they can be.
+
+    Windows' clock ticks every 15.6 ms up to Python 3.12: the test may miss one tick, and what it measures another.
+    """
+    return time.monotonic() - began + 2 * time.get_clock_info("monotonic").resolution
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:

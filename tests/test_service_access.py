@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 from served import LOADER, Json, Make, Middleware, read_answer
-from support import FAST, ROOT, run, wait_until
+from support import FAST, ROOT, run, seconds_since, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.messages import security_headers
@@ -168,7 +168,7 @@ def test_guessing_the_token_takes_longer_and_longer(simulator: Any) -> None:
     def seconds(status: int, guess: Callable[[], Any]) -> float:
         start = time.monotonic()
         assert guess().status == status
-        return time.monotonic() - start
+        return seconds_since(start)
 
     try:
         for delay in (0.05, 0.1, 0.2):
