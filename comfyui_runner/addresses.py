@@ -23,8 +23,8 @@ URL_EXAMPLE = "Example: http://127.0.0.1:8188"
 class Address(NamedTuple):
     """Where a server is: ``url`` without credentials and without a last slash; headers to send.
 
-    ``ca_bundle`` is the file or folder of the certificate authorities that are trusted, "" for
-    those that the program brings along. ``notice`` is for people: what was changed in the URL.
+    ``ca_bundle`` is a file or folder of certificate authorities that are trusted too, "" for none.
+    ``notice`` is for people: what was changed in the URL.
     """
 
     url: str
@@ -47,6 +47,11 @@ class Address(NamedTuple):
         """The port, where none is in the URL that of the scheme."""
         parts = urllib.parse.urlsplit(self.url)
         return parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether it is an https:// address."""
+        return self.url.startswith("https:")
 
     @property
     def local(self) -> bool:

@@ -1,37 +1,30 @@
-"""How HTTP connects: to the address of the host that answers, or to a proxy."""
+"""How HTTP connects: to the address of the host that answers."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import ssl
+from typing import Any, Optional
 
 from comfyui_runner.host_routes import HostRoute
 from comfyui_runner.third_party import import_third_party
 
 
-def make_adapter(route: HostRoute) -> Any:
-    """The adapter of a requests.Session that connects by ``route``.
+def make_adapter(route: HostRoute, tls: Optional[ssl.SSLContext]) -> Any:
+    """The adapter of a requests.Session that connects by ``route``, for https:// with ``tls``.
 
     Not through a proxy: that looks the name up itself.
     """
     adapter: Any = import_third_party("requests.adapters").HTTPAdapter()
+    if tls is not None:
+        adapter.init_poolmanager(10, 10, ssl_context=tls)
+        adapter.proxy_manager_for = functools.partial(adapter.proxy_manager_for, ssl_context=tls)
     pools = import_third_party("urllib3.connectionpool")
     adapter.poolmanager.pool_classes_by_scheme = {
         "http": make_pool_class(pools.HTTPConnectionPool, route),
         "https": make_pool_class(pools.HTTPSConnectionPool, route),
     }
     return adapter
-
-
-def proxy_of_system(url: str) -> str:
-    """The URL of the proxy that HTTP uses for ``url``, "" for none: of a variable, or the system's.
-
-    That of a variable may lack its scheme, and means http:// then.
-    """
-    utils = import_third_party("requests.utils")
-    proxy = utils.select_proxy(url, utils.get_environ_proxies(url)) or ""
-    if proxy and "://" not in proxy:
-        return f"http://{proxy}"
-    return str(proxy)
 
 
 def make_pool_class(base: Any, route: HostRoute) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, List, Mapping, Tuple
 from comfyui_runner.addresses import CA_VARIABLES
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.json_text import parse_json
+from comfyui_runner.proxies import name_proxy_of, proxy_of_system
 from comfyui_runner.retries import PROXY_FAILURES
 from comfyui_runner.text import one_line
 from comfyui_runner.third_party import import_third_party
@@ -53,6 +54,12 @@ def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
     if names & {"gaierror", "NameResolutionError"}:  # socket's and urllib3's
         remedy = "Check the spelling in --server."
         return ServerUnreachable(f"{url}: the host's name is not known.", remedy)
+
+    if isinstance(error, exceptions.InvalidSchema) and "SOCKS" in str(error):
+        proxy = name_proxy_of(proxy_of_system(url))
+        remedy = "Install it (pip install PySocks), or set NO_PROXY for this host."
+        why = f"the proxy {proxy} needs the Python package PySocks"
+        return ServerUnreachable(f"{url}: {why}.", remedy)
 
     if isinstance(error, exceptions.ProxyError):
         remedy = "Set NO_PROXY for this host."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping
 from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
 from comfyui_runner.answer_body import PACKING, AnswerBody, UnreadableBody, is_packed
+from comfyui_runner.certificates import certifi_bundle, make_ssl_context
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.host_routes import HostRoute
@@ -99,10 +100,13 @@ class Server:
     def _new_session(self) -> "requests.Session":
         session: "requests.Session" = import_third_party("requests").Session()
         session.trust_env = not self.address.local  # no proxy of the system for this machine
-        adapter = make_adapter(self.route)
+        bundle = self.address.ca_bundle
+        tls = make_ssl_context(bundle) if self.address.has_tls else None
+        adapter = make_adapter(self.route, tls)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
-        session.verify = self.address.ca_bundle or True  # else only trust_env reads the variables
+        # A path: for True, requests 2.32.0 uses a context of its own.
+        session.verify = bundle or certifi_bundle()
         session.auth = keep_request  # else a ~/.netrc entry would replace our Authorization
         # requests reads the whole body of a redirect, followed or not: so it must not see one.
         session.get_redirect_target = lambda *_: None  # type: ignore[method-assign]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import ssl
 import time
 import urllib.parse
 from typing import Any, Dict
 
+from comfyui_runner.certificates import make_ssl_context
 from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.events import parse_message
-from comfyui_runner.http_connections import proxy_of_system
+from comfyui_runner.proxies import proxy_of_system, require_package_for_proxy
 from comfyui_runner.server import Server
 from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded
@@ -112,16 +111,10 @@ def _silent_logger() -> logging.Logger:
 
 
 def _tls_options(server: Server) -> Dict[str, Any]:
-    """Trusts the same certificate authorities as HTTP does: those of requests, or the given ones.
-
-    websockets alone would trust those of the system and of SSL_CERT_FILE.
-    """
-    if not server.address.websocket.startswith("wss:"):
+    """Trusts the same certificate authorities as HTTP does."""
+    if not server.address.has_tls:
         return {}
-    bundle = server.address.ca_bundle or import_third_party("requests").certs.where()
-    if os.path.isdir(bundle):
-        return {"ssl": ssl.create_default_context(capath=bundle)}
-    return {"ssl": ssl.create_default_context(cafile=bundle)}
+    return {"ssl": make_ssl_context(server.address.ca_bundle)}
 
 
 async def _route_options(server: Server) -> Dict[str, Any]:
@@ -135,6 +128,7 @@ async def _route_options(server: Server) -> Dict[str, Any]:
     if knows_proxies and not server.address.local:
         proxy = proxy_of_system(server.address.url)
     if proxy:
+        require_package_for_proxy(proxy)
         return {"proxy": proxy}
 
     limits = server.limits

@@ -1,0 +1,39 @@
+"""The certificates that are trusted: the same for HTTP and the WebSocket."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import ssl
+
+from comfyui_runner.third_party import import_third_party
+
+
+def certifi_bundle() -> str:
+    """The file of certificate authorities that requests brings along: certifi's."""
+    return str(import_third_party("requests.certs").where())
+
+
+@functools.lru_cache(maxsize=4)  # reading the files takes some 20 ms
+def make_ssl_context(ca_bundle: str) -> ssl.SSLContext:
+    """Trusts the system's certificate authorities, certifi's, and those of ``ca_bundle``.
+
+    requests alone would trust certifi's, and websockets the system's: a company's authority that is
+    in the system's store only, and a public one that an old system lacks, must count for both.
+    ``ca_bundle`` is a file or folder, "" for none. One that cannot be read is left out here: HTTP
+    says what is wrong with it.
+    """
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi_bundle())
+    with contextlib.suppress(OSError):
+        if os.path.isdir(ca_bundle):
+            context.load_verify_locations(capath=ca_bundle)
+        elif ca_bundle:
+            context.load_verify_locations(ca_bundle)
+
+    # Python 3.13 refuses authorities without an Authority Key Identifier: many that people made
+    # themselves have none. urllib3 does not refuse them either.
+    strict = getattr(ssl, "VERIFY_X509_STRICT", 0)
+    context.verify_flags &= ~strict
+    return context
