@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import io
 import os
 import sys
 import textwrap
@@ -428,6 +429,9 @@ def build() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the one file; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe of Windows may lack letters of the path
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2

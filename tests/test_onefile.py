@@ -190,6 +190,14 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Any) -> None:
     assert process(BUILDER).returncode == 2
 
 
+def test_a_path_with_letters_that_the_pipe_lacks_is_written_to(tmp_path: Any) -> None:
+    command = [sys.executable, BUILDER, str(tmp_path / "狐.py")]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and b"?.py" in done.stdout
+    assert (tmp_path / "狐.py").exists()
+
+
 def test_the_script_is_not_overwritten_with_the_one_file() -> None:
     before = read_text(SCRIPT)
     done = process(BUILDER, SCRIPT)
