@@ -13,8 +13,12 @@ from typing import Any, NamedTuple, Sequence, Tuple
 
 from comfyui_runner import __version__
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus, UsageError
+from comfyui_runner.last_words import try_for
 
 MODES = ("single_shot", "continuous")
+
+#: Seconds at the end for a console to take what Python still keeps.
+FLUSH_SECONDS = 1.0
 
 
 class Defaults(NamedTuple):
@@ -423,9 +427,14 @@ def leave_if_help_is_asked(defaults: Defaults, arguments: Sequence[str]) -> None
 
 def leave(status: int) -> None:
     """Ends the process at once, without waiting for threads that still wait for a server."""
+    try_for(FLUSH_SECONDS, flush_streams)
+    os._exit(status)
+
+
+def flush_streams() -> None:
+    """Writes what Python keeps of the output and of the errors."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # nobody reads any more
-    os._exit(status)

@@ -8,10 +8,14 @@ import signal
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.last_words import try_for
 from comfyui_runner.windows_console import ConsoleHandler
 
 #: The live display hides the cursor of a terminal; this shows it again.
 SHOW_CURSOR = b"\x1b[?25h"
+
+#: Seconds for the console to take what the second press says.
+FAREWELL_SECONDS = 0.5
 
 
 class Stop(NamedTuple):
@@ -131,9 +135,13 @@ class Interrupts:
 
     def _leave_at_once(self) -> None:
         """Ends the process by system calls alone: the streams may be in the middle of a write."""
+        try_for(FAREWELL_SECONDS, self._say_farewell)
+        os._exit(self.exit_status)
+
+    def _say_farewell(self) -> None:
         try:
             if os.isatty(2):
                 os.write(2, SHOW_CURSOR)
             os.write(2, f"\n{self.farewell}\n".encode(errors="replace"))
-        finally:
-            os._exit(self.exit_status)
+        except OSError:
+            pass  # nobody reads any more

@@ -12,6 +12,7 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, RunnerError
 from comfyui_runner.meter import Bar, Meter
+from comfyui_runner.output_thread import OutputThread, queue_for
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import (
     Line,
@@ -30,6 +31,9 @@ LINE_INTERVAL = 2.0
 #: What a stream raises that nobody reads any more (OSError), or that is closed (ValueError).
 STREAM_ERRORS = (OSError, ValueError)
 
+#: Seconds at the end of the program for what a console has not taken yet.
+LAST_TEXTS = 2.0
+
 
 class Printer:
     """Plain lines, for pipes, logs and terminals without rich; the base of the other printers."""
@@ -39,10 +43,29 @@ class Printer:
         self.err = err
         self.secrets = Secrets()  #: what is hidden in all that is printed
         self._progress_throttle = Throttle(LINE_INTERVAL)
+        self._thread: Optional[OutputThread] = None
+
+    def print_in(self, thread: OutputThread) -> None:
+        """From now on ``thread`` writes to streams that can stand still."""
+        self._thread = thread
+        self.out = queue_for(thread, self.out)
+        self.err = queue_for(thread, self.err)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the streams stand still, so that progress is not printed."""
+        return self._thread is not None and self._thread.is_behind
+
+    def finish(self) -> None:
+        """Waits, for LAST_TEXTS at most, until all is written."""
+        if self._thread is not None:
+            self._thread.end(LAST_TEXTS)
 
     def report(self, report: Report, prefix: str = "") -> None:
         """Prints what a person should read of ``report``, with ``prefix`` before each line."""
         is_progress = report["event"] == "progress"
+        if is_progress and self.is_behind:
+            return
         if is_progress and not self._progress_throttle.lets_through(time.monotonic()):
             return
         self.lines(describe(report), error=report["event"] == "error", prefix=prefix)
@@ -98,6 +121,8 @@ class JsonPrinter(Printer):
     """One JSON object a line on the output; errors in words as well, on the error stream."""
 
     def report(self, report: Report, prefix: str = "") -> None:
+        if report["event"] == "progress" and self.is_behind:
+            return
         line = {"event": report["event"], "time": round(time.time(), 3), **report}
         shown = self.secrets.hide_in(plain_json(line))
         self.write(self.out, json.dumps(shown, allow_nan=False) + "\n")
@@ -140,6 +165,12 @@ class LivePrinter(Printer):
         )
         self._read_meter: Optional[Callable[[], Meter]] = None
 
+    def print_in(self, thread: OutputThread) -> None:
+        # In old consoles of Windows, rich sets colors by calls between the texts.
+        if not self._console.legacy_windows:
+            super().print_in(thread)
+            self._console.file = self.out
+
     def report(self, report: Report, prefix: str = "") -> None:
         if report["event"] == "end":
             self.close()
@@ -161,7 +192,7 @@ class LivePrinter(Printer):
             self._live.start()
 
     def draw_meter(self) -> None:
-        if self._read_meter is None or not self._live.is_started:
+        if self._read_meter is None or not self._live.is_started or self.is_behind:
             return
         with suppress(*STREAM_ERRORS):
             self._live.update(self._render(self._read_meter()), refresh=True)
@@ -233,6 +264,7 @@ def make_printer(settings: Settings, environment: Environment) -> Printer:
     printer.secrets = Secrets(given_secrets(settings, environment.variables))
     if settings.export_api == "-":
         printer.out = environment.stderr  # the prompt alone goes to the output
+    printer.print_in(OutputThread())
     return printer
 
 

@@ -574,7 +574,7 @@ def modules_imported_by(*arguments: str) -> Set[str]:
 def test_help_imports_little_and_lists_every_status() -> None:
     imported = modules_imported_by("--help")
     assert {name for name in imported if name.startswith("comfyui_runner")} == {
-        "comfyui_runner", "comfyui_runner.errors", "comfyui_runner.flags",
+        "comfyui_runner", "comfyui_runner.errors", "comfyui_runner.flags", "comfyui_runner.last_words",
     }  # fmt: skip
     assert not imported & {"requests", "websockets", "rich", "asyncio", "json"}
     shown = process("--help").stdout

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import http.client
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 from served import phase_elsewhere, post_elsewhere
@@ -87,30 +90,126 @@ def read_while(leader: int, condition: Callable[[], bool]) -> None:
             os.read(leader, 4096)
 
 
-@needs_hangups
-def test_closing_the_terminal_cancels_our_run_and_no_other(simulator: Any, workflow_file: Callable[..., str]) -> None:
-    import pty
+@pytest.fixture
+def terminal() -> Iterator[Any]:
+    """Both ends of a terminal: the one that a person sees, and that of a program."""
+    pty = pytest.importorskip("pty", reason="Windows has no such terminals")
+    ends = list(pty.openpty())
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
 
-    life = simulator._server.life
-    leader, follower = pty.openpty()
-    path = workflow_file(slow_prompt(steps=20, seconds=60.0, seed=71))
+
+@contextlib.contextmanager
+def program_in(terminal: Any, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """The program, with ``terminal`` as its own."""
     program = subprocess.Popen(
-        [sys.executable, SCRIPT, "--yes", "--server", simulator.url, path],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        preexec_fn=in_new_terminal(follower),
+        [sys.executable, SCRIPT, "--yes", *arguments],
+        stdin=terminal[1],
+        stdout=terminal[1],
+        stderr=terminal[1],
+        preexec_fn=in_new_terminal(terminal[1]),
     )
-    os.close(follower)
     try:
-        read_while(leader, lambda: life.snapshot() == ([], []))
-        foreign = post_elsewhere(simulator, slow_prompt(steps=20, seconds=60.0, seed=72))
-        os.close(leader)
-        assert program.wait(30) == ExitStatus.TERMINATED
-        wait_until(lambda: phase_elsewhere(simulator, foreign) == "running")
+        yield program
     finally:
         program.kill()
         program.wait()
+
+
+@needs_hangups
+def test_closing_the_terminal_cancels_our_run_and_no_other(
+    simulator: Any, workflow_file: Callable[..., str], terminal: Any
+) -> None:
+    life = simulator._server.life
+    path = workflow_file(slow_prompt(steps=20, seconds=60.0, seed=71))
+    with program_in(terminal, "--server", simulator.url, path) as program:
+        os.close(terminal[1])
+        read_while(terminal[0], lambda: life.snapshot() == ([], []))
+        foreign = post_elsewhere(simulator, slow_prompt(steps=20, seconds=60.0, seed=72))
+        os.close(terminal[0])
+        assert program.wait(30) == ExitStatus.TERMINATED
+        wait_until(lambda: phase_elsewhere(simulator, foreign) == "running")
+
+
+# -- a terminal that stands still ------------------------------------------------------------------
+
+
+def stop_output(terminal: Any) -> None:
+    """Ctrl+S: from now on, each write of the program waits."""
+    import termios
+
+    termios.tcflow(terminal[1], termios.TCOOFF)
+
+
+@needs_hangups
+@pytest.mark.parametrize("flags", [["--json"], []])
+def test_ctrl_c_cancels_our_run_while_the_terminal_stands_still(
+    simulator: Any, workflow_file: Callable[..., str], terminal: Any, flags: List[str]
+) -> None:
+    life = simulator._server.life
+    path = workflow_file(slow_prompt(steps=600, seconds=60.0))
+    with program_in(terminal, "--server", simulator.url, *flags, path) as program:
+        read_while(terminal[0], lambda: life.snapshot() == ([], []))
+        stop_output(terminal)
+        time.sleep(1.0)  # it draws and prints ten times a second
+        program.send_signal(signal.SIGINT)
+        wait_until(lambda: life.snapshot() == ([], []), seconds=10.0, what="the end of our run")
+        assert program.wait(15) == ExitStatus.CANCELLED
+
+
+@needs_hangups
+def test_a_second_press_leaves_at_once_though_the_terminal_stands_still(
+    simulator: Any, workflow_file: Callable[..., str], terminal: Any
+) -> None:
+    life = simulator._server.life
+    simulator.faults.ignore_interrupt = True
+    path = workflow_file(slow_prompt(steps=600, seconds=60.0))
+    with program_in(terminal, "--server", simulator.url, path) as program:
+        read_while(terminal[0], lambda: life.snapshot() == ([], []))
+        stop_output(terminal)
+        program.send_signal(signal.SIGINT)
+        time.sleep(1.0)  # two signals at once are one
+        program.send_signal(signal.SIGINT)
+        assert program.wait(4) == ExitStatus.CANCELLED
+
+
+@needs_hangups
+def test_the_service_answers_while_its_terminal_stands_still(
+    simulator: Any, workflow_file: Callable[..., str], terminal: Any
+) -> None:
+    path = workflow_file(slow_prompt(steps=4, seconds=0.1))
+    words = ["--mode", "continuous", "--port", "0", "--server", simulator.url]
+    with program_in(terminal, *words, path) as program:
+        port = port_in(terminal[0])
+        stop_output(terminal)
+        for _ in range(3):
+            wait_until(lambda: get(port, "/queue")[0] == 202, what="a run")
+        wait_until(lambda: get(port, "/runs")[1].count(b'"success"') >= 3, what="the ends of the runs")
+        program.send_signal(signal.SIGINT)
+        assert program.wait(20) == ExitStatus.OK
+
+
+def port_in(leader: int) -> int:
+    """The port that a service shows in its terminal."""
+    shown = b""
+    while True:
+        shown += os.read(leader, 4096)
+        match = re.search(rb"Continuous mode at http://127\.0\.0\.1:(\d+)", shown)
+        if match:
+            return int(match.group(1))
+
+
+def get(port: int, path: str) -> Tuple[int, bytes]:
+    """The status and the body of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 # -- the console of Windows ------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""Texts are written in a thread of their own: nobody waits for a console that stands still."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from typing import Deque, Optional, TextIO, Tuple, cast
+
+#: Characters that may wait before progress is left out.
+MOST_BEFORE_PROGRESS = 64 << 10
+
+#: Characters that may wait at all: what comes after them is left out.
+MOST_WAITING = 16 << 20
+
+
+class OutputThread:
+    """Writes texts to streams, in their order, in a thread that begins with the first one.
+
+    A console may take no text for as long as it likes: after Ctrl+S, and on Windows while somebody
+    selects something in it, which a click begins. So does a pager that nobody scrolls.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()  # protects the rest
+        self._texts: Deque[Tuple[TextIO, str]] = collections.deque()
+        self._waiting = 0  # characters that are not written yet
+        self._has_ended = False
+        self._thread: Optional[threading.Thread] = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits that progress would come too late to be of use."""
+        return self._waiting > MOST_BEFORE_PROGRESS
+
+    def put(self, stream: TextIO, text: str) -> None:
+        """Write ``text`` to ``stream`` when it is its turn. Does not wait."""
+        with self._changed:
+            if self._waiting + len(text) > MOST_WAITING:
+                return
+            self._texts.append((stream, text))
+            self._waiting += len(text)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_all, daemon=True)
+                self._thread.start()
+
+    def end(self, seconds: float) -> None:
+        """Ends the thread when all is written; waits for that up to ``seconds``."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                while not self._texts and not self._has_ended:
+                    self._changed.wait()
+                if not self._texts:
+                    return
+                stream, text = self._texts.popleft()
+            try:
+                stream.write(text)
+                stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads any more
+            with self._changed:
+                self._waiting -= len(text)
+
+
+class QueuedStream:
+    """What a printer needs of a stream; an OutputThread writes the texts."""
+
+    def __init__(self, thread: OutputThread, stream: TextIO) -> None:
+        self._thread = thread
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        """Writes ``text`` later."""
+        self._thread.put(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: the thread flushes."""
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The file descriptor of the stream."""
+        return self._stream.fileno()
+
+
+def queue_for(thread: OutputThread, stream: TextIO) -> TextIO:
+    """``stream`` as ``thread`` writes to it; a stream in memory, which never waits, as it is."""
+    try:
+        stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return stream
+    return cast(TextIO, QueuedStream(thread, stream))
