@@ -1275,6 +1275,14 @@ def test_a_primitive_above_the_range_gives_the_highest_value() -> None:
     assert converted(workflow)["2"]["cfg"] == 100
 
 
+def test_a_primitive_in_a_subgraph_that_also_led_elsewhere_is_promoted() -> None:
+    primitive = node(4, "PrimitiveNode", {}, [("FLOAT", 1)], [640])
+    primitive["outputs"][0]["links"] = [99, 1]  # a link that is gone, and one that is there
+    inner = subgraph("s", [primitive, node(5, "KSampler", {"cfg": 1}, values=KSAMPLER)], (1, 4, 0, 5, 6))
+    host = node(1, "s", values=[44], properties={"proxyWidgets": [["4", "value"]]})
+    assert converted(flow([host], subgraphs=[inner]))["1:5"]["cfg"] == 44
+
+
 @pytest.mark.parametrize(
     ("type_", "promoted", "link", "target", "inputs"),
     [

@@ -101,6 +101,16 @@ def test_without_a_websocket_comfyui_is_not_asked_without_end(make_middleware: M
     assert len(asked) <= 2
 
 
+def test_definitions_are_kept_while_comfyui_answers(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, prompt=TEXTS)
+    service.get("/workflow")
+    backend = service.service.backend
+    known = dict(backend.object_info)
+    assert known
+    asyncio.run_coroutine_threadsafe(backend.check(), service.inside["loop"]).result(10.0)
+    assert backend.object_info == known
+
+
 def test_a_slow_comfyui_does_not_hold_the_events_up(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator, prompt=TEXTS)
     service.get("/workflow")

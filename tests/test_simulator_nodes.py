@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Callable, Tuple
@@ -227,6 +228,21 @@ def test_files_are_counted_in_folders(sim: Simulator) -> None:
     assert names == [("deep/er", f"x_64_{number:05}_.png") for number in (1, 2, 3, 4)]
 
 
+def test_a_picture_that_has_changed_is_loaded_again(sim: Simulator) -> None:
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    }
+    path = Path(sim.root, "input", "a.png")
+    was_cached = []
+    for width, seconds in ((30, 1), (30, 1), (40, 2)):
+        path.write_bytes(draw(width, 20, 1, ["X"]))
+        os.utime(path, (seconds, seconds))
+        messages = history(sim, submit(sim, prompt))["status"]["messages"]
+        was_cached += [sorted(data["nodes"]) for name, data in messages if name == "execution_cached"]
+    assert was_cached == [[], ["1", "2"], []]
+
+
 def test_media_nodes(sim: Simulator) -> None:
     files = {"image": ("a b.png", draw(30, 20, 1, ["X"]))}
     name = requests.post(sim.url + "/upload/image", files=files, timeout=WAIT).json()["name"]
@@ -261,6 +277,17 @@ def test_media_nodes(sim: Simulator) -> None:
             },
         },
         "8": {"class_type": "PreviewAny", "inputs": {"source": ["7", 0]}},
+        "9": {
+            "class_type": "ImageScale",
+            "inputs": {
+                "image": ["1", 0],
+                "upscale_method": "area",
+                "width": 0,
+                "height": 60,
+                "crop": "disabled",
+            },
+        },
+        "10": {"class_type": "PreviewAny", "inputs": {"source": ["9", 0]}},
     }
     outputs = history(sim, submit(sim, prompt))["outputs"]
     assert outputs["2"]["images"][0]["type"] == "temp"
@@ -270,5 +297,6 @@ def test_media_nodes(sim: Simulator) -> None:
     assert outputs["4"] == {"audio": [entry]}
     assert outputs["6"]["animated"] == [True]
     assert json.loads(outputs["8"]["text"][0])[:2] == [60, 40]
+    assert json.loads(outputs["10"]["text"][0])[:2] == [90, 60]
     assert name in get(sim, "/object_info/LoadImage").text
     assert "a.mp4" in get(sim, "/object_info/LoadVideo").text

@@ -18,3 +18,7 @@ def test_a_wait_outside_of_a_loop_has_an_end() -> None:
     finally:
         over.set()
     assert bounded_here(over.wait, seconds=10.0) is True
+
+
+def test_a_thread_that_hangs_does_not_keep_the_program_alive() -> None:
+    assert bounded_here(lambda: threading.current_thread().daemon, seconds=10.0)
