@@ -864,6 +864,27 @@ def test_names_that_are_taken_get_a_number_unless_they_are_to_be_replaced(batch:
     assert files(other) == ["same.png"]
 
 
+def test_names_that_the_system_takes_for_one_do_not_replace_each_other(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As "A.png" and "a.png" on Windows and macOS: played by a link, which is the same file."""
+    batch.prompt = {key: SEEDED[key] for key in ("1", "2")}
+    batch.csv("1.seed,2.filename_prefix", "1,A", "2,a")
+    out = batch.folder / "out"
+    replace = os.replace
+
+    def replace_under_both_names(old: str, new: str) -> None:
+        replace(old, new)
+        if os.path.basename(new) == "A.png":
+            os.link(new, out / "a.png")
+
+    monkeypatch.setattr(os, "replace", replace_under_both_names)
+    words = ["-o", str(out), "--name", "{2.filename_prefix}", "--overwrite", "--in-flight", "1"]
+    assert batch(*words).status == ExitStatus.OK
+    assert files(out) == ["A.png", "a (1).png", "a.png"]
+    assert (out / "A.png").samefile(out / "a.png")
+
+
 HOSTILE = [
     "../../escaped",
     "..\\..\\escaped",
