@@ -82,7 +82,7 @@ if __name__ == "__main__" and {"-h", "--help"}.intersection(sys.argv):
 
 from comfyui_runner.comfyui import ComfyUI  # noqa: E402
 from comfyui_runner.console import Console  # noqa: E402
-from comfyui_runner.environment import Environment  # noqa: E402
+from comfyui_runner.environment import Environment, replace_missing_streams  # noqa: E402
 from comfyui_runner.errors import ExitStatus, RunnerError, Stopped  # noqa: E402
 from comfyui_runner.interrupts import Interrupts  # noqa: E402
 from comfyui_runner.server import Server  # noqa: E402
@@ -254,6 +254,7 @@ async def run_program(
 
 def run_from_command_line() -> None:
     """The command comfyui-workflow-runner, where the program is installed."""
+    replace_missing_streams()
     leave(main(Environment(ends_process=True)))
 
 

@@ -31,6 +31,7 @@ class Console:
         self.printer = printer
         self.interrupts = interrupts
         self.stdin = environment.stdin
+        self.variables = environment.variables
         self.stdout = environment.stdout  #: for what is not a report (--export-api -)
         self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
         self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM

@@ -5,11 +5,38 @@ Nothing else in the program reads them from sys or os.environ.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Mapping, Optional, Sequence, TextIO
 
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
+
+
+class NullStream(io.TextIOWrapper):
+    """The null device, which on Windows says that it is a terminal. ``mode`` is "rb" or "wb"."""
+
+    def __init__(self, mode: str) -> None:
+        device = open(os.devnull, mode)  # noqa: SIM115 - it stays open as long as this stream
+        super().__init__(device, encoding="utf-8")
+
+    def isatty(self) -> bool:
+        return False
+
+
+def replace_missing_streams() -> None:
+    """Opens the null device where Python has no stream: in pythonw, in services, and where one was
+    closed.
+
+    In this order: the number of a stream that is closed is given to the next file or socket that is
+    opened, and what the system writes to stream 2 would go there.
+    """
+    if sys.stdin is None:
+        sys.stdin = NullStream("rb")
+    if sys.stdout is None:
+        sys.stdout = NullStream("wb")
+    if sys.stderr is None:
+        sys.stderr = NullStream("wb")
 
 
 class Environment:

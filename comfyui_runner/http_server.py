@@ -5,6 +5,7 @@ The rules are elsewhere: http_head and http_body read, service_routes answers.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import socket
@@ -157,6 +158,22 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         """Requests are not logged: URLs may hold what is private."""
 
 
+#: Windows' option SO_EXCLUSIVEADDRUSE (winsock2.h: ~SO_REUSEADDR): nobody else binds the port at
+#: another address of this machine, 0.0.0.0 beside 127.0.0.1.
+WINDOWS_EXCLUSIVE_USE = -5
+
+
+def options_of_listener(family: int, is_windows: bool) -> List[Tuple[int, int, int]]:
+    """The options of a socket that listens, as setsockopt() takes them: level, option, value."""
+    options = []
+    if family == socket.AF_INET6:
+        # At ``::``, IPv4 is taken too: the default everywhere but on Windows and some BSDs.
+        options.append((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0))
+    if is_windows:
+        options.append((socket.SOL_SOCKET, WINDOWS_EXCLUSIVE_USE, 1))
+    return options
+
+
 class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """Listens at ``host`` and ``port`` (0: any free one). Raises OSError if it cannot."""
 
@@ -181,6 +198,9 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def server_bind(self) -> None:
         """Without http.server's look-up of this machine's name, which may hang."""
+        for option in options_of_listener(self.address_family, os.name == "nt"):
+            with contextlib.suppress(OSError):  # OpenBSD has no sockets for both
+                self.socket.setsockopt(*option)
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 

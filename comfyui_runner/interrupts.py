@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.last_words import try_for
-from comfyui_runner.windows_console import ConsoleHandler
+from comfyui_runner.windows_console import ConsoleHandler, takes_escape_codes
 
 #: The live display hides the cursor of a terminal; this shows it again.
 SHOW_CURSOR = b"\x1b[?25h"
@@ -60,6 +60,7 @@ class Interrupts:
         self._wake: Callable[[], object] = lambda: None
         self._replaced_handlers: Dict[int, Any] = {}
         self._console_handler: Optional[ConsoleHandler] = None
+        self._takes_escape_codes = True  # an old console of Windows would show them
 
     @property
     def name(self) -> str:
@@ -84,8 +85,14 @@ class Interrupts:
             self.take_console_events(getattr(ctypes, "windll").kernel32)  # noqa: B009
 
     def take_console_events(self, kernel32: Any) -> None:
-        """Cancels our run when the console of Windows is closed. ``kernel32`` is its library."""
-        self._console_handler = ConsoleHandler(kernel32, lambda: self.asking, self._close)
+        """Cancels our run when the console of Windows is closed, and leaves at the second Ctrl+C.
+
+        ``kernel32`` is the library of the console.
+        """
+        self._takes_escape_codes = takes_escape_codes(kernel32)
+        self._console_handler = ConsoleHandler(
+            kernel32, lambda: self.asking, self._close, self._leave_at_once
+        )
         self._console_handler.install()
 
     def restore(self) -> None:
@@ -140,7 +147,7 @@ class Interrupts:
 
     def _say_farewell(self) -> None:
         try:
-            if os.isatty(2):
+            if os.isatty(2) and self._takes_escape_codes:
                 os.write(2, SHOW_CURSOR)
             os.write(2, f"\n{self.farewell}\n".encode(errors="replace"))
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import os
 import re
 from typing import (
@@ -87,6 +88,7 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
         )
     if not settings.workflow_named and not os.path.exists(path):
         path = find_example(path, settings.example_folders) or path
+    path = expand_pattern(path)
     return parse_document(_read_workflow(path), path), path
 
 
@@ -99,7 +101,23 @@ def find_example(name: str, folders: Sequence[str]) -> Optional[str]:
     return None
 
 
+def expand_pattern(path: str) -> str:
+    """The file that ``flow*.json`` means, where no shell has expanded it: Windows' shells do not.
+
+    ``path`` itself, if there is such a file, or none that fits. Raises WorkflowError for several.
+    """
+    if os.path.exists(path) or not glob.has_magic(path):
+        return path
+    matches = sorted(glob.glob(path))
+    if len(matches) > 1:
+        message = f"Several workflows fit {path}, and only one can run."
+        raise WorkflowError(message, f"Name one of them: {_listed(matches)}.")
+    return next(iter(matches), path)
+
+
 def _read_workflow(path: str) -> bytes:
+    if os.path.isdir(path):  # Windows says of a folder that permission is denied
+        raise WorkflowError(f"{path} is a folder, not a workflow.", _list_workflows(path))
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -122,10 +140,15 @@ def _list_workflows(folder: str) -> str:
     workflows = [name for name in names if name.lower().endswith((".json", ".png", ".webp"))]
     if not workflows:
         return f"There are no workflows in {os.path.abspath(folder)}."
-    listed = workflows[:20]
-    if len(workflows) > 20:
-        listed.append(f"{len(workflows) - 20} more")
-    return f"Workflows there: {', '.join(listed)}."
+    return f"Workflows there: {_listed(workflows)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of ``names``, and how many more there are."""
+    listed = list(names[:20])
+    if len(names) > 20:
+        listed.append(f"{len(names) - 20} more")
+    return ", ".join(listed)
 
 
 def read_object_info(path: str) -> Dict[str, Any]:

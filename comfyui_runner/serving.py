@@ -32,6 +32,10 @@ FINISH_ANSWERS = 2.0
 #: Windows' error for a port that is in use (WSAEADDRINUSE).
 WINDOWS_PORT_IN_USE = 10048
 
+#: Windows' error for a port that it has reserved, or that another program has for itself
+#: (WSAEACCES).
+WINDOWS_PORT_IS_FORBIDDEN = 10013
+
 
 async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Console) -> Loaded:
     """load_workflow(); where it needs ComfyUI, it waits until one answers. Files are uploaded."""
@@ -139,18 +143,21 @@ def listen(
 
 def cannot_listen(error: OSError, host: str, port: int) -> UsageError:
     """The error for a person: ``error`` came of listening at ``host`` and ``port``."""
-    is_in_use = (
-        error.errno == errno.EADDRINUSE or getattr(error, "winerror", None) == WINDOWS_PORT_IN_USE
-    )
+    windows_error = getattr(error, "winerror", None)
+    is_in_use = error.errno == errno.EADDRINUSE or windows_error == WINDOWS_PORT_IN_USE
     if is_in_use:
         return UsageError(
             f"Port {port} is already in use.", f"Choose another one: --port {port + 1}"
         )
-    reason = error.strerror or error
-    return UsageError(
-        f"The service cannot listen on {host}, port {port}: {reason}.",
-        "Check --host and --port.",
-    )
+    reason = str(error.strerror or error).rstrip(".")  # Windows ends its reasons with one
+    remedy = "Check --host and --port."
+    if windows_error == WINDOWS_PORT_IS_FORBIDDEN:
+        remedy = (
+            "Another program has the port for itself, or Windows has reserved it "
+            "(netsh interface ipv4 show excludedportrange protocol=tcp lists what is reserved). "
+            f"Choose another one: --port {port + 1}"
+        )
+    return UsageError(f"The service cannot listen on {host}, port {port}: {reason}.", remedy)
 
 
 def is_own_address(server: Server, port: int) -> bool:

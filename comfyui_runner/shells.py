@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Sequence
+from typing import Mapping, Sequence
 
 IS_WINDOWS = os.name == "nt"
 
@@ -46,3 +46,16 @@ def install_commands(
 def _needs_quotes(path: str) -> bool:
     """Whether a shell of Windows takes something in ``path`` for more than a character."""
     return any(character in path for character in " \t&()[]{}^=;',`$@#%")
+
+
+def remedy_without_terminal(is_windows: bool, variables: Mapping[str, str]) -> str:
+    """What to do where a question cannot be asked.
+
+    In the window of Git Bash, programs of Windows have no terminal: winpty gives them one.
+    """
+    if is_windows and variables.get("MSYSTEM"):
+        return (
+            "Add --yes to run without being asked, or begin the command with winpty: "
+            "winpty python comfyui_workflow_runner.py"
+        )
+    return "Add --yes to run without being asked."

@@ -34,6 +34,7 @@ from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
+from comfyui_runner.shells import IS_WINDOWS, remedy_without_terminal
 from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import bounded, in_thread
 from comfyui_runner.windows_files import reason_not_written
@@ -172,7 +173,7 @@ def require_terminal_or_yes(settings: Settings, console: Console) -> None:
     if not settings.yes and not console.stdin.isatty():
         raise NotConfirmed(
             "Nothing was run: the question needs a terminal.",
-            "Add --yes to run without being asked.",
+            remedy_without_terminal(IS_WINDOWS, console.variables),
         )
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 import sys
+import warnings
 from typing import Any
 
 from comfyui_runner.errors import RunnerError
@@ -14,6 +15,9 @@ from comfyui_runner.shells import IS_WINDOWS, install_commands
 
 def import_third_party(name: str) -> Any:
     """The module ``name``. Raises RunnerError, which says how to install it."""
+    if name not in sys.modules:
+        # urllib3 warns of the LibreSSL of macOS's own Python, which works and cannot be changed.
+        warnings.filterwarnings("ignore", message="urllib3 v2 only supports OpenSSL")
     try:
         return importlib.import_module(name)
     except ImportError as error:

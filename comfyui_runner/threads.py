@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import socket
 import threading
-from typing import Any, Awaitable, Callable, Iterable, List, Optional, TypeVar
+from typing import Any, Awaitable, Callable, Iterable, List, Mapping, Optional, TypeVar
 
 from comfyui_runner.errors import ServerUnreachable
 from comfyui_runner.text import duration
@@ -114,11 +114,26 @@ async def end_tasks(tasks: Iterable["asyncio.Future[Any]"]) -> None:
                 task.exception()  # asyncio complains about exceptions that nobody looks at
 
 
+def show_unless_reset_at_close(
+    loop: "asyncio.AbstractEventLoop", context: Mapping[str, Any]
+) -> None:
+    """What asyncio does with errors that nobody waits for: shows them, with one exception.
+
+    On Windows it raises ConnectionResetError when it closes a connection that the server has cut
+    (_ProactorBasePipeTransport._call_connection_lost; https://bugs.python.org/issue39010).
+    """
+    is_reset = isinstance(context.get("exception"), ConnectionResetError)
+    is_at_close = "_call_connection_lost" in str(context.get("message"))
+    if not (is_reset and is_at_close):
+        loop.default_exception_handler(dict(context))
+
+
 def run_loop(coroutine: Awaitable[Result]) -> Result:
     """asyncio.run() that does not wait for threads: a name look-up that hangs holds no exit up."""
     loop = asyncio.new_event_loop()
     try:
         asyncio.set_event_loop(loop)
+        loop.set_exception_handler(show_unless_reset_at_close)
         return loop.run_until_complete(coroutine)
     finally:
         loop.run_until_complete(end_tasks(asyncio.all_tasks(loop)))

@@ -14,6 +14,15 @@ CLOSING_EVENTS: Mapping[int, str] = {
     6: "CTRL_SHUTDOWN_EVENT",
 }
 
+#: Ctrl+C and Ctrl+Break.
+PRESSES = (0, 1)
+
+#: The stream of errors, as Windows numbers it (STD_ERROR_HANDLE).
+STANDARD_ERROR = -12
+
+#: ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands escape codes. Old ones show them.
+TAKES_ESCAPE_CODES = 0x0004
+
 #: Seconds that the end of the process is put off for. Windows itself waits for 5.
 CLOSING_SECONDS = 4.5
 
@@ -28,15 +37,32 @@ def seconds_to_hold(event: int, is_asking: bool) -> Optional[float]:
     return 0.0 if is_asking else CLOSING_SECONDS
 
 
+def takes_escape_codes(kernel32: Any) -> bool:
+    """Whether the console of the stream of errors understands escape codes."""
+    # It takes milliseconds, and only Windows needs it.
+    import ctypes
+
+    mode = ctypes.c_uint(0)
+    handle = kernel32.GetStdHandle(STANDARD_ERROR)
+    is_console = kernel32.GetConsoleMode(handle, ctypes.byref(mode))
+    return bool(is_console and mode.value & TAKES_ESCAPE_CODES)
+
+
 class ConsoleHandler:
-    """Takes the events of a console that closes, between install() and remove().
+    """Takes the events of a console that closes, and the second Ctrl+C, between install() and
+    remove().
 
     Windows calls a handler in a thread of its own, and ends the process when it returns.
-    ``is_asking()`` says whether a question is asked, ``stop(name)`` begins to end the program.
+    ``is_asking()`` says whether a question is asked, ``stop(name)`` begins to end the program,
+    ``leave()`` ends the process at once.
     """
 
     def __init__(
-        self, kernel32: Any, is_asking: Callable[[], bool], stop: Callable[[str], None]
+        self,
+        kernel32: Any,
+        is_asking: Callable[[], bool],
+        stop: Callable[[str], None],
+        leave: Callable[[], None],
     ) -> None:
         # It takes milliseconds, and only Windows needs it.
         import ctypes
@@ -46,6 +72,8 @@ class ConsoleHandler:
         self._kernel32 = kernel32
         self._is_asking = is_asking
         self._stop = stop
+        self._leave = leave
+        self._was_pressed = False
         self._program_is_over = threading.Event()
         # Kept here: Windows must not call what Python has thrown away.
         self._callback = function_type(ctypes.c_int, ctypes.c_uint)(self._handle)
@@ -65,9 +93,20 @@ class ConsoleHandler:
 
     def _handle(self, event: int) -> int:
         """1: the event is dealt with. 0: it is for the handler that was installed before."""
+        if event in PRESSES:
+            return self._handle_press()
         seconds = seconds_to_hold(event, self._is_asking())
         if seconds is None:
             return 0
         self._stop(CLOSING_EVENTS[event])
         self._program_is_over.wait(seconds)
         return 1
+
+    def _handle_press(self) -> int:
+        """The first press is Python's, whose main thread sees a press when it is done with what it
+        waits for, such as a socket. The second one does not wait for it: this is another thread.
+        """
+        if self._was_pressed:
+            self._leave()
+        self._was_pressed = True
+        return 0

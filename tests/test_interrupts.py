@@ -17,12 +17,12 @@ from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 from served import phase_elsewhere, post_elsewhere
-from support import SCRIPT, slow_prompt, wait_until
+from support import ROOT, SCRIPT, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.interrupts import Interrupts, Stop, signals_to_take, stop_by_signal
 from comfyui_runner.threads import run_loop, start_thread
-from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold
+from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold, takes_escape_codes
 
 needs_hangups = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 
@@ -220,6 +220,14 @@ class Kernel32:
 
     def __init__(self) -> None:
         self.handlers: List[Callable[[int], int]] = []
+        self.mode = 3  # ENABLE_PROCESSED_OUTPUT, ENABLE_WRAP_AT_EOL_OUTPUT
+
+    def GetStdHandle(self, number: int) -> int:
+        return number
+
+    def GetConsoleMode(self, handle: int, mode: Any) -> int:
+        mode._obj.value = self.mode
+        return int(handle == -12 and self.mode > 0)
 
     def SetConsoleCtrlHandler(self, handler: Callable[[int], int], add: int) -> int:
         if add:
@@ -266,10 +274,39 @@ def test_a_console_that_closes_stops_the_program_which_ends_in_order(console: An
     assert kernel32.handlers == []
 
 
-def test_ctrl_c_in_a_console_is_left_to_python(console: Any) -> None:
+@pytest.mark.parametrize("event", [0, 1])  # Ctrl+C, Ctrl+Break
+def test_ctrl_c_in_a_console_is_left_to_python(console: Any, event: int) -> None:
     interrupts, kernel32 = console
-    assert [kernel32.send(event).result(10) for event in (0, 1)] == [0, 0]
+    assert kernel32.send(event).result(10) == 0
     assert interrupts.cause is None
+
+
+#: A program whose main thread waits for a socket, in C code that no signal interrupts.
+BLOCKED = """
+import ctypes, sys
+sys.path.insert(0, "tests")
+from test_interrupts import Kernel32
+from comfyui_runner.interrupts import Interrupts
+kernel32, interrupts = Kernel32(), Interrupts()
+interrupts.take_console_events(kernel32)
+for event in (0, 0):
+    kernel32.send(event)
+ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="plays Windows")
+def test_a_second_press_does_not_wait_for_the_main_thread() -> None:
+    program = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, timeout=30, check=False)
+    assert program.returncode == ExitStatus.CANCELLED
+    assert b"Left at once." in program.stderr
+
+
+@pytest.mark.parametrize(("mode", "takes"), [(0, False), (3, False), (4, True), (7, True)])
+def test_an_old_console_gets_no_escape_codes(mode: int, takes: bool) -> None:
+    kernel32 = Kernel32()
+    kernel32.mode = mode
+    assert takes_escape_codes(kernel32) is takes
 
 
 def test_a_console_that_closes_at_the_question_is_not_put_off(console: Any) -> None:

@@ -36,6 +36,18 @@ def test_another_reason_is_not_called_a_port_in_use(error: OSError, reason: str)
     assert refusal.remedy == "Check --host and --port."
 
 
+def test_a_port_that_windows_forbids_keeps_its_reason() -> None:
+    error = WindowsError(errno.EACCES, "An attempt was made to access a socket in a way forbidden by its permissions.")
+    error.winerror = 10013
+    refusal = cannot_listen(error, "127.0.0.1", 8189)
+    assert refusal.message == (
+        "The service cannot listen on 127.0.0.1, port 8189: "
+        "An attempt was made to access a socket in a way forbidden by its permissions."
+    )
+    assert "Another program has the port for itself, or Windows has reserved it" in refusal.remedy
+    assert refusal.remedy.endswith("--port 8190")
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [

@@ -345,6 +345,24 @@ def test_a_workflow_that_is_not_there_comes_with_those_that_are(folder: Any) -> 
     assert message_of(path) == ("The workflow %s does not exist." % path, "Workflows there: d.json.")
 
 
+def test_a_pattern_that_no_shell_expanded_means_the_one_file_that_fits(folder: Any) -> None:
+    (folder / "flow_7.json").write_bytes(PROMPT)
+    assert loaded("flow*.json") == (Document({"1": node("TextOut", text="hello")}), "flow_7.json")
+    (folder / "flow_[1].json").write_bytes(PROMPT)
+    assert loaded("flow_[1].json")[1] == "flow_[1].json"  # the name of a file comes first
+    assert message_of("flow*.json") == (
+        "Several workflows fit flow*.json, and only one can run.",
+        "Name one of them: flow_7.json, flow_[1].json.",
+    )
+    assert message_of("none*.json")[0] == "The workflow none*.json does not exist."
+
+
+def test_a_folder_is_named_as_one_with_the_workflows_in_it(folder: Any) -> None:
+    (folder / "flows").mkdir()
+    (folder / "flows" / "a.json").write_bytes(PROMPT)
+    assert message_of("flows") == ("flows is a folder, not a workflow.", "Workflows there: a.json.")
+
+
 def test_of_many_files_twenty_are_listed(folder: Any) -> None:
     for number in range(23):
         (folder / ("%02d.json" % number)).write_bytes(b"")
@@ -360,10 +378,7 @@ def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:
     )
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows words it otherwise")
 def test_a_file_that_cannot_be_read(folder: Any) -> None:
-    (folder / "w.json").mkdir()
-    assert message_of("w.json") == ("w.json cannot be read: Is a directory.", "")
     assert message_of("a\0b")[0] == "a\0b cannot be read: embedded null byte."
 
 

@@ -15,7 +15,7 @@ from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import PATH_FLAGS, parse_flags
 from comfyui_runner.remedies import ModelSource, download_command
 from comfyui_runner.routes import ROUTES
-from comfyui_runner.shells import install_commands, name_of_curl
+from comfyui_runner.shells import install_commands, name_of_curl, remedy_without_terminal
 
 URL = "http://127.0.0.1:8189"
 PACKAGES = ("websockets", "requests", "rich")
@@ -193,3 +193,11 @@ def test_a_quotation_mark_elsewhere_is_a_character() -> None:
     assert parse_flags(["-o", 'a "b"'], defaults, is_windows=False).output == 'a "b"'
     flags = vars(parse_flags([], defaults))
     assert set(PATH_FLAGS) <= set(flags)
+
+
+def test_git_bash_is_given_a_terminal_by_winpty() -> None:
+    in_git_bash = remedy_without_terminal(True, {"MSYSTEM": "MINGW64"})
+    assert in_git_bash.startswith("Add --yes to run without being asked")
+    assert "winpty python comfyui_workflow_runner.py" in in_git_bash
+    for is_windows, variables in [(True, {}), (True, {"MSYSTEM": ""}), (False, {"MSYSTEM": "MINGW64"})]:
+        assert remedy_without_terminal(is_windows, variables) == "Add --yes to run without being asked."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any, Callable, List
 
@@ -96,15 +97,24 @@ def test_outputs_of_cached_nodes_in_history(simulate: Callable[..., Simulator], 
     assert set(entry["outputs"]) == ({"5"} if version == "0.33.0" else {"2", "5"})
 
 
+def wait_for_tick() -> None:
+    """Waits until the clock has gone on: jobs are sorted by its milliseconds, and it may tick."""
+    began = time.time()
+    until(lambda: time.time() > began + 0.001)
+
+
 def test_jobs(sim: Simulator) -> None:
     done = submit(sim, slow(), extra_data={"extra_pnginfo": {"workflow": {"id": "flow"}}})
     history(sim, done)
     failing = {**slow(seed=2), "3": {"class_type": "FailNode", "inputs": {"message": "m"}}}
     failing["3"]["inputs"]["image"] = ["1", 0]
     failing["2"]["inputs"]["images"] = ["3", 0]
+    wait_for_tick()
     failed = submit(sim, failing)
     history(sim, failed)
+    wait_for_tick()
     running = busy(sim)
+    wait_for_tick()
     pending = submit(sim, slow(seed=3))
     by_status = {
         "pending": pending,

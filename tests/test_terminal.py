@@ -319,3 +319,11 @@ def test_a_terminal_that_is_gone_does_not_end_the_run(monkeypatch: Any) -> None:
     printer.draw_meter()
     printer.lines([("", "text")])
     printer.close()
+
+
+def test_an_old_console_of_windows_gets_bars_that_its_fonts_have(monkeypatch: Any) -> None:
+    rich_console = pytest.importorskip("rich.console")
+    monkeypatch.setattr(rich_console, "detect_legacy_windows", lambda: True)
+    lines = draw(RUNNING, monkeypatch)
+    assert any(line.startswith("Overall") and "---" in line for line in lines)
+    assert not any("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in line for line in lines)
