@@ -82,6 +82,16 @@ def test_no_answer_says_why_and_what_to_do(error: BaseException, message: str, r
     assert not explained.refused and explained.status is None
 
 
+def test_a_socks_proxy_is_named_with_the_package_that_it_needs(monkeypatch: Any) -> None:
+    for name in ("ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "socks5://me:secret@proxy:1080")
+    for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    error = explain_no_answer(requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support."), URL)
+    assert error.message == f"{URL}: the proxy socks5://proxy:1080 needs the Python package PySocks."
+    assert error.remedy == "Install it (pip install PySocks), or set NO_PROXY for this host."
+
+
 def test_a_refused_connection_is_known_as_such_however_deep_it_is_wrapped() -> None:
     error = wrapped(requests.exceptions.ConnectionError, ConnectionRefusedError(111, "Connection refused"))
     explained = explain_no_answer(error, URL)
