@@ -15,8 +15,18 @@ def certifi_bundle() -> str:
     return str(import_third_party("requests.certs").where())
 
 
+def make_ssl_context_for_http(ca_bundle: str) -> ssl.SSLContext:
+    """make_ssl_context() for requests.
+
+    urllib3 1.26 does not say to which IP address it connects, and then Python has nothing to
+    compare the certificate with. It compares every name with the certificate itself.
+    """
+    compares_names_itself = import_third_party("urllib3").__version__.startswith("1.")
+    return make_ssl_context(ca_bundle, not compares_names_itself)
+
+
 @functools.lru_cache(maxsize=4)  # reading the files takes some 20 ms
-def make_ssl_context(ca_bundle: str) -> ssl.SSLContext:
+def make_ssl_context(ca_bundle: str, check_hostname: bool = True) -> ssl.SSLContext:
     """Trusts the system's certificate authorities, certifi's, and those of ``ca_bundle``.
 
     requests alone would trust certifi's, and websockets the system's: a company's authority that is
@@ -25,6 +35,7 @@ def make_ssl_context(ca_bundle: str) -> ssl.SSLContext:
     says what is wrong with it.
     """
     context = ssl.create_default_context()
+    context.check_hostname = check_hostname
     context.load_verify_locations(certifi_bundle())
     with contextlib.suppress(OSError):
         if os.path.isdir(ca_bundle):

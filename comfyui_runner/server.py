@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping
 from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
 from comfyui_runner.answer_body import PACKING, AnswerBody, UnreadableBody, is_packed
-from comfyui_runner.certificates import certifi_bundle, make_ssl_context
+from comfyui_runner.certificates import certifi_bundle, make_ssl_context_for_http
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.host_routes import HostRoute
@@ -101,7 +101,7 @@ class Server:
         session: "requests.Session" = import_third_party("requests").Session()
         session.trust_env = not self.address.local  # no proxy of the system for this machine
         bundle = self.address.ca_bundle
-        tls = make_ssl_context(bundle) if self.address.has_tls else None
+        tls = make_ssl_context_for_http(bundle) if self.address.has_tls else None
         adapter = make_adapter(self.route, tls)
         session.mount("http://", adapter)
         session.mount("https://", adapter)

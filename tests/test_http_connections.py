@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import socket
 import socketserver
 import ssl
 from typing import Any, Dict, FrozenSet, Iterator, List
@@ -159,3 +160,12 @@ def test_http_and_websocket_trust_the_store_of_the_system(tls_port: int, workflo
     make_ssl_context.cache_clear()
     assert result.status == ExitStatus.OK
     assert "connection" not in result.names()  # else the WebSocket was refused
+
+
+def test_a_certificate_of_another_name_is_refused(tls_port: int, workflow_file: Any, monkeypatch: Any) -> None:
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **options: look_up("127.0.0.1", *more, **options))
+    url = f"https://other.example:{tls_port}"
+    result = run("--server", url, "--yes", workflow_file(slow_prompt()), environment={"SSL_CERT_FILE": CERTIFICATE})
+    assert result.status == ExitStatus.NO_SERVER
+    assert f"{url}: the TLS connection failed" in result.err and "other.example" in result.err
