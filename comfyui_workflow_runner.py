@@ -213,7 +213,7 @@ def main(environment: Environment) -> int:
     except Exception as error:
         return report_fault(printer, error, environment.arguments)
     finally:
-        printer.finish()
+        printer.finish(lambda: interrupts.cause is not None)
         if not environment.ends_process:
             interrupts.restore()
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import collections
 import threading
-from typing import Deque, Optional, TextIO, Tuple, cast
+import time
+from typing import Callable, Deque, Optional, TextIO, Tuple, cast
 
 #: Characters that may wait before progress is left out.
 MOST_BEFORE_PROGRESS = 64 << 10
+
+#: Seconds for what is left at the end, where nothing stops the program.
+LONGEST_END = 3600.0
+
+#: Seconds between two looks for Ctrl+C, which on Windows does not interrupt a wait for a thread.
+STEP = 0.1
 
 #: Characters that may wait at all: what comes after them is left out.
 MOST_WAITING = 16 << 20
@@ -44,13 +51,25 @@ class OutputThread:
                 self._thread = threading.Thread(target=self._write_all, daemon=True)
                 self._thread.start()
 
-    def end(self, seconds: float) -> None:
-        """Ends the thread when all is written; waits for that up to ``seconds``."""
+    def end(self, is_stopped: Callable[[], bool], seconds: float) -> None:
+        """Ends the thread when all is written, and waits for that.
+
+        Whoever reads slowly shall not miss the end of a run. But after ``is_stopped``, by Ctrl+C
+        for example, only ``seconds`` are waited, and never longer than LONGEST_END.
+        """
         with self._changed:
             self._has_ended = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(seconds)
+        if self._thread is None:
+            return
+        began = time.monotonic()
+        stopped_at: Optional[float] = None
+        while self._thread.is_alive() and time.monotonic() - began < LONGEST_END:
+            if stopped_at is None and is_stopped():
+                stopped_at = time.monotonic()
+            if stopped_at is not None and time.monotonic() - stopped_at >= seconds:
+                return
+            self._thread.join(STEP)
 
     def _write_all(self) -> None:
         while True:

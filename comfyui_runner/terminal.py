@@ -31,7 +31,7 @@ LINE_INTERVAL = 2.0
 #: What a stream raises that nobody reads any more (OSError), or that is closed (ValueError).
 STREAM_ERRORS = (OSError, ValueError)
 
-#: Seconds at the end of the program for what a console has not taken yet.
+#: Seconds after Ctrl+C, at the end of the program, for what a console has not taken yet.
 LAST_TEXTS = 2.0
 
 
@@ -56,10 +56,10 @@ class Printer:
         """Whether the streams stand still, so that progress is not printed."""
         return self._thread is not None and self._thread.is_behind
 
-    def finish(self) -> None:
-        """Waits, for LAST_TEXTS at most, until all is written."""
+    def finish(self, is_stopped: Callable[[], bool]) -> None:
+        """Waits until all is written; after ``is_stopped``, for LAST_TEXTS at most."""
         if self._thread is not None:
-            self._thread.end(LAST_TEXTS)
+            self._thread.end(is_stopped, LAST_TEXTS)
 
     def report(self, report: Report, prefix: str = "") -> None:
         """Prints what a person should read of ``report``, with ``prefix`` before each line."""

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from typing import Any, Iterator, List, TextIO
 
 import pytest
+from support import wait_until
 
 from comfyui_runner.output_thread import MOST_BEFORE_PROGRESS, MOST_WAITING, OutputThread, queue_for
 from comfyui_runner.terminal import JsonPrinter
@@ -49,7 +51,7 @@ def test_who_prints_does_not_wait_and_all_comes_in_its_order(pipe: Any) -> None:
     queued.write("end\n")
     assert thread.is_behind
     assert read_to_end(reader, "end\n") == "".join(f"{number}{MORE_THAN_A_PIPE}" for number in range(3)) + "end\n"
-    thread.end(10.0)
+    thread.end(lambda: False, 0.0)
     assert not thread.is_behind
 
 
@@ -71,16 +73,37 @@ def test_two_streams_have_one_order() -> None:
     out, err = queue_for(thread, Stream()), queue_for(thread, Stream())
     for text in "abcdef":
         (out if text in "ace" else err).write(text)
-    thread.end(10.0)
+    thread.end(lambda: False, 0.0)
     assert "".join(both) == "abcdef"
 
 
-def test_the_end_of_the_program_waits_a_limited_time(pipe: Any) -> None:
+def test_who_reads_slowly_does_not_miss_the_end(pipe: Any) -> None:
+    stream, reader = pipe
+    thread = OutputThread()
+    queued = queue_for(thread, stream)
+    queued.write(MORE_THAN_A_PIPE)
+    queued.write("end\n")
+    looks: List[float] = []
+
+    def look() -> bool:
+        looks.append(time.monotonic())
+        return False
+
+    ending = threading.Thread(target=thread.end, args=(look, 0.0))
+    ending.start()
+    wait_until(lambda: len(looks) > 3, what="the program at its end")
+    assert ending.is_alive()
+    assert read_to_end(reader, "end\n") == MORE_THAN_A_PIPE + "end\n"
+    ending.join(30.0)
+    assert not ending.is_alive()
+
+
+def test_after_ctrl_c_the_end_of_the_program_waits_a_limited_time(pipe: Any) -> None:
     stream, _ = pipe
     thread = OutputThread()
     queue_for(thread, stream).write(MORE_THAN_A_PIPE)
     began = time.monotonic()
-    thread.end(0.3)
+    thread.end(lambda: True, 0.3)
     assert 0.3 <= time.monotonic() - began < 5.0
 
 
@@ -96,7 +119,7 @@ def test_progress_is_left_out_while_a_pipe_stands_still_and_the_rest_is_kept(pip
     printer.write(printer.out, "END\n")
     *lines, _ = read_to_end(reader, "END\n").splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["notice", "saved", "end"]
-    printer.finish()
+    printer.finish(lambda: False)
     assert not printer.is_behind
 
 
@@ -116,7 +139,7 @@ def test_a_stream_that_nobody_reads_any_more_ends_nothing() -> None:
         thread = OutputThread()
         queue_for(thread, stream).write("lost\n")
         queue_for(thread, stream).write("lost too\n")
-        thread.end(10.0)
+        thread.end(lambda: False, 0.0)
         assert not thread.is_behind
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # so that it can be closed
     os.close(writer)
