@@ -311,6 +311,23 @@ def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: M
     assert "Start ComfyUI there" in result.err and "No ComfyUI answers" not in result.err
 
 
+def test_a_head_that_was_cut_is_no_answer(workflow_file: Make) -> None:
+    class Cut(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            """An answer that ends before its head does, which http.client takes for a whole one."""
+            self.request.recv(1 << 16)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Cut) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = "http://127.0.0.1:%d" % server.server_address[1]
+        result = run("--server", url, "--yes", workflow_file(slow_prompt()))
+        server.shutdown()
+    assert result.status == ExitStatus.NO_SERVER
+    assert "The answer of %s was cut short." % url in result.err
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_a_netrc_does_not_replace_what_was_given(
     given: bool, serve: Any, workflow_file: Make, tmp_path: Any, monkeypatch: Any
@@ -550,6 +567,18 @@ def test_the_demo_names_the_folder_where_no_output_is_named(workflow_file: Make)
     (path,) = result.out.splitlines()
     assert os.path.isabs(path) and os.path.getsize(path) > 0
     shutil.rmtree(os.path.dirname(path))
+
+
+@pytest.mark.script_and_folder
+def test_a_module_that_the_folder_lacks_is_not_taken_for_the_folder(tmp_path: Any) -> None:
+    shutil.copy(SCRIPT, tmp_path / "runner.py")
+    (tmp_path / "comfyui_runner").mkdir()
+    (tmp_path / "comfyui_runner" / "__init__.py").touch()
+    (tmp_path / "comfyui_runner" / "flags.py").write_text("import no_such_module\n", encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "runner.py"), "--help"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "No module named 'no_such_module'" in done.stderr and "belongs beside" not in done.stderr
 
 
 @pytest.mark.script_and_folder

@@ -13,7 +13,7 @@ import pytest
 from comfyui_runner import __version__
 from comfyui_runner.messages import HttpError, parse_object_or_form
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import ERRORS_OF_BODY, ROUTES, curl_lines, find_route, options_response, show_body
+from comfyui_runner.routes import ROUTES, curl_lines, find_route, options_response, show_body
 from comfyui_runner.service_routes import RouteCall
 
 URL = "http://127.0.0.1:8189"
@@ -82,7 +82,8 @@ def test_another_method_gets_the_line_of_curl_that_works(method: str, path: str,
 
 def test_an_error_of_the_body_shows_what_a_body_is_like() -> None:
     routes = {row.path: row for row in ROUTES}
-    for type_ in ERRORS_OF_BODY:
+    of_the_body = "not_json not_an_object not_a_form duplicate_field unknown_field missing_field wrong_type wrong_value"
+    for type_ in of_the_body.split():
         error = show_body(HttpError(400, type_, "No."), routes["/update/inputs"])
         assert error.message == (
             'No. Example: {"node_id": "5", "inputs": {"seed": "random"}}'
