@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.last_words import try_for
-from comfyui_runner.windows_console import ConsoleHandler, takes_escape_codes
+from comfyui_runner.windows_console import ConsoleHandler, turn_on_escape_codes
 
 #: The live display hides the cursor of a terminal; this shows it again.
 SHOW_CURSOR = b"\x1b[?25h"
@@ -87,9 +87,10 @@ class Interrupts:
     def take_console_events(self, kernel32: Any) -> None:
         """Cancels our run when the console of Windows is closed, and leaves at the second Ctrl+C.
 
+        Comes before anything is printed: the console takes escape codes from now on, if it can.
         ``kernel32`` is the library of the console.
         """
-        self._takes_escape_codes = takes_escape_codes(kernel32)
+        self._takes_escape_codes = turn_on_escape_codes(kernel32)
         self._console_handler = ConsoleHandler(
             kernel32, lambda: self.asking, self._close, self._leave_at_once
         )

@@ -17,8 +17,8 @@ CLOSING_EVENTS: Mapping[int, str] = {
 #: Ctrl+C and Ctrl+Break.
 PRESSES = (0, 1)
 
-#: The stream of errors, as Windows numbers it (STD_ERROR_HANDLE).
-STANDARD_ERROR = -12
+#: STD_OUTPUT_HANDLE and STD_ERROR_HANDLE: the streams, as Windows numbers them.
+STANDARD_STREAMS = (-11, -12)
 
 #: ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands escape codes. Old ones show them.
 TAKES_ESCAPE_CODES = 0x0004
@@ -37,15 +37,25 @@ def seconds_to_hold(event: int, is_asking: bool) -> Optional[float]:
     return 0.0 if is_asking else CLOSING_SECONDS
 
 
-def takes_escape_codes(kernel32: Any) -> bool:
-    """Whether the console of the stream of errors understands escape codes."""
+def turn_on_escape_codes(kernel32: Any) -> bool:
+    """Whether the console of the stream of errors understands escape codes from now on.
+
+    Windows' own console does since Windows 10, but only for programs that ask for it. Without, rich
+    takes it for an old one, in which it draws by calls that wait while something is selected.
+    """
     # It takes milliseconds, and only Windows needs it.
     import ctypes
 
-    mode = ctypes.c_uint(0)
-    handle = kernel32.GetStdHandle(STANDARD_ERROR)
-    is_console = kernel32.GetConsoleMode(handle, ctypes.byref(mode))
-    return bool(is_console and mode.value & TAKES_ESCAPE_CODES)
+    understands = False
+    for stream in STANDARD_STREAMS:
+        mode = ctypes.c_uint(0)
+        handle = kernel32.GetStdHandle(stream)
+        is_console = kernel32.GetConsoleMode(handle, ctypes.byref(mode))
+        understands = bool(is_console and mode.value & TAKES_ESCAPE_CODES)
+        if is_console and not understands:
+            new_mode = mode.value | TAKES_ESCAPE_CODES
+            understands = bool(kernel32.SetConsoleMode(handle, new_mode))
+    return understands
 
 
 class ConsoleHandler:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from served import phase_elsewhere, post_elsewhere
@@ -22,7 +22,7 @@ from support import ROOT, SCRIPT, slow_prompt, wait_until
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.interrupts import Interrupts, Stop, signals_to_take, stop_by_signal
 from comfyui_runner.threads import run_loop, start_thread
-from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold, takes_escape_codes
+from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold, turn_on_escape_codes
 
 needs_hangups = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 
@@ -218,16 +218,24 @@ def get(port: int, path: str) -> Tuple[int, bytes]:
 class Kernel32:
     """The part of Windows that calls handlers of a console, the newest one first."""
 
-    def __init__(self) -> None:
+    def __init__(self, modes: Optional[Dict[int, int]] = None, knows_escape_codes: bool = True) -> None:
         self.handlers: List[Callable[[int], int]] = []
-        self.mode = 3  # ENABLE_PROCESSED_OUTPUT, ENABLE_WRAP_AT_EOL_OUTPUT
+        #: by the number of the stream; 3: ENABLE_PROCESSED_OUTPUT, ENABLE_WRAP_AT_EOL_OUTPUT
+        self.modes = {-11: 3, -12: 3} if modes is None else modes
+        self.knows_escape_codes = knows_escape_codes
 
     def GetStdHandle(self, number: int) -> int:
         return number
 
     def GetConsoleMode(self, handle: int, mode: Any) -> int:
-        mode._obj.value = self.mode
-        return int(handle == -12 and self.mode > 0)
+        mode._obj.value = self.modes.get(handle, 0)
+        return int(handle in self.modes)
+
+    def SetConsoleMode(self, handle: int, mode: int) -> int:
+        if mode & 4 and not self.knows_escape_codes:
+            return 0
+        self.modes[handle] = mode
+        return 1
 
     def SetConsoleCtrlHandler(self, handler: Callable[[int], int], add: int) -> int:
         if add:
@@ -302,11 +310,29 @@ def test_a_second_press_does_not_wait_for_the_main_thread() -> None:
     assert b"Left at once." in program.stderr
 
 
-@pytest.mark.parametrize(("mode", "takes"), [(0, False), (3, False), (4, True), (7, True)])
-def test_an_old_console_gets_no_escape_codes(mode: int, takes: bool) -> None:
-    kernel32 = Kernel32()
-    kernel32.mode = mode
-    assert takes_escape_codes(kernel32) is takes
+@pytest.mark.parametrize(
+    ("modes", "knows", "takes", "after"),
+    [
+        ({-11: 3, -12: 3}, True, True, {-11: 7, -12: 7}),  # Windows 10, before a program asks
+        ({-11: 7, -12: 7}, True, True, {-11: 7, -12: 7}),  # Windows Terminal
+        ({-11: 3, -12: 3}, False, False, {-11: 3, -12: 3}),  # Windows 8, and "Use legacy console"
+        ({-11: 3}, True, False, {-11: 7}),  # errors go to a file
+        ({-12: 3}, True, True, {-12: 7}),
+        ({}, True, False, {}),
+    ],
+)
+def test_a_console_takes_escape_codes_where_it_can(
+    modes: Dict[int, int], knows: bool, takes: bool, after: Dict[int, int]
+) -> None:
+    """Else rich takes the console of Windows 10 for an old one, and prints in the loop of events."""
+    kernel32 = Kernel32(dict(modes), knows)
+    assert turn_on_escape_codes(kernel32) is takes
+    assert kernel32.modes == after
+
+
+def test_the_console_takes_escape_codes_before_anything_is_printed(console: Any) -> None:
+    _, kernel32 = console
+    assert kernel32.modes == {-11: 7, -12: 7}
 
 
 def test_a_console_that_closes_at_the_question_is_not_put_off(console: Any) -> None:
