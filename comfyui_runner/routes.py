@@ -188,7 +188,7 @@ ROUTES: Tuple[Route, ...] = (
         handler="get_view",
         summary="Fetches a file that ComfyUI made.",
         statuses=(200, 206, 304, 400, 404, 416, 502, 503),
-        curl='-OJ "{url}/view?filename=ComfyUI_00001_.png"',
+        curl='-o fox.png "{url}/view?filename=ComfyUI_00001_.png"',
     ),
     Route(
         method="POST",
