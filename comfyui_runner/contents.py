@@ -118,7 +118,8 @@ def guess_encoding(data: bytes) -> str:
     """The encoding of text that is not in UTF-8: "UTF-16", "GBK" or "Windows-1252".
 
     "" for what is not text. GBK is a guess by its pairs of bytes, of which the second one is mostly
-    above 0xA0 too: letters with accents are seldom neighbors.
+    above 0xA0 too: letters with accents are seldom neighbors. Where they are ("Größe"), the first
+    one is mostly a small letter, above 0xD7, and there GBK has its rare characters.
     """
     is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (
         len(data) > 1 and 0 in data[:2] and data[:2] != b"\0\0"
@@ -129,8 +130,14 @@ def guess_encoding(data: bytes) -> str:
         return ""
 
     high_bytes = sum(byte > 0x7F for byte in data)
-    pairs = len(re.findall(rb"[\x81-\xfe][\xa1-\xfe]", data))
-    if pairs * 2 > high_bytes * 0.8 and _decodes(data, "gbk"):
+    pairs = re.findall(rb"[\x81-\xfe][\xa1-\xfe]", data)
+    common_pairs = [pair for pair in pairs if pair[0] <= 0xD7]
+    is_gbk = (
+        len(pairs) * 2 > high_bytes * 0.8  # few letters are without a neighbor
+        and len(common_pairs) * 2 > len(pairs)
+        and _decodes(data, "gbk")
+    )
+    if is_gbk:
         return "GBK"
     return "Windows-1252"
 

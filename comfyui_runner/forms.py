@@ -11,7 +11,7 @@ from typing import Any, List, NamedTuple, Tuple
 
 from comfyui_runner.contents import HEAD_SIZE, why_no_picture
 from comfyui_runner.messages import HttpError
-from comfyui_runner.nodes import quote_name
+from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
 
@@ -71,6 +71,13 @@ def _parse_disposition(head: bytes) -> Tuple[str, str]:
     return names["name"], names["filename"]
 
 
+#: What ComfyUI reads of the form of POST /upload/image (server.py, image_upload).
+UPLOAD_FIELDS = ("image", "type", "subfolder", "overwrite")
+
+#: What our own route reads of the URL, and people put into the form.
+URL_FIELDS = ("node_id", "force")
+
+
 def check_form(fields: List[FormField], must_be_picture: bool) -> None:
     """Raises HttpError 400 if ComfyUI would find no file in the form, or the wrong one.
 
@@ -87,6 +94,8 @@ def check_form(fields: List[FormField], must_be_picture: bool) -> None:
     if not image.filename:
         message = f'The field "image" has no file: {CURL} -F image=@cat.png, with the @.'
         raise HttpError(400, "missing_field", message)
+    for field in fields:
+        _check_upload_field(field.name)
     if not must_be_picture:
         return
     reason = why_no_picture(image.head)
@@ -94,3 +103,15 @@ def check_form(fields: List[FormField], must_be_picture: bool) -> None:
         name = one_line(image.filename, 80)
         message = f"{name} is not a picture: {reason}. If it is one, add ?force=true to the URL."
         raise HttpError(400, "not_a_picture", message)
+
+
+def _check_upload_field(name: str) -> None:
+    """Raises HttpError 400 for a field that neither ComfyUI nor we would look at."""
+    if name in UPLOAD_FIELDS:
+        return
+    message = f"There is no field {quote_name(name)} in this form."
+    if name in URL_FIELDS:
+        message += f" It belongs into the URL: /upload/image?{name}=..."
+    else:
+        message += f" Nearest: {nearest_first(name, sorted(UPLOAD_FIELDS))}."
+    raise HttpError(400, "unknown_field", message)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import re
 import urllib.parse
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Tuple
 
 from comfyui_runner.messages import HttpError, Response
+from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
 
@@ -29,6 +30,7 @@ class Route(NamedTuple):
     curl: str = ""  # arguments of an example; {url} is the service's address, {form} is ``form``
     body: str = ""  # an example of the JSON that it takes
     form: str = ""  # the same as a form: arguments of curl, which every shell takes as they are
+    query: Tuple[str, ...] = ()  # names in the query of a route that starts or changes something
 
     def curl_command(self, url: str, curl: str = CURL) -> str:
         """The example for a service at ``url``. ``curl`` is the program's name."""
@@ -74,6 +76,7 @@ ROUTES: Tuple[Route, ...] = (
         summary="Holds another workflow, and lists what is wrong with it.",
         statuses=(200, 400, 503),
         curl="-T workflow_api.json {url}/workflow",
+        query=("name",),
     ),
     Route(
         method="POST",
@@ -110,6 +113,7 @@ ROUTES: Tuple[Route, ...] = (
         summary="Uploads a file to ComfyUI and sets it in the node that loads one.",
         statuses=(200, 202, 400, 409, 413, 429, 503),
         curl="-F image=@cat.png {url}/upload/image",
+        query=("node_id", "force"),
     ),
     Route(
         method="GET",
@@ -256,6 +260,23 @@ def show_body(error: HttpError, route: Route) -> HttpError:
     if error.type in ERRORS_OF_BODY and route.form:
         error.message += f", or with curl: {route.form}"
     return error
+
+
+def check_query(names: Iterable[str], route: Route) -> None:
+    """Raises HttpError 400 for a name in the query that ``route`` does not know.
+
+    POST /interrupt?prompt_id=... would stop another run than the one that is named.
+    """
+    for name in names:
+        if name in route.query:
+            continue
+        shown = quote_name(name)
+        message = f"{route.method} {route.path} takes no {shown} in the URL."
+        if route.query:
+            message += f" Nearest: {nearest_first(name, sorted(route.query))}."
+        elif route.method != "GET":
+            message += " Fields go into the body."
+        raise HttpError(400, "unknown_field", message)
 
 
 def methods_of(path: str) -> List[str]:

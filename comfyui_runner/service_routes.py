@@ -45,7 +45,14 @@ from comfyui_runner.refusals import Refusal
 from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import Route, curl_lines, find_route, options_response, show_body
+from comfyui_runner.routes import (
+    Route,
+    check_query,
+    curl_lines,
+    find_route,
+    options_response,
+    show_body,
+)
 from comfyui_runner.run_prompts import RunPrompt
 from comfyui_runner.run_records import RunRecord, problem_as_json
 from comfyui_runner.server import uploaded_value
@@ -126,6 +133,8 @@ class ServiceRoutes:
         call = RouteCall(self, request, body)
         handler: Callable[..., Response] = getattr(call, route.handler)
         try:
+            if starts_or_changes(request):
+                check_query(request.query, route)
             return handler(**parts)
         except HttpError as error:
             raise show_body(error, route) from None
@@ -374,14 +383,13 @@ class RouteCall:
     # -- runs ------------------------------------------------------------------------------------
 
     def start_run(self) -> Response:
-        """Run the held workflow."""
-        if self.request.method == "POST":
-            content_type = self.request.header("content-type")
-            fields = parse_object_or_form(self.body.read(JSON_LIMIT), content_type)
-            if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
-                message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
-                raise HttpError(400, "not_supported", message)
-            check_names(fields, ())
+        """Run the held workflow. A body may come with GET too: curl -X GET -d sends it."""
+        content_type = self.request.header("content-type")
+        fields = parse_object_or_form(self.body.read(JSON_LIMIT), content_type)
+        if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
+            message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
+            raise HttpError(400, "not_supported", message)
+        check_names(fields, ())
         return json_response(202, self._run_held())
 
     def _run_held(self) -> JsonObject:

@@ -63,7 +63,10 @@ def test_what_is_something_else_is_known_too(head: bytes, kind: str) -> None:
         ('{"text": "雪地里的狐狸"}'.encode("gbk"), "GBK"),
         ("café über naïve".encode("cp1252"), "Windows-1252"),
         ("naïve".encode("cp1252"), "Windows-1252"),  # ïv would be a character in GBK
-        (b"\xfe\xfe\xfe\xfe", "Windows-1252"),  # pairs, but none of GBK's
+        ('{"title": "Größe"}'.encode("cp1252"), "Windows-1252"),  # öß would be one too, a rare one
+        ("créée".encode("cp1252"), "Windows-1252"),
+        ("时髦的狐狸".encode("gbk"), "GBK"),  # a rare character between others
+        (b"\xaa\xfe\xaa\xfe", "Windows-1252"),  # pairs, but none of GBK's
         (b"a\x01\xff", ""),
         (b"\0\0\0\0", ""),
     ],

@@ -71,6 +71,16 @@ def test_of_a_large_file_only_the_beginning_is_kept_and_of_many_fields_the_first
             'The field "image" has no file: curl -F image=@cat.png, with the @.',
         ),
         (
+            [FormField("image", "a.png", PNG), FormField("node_id", "", b"7")],
+            "unknown_field",
+            'There is no field "node_id" in this form. It belongs into the URL: /upload/image?node_id=...',
+        ),
+        (
+            [FormField("image", "a.png", PNG), FormField("sub_folder", "", b"x")],
+            "unknown_field",
+            'There is no field "sub_folder" in this form. Nearest: subfolder, overwrite, type, image.',
+        ),
+        (
             [FormField("image", "a\n.png", b"GIF? no")],
             "not_a_picture",
             "a .png is not a picture: it is text. If it is one, add ?force=true to the URL.",

@@ -13,7 +13,7 @@ import pytest
 from comfyui_runner import __version__
 from comfyui_runner.messages import HttpError, parse_object_or_form
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import ROUTES, curl_lines, find_route, options_response, show_body
+from comfyui_runner.routes import ROUTES, check_query, curl_lines, find_route, options_response, show_body
 from comfyui_runner.service_routes import RouteCall
 
 URL = "http://127.0.0.1:8189"
@@ -137,6 +137,30 @@ def test_the_document_of_routes_is_json_and_has_every_route() -> None:
             assert {"401", "403", "404", "503"} <= set(operation["responses"])
     references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
     assert set(references) <= set(document["components"]["schemas"])
+
+
+def test_a_name_in_the_url_that_a_route_does_not_take_is_refused() -> None:
+    upload, _ = find_route("POST", "/upload/image", URL)
+    check_query(["node_id", "force"], upload)
+    refused = {
+        ("POST", "/upload/image", "node"): 'no "node" in the URL. Nearest: node_id, force.',
+        ("POST", "/interrupt", "prompt_id"): 'no "prompt_id" in the URL. Fields go into the body.',
+        ("GET", "/queue", "text"): 'no "text" in the URL.',
+    }
+    for (method, path, name), reason in refused.items():
+        route, _ = find_route(method, path, URL)
+        with pytest.raises(HttpError) as caught:
+            check_query([name], route)
+        assert (caught.value.type, caught.value.message) == ("unknown_field", f"{method} {path} takes {reason}")
+
+
+def test_the_document_says_what_may_be_in_the_url_of_a_route_that_changes_something() -> None:
+    document = json.loads(read_resource("openapi.json"))
+    for row in ROUTES:
+        if row.method == "GET" and row.path != "/queue":
+            continue
+        parameters = document["paths"][row.path][row.method.lower()].get("parameters", [])
+        assert row.query == tuple(entry["name"] for entry in parameters if entry.get("in") == "query")
 
 
 def test_the_document_says_where_forms_are_taken() -> None:

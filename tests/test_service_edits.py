@@ -195,7 +195,16 @@ def test_a_route_that_takes_no_fields_refuses_any(service: Middleware, path: str
     service.post("/update/prompt", {"node_id": "2", "text": "kept"})
     answer = service.post(path, {"text": "a fox"})
     assert (answer.status, answer.error) == (400, "unknown_field")
+    answer = service.post(path + "?text=a%20fox")
+    assert (answer.status, answer.error) == (400, "unknown_field")
     assert service.held()["2"]["inputs"]["text"] == "kept"
+    assert service.service.records.not_over() == []
+
+
+def test_a_get_that_starts_a_run_refuses_fields_too(service: Middleware) -> None:
+    for path, body in (("/queue?text=a%20fox", None), ("/queue", {"text": "a fox"})):
+        answer = service.call("GET", path, body)
+        assert (answer.status, answer.error) == (400, "unknown_field")
     assert service.service.records.not_over() == []
 
 

@@ -61,6 +61,8 @@ def test_a_misspelled_field_stops_nothing(service: Middleware) -> None:
     answer = service.post("/interrupt", {"id": prompt_id})
     assert (answer.status, answer.error) == (400, "unknown_field")
     assert answer.json["error"]["message"] == 'There is no field "id" here. Nearest: prompt_id.'
+    answer = service.post("/interrupt?prompt_id=another")  # it is read from the body only
+    assert (answer.status, answer.error) == (400, "unknown_field")
     assert service.get("/runs/" + prompt_id).json["phase"] == "running"
 
 
