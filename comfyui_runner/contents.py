@@ -62,12 +62,12 @@ _is_web_page = re.compile(
 #: Bytes that no text has, in any encoding but UTF-16 and UTF-32.
 _has_control_characters = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]").search
 
-#: So many bytes from the beginning of a file say what it is.
+#: This many bytes from the beginning of a file are enough to recognize it.
 HEAD_SIZE = 1024
 
 
 class Content(NamedTuple):
-    """What a file is, in words ("a JPEG picture"; "" for what is not known), and if a picture."""
+    """What a file is, in words ("a JPEG picture", "" if not known), and whether it is a picture."""
 
     kind: str
     is_picture: bool = False

@@ -1,7 +1,7 @@
-"""What a form of multipart/form-data has: its fields, and how the files in it begin. Pure.
+"""The fields of a multipart/form-data form, and how the files in it begin. Pure.
 
-ComfyUI reads the form itself: it is passed on as it came. What is looked at here is only what a
-person may have got wrong.
+ComfyUI reads the form itself: it is passed on as it came. Only the mistakes that people make are
+looked for here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
 
-#: So many fields of a form are looked at, and so many bytes of the head of each.
+#: How many fields of a form are looked at, and how many bytes of the head of each.
 MOST_FIELDS = 50
 FIELD_HEAD_SIZE = 8192
 
@@ -48,10 +48,11 @@ def read_form_fields(form: Any, boundary: bytes) -> List[FormField]:
     start = form.find(separator)
     while start >= 0 and len(fields) < MOST_FIELDS:
         start += len(separator)
-        content = form.find(b"\r\n\r\n", start) + len(b"\r\n\r\n")
-        is_last = form[start : start + 2] == b"--" or content < start
-        if is_last:
+        head_end = form.find(b"\r\n\r\n", start)
+        is_last = form[start : start + 2] == b"--"
+        if is_last or head_end < 0:
             break
+        content = head_end + len(b"\r\n\r\n")
         end = form.find(b"\r\n" + separator, content - 2)
         name, filename = _parse_disposition(form[start : min(content, start + FIELD_HEAD_SIZE)])
         size = HEAD_SIZE
@@ -88,8 +89,8 @@ def check_form(fields: List[FormField], must_be_picture: bool) -> None:
         return
     image = next((field for field in fields if field.name == "image"), None)
     if image is None:
-        given = ", ".join(quote_name(field.name) for field in fields[:5])
-        message = f'The form has {given}, but not the field "image": {CURL} -F image=@cat.png'
+        names = ", ".join(quote_name(field.name) for field in fields[:5])
+        message = f'The form has {names}, but not the field "image": {CURL} -F image=@cat.png'
         raise HttpError(400, "missing_field", message)
     if not image.filename:
         message = f'The field "image" has no file: {CURL} -F image=@cat.png, with the @.'

@@ -1,7 +1,7 @@
-"""Which of the IP addresses of a host's name answers, found out once for HTTP and WebSocket.
+"""Which of a host's IP addresses answers, found out once for HTTP and WebSocket.
 
-``localhost`` is ::1 and 127.0.0.1, and ComfyUI listens at the second alone. Windows tries a port
-that refuses it for two seconds, so that each connection would begin with a pause.
+``localhost`` is ::1 and 127.0.0.1, and ComfyUI listens on the second alone. Windows keeps trying a
+port that refuses it for two seconds: each connection would begin with that pause.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import errno
 import selectors
 import socket
 import time
-from typing import Any, Collection, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Collection, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-#: Seconds in which a preferred address may still answer when another one has (RFC 8305, section 5,
-#: has no less than that).
+#: Seconds in which a preferred address may still answer when another one has: the shortest delay
+#: that RFC 8305, section 5, allows.
 GRACE_SECONDS = 0.1
 
-#: What a connection that is not made yet returns; the last is Windows' WSAEWOULDBLOCK.
+#: What connect_ex() returns while it is connecting; the last is Windows' WSAEWOULDBLOCK.
 CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, 10035)
 
 
@@ -44,8 +44,8 @@ class HostRoute:
     def find(self, seconds: float) -> str:
         """What to connect to, in place of the name. Blocks, ``seconds`` long at most.
 
-        If nothing answers, it is the first address. A name without addresses stays as it is: who
-        connects to it gets the error.
+        If nothing answers, it is the first address. A name without addresses stays as it is: the
+        connection fails then, with the reason.
         """
         if self._known:
             return self._known
@@ -54,9 +54,9 @@ class HostRoute:
             self._known = self._host
             return self._host
         answering = connect_to_first(endpoints, seconds)
-        if not answering:
+        if answering is None:
             return endpoints[0].ip
-        self._known = answering[0].ip
+        self._known = answering.ip
         return self._known
 
     def forget(self) -> None:
@@ -73,8 +73,8 @@ def look_up_endpoints(host: str, port: int) -> List[Endpoint]:
     return [Endpoint(entry[0], entry[4]) for entry in dict.fromkeys(found)]
 
 
-def connect_to_first(endpoints: Sequence[Endpoint], seconds: float) -> List[Endpoint]:
-    """The first endpoint that takes a connection, [] if none does in ``seconds``.
+def connect_to_first(endpoints: Sequence[Endpoint], seconds: float) -> Optional[Endpoint]:
+    """The most preferred endpoint that takes a connection, None if none does in ``seconds``.
 
     All are tried at the same time. The connections are closed again.
     """
@@ -102,7 +102,9 @@ def connect_to_first(endpoints: Sequence[Endpoint], seconds: float) -> List[Endp
                 if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
                     answered.append(key.data)
-    return [endpoints[rank] for rank in sorted(answered)[:1]]
+    if not answered:
+        return None
+    return endpoints[min(answered)]
 
 
 def has_best(answered: Iterable[int], waiting: Collection[int]) -> bool:

@@ -28,7 +28,7 @@ def make_adapter(route: HostRoute, tls: Optional[ssl.SSLContext]) -> Any:
 
 
 def make_pool_class(base: Any, route: HostRoute) -> Any:
-    """urllib3's class of pools ``base``, but its connections go by ``route``."""
+    """urllib3's class of pools ``base``, with connections that take ``route``."""
 
     class RoutedConnection(base.ConnectionCls):  # type: ignore[misc]
         _dns_host: str  # urllib3's: what is connected to

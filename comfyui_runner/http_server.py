@@ -77,7 +77,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             pass  # the connection broke
         finally:
             self.server.busy.discard(self.connection)
-            self.server.places.wait(self.connection)
+            self.server.places.offer(self.connection)
 
     def _has_its_place(self, request: Request) -> bool:
         """Whether the connection has not lost its place; who has the token keeps it from now on."""

@@ -6,7 +6,7 @@ import gc
 import json
 from typing import Any, Union
 
-#: Arrays and objects may nest so deep. What ComfyUI and its frontend write stays under 30 levels,
+#: How deep arrays and objects may nest. What ComfyUI and its frontend write stays under 30 levels,
 #: and code that walks a value by recursion has room for 100.
 DEEPEST_JSON = 100
 

@@ -1,4 +1,4 @@
-"""What is written as the program leaves: a console that stands still must not keep it."""
+"""What is written as the program exits: a console that has stopped must not hold it up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Callable
 
 
 def try_for(seconds: float, action: Callable[[], None]) -> None:
-    """Does ``action``, which raises nothing; goes on without it after ``seconds``.
+    """Runs ``action``, which must not raise, and waits for it ``seconds`` at most.
 
-    By the locks of the interpreter alone: those of ``threading`` may be held by what a signal has
-    interrupted, and importing it takes time.
+    It uses only the interpreter's own locks: those of ``threading`` may be held by the code that a
+    signal interrupted, and importing it takes time.
     """
     done = _thread.allocate_lock()
     done.acquire()

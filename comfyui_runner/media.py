@@ -17,7 +17,7 @@ _ENDINGS = {
 
 _KIND_OF_ENDING = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings.split()}
 
-#: How files of a format begin: where in them what stands, and the ending of their names.
+#: How files of each format begin: a position, the bytes there, and the ending of the file's name.
 _MEDIA_SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "png"),
     (0, b"\xff\xd8\xff", "jpg"),
@@ -41,7 +41,7 @@ _NAMES_IN_TYPES = {"jpg": "jpeg", "mp3": "mpeg", "m4a": "mp4"}
 #: Characters of base64 that are decoded to see how the file in it begins: 48 bytes.
 _BEGINNING = 64
 
-#: Bytes that base64 without a media type must have: a short word may look like the begin of a file.
+#: Bytes that base64 without a media type must have: a short word may look like a beginning.
 _SHORTEST_FILE = 24
 
 

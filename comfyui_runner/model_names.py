@@ -65,7 +65,7 @@ def _find_other_names(prompt: JsonObject, object_info: JsonObject) -> List[Other
 
 
 def with_names_of_server(prompt: Prompt, object_info: JsonObject) -> Tuple[Prompt, Sequence[str]]:
-    """A copy of ``prompt`` whose models have the server's names, and a notice of each."""
+    """A copy of ``prompt`` whose models have the server's names, and a notice for each."""
     others = _find_other_names(prompt, object_info)
     notices = [other.describe(prompt) for other in others]
     return with_values(prompt, {other.ref: other.name for other in others}), notices

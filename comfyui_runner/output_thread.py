@@ -1,4 +1,4 @@
-"""Texts are written in a thread of their own: nobody waits for a console that stands still."""
+"""Output is written in a thread of its own: nothing waits for a console that has stopped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Callable, Deque, Optional, TextIO, Tuple, cast
 #: Characters that may wait before progress is left out.
 MOST_BEFORE_PROGRESS = 64 << 10
 
-#: Seconds for what is left at the end, where nothing stops the program.
+#: Seconds for which the end of the program waits for its output, unless it is stopped.
 LONGEST_END = 3600.0
 
 #: Seconds between two looks for Ctrl+C, which on Windows does not interrupt a wait for a thread.
 STEP = 0.1
 
-#: Characters that may wait at all: what comes after them is left out.
+#: Characters that may wait at all: any text beyond them is left out.
 MOST_WAITING = 16 << 20
 
 
@@ -54,8 +54,8 @@ class OutputThread:
     def end(self, is_stopped: Callable[[], bool], seconds: float) -> None:
         """Ends the thread when all is written, and waits for that.
 
-        Whoever reads slowly shall not miss the end of a run. But after ``is_stopped``, by Ctrl+C
-        for example, only ``seconds`` are waited, and never longer than LONGEST_END.
+        Someone who reads slowly must not miss the end of a run. But once ``is_stopped()``, after
+        Ctrl+C for example, it waits ``seconds`` at most, and never longer than LONGEST_END.
         """
         with self._changed:
             self._has_ended = True

@@ -1,4 +1,4 @@
-"""Who has one of the places of the service. No socket is touched here.
+"""Which connections have one of the places of the service. No socket is touched here.
 
 Each connection holds a thread, so there are only so many places. Nobody may take them all without
 the token by sending nothing, or little: such a connection loses its place to a new one.
@@ -22,13 +22,13 @@ class Entry(NamedTuple):
 
 
 class Places:
-    """The connections that are open. They may be any objects, and are told apart by identity."""
+    """The connections that are open. Any hashable objects can stand for them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_crowded: Dict[Any, bool] = {}
-        #: those from which nothing has come yet that shows that they may use the service, or
-        #: nothing since their last answer; the longest wait comes first
+        #: connections that have not shown yet that they may use the service, or have asked for
+        #: nothing since their last answer; the one that has waited longest comes first
         self._waiting: Dict[Any, None] = {}
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class Places:
             self._waiting.pop(connection, None)
             return connection in self._is_crowded
 
-    def wait(self, connection: Any) -> None:
+    def offer(self, connection: Any) -> None:
         """It has its answer: its place is for others again until it asks for more."""
         with self._lock:
             if self._is_crowded.get(connection) is False:

@@ -10,9 +10,9 @@ from comfyui_runner.third_party import import_third_party
 
 
 def proxy_of_system(url: str) -> str:
-    """The URL of the proxy that HTTP uses for ``url``, "" for none: of a variable, or the system's.
+    """The URL of the proxy that HTTP uses for ``url``, "" for none.
 
-    That of a variable may lack its scheme, and means http:// then.
+    It comes from the environment or the system's settings. Without a scheme it means http://.
     """
     utils = import_third_party("requests.utils")
     proxy = utils.select_proxy(url, utils.get_environ_proxies(url)) or ""

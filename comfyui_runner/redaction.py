@@ -31,8 +31,8 @@ SHORTEST_INSIDE_WORDS = 8
 #: session has 64 random bits (OWASP, Session Management), 16 characters in hexadecimal.
 SHORTEST_COOKIE = 16
 
-#: Secrets that are kept of those that turn up during a call, the newest: some servers give another
-#: cookie with every answer.
+#: How many of the secrets that turn up during a call are kept, the newest ones: some servers send
+#: another cookie with every answer.
 MOST_LEARNED = 100
 
 #: What one_line() puts where it cuts a text off: the beginning of a secret may be before it.
@@ -134,7 +134,7 @@ _BLANK = (
 _HTML_NAMES: Mapping[str, str] = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
 #: Where a word begins; an escape before it (\n, %20, \u00e9) ends with a letter or a digit, too.
-#: The groups of four in a prompt_id are no words: clients need it whole.
+#: The groups of four in a prompt_id are not words: clients need it whole.
 _WORD_BEGINS = (
     r"(?:(?<![0-9A-Za-z])|(?<=\\[bfnrt])|(?<=%[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
     r"(?<![0-9a-f]{4}-)"

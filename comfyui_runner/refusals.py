@@ -31,7 +31,7 @@ class Refusal(NamedTuple):
 
     @property
     def kind(self) -> Tuple[str, ...]:
-        """What two refusals have in common that need one line only."""
+        """What refusals have in common that are counted together."""
         return (self.client, self.path, self.type)
 
     def report(self, count: int) -> Report:

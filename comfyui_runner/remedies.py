@@ -81,11 +81,11 @@ def _path_on_this_machine(problem: Problem, folder: Optional[str]) -> Optional[s
     return None
 
 
-# -- models that the file has an address of --------------------------------------------------------
+# -- models whose addresses are in the file --------------------------------------------------------
 
 
 class ModelSource(NamedTuple):
-    """Where a workflow says that a model can be had: an entry of ``properties.models``."""
+    """Where a workflow says that a model can be downloaded: an entry of ``properties.models``."""
 
     name: str
     url: str
@@ -104,7 +104,7 @@ _FOLDERS_OF_COMFYUI = frozenset(
     )
 )
 
-#: What no shell takes for anything but itself, in the quotes that it is put in below.
+#: Characters that no shell gives a meaning of their own, in the quotes that are used below.
 _is_safe_url = re.compile(
     r"https://[A-Za-z0-9.-]+(:\d+)?/[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]*"
 ).fullmatch

@@ -19,7 +19,7 @@ from comfyui_runner.nodes import inputs_of
 from comfyui_runner.remedies import NO_ORIGIN, Origin
 from comfyui_runner.reports import NO_RUN_TEXTS, RunTexts
 
-#: The numbers that texts are drawn from lie below. Every reader of JSON keeps them exact.
+#: Texts are drawn from numbers below this one: every reader of JSON keeps them exact.
 DRAW_RANGE = 2**50
 
 _is_open_file_name = re.compile("%(date:[^%]*|[^%.]+[.][^%.]+)%").search

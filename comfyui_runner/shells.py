@@ -44,7 +44,7 @@ def install_commands(
 
 
 def _needs_quotes(path: str) -> bool:
-    """Whether a shell of Windows takes something in ``path`` for more than a character."""
+    """Whether a character in ``path`` has a meaning of its own in cmd or PowerShell."""
     return any(character in path for character in " \t&()[]{}^=;',`$@#%")
 
 

@@ -23,7 +23,7 @@ STANDARD_STREAMS = (-11, -12)
 #: ENABLE_VIRTUAL_TERMINAL_PROCESSING: the console understands escape codes. Old ones show them.
 TAKES_ESCAPE_CODES = 0x0004
 
-#: Seconds that the end of the process is put off for. Windows itself waits for 5.
+#: Seconds for which the end of the process is put off. Windows itself waits for 5.
 CLOSING_SECONDS = 4.5
 
 
@@ -85,7 +85,7 @@ class ConsoleHandler:
         self._leave = leave
         self._was_pressed = False
         self._program_is_over = threading.Event()
-        # Kept here: Windows must not call what Python has thrown away.
+        # Kept here: Windows must not call a function that Python has freed.
         self._callback = function_type(ctypes.c_int, ctypes.c_uint)(self._handle)
 
     def install(self) -> None:
@@ -113,8 +113,10 @@ class ConsoleHandler:
         return 1
 
     def _handle_press(self) -> int:
-        """The first press is Python's, whose main thread sees a press when it is done with what it
-        waits for, such as a socket. The second one does not wait for it: this is another thread.
+        """Leaves at once on the second press.
+
+        The first one is left to Python, whose main thread notices it only after the call that it
+        waits in, such as one for a socket. This thread need not wait for that.
         """
         if self._was_pressed:
             self._leave()

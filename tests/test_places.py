@@ -38,7 +38,7 @@ def test_the_longest_wait_loses_its_place() -> None:
     assert not places.is_crowded("new") and len(places) == PLACES
     assert not places.hold(waiting[1])  # what it asks for now is not done
     places.leave(waiting[1])
-    places.wait(waiting[1])
+    places.offer(waiting[1])
     assert places.enter("newer").loser == waiting[2]
 
 
@@ -46,8 +46,8 @@ def test_an_answer_begins_the_wait_anew() -> None:
     places = Places()
     first, second, *_ = fill(places, PLACES, held=False)
     places.hold(first)
-    places.wait(first)
-    places.wait(second)  # without the token
+    places.offer(first)
+    places.offer(second)  # without the token
     losers = [places.enter(f"new {number}").loser for number in range(PLACES)]
     assert losers[-2:] == [first, second]
 
@@ -56,6 +56,6 @@ def test_a_place_for_health_is_not_waited_in() -> None:
     places = Places()
     fill(places, PLACES, held=True)
     places.enter("watchdog")
-    places.wait("watchdog")
+    places.offer("watchdog")
     entry = places.enter("new")
     assert entry.loser is None and places.is_crowded("new")
