@@ -60,6 +60,16 @@ def check_is_regular_file(path: str) -> None:
     raise ValueError("it is a device or a socket, not a file")
 
 
+def reason_not_read(path: str, error: OSError) -> str:
+    """Why a file could not be read, in words that end a sentence.
+
+    Windows says of a folder that permission is denied.
+    """
+    if os.path.isdir(path):
+        return "it is a folder"
+    return str(error.strerror or error)
+
+
 # -- writing ---------------------------------------------------------------------------------------
 
 

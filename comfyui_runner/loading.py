@@ -46,7 +46,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.errors import UsageError, WorkflowError
-from comfyui_runner.files import read_head, read_regular_file
+from comfyui_runner.files import read_head, read_regular_file, reason_not_read
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.model_names import other_names_of_edits, with_names_of_server
 from comfyui_runner.nodes import (
@@ -158,7 +158,8 @@ def read_object_info(path: str) -> Dict[str, Any]:
         with open(path, "rb") as file:
             info = parse_json(file.read())
     except OSError as error:
-        raise UsageError(f"--object-info {path} cannot be read: {error.strerror}.") from None
+        reason = reason_not_read(path, error)
+        raise UsageError(f"--object-info {path} cannot be read: {reason}.") from None
     except ValueError:
         raise UsageError(f"--object-info {path} is not JSON.", remedy) from None
     if not isinstance(info, dict):

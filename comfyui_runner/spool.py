@@ -9,6 +9,7 @@ import tempfile
 import threading
 from typing import Dict, Optional
 
+from comfyui_runner.files import remove_if_there, when_not_in_use
 from comfyui_runner.limits import SPOOLED_BYTES, SPOOLED_FILES
 
 
@@ -65,7 +66,7 @@ class Spool:
             folder, self._folder = self._folder, None
             if folder is not None:
                 with contextlib.suppress(OSError):
-                    folder.cleanup()
+                    when_not_in_use(folder.cleanup)
 
     def _path_of(self, key: str) -> str:
         assert self._folder is not None
@@ -78,5 +79,4 @@ class Spool:
             self._remove(oldest)
 
     def _remove(self, key: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._path_of(key))
+        remove_if_there(self._path_of(key))

@@ -335,6 +335,18 @@ def test_a_header_that_cannot_be_used_runs_nothing(header: str, words: str, batc
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
+def test_a_folder_in_place_of_rows_or_a_manifest_is_named_as_one(batch: Batch) -> None:
+    """Windows says that permission is denied."""
+    rows = batch("--batch", str(batch.folder))
+    assert rows.status == ExitStatus.USAGE
+    assert f"--batch {batch.folder} cannot be read: it is a folder." in rows.err
+    for flags in ([], ["--resume"]):
+        manifest = batch("--repeat", "2", "--manifest", str(batch.folder), *flags)
+        assert manifest.status == ExitStatus.USAGE
+        assert f"The manifest {batch.folder} is a folder." in manifest.err
+    assert batch.posts() == 0
+
+
 def test_a_batch_that_cannot_be_read_is_reported(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
     assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err

@@ -7,6 +7,7 @@ import tempfile
 from typing import Any, List
 
 import pytest
+from test_files import in_use_for
 
 from comfyui_runner.spool import Spool
 
@@ -56,3 +57,26 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(temporary: Any, mon
     os.unlink(os.path.join(str(temporary), os.listdir(str(temporary))[0], "1"))
     assert spool.read(first) is None  # somebody has emptied the folder
     spool.close()
+
+
+def test_a_file_that_a_virus_scanner_holds_for_a_moment_is_removed(
+    temporary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(most_files=1)
+    spool.add(b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", in_use_for(3, os.unlink))
+        spool.add(b"two")
+    assert files_below(temporary) == ["2"]
+    spool.close()
+
+
+def test_the_folder_is_removed_though_a_virus_scanner_holds_it_for_a_moment(
+    temporary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool()
+    spool.add(b"one")
+    cleanup = tempfile.TemporaryDirectory.cleanup
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", in_use_for(3, cleanup))
+    spool.close()
+    assert os.listdir(str(temporary)) == []

@@ -327,6 +327,12 @@ def test_a_bad_object_info_is_reported(content: Optional[bytes], words: str, tmp
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_folder_in_place_of_an_object_info_is_named_as_one(tmp_path: Any) -> None:
+    result = run(UI_FILE, "--object-info", str(tmp_path), "--export-api", str(tmp_path / "out.json"))
+    assert result.status == ExitStatus.USAGE
+    assert f"--object-info {tmp_path} cannot be read: it is a folder." in result.err
+
+
 # ------------------------------------------------------------------------------------------------
 # --set
 # ------------------------------------------------------------------------------------------------

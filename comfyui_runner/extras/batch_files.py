@@ -13,7 +13,7 @@ from typing import Any, Dict, Generator, Iterator, Mapping, Optional, TextIO
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
-from comfyui_runner.files import name_on_disk
+from comfyui_runner.files import name_on_disk, reason_not_read
 from comfyui_runner.loading import Loaded
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
@@ -76,7 +76,8 @@ def read_all_rows(
             for row in read_file(file, workflow):
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
-        raise UsageError(f"--batch {settings.batch} cannot be read: {error.strerror}.") from None
+        reason = reason_not_read(str(settings.batch), error)
+        raise UsageError(f"--batch {settings.batch} cannot be read: {reason}.") from None
     except UnicodeDecodeError as error:
         encoding = guess_encoding(error.object)
         reason = f"it is in {encoding}, not in UTF-8" if encoding else "it is not text in UTF-8"
@@ -223,6 +224,8 @@ class Manifest:
 
 def read_manifest(path: str, resume: bool) -> Dict[int, str]:
     """The rows that a manifest lists as done, with their keys. Raises UsageError."""
+    if os.path.isdir(path):
+        raise UsageError(f"The manifest {path} is a folder.", "Name a file in it.")
     is_new = not os.path.exists(path) or not os.path.getsize(path)
     if is_new:
         return {}
