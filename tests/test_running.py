@@ -733,7 +733,7 @@ def test_a_computer_that_sleeps_does_not_lose_its_run(simulator: Any, workflow_f
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    result = go(simulator, workflow_file(slow_prompt(steps=8, seconds=4.5)))
+    result = go(simulator, workflow_file(slow_prompt(steps=8, seconds=8.0)))
     thread.join()
     assert result.status == ExitStatus.OK, result.out
     states = [event["state"] for event in result.events if event["event"] == "connection"]
