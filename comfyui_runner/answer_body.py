@@ -5,8 +5,9 @@ A small packed body can hold a huge one (a "bomb"): what counts is the size afte
 
 from __future__ import annotations
 
+import re
 import zlib
-from typing import Any, List
+from typing import Any, List, Mapping, Optional
 
 from comfyui_runner.text import size_in_words
 
@@ -15,6 +16,21 @@ PACKING = "gzip"
 
 #: What zlib takes as "gzip, with the largest window".
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+_is_stated_length = re.compile(r"[0-9]{1,18}").fullmatch
+
+
+def stated_length(headers: Mapping[str, str]) -> Optional[int]:
+    """The bytes that the body of an answer has, as its ``headers`` say; None if they do not.
+
+    A Content-Length beside a Transfer-Encoding does not count (RFC 9112, section 6.3), and neither
+    does one that is not a number, such as "²", which isdigit() takes for one.
+    """
+    length = headers.get("Content-Length", "")
+    if "Transfer-Encoding" in headers or not _is_stated_length(length):
+        return None
+    return int(length)
 
 
 class UnreadableBody(Exception):

@@ -7,6 +7,7 @@ import re
 import time
 from typing import Any, Callable, Dict, Generator, Iterator, Mapping, NamedTuple, Optional
 
+from comfyui_runner.answer_body import stated_length
 from comfyui_runner.errors import SaveError, ServerAnswer, ServerError, ServerUnreachable
 from comfyui_runner.http_failures import broken_bodies
 from comfyui_runner.outputs import Output, view_path
@@ -46,10 +47,11 @@ def part_in_answer(status: int, headers: Mapping[str, str]) -> Part:
     refuse_packed_file(headers)
     version = version_in(headers)
     if status != 206:
-        length = headers.get("Content-Length", "")
-        return Part(0, int(length) if length.isdigit() else None, version)
+        return Part(0, stated_length(headers), version)
 
-    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+    content_range = re.fullmatch(
+        r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", headers.get("Content-Range", "")
+    )
     if content_range is None:
         raise ServerUnreachable("which part of the file came is not clear")
     start, total = content_range.groups()

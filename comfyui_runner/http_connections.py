@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import socket
 import ssl
 from typing import Any, Optional
 
 from comfyui_runner.host_routes import HostRoute
 from comfyui_runner.third_party import import_third_party
+from comfyui_runner.threads import ConnectionDeadline
 
 
 def make_adapter(route: HostRoute, tls: Optional[ssl.SSLContext]) -> Any:
@@ -32,6 +34,7 @@ def make_pool_class(base: Any, route: HostRoute) -> Any:
 
     class RoutedConnection(base.ConnectionCls):  # type: ignore[misc]
         _dns_host: str  # urllib3's: what is connected to
+        seconds_for_head: float
 
         def _new_conn(self) -> Any:
             """The socket of a new connection.
@@ -48,7 +51,28 @@ def make_pool_class(base: Any, route: HostRoute) -> Any:
             finally:
                 self._dns_host = name
 
+        def getresponse(self, *arguments: Any, **options: Any) -> Any:
+            """The head of an answer. Raises socket.timeout where it takes too long as a whole.
+
+            A read timeout is not enough: it begins anew with each byte, and with each 100 Continue.
+            """
+            with ConnectionDeadline(self.sock.fileno(), self.seconds_for_head) as deadline:
+                try:
+                    response = super().getresponse(*arguments, **options)
+                except Exception:
+                    if deadline.has_passed:
+                        raise socket.timeout from None
+                    raise
+            if deadline.has_passed:  # a head that was cut off looks like a whole one
+                response.close()
+                raise socket.timeout
+            return response
+
     class RoutedPool(base):  # type: ignore[misc]
         ConnectionCls = RoutedConnection
+
+        def _make_request(self, conn: Any, *arguments: Any, timeout: Any, **options: Any) -> Any:
+            conn.seconds_for_head = timeout.read_timeout
+            return super()._make_request(conn, *arguments, timeout=timeout, **options)
 
     return RoutedPool

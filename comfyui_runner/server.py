@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Collection, Dict, Iterator, List, Mapping
 
 from comfyui_runner import __version__
 from comfyui_runner.addresses import Address
-from comfyui_runner.answer_body import PACKING, AnswerBody, UnreadableBody, is_packed
+from comfyui_runner.answer_body import (
+    PACKING,
+    AnswerBody,
+    UnreadableBody,
+    is_packed,
+    stated_length,
+)
 from comfyui_runner.certificates import certifi_bundle, make_ssl_context_for_http
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
@@ -192,7 +198,7 @@ class Server:
         headers = response.headers
         says_where_it_ends = (
             response.status_code in (204, 304)  # these have no body (RFC 9112, section 6.3)
-            or headers.get("Content-Length", "").isdigit()
+            or stated_length(headers) is not None
             or "Transfer-Encoding" in headers
             or headers.get("Connection", "").lower() == "close"
         )
@@ -222,8 +228,8 @@ class Server:
         finally:
             response.close()
 
-        expected = response.headers.get("Content-Length", "")
-        if expected.isdigit() and body.came != int(expected):
+        expected = stated_length(response.headers)
+        if expected is not None and body.came != expected:
             raise ServerUnreachable(f"The answer of {self.address.url} was cut short.")
         return body.finish()
 
@@ -443,7 +449,10 @@ def read_pieces(response: "requests.Response") -> Iterator[bytes]:
     This is not urllib3's stream(): that reads the line before a chunk however long it is.
     """
     while True:
-        piece: bytes = response.raw.read(ANSWER_PIECE_SIZE, decode_content=False)
+        try:
+            piece: bytes = response.raw.read(ANSWER_PIECE_SIZE, decode_content=False)
+        except ValueError as error:  # http.client's for a chunk whose size is below 0
+            raise ConnectionError("the answer has an odd chunk") from error
         if not piece:
             return
         yield piece

@@ -7,8 +7,9 @@ import os
 import tempfile
 import urllib.parse
 import weakref
-from typing import BinaryIO, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
+from comfyui_runner.answer_body import stated_length
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable
 from comfyui_runner.forms import FormField, boundary_in, read_form_fields
 from comfyui_runner.http_body import RequestBody
@@ -28,7 +29,7 @@ VIEW_PARAMETERS = ("filename", "subfolder", "type", "preview", "channel")
 
 #: Headers that pass through GET /view, so that a browser can wind a video and keep what it has.
 VIEW_REQUEST_HEADERS = ("Range", "If-Range", "If-None-Match")
-VIEW_ANSWER_HEADERS = ("Content-Length", "Content-Range", "Accept-Ranges", "ETag", "Last-Modified")
+VIEW_ANSWER_HEADERS = ("Content-Range", "Accept-Ranges", "ETag", "Last-Modified")
 
 #: ComfyUI's statuses that are about an upload itself: 500 is a form that it cannot read.
 UPLOAD_REFUSALS = (400, 403, 413, 500)
@@ -117,10 +118,13 @@ def open_view(request: Request, server: Server) -> Response:
         raise
     if request.method == "HEAD":
         answer.close()
+    length = stated_length(answer.headers)
+    if answer.status_code == 304:  # the length that it states is that of the file
+        length = None
 
     def send_file(send: Callable[[bytes], None]) -> None:
         try:
-            for piece in read_pieces(answer):
+            for piece in keep_to_length(read_pieces(answer), length):
                 send(piece)
         finally:
             answer.close()
@@ -134,6 +138,22 @@ def open_view(request: Request, server: Server) -> Response:
         headers=view_answer_headers(answer.headers, query["filename"], disposition),
         stream=send_file,
     )
+
+
+def keep_to_length(pieces: Iterable[bytes], length: Optional[int]) -> Iterator[bytes]:
+    """``pieces`` of a body that has ``length`` bytes (None: any number).
+
+    Raises ServerUnreachable where more or fewer come: on a connection that is kept, the client
+    would take what is too much for the next answer, with a content type of its own choice.
+    """
+    sent = 0
+    for piece in pieces:
+        sent += len(piece)
+        if length is not None and sent > length:
+            break
+        yield piece
+    if length is not None and sent != length:
+        raise ServerUnreachable("the file does not have the length that its head states")
 
 
 def require_file(headers: Mapping[str, str]) -> None:
@@ -177,7 +197,10 @@ def view_request_headers(request: Request) -> Dict[str, str]:
 
 def view_answer_headers(headers: Mapping[str, str], filename: str, disposition: str) -> Headers:
     """What is sent to the client: ``headers`` are those of ComfyUI's answer."""
+    length = stated_length(headers)
     passed_on = [(name, headers[name]) for name in VIEW_ANSWER_HEADERS if name in headers]
+    if length is not None:
+        passed_on.insert(0, ("Content-Length", str(length)))
     passed_on.append(disposition_header(filename, disposition))
     return tuple(passed_on)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 import zlib
-from typing import Iterable
+from typing import Iterable, Optional
 
 import pytest
 
-from comfyui_runner.answer_body import AnswerBody, UnreadableBody, is_packed
+from comfyui_runner.answer_body import AnswerBody, UnreadableBody, is_packed, stated_length
 
 TEXT = b'{"queue_running": []}' * 100
 
@@ -89,3 +89,17 @@ def test_a_packing_that_was_not_asked_for_is_refused(encoding: str) -> None:
 def test_a_packed_body_that_is_broken_is_refused(data: bytes, reason: str, size: int) -> None:
     with pytest.raises(UnreadableBody, match=reason):
         received(cut(data, size), "gzip")
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [("0", 0), ("12", 12), ("", None), ("-5", None), ("+5", None), ("\xb2", None), ("5, 5", None), ("9" * 5000, None)],
+)
+def test_a_length_is_a_number_or_it_is_not_stated(value: str, length: Optional[int]) -> None:
+    """isdigit() takes "\xb2" for a number, which int() does not; and int() refuses very long ones."""
+    assert stated_length({"Content-Length": value}) == length
+
+
+def test_a_length_beside_chunks_does_not_count() -> None:
+    assert stated_length({"Content-Length": "5", "Transfer-Encoding": "chunked"}) is None
+    assert stated_length({}) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import socketserver
+import time
 import tracemalloc
 from typing import Any, Callable, Iterator, List
 
@@ -160,3 +162,48 @@ def test_a_conversion_ends_in_time_whatever_object_info_is(
     assert result.status == 5
     assert "to GET /object_info" in result.err
     wait_until(lambda: connections(simulator) == 0, what="the end of the connections")
+
+
+def serve_raw(serve_tcp: Any, head: bytes, endless: bytes = b"") -> str:
+    """The address of a server that sends ``head``, and then ``endless`` again and again."""
+
+    class Raw(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            list(iter(self.rfile.readline, b"\r\n"))
+            with contextlib.suppress(OSError):
+                self.wfile.write(head)
+                while endless:
+                    self.wfile.write(endless)
+                    time.sleep(0.05)
+
+    return f"http://127.0.0.1:{serve_tcp(Raw)}"
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nX: ", b"x", id="header"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n", id="headers"),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="continue"),
+    ],
+)
+def test_a_head_that_drips_is_left_at_the_time_limit(head: bytes, endless: bytes, serve_tcp: Any) -> None:
+    """The read timeout begins anew with each byte."""
+    server = Server(parse_address(serve_raw(serve_tcp, head, endless)), SMALL)
+    began = time.monotonic()
+    with pytest.raises(ServerUnreachable, match="no answer in time"):
+        server.queue()
+    assert time.monotonic() - began < 4.0  # 100 headers at most take 5 s
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n{}", id="no number"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\n{}" % (b"9" * 5000), id="long number"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}", id="chunk below 0"),
+    ],
+)
+def test_a_length_that_is_none_is_an_answer_that_did_not_come(head: bytes, serve_tcp: Any) -> None:
+    with pytest.raises(ServerUnreachable):
+        Server(parse_address(serve_raw(serve_tcp, head)), SMALL).queue()

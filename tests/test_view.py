@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+import socketserver
+from typing import Any, List, Optional, Tuple
 
 import pytest
 
-from comfyui_runner.errors import ServerAnswer
+from comfyui_runner.addresses import parse_address
+from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.messages import HttpError, Request
+from comfyui_runner.server import Server
 from comfyui_runner.service_files import (
+    keep_to_length,
+    open_view,
     require_form,
     upload_refusal,
     view_answer_headers,
@@ -112,3 +117,39 @@ def test_an_upload_is_a_form(content_type: str, taken: bool) -> None:
     else:
         with pytest.raises(HttpError, match="multipart"):
             require_form(request(headers))
+
+
+@pytest.mark.parametrize("length", [5, None])
+def test_a_body_of_its_stated_length_is_passed_on(length: Optional[int]) -> None:
+    assert list(keep_to_length([b"hel", b"lo"], length)) == [b"hel", b"lo"]
+
+
+@pytest.mark.parametrize("length", [2, 4, 6])
+def test_no_more_than_the_stated_length_is_passed_on_and_no_less(length: int) -> None:
+    """A client would take what is too much for the next answer, or wait for what is missing."""
+    passed_on: List[bytes] = []
+    with pytest.raises(ServerUnreachable):
+        passed_on.extend(keep_to_length([b"hel", b"lo"], length))
+        pytest.fail(f"{passed_on} was passed on")
+    assert sum(map(len, passed_on)) <= length
+
+
+def test_a_length_beside_chunks_is_not_passed_on(serve_tcp: Any) -> None:
+    """The chunks would be longer: a second answer of ComfyUI's own making, with a script in it."""
+    smuggled = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<script>"
+
+    class Hostile(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            list(iter(self.rfile.readline, b"\r\n"))
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 5\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n%x\r\nhello%b\r\n0\r\n\r\n" % (5 + len(smuggled), smuggled)
+            )
+
+    server = Server(parse_address(f"http://127.0.0.1:{serve_tcp(Hostile)}"))
+    response = open_view(request(filename="a.png"), server)
+    assert response.ends_with_connection
+    assert response.stream is not None
+    pieces: List[bytes] = []
+    response.stream(pieces.append)
+    assert b"".join(pieces) == b"hello" + smuggled
