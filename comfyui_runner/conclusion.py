@@ -171,15 +171,15 @@ def notices_of_missing(missing: int, dropped: int) -> List[str]:
     notices = []
     if missing:
         notices.append(
-            f"{plural(missing, 'picture')} sent over the WebSocket did not come here. ComfyUI "
+            f"{plural(missing, 'picture')} sent over the WebSocket did not arrive. ComfyUI "
             "keeps no copy, and sends them only while the node runs: change a seed and run it "
             "again."
         )
     if dropped:
         limit = size_in_words(RECEIVED_BYTES)
         notices.append(
-            f"{plural(dropped, 'picture')} sent over the WebSocket were not kept: those of one run "
-            f"may have {limit} here."
+            f"{plural(dropped, 'picture')} sent over the WebSocket were not kept: the limit for "
+            f"those of one run is {limit}."
         )
     return notices
 

@@ -81,7 +81,7 @@ def parse_document(data: bytes, name: str) -> Document:
 
 
 def _refuse_other_content(data: bytes, name: str) -> None:
-    """Raises WorkflowError for a file that is known to be something else than JSON."""
+    """Raises WorkflowError for a file that is known to be something other than JSON."""
     content = describe_content(data)
     if content.kind == "":
         return

@@ -83,8 +83,8 @@ class Saved(NamedTuple):
 class WrittenFiles:
     """The files that were written so far: none of them is overwritten under another name.
 
-    Most systems take names for one that differ in case or in Unicode form alone, and whoever allows
-    to overwrite old files does not mean those of the same batch. May be used in any thread.
+    On most systems names that differ only in case or in Unicode form are one name, and --overwrite
+    is meant for old files, not for those of the same batch. May be used in any thread.
     """
 
     def __init__(self) -> None:

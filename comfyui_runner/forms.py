@@ -112,7 +112,7 @@ def _check_upload_field(name: str) -> None:
         return
     message = f"There is no field {quote_name(name)} in this form."
     if name in URL_FIELDS:
-        message += f" It belongs into the URL: /upload/image?{name}=..."
+        message += f" It belongs in the URL: /upload/image?{name}=..."
     else:
         message += f" Nearest: {nearest_first(name, sorted(UPLOAD_FIELDS))}."
     raise HttpError(400, "unknown_field", message)

@@ -36,7 +36,7 @@ PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 PREFETCH_WORDS = ("prefetch", "prerender", "preview")
 
 #: Seconds by which wrong tokens are answered late: the first one, and at most. Each failure doubles
-#: them; after so many seconds without one they begin anew.
+#: them; after this many seconds without one they begin anew.
 FIRST_DELAY, LONGEST_DELAY, FORGET_FAILURES = 0.05, 5.0, 60.0
 
 #: So many wrong tokens are answered late at a time, of one address and of all.

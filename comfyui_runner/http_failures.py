@@ -182,8 +182,8 @@ _CLOUDFLARE_FAILURES = range(520, 531)
 def is_from_proxy(status: int, headers: Mapping[str, str], body: bytes) -> bool:
     """Whether a proxy in between made the answer, and not ComfyUI.
 
-    ComfyUI has none of the statuses of a gateway, and its errors are no web pages. With 403 and 413
-    it sends JSON, a text of aiohttp's, or nothing (its check of Origin in server.py).
+    ComfyUI has none of the statuses of a gateway, and its errors are not web pages. With 403 and
+    413 it sends JSON, a text of aiohttp's, or nothing (its check of Origin in server.py).
     """
     if status in PROXY_FAILURES or status in _CLOUDFLARE_FAILURES or is_web_page(headers, body):
         return True
@@ -250,7 +250,7 @@ def _explain_answer_of_proxy(status: int, proxy: str, url: str, call: str) -> Tu
 
     answer = f"{url} answered HTTP {status} to {call}"
     if status in PROXY_FAILURES or status in _CLOUDFLARE_FAILURES:
-        message = f"{answer}: a proxy{proxy} gets no answer of ComfyUI, which is behind it."
+        message = f"{answer}: a proxy{proxy} gets no answer from the ComfyUI behind it."
         return message, "Check that ComfyUI runs there, and how long the proxy waits for it."
     message = f"{answer} with a web page{proxy}: a proxy or another program answers, not ComfyUI."
     return message, "Check the address in --server."

@@ -17,7 +17,7 @@ class Limits(NamedTuple):
     websocket: float = 10.0  # the handshake, and again the first status message
     settle: float = 5.0  # absent from queue and history for so long: gone
     absent: float = 2.0  # absent for so long: a prompt whose POST was cut is posted again
-    silence: float = 30.0  # no message for so long while running: report what the queue says
+    silence: float = 30.0  # no message for this long while running: report what the queue says
     poll: float = 5.0  # silence before queue and history are read
     give_up: float = 300.0  # only failed tries for so long: the run counts as lost
     cancel: float = 8.0  # ComfyUI's confirmation of a cancel
@@ -57,5 +57,5 @@ SERVICE_LIMITS = ServiceLimits()
 
 
 def seconds_for_body(limits: ServiceLimits, received: int) -> float:
-    """How long a body may take of which so many bytes have come, until the next piece comes."""
+    """How long a body may take until its next piece comes, when ``received`` bytes have come."""
     return min(limits.body, limits.body_grace + received / limits.body_rate)

@@ -110,7 +110,7 @@ def expand_pattern(path: str) -> str:
         return path
     matches = sorted(glob.glob(path))
     if len(matches) > 1:
-        message = f"Several workflows fit {path}, and only one can run."
+        message = f"Several workflows match {path}, and only one can run."
         raise WorkflowError(message, f"Name one of them: {_listed(matches)}.")
     return next(iter(matches), path)
 

@@ -259,7 +259,7 @@ def read_node_id(value: Any) -> Any:
 def check_names(fields: Iterable[str], known: Collection[str]) -> None:
     """Raises HttpError 400 for the first of ``fields`` that is not known.
 
-    Ignoring it would do something else than what was asked for, and report success.
+    Ignoring it would do something other than what was asked for, and report success.
     """
     for name in fields:
         if name in known:

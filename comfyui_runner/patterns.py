@@ -10,10 +10,10 @@ from comfyui_runner.edits import EditError, find_input
 from comfyui_runner.errors import UsageError
 from comfyui_runner.text import cut_to_bytes, flat, one_line, safe_path_parts
 
-#: What a {field} becomes is cut to so many bytes.
+#: What a {field} becomes is cut to this many bytes.
 MOST_BYTES_OF_FIELD = 80
 
-#: Most systems limit a name to so many bytes; several fields may be longer together.
+#: Most systems limit a name to this many bytes; several fields may be longer together.
 MOST_BYTES_OF_NAME = 255
 
 

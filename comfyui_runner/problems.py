@@ -44,7 +44,7 @@ INSTALL_HINT = (
     "Install the custom node that has it (ComfyUI-Manager: Install Missing Custom Nodes), "
     "then restart ComfyUI."
 )
-#: The nearest options are looked for in so many problems of one answer: more of them nobody reads.
+#: The nearest options are looked for in this many problems of one answer: nobody reads more.
 PROBLEMS_WITH_NEAREST = 50
 
 CONNECT_HINT = "Connect it again, or export the workflow again."

@@ -308,7 +308,7 @@ def explain_no_outputs(state: PromptState, prompt: Mapping[str, Any]) -> str:
     lines = []
     if senders:
         names = list_some([node_in_words(prompt, node_id) for node_id in senders])
-        lines.append(f"{names}: the pictures go over the WebSocket alone, and none came here.")
+        lines.append(f"{names}: the pictures go over the WebSocket alone, and none arrived.")
     if others:
         names = list_some([node_in_words(prompt, node_id) for node_id in others])
         lines.append(

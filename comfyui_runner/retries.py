@@ -63,8 +63,8 @@ def backoff(
     """The seconds to wait after failed attempt number ``attempt``, counted from 0.
 
     ``first`` seconds after the first one, doubled each time, up to ``longest``. ``jitter`` from 0.0
-    to 1.0 turns that into a half to one and a half of it; whoever passes random.random() keeps many
-    clients that lost one server from coming back at the same moment.
+    to 1.0 turns that into a half to one and a half of it; random.random() keeps many clients that
+    lost one server from coming back at the same moment.
     """
     doublings = min(attempt, 16)  # far beyond ``longest``, and 2.0**1024 is an OverflowError
     pause = min(first * 2.0**doublings, longest)

@@ -246,7 +246,7 @@ class Server:
                     raise explain_no_answer(error, self.address.url) from error
         if deadline.has_passed:
             message = (
-                f"The answer of {self.address.url} to {call} did not come whole "
+                f"The answer of {self.address.url} to {call} did not arrive completely "
                 f"in {duration(seconds)}."
             )
             raise ServerUnreachable(message, "It may be busy, or the connection is slow.")

@@ -73,7 +73,7 @@ def test_of_a_large_file_only_the_beginning_is_kept_and_of_many_fields_the_first
         (
             [FormField("image", "a.png", PNG), FormField("node_id", "", b"7")],
             "unknown_field",
-            'There is no field "node_id" in this form. It belongs into the URL: /upload/image?node_id=...',
+            'There is no field "node_id" in this form. It belongs in the URL: /upload/image?node_id=...',
         ),
         (
             [FormField("image", "a.png", PNG), FormField("sub_folder", "", b"x")],

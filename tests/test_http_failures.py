@@ -216,16 +216,16 @@ BEHIND = "Check that ComfyUI runs there"
         ),
         (
             502, {}, b"",
-            f"{URL} answered HTTP 502 to POST /prompt: a proxy gets no answer of ComfyUI, which is behind it.", BEHIND,
+            f"{URL} answered HTTP 502 to POST /prompt: a proxy gets no answer from the ComfyUI behind it.", BEHIND,
         ),
         (
             503, {}, b"<h1>busy</h1>",
-            f"{URL} answered HTTP 503 to POST /prompt: a proxy gets no answer of ComfyUI, which is behind it.", BEHIND,
+            f"{URL} answered HTTP 503 to POST /prompt: a proxy gets no answer from the ComfyUI behind it.", BEHIND,
         ),
         (
             524, {"Server": "cloudflare"}, b"<title>a.example | 524: A timeout &amp; more</title>",
             f"{URL} answered HTTP 524 to POST /prompt: a proxy "
-            '(cloudflare, "a.example | 524: A timeout & more") gets no answer of ComfyUI, which is behind it.',
+            '(cloudflare, "a.example | 524: A timeout & more") gets no answer from the ComfyUI behind it.',
             BEHIND,
         ),
         (

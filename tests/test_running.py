@@ -221,7 +221,7 @@ def test_pictures_that_a_cached_node_does_not_send_again_are_missed(
     path = workflow_file(shows({"images": [WEBSOCKET]}, "Send"))
     go(simulator, path)
     result = go(simulator, path, "-o", str(tmp_path / "out"))
-    assert "1 picture sent over the WebSocket did not come here" in result.event("notice")["message"]
+    assert "1 picture sent over the WebSocket did not arrive" in result.event("notice")["message"]
     assert result.status == ExitStatus.NOT_SAVED
     assert result.event("end")["message"].endswith("Not saved: 1 picture sent over the WebSocket.")
 
@@ -1045,7 +1045,7 @@ def test_attaching_to_a_prompt_whose_history_trickles_is_given_up(simulator: Any
     proxy.trickling = {"GET /history/": 100}
     result = run("--server", proxy.url, "--attach", new_uuid(), limits=FAST._replace(read=0.5, connect=0.5))
     assert result.status == ExitStatus.NO_SERVER
-    assert "did not come whole in" in result.err
+    assert "did not arrive completely in" in result.err
     quick(9.0)
 
 

@@ -78,7 +78,7 @@ def test_an_answer_that_drips_is_left_at_the_time_limit(
     simulator.faults.bodies = {path: "drip"}
     with pytest.raises(ServerUnreachable) as caught:
         ask(server_at(simulator))
-    message = f"The answer of {simulator.url} to {call} did not come whole in 0.5 s."
+    message = f"The answer of {simulator.url} to {call} did not arrive completely in 0.5 s."
     assert caught.value.message == message
     wait_until(lambda: connections(simulator) == 0, what="the end of the connection")
 
@@ -102,7 +102,7 @@ def test_an_error_or_a_redirect_without_an_end_says_its_status(status: int, body
 def test_an_error_that_drips_is_left_at_the_time_limit(status: int, simulator: Simulator) -> None:
     simulator.faults.http_status = {"/queue": status}
     simulator.faults.bodies = {"/queue": "drip"}
-    with pytest.raises(ServerUnreachable, match=r"to GET /queue did not come whole in 0\.5 s"):
+    with pytest.raises(ServerUnreachable, match=r"to GET /queue did not arrive completely in 0\.5 s"):
         server_at(simulator).queue()
 
 

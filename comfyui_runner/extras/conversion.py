@@ -176,7 +176,7 @@ def missing_classes_error(nodes: Sequence[LGraphNode]) -> ConversionError:
     )
     if any(re.match("workflow[>/]", node.type) for node in nodes):
         remedy += (
-            " workflow>... is a group node that the file says nothing more of: "
+            " workflow>... is a group node that the file does not define: "
             "open it in the ComfyUI that it was made in, and convert it to a subgraph."
         )
     count = plural(len(lines), "node")
