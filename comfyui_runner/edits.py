@@ -122,7 +122,7 @@ def find_input(prompt: JsonObject, name: str) -> InputRef:
         if input_name and node_name in known_names:
             return InputRef(find_node(prompt, node_name), input_name)
     if len(parts) == 1:
-        message = f"{quote_name(name)} does not name an input: write NODE.INPUT, such as 3.steps."
+        message = f"{quote_name(name)} does not name an input: write NODE.INPUT, such as 5.steps."
         raise EditError("wrong_name", message)
     node_name = ".".join(parts[:-1])
     return InputRef(find_node(prompt, node_name), "")  # raises, unless the input is missing: "3."
@@ -166,7 +166,7 @@ def parse_set(prompt: JsonObject, text: str) -> InputEdit:
             first_error = first_error or error
     if first_error is not None:
         raise first_error
-    raise EditError("wrong_name", "--set takes NODE.INPUT=VALUE, such as 3.steps=30.")
+    raise EditError("wrong_name", "--set takes NODE.INPUT=VALUE, such as 5.steps=30.")
 
 
 def apply_edits(

@@ -199,7 +199,7 @@ def remove_if_there(path: str) -> None:
 
 
 def when_not_in_use(action: Callable[[], None]) -> None:
-    """Does ``action``, once more for as long as Windows says that a file is in use. Raises OSError.
+    """Runs ``action``, again while Windows says that a file is in use. Raises OSError.
 
     Virus scanners and indexers open each new file for a moment.
     """

@@ -72,13 +72,13 @@ def read_whole_number(source: str, text: str, at_least: int = 0) -> int:
 
 
 def read_seed(source: str, text: str) -> str:
-    """What --seed takes: "keep", "random", or the digits of a number."""
+    """What --seed takes: "keep", "random", or the digits of a whole number."""
     seed = text.lower()
     if not re.fullmatch(r"keep|random|[0-9]{1,20}", seed):
         remedy = ""
         if seed == "-1":  # other programs draw a seed then
             remedy = f"For a random seed, write {source} random."
-        raise UsageError(f"{source} must be a number, random or keep.", remedy)
+        raise UsageError(f"{source} must be a whole number (0 or more), random or keep.", remedy)
     return seed
 
 

@@ -58,4 +58,4 @@ def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, An
     except (EditError, KeyError):
         field = one_line(f"{{{name}}}", 60)
         known = ", ".join(f"{{{known}}}" for known in fields)
-        raise UsageError(f"{field} is neither one of {known} nor {{NODE.INPUT}}.") from None
+        raise UsageError(f"{field} is not one of {known} or {{NODE.INPUT}}.") from None

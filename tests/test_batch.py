@@ -944,7 +944,7 @@ def test_a_pattern_that_names_nothing_is_refused_before_anything_runs(batch: Bat
     for pattern in (["-o", "out/{rwo}"], ["-o", "out", "--name", "{3.txet}"]):
         result = batch(*pattern)
         assert result.status == ExitStatus.USAGE
-        assert "is neither one of {row}" in result.err or "is neither one of {name}, {row}" in result.err
+        assert "is not one of {row}" in result.err or "is not one of {name}, {row}" in result.err
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 

@@ -186,7 +186,7 @@ def test_several_long_fields_make_a_name_that_fits() -> None:
 def test_what_a_pattern_may_not_name_is_refused_with_what_it_may(pattern: str) -> None:
     with pytest.raises(UsageError) as caught:
         fill_pattern(pattern, FIELDS, PROMPT)
-    assert caught.value.message == "%s is neither one of {row}, {name} nor {NODE.INPUT}." % pattern
+    assert caught.value.message == "%s is not one of {row}, {name} or {NODE.INPUT}." % pattern
 
 
 @few
@@ -205,7 +205,7 @@ def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
     try:
         assert fill_pattern(pattern, FIELDS, PROMPT) or not pattern
     except UsageError as error:
-        assert "is neither one of" in error.message
+        assert "is not one of" in error.message
 
 
 # ------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--port", "65536"], {}, "--port must be a whole number from 0 to 65535."),
         (["--retries", "\u0663"], {}, "--retries must be a whole number from 0 to 65535."),
         ([], {"RUNNER_PORT": "x"}, "COMFYUI_RUNNER_PORT must be a whole number from 0 to 65535."),
-        (["--seed", "1.5"], {}, "--seed must be a number, random or keep."),
+        (["--seed", "1.5"], {}, "--seed must be a whole number (0 or more), random or keep."),
         (["--attach", ""], {}, "--attach is empty."),
         (["--batch", ""], {}, "--batch is empty."),
         (["--json=x"], {}, "--json takes no value."),
@@ -662,8 +662,8 @@ def test_flags_for_values_and_batches() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seed", "x"], "--seed must be a number, random or keep."),
-        (["--seed=-1"], "--seed must be a number, random or keep."),
+        (["--seed", "x"], "--seed must be a whole number (0 or more), random or keep."),
+        (["--seed=-1"], "--seed must be a whole number (0 or more), random or keep."),
         (["--in-flight", "0"], "--in-flight must be a whole number from 1 to 65535."),
         (["--repeat", "x"], "--repeat must be a whole number from 1 to 65535."),
         (["--inputs", "--check", "--attach", "p"], "--inputs and --check cannot be combined."),

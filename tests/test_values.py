@@ -138,7 +138,7 @@ def test_an_edit_is_node_input_and_value(text: str, edit: InputEdit) -> None:
 
 
 def test_an_edit_that_names_nothing_is_refused() -> None:
-    assert refused(parse_set, DOTTED, "1.text").message == "--set takes NODE.INPUT=VALUE, such as 3.steps=30."
+    assert refused(parse_set, DOTTED, "1.text").message == "--set takes NODE.INPUT=VALUE, such as 5.steps=30."
     assert 'no node "Nobody"' in refused(parse_set, DOTTED, "Nobody.text=a=b").message
 
 

@@ -546,7 +546,7 @@ def test_a_run_shows_the_seeds_that_it_uses(simulator: Any, workflow_file: Make)
 def test_a_seed_that_is_not_a_number_is_refused(seed: str, idle: Any) -> None:
     result = go(idle, "--yes", "--seed=" + seed, API_FILE)
     assert result.status == ExitStatus.USAGE
-    assert "--seed must be a number, random or keep" in result.err
+    assert "--seed must be a whole number (0 or more), random or keep" in result.err
     assert ("For a random seed, write --seed random." in result.err) is (seed == "-1")
     assert not idle.requests
 
