@@ -290,9 +290,10 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     edits, uploads = resolve_edits(sets, prompt, info)
     loaders = upload_inputs(prompt, info)
     for text in settings.images:
-        ref, file = _parse_image(text, prompt, loaders)
-        _check_upload(file, loaders[ref])
-        uploads.append((ref, file))
+        refs, file = _parse_image(text, prompt, loaders)
+        for ref in refs:
+            _check_upload(file, loaders[ref])
+            uploads.append((ref, file))
     _check_one_file_each(uploads, prompt)
     prompt, drawn = apply_edits(prompt, edits, info)
     warnings = (*warnings, *notices, *other_names_of_edits(prompt, edits))
@@ -332,17 +333,20 @@ def _set_seeds(
 
 def _parse_image(
     text: str, prompt: JsonObject, loaders: Iterable[InputRef]
-) -> Tuple[InputRef, str]:
-    """The loader and the file in ``FILE`` or ``NODE=FILE``. Raises EditError."""
+) -> Tuple[List[InputRef], str]:
+    """The loaders and the file in ``FILE`` or ``NODE=FILE``; ``all`` names every loader.
+
+    Raises EditError.
+    """
     name, equals, file = text.partition("=")
     if not equals:
-        return find_loaders(prompt, loaders, None)[0], text
+        return find_loaders(prompt, loaders, None), text
     try:
-        return find_loaders(prompt, loaders, name)[0], file
+        return find_loaders(prompt, loaders, name), file
     except EditError as error:
         # The name of a file may contain "=" too.
         if error.type == "no_such_node" and os.path.exists(text):
-            return find_loaders(prompt, loaders, None)[0], text
+            return find_loaders(prompt, loaders, None), text
         raise
 
 

@@ -501,6 +501,14 @@ def test_files_to_upload_are_matched_to_their_loaders(folder: Any) -> None:
         assert isinstance(error, EditError) and error.type == kind
 
 
+def test_a_file_for_all_loaders_is_loaded_by_each_of_them(folder: Any) -> None:
+    (folder / "fox.png").write_bytes(b"\xff\xd8\xff")
+    document = json.loads(SEEDED)
+    document["3"] = document["2"]
+    loaded = prepared("--image", "all=fox.png", data=json.dumps(document).encode())
+    assert loaded.uploads == ((InputRef("2", "image"), "fox.png"), (InputRef("3", "image"), "fox.png"))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
