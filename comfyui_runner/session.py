@@ -412,6 +412,8 @@ class Session:
             types = {problem.type for problem in problems}
             found = check_prompt(prompt, definitions)
             problems += [problem for problem in found if problem.type not in types]
+            # The first one is shown where there is room for one: not "invalid prompt".
+            problems.sort(key=lambda problem: problem.type == "unknown")
         return add_remedies(problems, prompt, run.origin)
 
     async def _look_up(self, classes: Sequence[str]) -> Dict[str, Any]:

@@ -67,6 +67,15 @@ def test_a_prompt_that_comfyui_stumbles_over_is_explained(service: Middleware, c
     assert service.post("/prompt", {"prompt": broken}).json == {"error": "invalid prompt", "node_errors": []}
 
 
+def test_the_message_names_the_node_where_the_refusal_names_none(service: Middleware, comfyui: Any) -> None:
+    image = node("EmptyImage", "Odd", width=8, height=8, batch_size=0, color=0)
+    service.hold({"1": image, "2": node("PreviewImage", images=["1", 0])})
+    comfyui.faults.lose_post = ["unnamed"]
+    answer = service.get("/queue")
+    assert (answer.status, answer.error) == (400, "prompt_rejected")
+    assert '"Odd" (EmptyImage, node 1): batch_size = 0 is too small.' in answer.json["error"]["message"]
+
+
 def test_a_prompt_id_of_somebody_else_is_refused_and_their_prompt_goes_on(service: Middleware, comfyui: Any) -> None:
     running = post_elsewhere(comfyui, slow_prompt(steps=10, seconds=20.0, seed=79))
     wait_until(lambda: phase_elsewhere(comfyui, running) == "running")
