@@ -179,6 +179,7 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     daemon_threads = True
     allow_reuse_address = os.name == "posix"  # Windows would let two services share a port
+    allow_reuse_port = False  # so would others, where the base class of a Python allows it
     request_queue_size = 128
     limits = SERVICE_LIMITS
 

@@ -42,7 +42,8 @@ class OutputThread:
     def put(self, stream: TextIO, text: str) -> None:
         """Write ``text`` to ``stream`` when it is its turn. Does not wait."""
         with self._changed:
-            if self._waiting + len(text) > MOST_WAITING:
+            has_room = self._waiting + len(text) <= MOST_WAITING
+            if self._waiting and not has_room:  # one text alone is taken, however long it is
                 return
             self._texts.append((stream, text))
             self._waiting += len(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 from typing import Any
@@ -32,6 +33,18 @@ def test_how_a_port_is_taken(family: int, is_windows: bool, options: Any) -> Non
 def test_the_option_is_the_one_that_windows_has() -> None:
     assert getattr(socket, "SO_EXCLUSIVEADDRUSE", -5) == WINDOWS_EXCLUSIVE_USE
     assert ~socket.SO_REUSEADDR == WINDOWS_EXCLUSIVE_USE or socket.SO_REUSEADDR != 4  # 4 on Windows
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="the system shares no ports")
+def test_no_port_is_shared_though_pythons_own_server_allows_it(simulator: Any, monkeypatch: Any) -> None:
+    """The second service would take a part of the first one's requests, and nobody would know."""
+    monkeypatch.setattr(http.server.HTTPServer, "allow_reuse_port", True, raising=False)
+    arguments = ["--server", simulator.url, os.path.join(ROOT, "workflow_api.json")]
+    service = Middleware(arguments, {}, FAST)
+    try:
+        assert service.listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+    finally:
+        assert service.stop() == 0
 
 
 @needs_ipv6

@@ -132,6 +132,14 @@ def test_what_waits_has_a_limit(pipe: Any) -> None:
     assert MOST_BEFORE_PROGRESS < thread._waiting <= MOST_WAITING
 
 
+def test_a_text_that_is_longer_than_the_limit_is_written_where_nothing_waits(tmp_path: Any) -> None:
+    with open(tmp_path / "out", "w", encoding="utf-8") as stream:
+        thread = OutputThread()
+        queue_for(thread, stream).write("x" * (MOST_WAITING + 1))
+        thread.end(lambda: False, 0.0)
+    assert os.path.getsize(tmp_path / "out") == MOST_WAITING + 1
+
+
 def test_a_stream_that_nobody_reads_any_more_ends_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)

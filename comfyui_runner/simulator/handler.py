@@ -238,6 +238,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     request_queue_size = 128
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
+    allow_reuse_port = False  # elsewhere this would
 
     def __init__(self, installation: Installation, address: tuple[str, int]) -> None:
         self.installation = installation
