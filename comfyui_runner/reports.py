@@ -143,12 +143,13 @@ def _changes_in_queue(
 def _finished_nodes(
     before: PromptState, after: PromptState, prompt: Mapping[str, Any]
 ) -> Iterator[Report]:
+    counts = nodes_done(after)
     for node_id, seconds in after.finished.items():
         seconds_before = before.finished.get(node_id, 0.0)
         if node_id in before.finished and seconds == seconds_before:
             continue
         took = round(seconds - seconds_before, 3)  # a node in a loop runs more than once
-        yield node_report("node_finished", prompt, node_id, seconds=took, **nodes_done(after))
+        yield node_report("node_finished", prompt, node_id, seconds=took, **counts)
 
 
 def _running_nodes(

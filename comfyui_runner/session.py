@@ -508,6 +508,9 @@ class Session:
         try:
             async for frame in self._socket:
                 self._receive(frame)
+                # Frames that came together are taken without a turn of the loop. Thousands of them,
+                # about a prompt with many nodes, would hold up Ctrl+C and everything else.
+                await asyncio.sleep(0)
         except exceptions.ConnectionClosed:
             reason = "broken off"
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from comfyui_runner.events import Event, MessageData
 from comfyui_runner.limits import DEFAULT_LIMITS, Limits
@@ -156,10 +168,7 @@ def _on_progress_state(state: PromptState, data: MessageData, at: float) -> Prom
 
     if running != state.running:
         state = state._replace(running=running)
-    for node_id in finished:
-        if node_id not in unfinished:
-            state = _finish_node(state, node_id, at)
-    return state
+    return _finish_nodes(state, [name for name in finished if name not in unfinished], at)
 
 
 def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgress:
@@ -182,15 +191,18 @@ def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgre
     )
 
 
-def _finish_node(state: PromptState, node_id: str, at: float) -> PromptState:
-    if node_id not in state.running:
-        return state  # it was finished before, or before we saw it run
+def _finish_nodes(state: PromptState, node_ids: Iterable[str], at: float) -> PromptState:
+    """``state`` in which those of ``node_ids`` that run are finished, all in one step."""
+    node_ids = [node_id for node_id in node_ids if node_id in state.running]
+    if not node_ids:
+        return state  # they were finished before, or before we saw them run
     if state.ended_at is not None:
         at = min(at, state.ended_at)  # the history is read a little after the end
-    running = dict(state.running)
-    seconds = max(at - running.pop(node_id).started, 0.0)
-    seconds += state.finished.get(node_id, 0.0)
-    return state._replace(running=running, finished={**state.finished, node_id: seconds})
+    running, finished = dict(state.running), dict(state.finished)
+    for node_id in dict.fromkeys(node_ids):
+        seconds = max(at - running.pop(node_id).started, 0.0)
+        finished[node_id] = finished.get(node_id, 0.0) + seconds
+    return state._replace(running=running, finished=finished)
 
 
 def _on_executed(state: PromptState, data: MessageData, at: float) -> PromptState:
@@ -383,8 +395,7 @@ def lost(state: PromptState, reason: str, at: float) -> PromptState:
 
 def _end(state: PromptState, phase: Phase, at: float) -> PromptState:
     if phase is Phase.SUCCESS:
-        for node_id in list(state.running):
-            state = _finish_node(state, node_id, at)
+        state = _finish_nodes(state, state.running, at)
     ended_at = at if state.ended_at is None else state.ended_at
     return state._replace(phase=phase, running={}, ended_at=ended_at, missing_since=None)
 

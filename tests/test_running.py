@@ -13,6 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import requests
+import websockets.asyncio.client
+import websockets.asyncio.server
 from simulated import txt2img
 from slow_proxy import HurriedLoop
 from support import FAST, Outcome, node, run, slow_prompt, wait_until
@@ -1160,3 +1162,33 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
         assert run.heard > heard
 
     asyncio.run(story())
+
+
+def test_a_flood_of_messages_leaves_the_loop_its_turns() -> None:
+    """Frames that came together wait in the library: to take them needs no turn of the loop."""
+    frames = 1000
+    turns = 0
+
+    async def flood(socket: Any) -> None:
+        for _ in range(frames):
+            await socket.send(json.dumps({"type": "progress", "data": {"value": 1, "max": 2}}))
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def story() -> None:
+        session = Session(Server(parse_address("127.0.0.1:1")), lambda run, report: None)
+        async with websockets.asyncio.server.serve(flood, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            socket = await websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}")
+            await socket.wait_closed()  # all of them have come
+            session._use_socket(socket)
+            counting = asyncio.ensure_future(count_turns())
+            await session._read_socket()
+            counting.cancel()
+
+    asyncio.run(story())
+    assert turns > frames / 2
