@@ -1183,7 +1183,7 @@ def test_a_flood_of_messages_leaves_the_loop_its_turns() -> None:
         session = Session(Server(parse_address("127.0.0.1:1")), lambda run, report: None)
         async with websockets.asyncio.server.serve(flood, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            socket = await websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}")
+            socket = await websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}", max_queue=2 * frames)
             await socket.wait_closed()  # all of them have come
             session._use_socket(socket)
             counting = asyncio.ensure_future(count_turns())
