@@ -102,7 +102,8 @@ class Run:
     def keep_preview(self, preview: Preview) -> None:
         """Keeps the newest picture, and those that may be outputs."""
         node_id = preview.node_id
-        if node_id is None:  # without metadata: one node runs at a time
+        is_guessed = node_id is None  # without metadata
+        if is_guessed:  # one node runs at a time
             node_id = next(iter(self.state.running), None)
         self.preview = preview = preview._replace(node_id=node_id)
         if node_id is None:
@@ -114,6 +115,10 @@ class Run:
         sends_pictures = class_of(self.prompt, node_id) == SENDS_PICTURES
         if not sends_pictures and not ending_of_data(preview.image):
             return  # not a whole picture
+        # Right after a reconnection, ComfyUI sends previews without metadata. Another node may run
+        # by then than the last one of which a message came.
+        if is_guessed and self.state.gaps and not sends_pictures:
+            return
         size = self.pictures_bytes + len(preview.image)
         if self.most_picture_bytes is not None and size > self.most_picture_bytes:
             self.dropped_pictures += 1
