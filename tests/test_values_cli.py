@@ -839,7 +839,7 @@ def test_a_check_does_not_wait_for_ever_for_definitions(
     began = time.monotonic()
     result = go(proxy, "--check", workflow_file(workflow), limits=limits)
     assert result.status == ExitStatus.NO_SERVER
-    assert ("did not answer in 1.0 s" if in_head else "did not arrive completely in 0.5 s") in result.err
+    assert ("no answer in time" if in_head else "did not arrive completely in 0.5 s") in result.err
     assert proxy.trickled == 1
     assert time.monotonic() - began < 9.0
 
