@@ -6,7 +6,7 @@ import json
 import struct
 from typing import Any, Mapping, NamedTuple, Optional, Tuple, Union
 
-from comfyui_runner.json_text import may_be_deep, parse_json
+from comfyui_runner.json_text import DEEPEST_JSON, parse_json
 
 #: The ``data`` of a message.
 MessageData = Mapping[str, Any]
@@ -57,7 +57,8 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
 
 
 def _parse_json_frame(frame: str, at: float) -> Event:
-    if may_be_deep(frame):
+    # may_be_deep() without its call, as for white space.
+    if frame.count("{") + frame.count("[") > DEEPEST_JSON:
         message, end = parse_json(frame), len(frame)
     else:
         message, end = _decode_frame(frame)

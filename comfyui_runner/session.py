@@ -48,6 +48,9 @@ from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded, end_tasks
 from comfyui_runner.websocket import close_websocket, connect_websocket
 
+#: Seconds for which messages that came together are taken before others have a turn.
+TURN = 0.02
+
 #: Why a run is lost whose affinity cookie changed.
 GONE = "its server is gone: the load balancer sends us to another"
 
@@ -506,11 +509,14 @@ class Session:
         exceptions = import_third_party("websockets.exceptions")
         reason = "closed by the server"
         try:
+            turned = time.monotonic()
             async for frame in self._socket:
                 self._receive(frame)
                 # Frames that came together are taken without a turn of the loop. Thousands of them,
                 # about a prompt with many nodes, would hold up Ctrl+C and everything else.
-                await asyncio.sleep(0)
+                if time.monotonic() - turned > TURN:
+                    await asyncio.sleep(0)
+                    turned = time.monotonic()
         except exceptions.ConnectionClosed:
             reason = "broken off"
 

@@ -168,6 +168,8 @@ def _on_progress_state(state: PromptState, data: MessageData, at: float) -> Prom
 
     if running != state.running:
         state = state._replace(running=running)
+    if not finished:
+        return state
     return _finish_nodes(state, [name for name in finished if name not in unfinished], at)
 
 
