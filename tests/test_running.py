@@ -1166,7 +1166,7 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
 
 def test_a_flood_of_messages_leaves_the_loop_its_turns() -> None:
     """Frames that came together wait in the library: to take them needs no turn of the loop."""
-    frames = 1000
+    frames = 20_000  # to take them needs many times the 20 ms after which others have a turn
     turns = 0
 
     async def flood(socket: Any) -> None:
@@ -1191,4 +1191,4 @@ def test_a_flood_of_messages_leaves_the_loop_its_turns() -> None:
             counting.cancel()
 
     asyncio.run(story())
-    assert turns > frames / 2
+    assert turns > 1
