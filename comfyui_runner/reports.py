@@ -143,8 +143,6 @@ def _changes_in_queue(
 def _finished_nodes(
     before: PromptState, after: PromptState, prompt: Mapping[str, Any]
 ) -> Iterator[Report]:
-    if after.finished is before.finished:
-        return
     counts = nodes_done(after)
     for node_id, seconds in after.finished.items():
         seconds_before = before.finished.get(node_id, 0.0)
