@@ -517,7 +517,8 @@ def test_a_socket_that_is_cut_is_opened_again(after: int, simulator: Any, workfl
     simulator.faults.cut_ws_after = after
     result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.6)))
     assert result.status == ExitStatus.OK
-    assert {event["state"] for event in result.events if event["event"] == "connection"} >= {"lost"}
+    states = {event["state"] for event in result.events if event["event"] == "connection"}
+    assert states & {"lost", "unavailable"}  # if it is cut right after its status, it may not count as opened
     assert executions(simulator) == 1
 
 
