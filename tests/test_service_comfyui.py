@@ -174,8 +174,8 @@ def test_a_comfyui_that_trickles_at_the_start_is_asked_again(
     try:
         proxy.trickling = {route: 1}
         simulator.revive()
-        wait_until(lambda: proxy.trickled, 9.0, "the look")
-        wait_until(lambda: service.get("/status").json["comfyui"]["connected"], 9.0, "the connection to ComfyUI")
+        wait_until(lambda: proxy.trickled, 30.0, "the look")
+        wait_until(lambda: service.get("/status").json["comfyui"]["connected"], 30.0, "the connection to ComfyUI")
     finally:
         assert service.stop() == 0
 
