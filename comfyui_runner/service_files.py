@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import tempfile
 import urllib.parse
 import weakref
@@ -39,7 +37,40 @@ UPLOAD_REFUSALS = (400, 403, 413, 500)
 VIEW_REFUSALS = {400: 400, 403: 400, 404: 404, 416: 416}
 
 
+#: Bytes of a form that are looked through at a time.
+PIECE_OF_FORM = 1 << 20
+
 # -- uploads ---------------------------------------------------------------------------------------
+
+
+class FormInFile:
+    """A form for read_form_fields(), of which only a piece is in memory at a time.
+
+    Not mmap: its pages count as memory of the process, all of the file in the end.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def find(self, part: bytes, start: int = 0) -> int:
+        """Where ``part``, of two bytes or more, begins at ``start`` or later; -1: nowhere."""
+        self._file.seek(start)
+        end_of_last = b""  # ``part`` may lie across two pieces
+        position = start
+        while True:
+            piece = self._file.read(PIECE_OF_FORM)
+            if not piece:
+                return -1
+            window = end_of_last + piece
+            found = window.find(part)
+            if found >= 0:
+                return position - len(end_of_last) + found
+            position += len(piece)
+            end_of_last = window[1 - len(part) :]
+
+    def __getitem__(self, part: slice) -> bytes:
+        self._file.seek(part.start)
+        return self._file.read(max(part.stop - part.start, 0))
 
 
 class UploadedFile:
@@ -57,10 +88,7 @@ class UploadedFile:
 
     def fields(self) -> List[FormField]:
         """The fields of the form, [] for what is not one."""
-        if self._form.seek(0, os.SEEK_END) == 0:
-            return []
-        with mmap.mmap(self._form.fileno(), 0, access=mmap.ACCESS_READ) as form:
-            return read_form_fields(form, boundary_in(self._content_type))
+        return read_form_fields(FormInFile(self._form), boundary_in(self._content_type))
 
     def upload(self, server: Server) -> JsonObject:
         """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""

@@ -163,7 +163,7 @@ def upload(process: Process, size: int) -> float:
     headers = {"Content-Type": "multipart/form-data; boundary=mark", "Content-Length": str(length)}
     connection = http.client.HTTPConnection(*process.address, timeout=120)
     began = time.perf_counter()
-    connection.request("POST", "/upload/image", pieces(), headers)
+    connection.request("POST", "/upload/image?force=true", pieces(), headers)
     response = connection.getresponse()
     data = response.read()
     took = time.perf_counter() - began
