@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import http
 import json
@@ -379,6 +380,7 @@ def encode_head(response: Response, more_headers: Headers) -> bytes:
     return b"".join((status_line.encode(), *lines, b"\r\n"))
 
 
+@functools.lru_cache(maxsize=256)  # most are the same in every answer
 def encode_header(name: str, value: str) -> bytes:
     """One line of the head of an answer. Raises HttpError 500 for what HTTP forbids."""
     plain_value = value.encode("latin-1", "replace").decode("latin-1")
