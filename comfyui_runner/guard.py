@@ -210,11 +210,13 @@ class Guard(NamedTuple):
 
         The beginning of a cookie that was given out since the start cannot be guessed.
         """
+        if self.token is None:
+            return False
         cookies = self._cookies_of(request)
         is_our_session = self.session_mark != "" and any(
             _equal_in_constant_time(value[:-DIGEST_LENGTH], self.session_mark) for value in cookies
         )
-        if self.token is None or is_our_session:
+        if is_our_session:
             return False
         return "authorization" in request.headers or bool(cookies) or request.path == "/login"
 
@@ -405,6 +407,7 @@ def is_loopback(host: str) -> bool:
     return address is not None and address.is_loopback and not _is_ipv4_mapped(address)
 
 
+@functools.lru_cache(maxsize=64)  # a client sends the same Host with each request
 def parse_ip(text: str) -> Optional[IPAddress]:
     """The address that ``text`` is, or None."""
     if "%" in text:  # a zone (fe80::1%eth0): its interface means nothing to clients

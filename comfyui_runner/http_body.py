@@ -102,5 +102,4 @@ class RequestBody:
                 self._read_piece(self._limits.rest)
         except HttpError:
             return False
-        self._set_timeout(self._limits.idle)
         return True

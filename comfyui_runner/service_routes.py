@@ -186,7 +186,7 @@ class RouteCall:
         self.held = self.service.held
         self.records = self.service.records
         self.options = self.service.options
-        self.url = routes.url_for(request)
+        self.url_for = routes.url_for
 
     def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
         """The fields of a body in JSON, or of a form. Raises HttpError as parse_fields() does."""
@@ -199,7 +199,7 @@ class RouteCall:
         """The page for browsers; the list of routes for all others."""
         if self.page and "text/html" in self.request.header("accept"):
             return Response(200, self.page, "text/html; charset=utf-8")
-        lines = curl_lines(self.url)
+        lines = curl_lines(self.url_for(self.request))
         return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
 
     def get_openapi(self) -> Response:
@@ -440,7 +440,8 @@ class RouteCall:
 
     def get_runs(self) -> Response:
         """The runs, newest first."""
-        runs = [record.to_json(self.url) for record in self.records.newest_first()]
+        url = self.url_for(self.request)
+        runs = [record.to_json(url) for record in self.records.newest_first()]
         return json_response(200, {"runs": runs})
 
     def get_run(self, prompt_id: str) -> Response:
@@ -450,7 +451,7 @@ class RouteCall:
         if not _is_seconds(seconds):
             raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
         record.over.wait(min(float(seconds), MAX_WAIT))
-        return json_response(200, record.to_json(self.url))
+        return json_response(200, record.to_json(self.url_for(self.request)))
 
     def _find_run(self, prompt_id: str) -> RunRecord:
         """A run of this service. Raises HttpError 404."""

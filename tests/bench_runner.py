@@ -290,8 +290,8 @@ def measure_help(folder: str) -> List[Row]:
 
 
 def measure_events(path: str) -> Row:
-    """How many events a second are followed live; three tries, as other work on the machine only slows them."""
-    for _ in range(3):
+    """How many events a second are followed live; up to five tries, as the rates vary by a factor of two."""
+    for _ in range(5):
         row = measure_events_once(path)
         if row.is_met:
             break
@@ -303,8 +303,7 @@ def measure_events_once(path: str) -> Row:
     rates = [(bare_rate(), runner_rate(path)) for _ in range(5)]
     theirs, ours = statistics.median(rate[0] for rate in rates), statistics.median(rate[1] for rate in rates)
     figures = f"{ours:.0f}/s against {theirs:.0f}/s"
-    # The aim is 0.5, which a quiet machine shows. On others the rates vary by a factor of two.
-    return Row("20,000 events followed live", ours / theirs, figures, "at least 0.4", ours / theirs >= 0.4)
+    return Row("20,000 events followed live", ours / theirs, figures, "at least 0.5", ours / theirs >= 0.5)
 
 
 def main() -> int:
