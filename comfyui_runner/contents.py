@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 
 class Signature(NamedTuple):
@@ -14,18 +14,19 @@ class Signature(NamedTuple):
     beginning: bytes
     kind: str  # in words
     is_picture: bool = False
+    ending: str = ""  # of the names of such files, where nodes send them
 
 
 #: The first one that fits counts. Most are from the lists of file signatures of libmagic.
 _SIGNATURES = (
-    Signature(0, b"\x89PNG\r\n\x1a\n", "a PNG picture", True),
-    Signature(0, b"\xff\xd8\xff", "a JPEG picture", True),
-    Signature(0, b"GIF8", "a GIF picture", True),
-    Signature(8, b"WEBPVP8", "a WebP picture", True),
+    Signature(0, b"\x89PNG\r\n\x1a\n", "a PNG picture", True, "png"),
+    Signature(0, b"\xff\xd8\xff", "a JPEG picture", True, "jpg"),
+    Signature(0, b"GIF8", "a GIF picture", True, "gif"),
+    Signature(8, b"WEBPVP8", "a WebP picture", True, "webp"),
     Signature(0, b"II*\0", "a TIFF picture", True),
     Signature(0, b"MM\0*", "a TIFF picture", True),
     Signature(0, b"II+\0", "a TIFF picture", True),
-    Signature(4, b"ftypavi", "an AVIF picture", True),
+    Signature(4, b"ftypavi", "an AVIF picture", True, "avif"),
     Signature(4, b"ftyphei", "a HEIC picture", True),
     Signature(4, b"ftypmif1", "a HEIF picture", True),
     Signature(0, b"\xff\x0a", "a JPEG XL picture", True),
@@ -37,13 +38,15 @@ _SIGNATURES = (
     Signature(0, b"DDS ", "a DDS picture", True),
     Signature(0, b"qoif", "a QOI picture", True),
     Signature(0, b"\0\0\x01\0", "an icon", True),
-    Signature(4, b"ftyp", "an MP4 video"),
-    Signature(0, b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
+    Signature(4, b"ftypM4A ", "an M4A sound", ending="m4a"),
+    Signature(4, b"ftyp", "an MP4 video", ending="mp4"),
+    Signature(0, b"\x1aE\xdf\xa3", "a WebM or Matroska video", ending="webm"),
     Signature(8, b"AVI ", "an AVI video"),
-    Signature(8, b"WAVE", "a WAV sound"),
-    Signature(0, b"OggS", "an Ogg sound"),
-    Signature(0, b"fLaC", "a FLAC sound"),
-    Signature(0, b"ID3", "an MP3 sound"),
+    Signature(8, b"WAVE", "a WAV sound", ending="wav"),
+    Signature(0, b"OggS", "an Ogg sound", ending="ogg"),
+    Signature(0, b"fLaC", "a FLAC sound", ending="flac"),
+    Signature(0, b"ID3", "an MP3 sound", ending="mp3"),
+    Signature(0, b"glTF", "a glTF model", ending="glb"),
     Signature(0, b"%PDF", "a PDF document"),
     Signature(0, b"PK\x03\x04", "a ZIP archive"),
     Signature(0, b"\x1f\x8b", "a gzip archive"),
@@ -73,6 +76,14 @@ class Content(NamedTuple):
     is_picture: bool = False
 
 
+def find_signature(head: bytes) -> Optional[Signature]:
+    """The signature with which a file begins whose first bytes are ``head``."""
+    for signature in _SIGNATURES:
+        if head.startswith(signature.beginning, signature.position):
+            return signature
+    return None
+
+
 def describe_content(head: bytes) -> Content:
     """What a file is whose first bytes are ``head``."""
     head = head[:HEAD_SIZE]
@@ -83,9 +94,9 @@ def describe_content(head: bytes) -> Content:
         return Content("a BMP picture", is_picture=True)
     if _is_portable_map(head):
         return Content("a PNM picture", is_picture=True)
-    for position, beginning, kind, is_picture in _SIGNATURES:
-        if head.startswith(beginning, position):
-            return Content(kind, is_picture)
+    signature = find_signature(head)
+    if signature is not None:
+        return Content(signature.kind, signature.is_picture)
     if _is_web_page(head):
         return Content("a web page")
     return Content("")

@@ -7,6 +7,8 @@ import binascii
 import re
 from typing import NamedTuple, Optional
 
+from comfyui_runner.contents import find_signature
+
 _ENDINGS = {
     "image": "png jpg jpeg webp gif bmp tif tiff avif jxl svg exr hdr psd",
     "video": "mp4 webm mkv mov avi m4v",
@@ -16,24 +18,6 @@ _ENDINGS = {
 }
 
 _KIND_OF_ENDING = {ending: kind for kind, endings in _ENDINGS.items() for ending in endings.split()}
-
-#: How files of each format begin: a position, the bytes there, and the ending of the file's name.
-_MEDIA_SIGNATURES = (
-    (0, b"\x89PNG\r\n\x1a\n", "png"),
-    (0, b"\xff\xd8\xff", "jpg"),
-    (0, b"GIF87a", "gif"),
-    (0, b"GIF89a", "gif"),
-    (8, b"WEBP", "webp"),
-    (8, b"WAVE", "wav"),
-    (4, b"ftypavif", "avif"),
-    (4, b"ftypM4A ", "m4a"),
-    (4, b"ftyp", "mp4"),
-    (0, b"\x1aE\xdf\xa3", "webm"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"ID3", "mp3"),
-    (0, b"glTF", "glb"),
-)
 
 #: The media types of formats whose ending is not their name.
 _NAMES_IN_TYPES = {"jpg": "jpeg", "mp3": "mpeg", "m4a": "mp4"}
@@ -52,10 +36,10 @@ def kind_of_name(filename: str) -> str:
 
 def ending_of_data(data: bytes) -> str:
     """The ending for a file that begins with ``data``, "" if its format is not known."""
-    for offset, signature, ending in _MEDIA_SIGNATURES:
-        if data.startswith(signature, offset):
-            return ending
-    return ""
+    signature = find_signature(data)
+    if signature is None:
+        return ""
+    return signature.ending
 
 
 def media_type_of_name(filename: str) -> str:

@@ -518,7 +518,8 @@ def test_a_socket_that_is_cut_is_opened_again(after: int, simulator: Any, workfl
     result = go(simulator, workflow_file(slow_prompt(steps=6, seconds=0.6)))
     assert result.status == ExitStatus.OK
     states = {event["state"] for event in result.events if event["event"] == "connection"}
-    assert states & {"lost", "unavailable"}  # if it is cut right after its status, it may not count as opened
+    is_cut_while_it_opens = after == 1  # right after its status, which ends the opening
+    assert "lost" in states or (is_cut_while_it_opens and states == {"unavailable"})
     assert executions(simulator) == 1
 
 
