@@ -18,6 +18,7 @@ from typing import (
     Sequence,
     TextIO,
     Tuple,
+    Type,
 )
 
 from comfyui_runner.contents import (
@@ -45,7 +46,7 @@ from comfyui_runner.edits import (
     upload_inputs,
     with_values,
 )
-from comfyui_runner.errors import UsageError, WorkflowError
+from comfyui_runner.errors import RunnerError, UsageError, WorkflowError
 from comfyui_runner.files import read_head, read_regular_file, reason_not_read
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.model_names import other_names_of_edits, with_names_of_server
@@ -88,7 +89,7 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
         )
     if not settings.workflow_named and not os.path.exists(path):
         path = find_example(path, settings.example_folders) or path
-    path = expand_pattern(path)
+    path = expand_pattern(path, WorkflowError)
     return parse_document(_read_workflow(path), path), path
 
 
@@ -101,17 +102,17 @@ def find_example(name: str, folders: Sequence[str]) -> Optional[str]:
     return None
 
 
-def expand_pattern(path: str) -> str:
+def expand_pattern(path: str, error: Type[RunnerError]) -> str:
     """The file that ``flow*.json`` means, where no shell has expanded it: Windows' shells do not.
 
-    ``path`` itself, if there is such a file, or none that fits. Raises WorkflowError for several.
+    ``path`` itself, if there is such a file, or none that fits. Raises ``error`` for several.
     """
     if os.path.exists(path) or not glob.has_magic(path):
         return path
     matches = sorted(glob.glob(path))
     if len(matches) > 1:
-        message = f"Several workflows match {path}, and only one can run."
-        raise WorkflowError(message, f"Name one of them: {_listed(matches)}.")
+        message = f"Several files match {path}, and only one can be used."
+        raise error(message, f"Name one of them: {_listed(matches)}.")
     return next(iter(matches), path)
 
 
@@ -291,6 +292,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     loaders = upload_inputs(prompt, info)
     for text in settings.images:
         refs, file = _parse_image(text, prompt, loaders)
+        file = expand_pattern(file, UsageError)
         for ref in refs:
             _check_upload(file, loaders[ref])
             uploads.append((ref, file))
@@ -361,8 +363,9 @@ def resolve_edits(
         if not edit.file:
             resolved.append(edit)
         elif edit.ref in loaders:
-            _check_upload(edit.file, loaders[edit.ref])
-            uploads.append((edit.ref, edit.file))
+            file = expand_pattern(edit.file, UsageError)
+            _check_upload(file, loaders[edit.ref])
+            uploads.append((edit.ref, file))
         else:
             resolved.append(edit._replace(value=_read_text(edit.file), file=""))
     return resolved, uploads

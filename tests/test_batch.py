@@ -347,6 +347,18 @@ def test_a_folder_in_place_of_rows_or_a_manifest_is_named_as_one(batch: Batch) -
     assert batch.posts() == 0
 
 
+def test_a_pattern_that_no_shell_expanded_means_the_one_file_of_rows_that_fits(batch: Batch) -> None:
+    (batch.folder / "fox_1.csv").write_bytes(b"3.text\na fox\n")
+    pattern = str(batch.folder / "fox*.csv")
+    assert batch("--batch", pattern).status == ExitStatus.OK
+    assert batch.posts() == 1 and (batch.folder / "fox_1.manifest.jsonl").exists()
+    (batch.folder / "fox_2.csv").write_bytes(b"3.text\na fox\n")
+    several = batch("--batch", pattern)
+    assert several.status == ExitStatus.USAGE
+    assert f"Several files match {pattern}, and only one can be used." in several.err
+    assert batch.posts() == 1
+
+
 def test_a_batch_that_cannot_be_read_is_reported(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
     assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err

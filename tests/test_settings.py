@@ -351,7 +351,7 @@ def test_a_pattern_that_no_shell_expanded_means_the_one_file_that_fits(folder: A
     (folder / "flow_[1].json").write_bytes(PROMPT)
     assert loaded("flow_[1].json")[1] == "flow_[1].json"  # the name of a file comes first
     assert message_of("flow*.json") == (
-        "Several workflows match flow*.json, and only one can run.",
+        "Several files match flow*.json, and only one can be used.",
         "Name one of them: flow_7.json, flow_[1].json.",
     )
     assert message_of("none*.json")[0] == "The workflow none*.json does not exist."

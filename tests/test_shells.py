@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Sequence, Tuple
 
 import pytest
 from shells import split_as_windows, troubles_in
@@ -157,6 +158,40 @@ def test_messages_name_curl_as_the_shell_at_hand_does_and_use_double_quotes() ->
         assert " && " not in text, text
         for flag in ("--header", "--set", "--name", "--image", "-d", "--data-urlencode"):
             assert f"{flag} '" not in text, text
+
+
+#: A flag and what it is given, as messages name them: '--set 5.steps=30', '--header "Cookie: …"'.
+FLAG_AND_VALUE = re.compile(r"(?<![\w-])(--?[a-z][\w-]*) (\"[^\"]*\"|[^\s\"]+)")
+
+
+def flags_with_values(text: str) -> List[Tuple[str, str]]:
+    """What ``text`` would have a person type: flags of this program or of curl, each with its value.
+
+    What a message fills in is a name with a space where it stands in quotation marks, else one without.
+    """
+    pairs = []
+    for flag, typed in FLAG_AND_VALUE.findall(text):
+        is_quoted = typed.startswith('"')
+        value = typed if is_quoted else typed.rstrip(",.:;)")
+        pairs.append((flag, value.replace("{}", "a fox.png" if is_quoted else "fox.png")))
+    return pairs
+
+
+def test_a_flag_and_its_value_are_found_in_a_message() -> None:
+    text = 'Use --name "{}_{row}" or -o FILE, --batch {}; a-b c, not - d.'
+    assert flags_with_values(text) == [
+        ("--name", '"a fox.png_{row}"'),
+        ("-o", "FILE"),
+        ("--batch", "fox.png"),
+    ]
+
+
+def test_every_flag_that_a_message_names_reaches_the_program_with_its_value_from_every_shell() -> None:
+    pairs = [pair for text in texts_of_the_program() for pair in flags_with_values(text)]
+    assert len(pairs) > 40
+    for flag, value in pairs:
+        words = assert_works_everywhere(f"program {flag} {value}")
+        assert words == ["program", flag, value.strip('"')]
 
 
 # -- a backslash before a quotation mark -----------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator
 import pytest
 import requests
 from simulated import WAIT, get, slow, submit, until
+from test_files import in_use_for
 
 from comfyui_runner.simulator import Simulator, draw
 
@@ -162,6 +163,18 @@ def test_uploads_with_the_same_name(sim: Simulator) -> None:
     assert upload(sim, "a.b.png", b"4", overwrite="yes").json()["name"] == "a.b (3).png"
     assert upload(sim, "a.b.png", b"5", overwrite="1").json()["name"] == "a.b.png"
     assert Path(sim.root, "input", "a.b.png").read_bytes() == b"5"
+
+
+def test_a_file_that_a_virus_scanner_holds_for_a_moment_is_stored_and_removed(
+    sim: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", in_use_for(2, os.replace))
+    monkeypatch.setattr(os, "unlink", in_use_for(2, os.unlink))
+    for _ in range(2):  # the second one is there already, so its copy is removed
+        form = {"image": ("a.png", draw(8, 8, 1, ["A"]))}
+        answer = requests.post(sim.url + "/upload/image", files=form, timeout=WAIT)
+        assert (answer.status_code, answer.json()["name"]) == (200, "a.png")
+    assert os.listdir(sim.folder("input")) == ["a.png"]
 
 
 def test_a_mask_needs_its_original(sim: Simulator) -> None:

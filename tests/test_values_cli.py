@@ -588,6 +588,20 @@ def test_a_picture_is_uploaded_first_and_loaded(simulator: Any, workflow_file: M
         assert file.read() == PNG
 
 
+def test_a_pattern_that_no_shell_expanded_means_the_one_picture_that_fits(
+    simulator: Any, workflow_file: Make, cat: str
+) -> None:
+    pattern = os.path.join(os.path.dirname(cat), "c*.png")
+    for flags in (["--image", pattern], ["--image", f"1={pattern}"], ["--set", f"1.image=@{pattern}"]):
+        assert go(simulator, "--yes", *flags, workflow_file(LOADER)).status == 0
+        assert last(simulator)["1"]["inputs"]["image"] == "cat.png"
+    with open(cat.replace("cat.png", "crow.png"), "wb") as file:
+        file.write(PNG)
+    result = go(simulator, "--yes", "--image", pattern, workflow_file(LOADER))
+    assert result.status == ExitStatus.USAGE
+    assert f"Several files match {pattern}, and only one can be used." in result.err
+
+
 def test_the_name_that_is_answered_is_set(simulator: Any, workflow_file: Make, cat: str) -> None:
     taken = os.path.join(simulator.folder("input"), "cat.png")
     with open(taken, "wb") as file:

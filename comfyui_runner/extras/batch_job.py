@@ -27,6 +27,7 @@ from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.loading import expand_pattern
 from comfyui_runner.meter import Meter
 from comfyui_runner.reports import Report, exit_status_of
 from comfyui_runner.runs import Run
@@ -60,6 +61,8 @@ LAST_SAVING = 2.0
 
 async def run_batch(settings: Settings, console: Console) -> ExitStatus:
     """Runs the workflow for every row that is not done yet; a failed row does not stop the rest."""
+    if settings.batch is not None:
+        settings = settings._replace(batch=expand_pattern(settings.batch, UsageError))
     async with ComfyUI(settings, console) as comfyui:
         workflow = await load_workflow(settings, comfyui, console)
         show_workflow(workflow, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from comfyui_runner.simulator.folders import (
     guess_media_type,
     path_inside,
     split_annotation,
+    when_not_in_use,
 )
 from comfyui_runner.simulator.forms import Form, Upload, discard_form, hash_file, read_form
 from comfyui_runner.simulator.http_request import Request
@@ -109,7 +111,7 @@ def store_upload(installation: Installation, form: Form, is_mask: bool) -> Reply
             path = path_inside(directory, name)
         if not is_there:
             if original is None:
-                os.replace(upload.path, path)
+                when_not_in_use(functools.partial(os.replace, upload.path, path))
             else:
                 store_mask(installation, original, path)
     return as_json({"name": name, "subfolder": subfolder, "type": folder})

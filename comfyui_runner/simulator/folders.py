@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import time
+from typing import Callable
 
 FOLDERS = ("input", "output", "temp")
 
@@ -15,6 +17,25 @@ MEDIA_TYPES = mimetypes.MimeTypes()
 MEDIA_TYPES.add_type("image/webp", ".webp")
 MEDIA_TYPES.add_type("audio/flac", ".flac")
 MEDIA_TYPES.add_type("model/gltf-binary", ".glb")
+
+#: Windows' errors for a file that another program, often a virus scanner, has open for a moment:
+#: ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION.
+IN_USE_ERRORS = (5, 32, 33)
+
+#: Seconds to wait before each new try at a file in use: 2.5 in all.
+PAUSES_WHILE_IN_USE = (0.1, 0.2, 0.4, 0.8, 1.0)
+
+
+def when_not_in_use(action: Callable[[], None]) -> None:
+    """Run ``action``, again while Windows says that a file is in use. Raises OSError."""
+    for pause in PAUSES_WHILE_IN_USE:
+        try:
+            return action()
+        except OSError as error:
+            if getattr(error, "winerror", None) not in IN_USE_ERRORS:
+                raise
+        time.sleep(pause)
+    return action()
 
 
 def guess_media_type(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ import urllib.parse
 from typing import Any, Callable, Dict, NamedTuple, Union
 
 from comfyui_runner.simulator.bodies import PIECE, Body
+from comfyui_runner.simulator.folders import when_not_in_use
 
 
 class Upload(NamedTuple):
@@ -107,7 +109,7 @@ def discard_form(form: Form) -> None:
     """Remove the temporary files of a form that are still there."""
     for field in form.values():
         if isinstance(field, Upload) and os.path.exists(field.path):
-            os.unlink(field.path)
+            when_not_in_use(functools.partial(os.unlink, field.path))
 
 
 def hash_file(path: str) -> str:
