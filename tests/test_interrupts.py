@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from served import phase_elsewhere, post_elsewhere
-from support import ROOT, SCRIPT, slow_prompt, wait_until
+from support import ROOT, SCRIPT, node, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.interrupts import Interrupts, Stop, signals_to_take, stop_by_signal
@@ -157,6 +157,21 @@ def test_ctrl_c_cancels_our_run_while_the_terminal_stands_still(
         program.send_signal(signal.SIGINT)
         wait_until(lambda: life.snapshot() == ([], []), seconds=10.0, what="the end of our run")
         assert program.wait(15) == ExitStatus.CANCELLED
+
+
+def test_ctrl_c_ends_an_export_that_nobody_reads(workflow_file: Callable[..., str]) -> None:
+    """The prompt is larger than a pipe holds, so that its writing waits."""
+    path = workflow_file({"1": node("TextOut", text="x" * (1 << 20))})
+    arguments = [sys.executable, SCRIPT, path, "--export-api", "-"]
+    program = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    assert program.stdout is not None
+    try:
+        assert program.stdout.read(1) == b"{"
+        program.send_signal(signal.SIGINT)
+        assert program.wait(15) == ExitStatus.CANCELLED
+    finally:
+        program.kill()
+        program.communicate()
 
 
 @needs_hangups

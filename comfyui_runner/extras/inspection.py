@@ -20,7 +20,7 @@ from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import complete_prompt, draw_texts, load_workflow, upload_files
 from comfyui_runner.text import plural
-from comfyui_runner.threads import bounded
+from comfyui_runner.threads import bounded, in_thread
 
 
 async def inspect(settings: Settings, console: Console) -> ExitStatus:
@@ -100,7 +100,9 @@ async def export(
     prompt = draw_texts(loaded, complete_prompt(loaded, uploaded)).prompt
     if settings.export_api == "-":
         # In ASCII, which arrives whole through any pipe, whatever its two ends think it is.
-        console.printer.write(console.stdout, json.dumps(prompt, indent=2) + "\n")
+        text = json.dumps(prompt, indent=2) + "\n"
+        # In a thread: Ctrl+C must not wait for somebody who does not read.
+        await console.unless_stopped(in_thread(console.printer.write, console.stdout, text))
         return ExitStatus.OK
     write_text_file(settings.export_api, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
     console.report(None, {"event": "exported", "path": settings.export_api, "nodes": len(prompt)})
