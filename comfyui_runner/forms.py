@@ -6,23 +6,14 @@ looked for here.
 
 from __future__ import annotations
 
-import re
-from typing import Any, List, NamedTuple, Tuple
+from typing import BinaryIO, List, NamedTuple
 
 from comfyui_runner.contents import HEAD_SIZE, why_no_picture
 from comfyui_runner.messages import HttpError
+from comfyui_runner.multipart import find_parts, read_part
 from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.shells import CURL
 from comfyui_runner.text import one_line
-
-#: How many fields of a form are looked at, and how many bytes of the head of each.
-MOST_FIELDS = 50
-FIELD_HEAD_SIZE = 8192
-
-#: name="..." and filename="..." or filename*=UTF-8''... in a Content-Disposition (RFC 7578).
-_find_parameters = re.compile(
-    rb';\s*(name|filename)\*?=(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE
-).findall
 
 
 class FormField(NamedTuple):
@@ -33,43 +24,16 @@ class FormField(NamedTuple):
     head: bytes
 
 
-def boundary_in(content_type: str) -> bytes:
-    """What separates the fields of a form, b"" if its type does not say."""
-    match = re.search(r'(?i)boundary=(?:"([^"]+)"|([^;\s]+))', content_type)
-    if match is None:
-        return b""
-    return (match[1] or match[2]).encode()
-
-
-def read_form_fields(form: Any, boundary: bytes) -> List[FormField]:
-    """The fields of ``form``, bytes or what has their find() and slices; [] for what is not one."""
-    separator = b"--" + boundary
-    fields: List[FormField] = []
-    start = form.find(separator)
-    while start >= 0 and len(fields) < MOST_FIELDS:
-        start += len(separator)
-        head_end = form.find(b"\r\n\r\n", start)
-        is_last = form[start : start + 2] == b"--"
-        if is_last or head_end < 0:
-            break
-        content = head_end + len(b"\r\n\r\n")
-        end = form.find(b"\r\n" + separator, content - 2)
-        name, filename = _parse_disposition(form[start : min(content, start + FIELD_HEAD_SIZE)])
-        size = HEAD_SIZE
-        if end >= 0:
-            size = min(size, max(end - content, 0))
-        fields.append(FormField(name, filename, bytes(form[content : content + size])))
-        start = end + len(b"\r\n") if end >= 0 else end
-    return fields
-
-
-def _parse_disposition(head: bytes) -> Tuple[str, str]:
-    """The name of a field and that of its file, in the ``head`` of the field."""
-    line = re.search(rb"(?i)content-disposition:([^\r\n]*)", head)
-    names = {"name": "", "filename": ""}
-    for key, quoted, bare in _find_parameters(line[1] if line else b""):
-        names[key.decode().lower()] = (quoted or bare).decode(errors="replace")
-    return names["name"], names["filename"]
+def read_form_fields(form: BinaryIO, content_type: str) -> List[FormField]:
+    """The fields of ``form``; [] for what is not one: ComfyUI is left to refuse that."""
+    try:
+        parts = find_parts(form, content_type)
+    except HttpError:
+        return []
+    return [
+        FormField(part.name, part.filename or "", read_part(form, part, HEAD_SIZE))
+        for part in parts
+    ]
 
 
 #: What ComfyUI reads of the form of POST /upload/image (server.py, image_upload).

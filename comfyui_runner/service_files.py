@@ -9,7 +9,7 @@ from typing import BinaryIO, Callable, Dict, Iterable, Iterator, List, Mapping, 
 
 from comfyui_runner.answer_body import stated_length
 from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable
-from comfyui_runner.forms import FormField, boundary_in, read_form_fields
+from comfyui_runner.forms import FormField, read_form_fields
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
 from comfyui_runner.server import (
@@ -37,40 +37,7 @@ UPLOAD_REFUSALS = (400, 403, 413, 500)
 VIEW_REFUSALS = {400: 400, 403: 400, 404: 404, 416: 416}
 
 
-#: Bytes of a form that are looked through at a time.
-PIECE_OF_FORM = 1 << 20
-
 # -- uploads ---------------------------------------------------------------------------------------
-
-
-class FormInFile:
-    """A form for read_form_fields(), of which only a piece is in memory at a time.
-
-    Not mmap: its pages count as memory of the process, all of the file in the end.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def find(self, part: bytes, start: int = 0) -> int:
-        """Where ``part``, of two bytes or more, begins at ``start`` or later; -1: nowhere."""
-        self._file.seek(start)
-        end_of_last = b""  # ``part`` may lie across two pieces
-        position = start
-        while True:
-            piece = self._file.read(PIECE_OF_FORM)
-            if not piece:
-                return -1
-            window = end_of_last + piece
-            found = window.find(part)
-            if found >= 0:
-                return position - len(end_of_last) + found
-            position += len(piece)
-            end_of_last = window[1 - len(part) :]
-
-    def __getitem__(self, part: slice) -> bytes:
-        self._file.seek(part.start)
-        return self._file.read(max(part.stop - part.start, 0))
 
 
 class UploadedFile:
@@ -88,7 +55,7 @@ class UploadedFile:
 
     def fields(self) -> List[FormField]:
         """The fields of the form, [] for what is not one."""
-        return read_form_fields(FormInFile(self._form), boundary_in(self._content_type))
+        return read_form_fields(self._form, self._content_type)
 
     def upload(self, server: Server) -> JsonObject:
         """ComfyUI's answer: the ``name``, ``subfolder`` and ``type`` that it gave to the file."""

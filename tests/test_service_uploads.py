@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from typing import Any, List
 
@@ -10,7 +9,6 @@ import pytest
 from served import LOADER, PNG, TWO_LOADERS, Make, Middleware, multipart, read_answer, submitted
 from support import node, wait_until
 
-from comfyui_runner.service_files import PIECE_OF_FORM, FormInFile
 from comfyui_runner.simulator import draw
 
 
@@ -260,13 +258,3 @@ def test_a_client_that_asks_first_is_told_to_go_on(service: Middleware) -> None:
         assert read_answer(file).json["name"] == "asked.png"
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).status == 200
-
-
-@pytest.mark.parametrize("start", [0, 3, PIECE_OF_FORM - 2, PIECE_OF_FORM + 5])
-def test_a_form_in_a_file_is_looked_through_piece_by_piece(start: int) -> None:
-    data = b"ab--cd" + b"." * (PIECE_OF_FORM - 8) + b"--cd" + b"." * PIECE_OF_FORM + b"--cd"
-    form = FormInFile(io.BytesIO(data))
-    assert form.find(b"--cd", start) == data.find(b"--cd", start)
-    assert form.find(b"--ce", start) == -1
-    assert form[start : start + 9] == data[start : start + 9]
-    assert form[len(data) - 2 : len(data) + 2] == b"cd"
