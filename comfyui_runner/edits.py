@@ -49,7 +49,14 @@ from comfyui_runner.values import (
 )
 
 #: The request is right, but this workflow is not made for it.
-_CONFLICTS = ("ambiguous_node", "no_such_text", "no_loader", "linked_input")
+_CONFLICTS = (
+    "ambiguous_node",
+    "no_such_text",
+    "no_loader",
+    "no_seed",
+    "no_size",
+    "linked_input",
+)
 
 
 class EditError(RunnerError):
@@ -441,6 +448,11 @@ def _conditioning_links(inputs: JsonObject, slot: int, role: str) -> Iterator[Se
             yield value
 
 
+def role_texts(prompt: JsonObject, role: str) -> List[InputRef]:
+    """The texts that "positive" or "negative" (``role``) may mean."""
+    return prompt_texts(prompt, role) or _titled_texts(prompt, role)
+
+
 def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> InputRef:
     """The one text that a node's name, or "positive" or "negative" (``role``), means.
 
@@ -451,7 +463,7 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
         texts = text_inputs(prompt, find_node(prompt, node))
     else:
         subject = f"The {role} prompt"
-        texts = prompt_texts(prompt, str(role)) or _titled_texts(prompt, str(role))
+        texts = role_texts(prompt, str(role))
 
     if len(texts) == 1:
         return texts[0]
