@@ -3,7 +3,7 @@
     python docs/build_assets.py                      all of them
     python docs/build_assets.py --only running       some: a diagram's name, running, console
 
-Diagrams come from the mermaid blocks of README.md and docs/COMFYUI_API.md; the line before a block names its
+Diagrams come from the mermaid blocks of docs/ARCHITECTURE.md and docs/COMFYUI_API.md; the line before a block names its
 picture: <!-- diagram: NAME -->. The GIF is recorded in a pseudo terminal from a shell in which the real program is
 called; the screenshots are taken of the real page. Both run on the simulator (--demo).
 
@@ -35,7 +35,7 @@ ASSETS = os.path.join(ROOT, "_assets")
 HASHES = os.path.join(ASSETS, "diagrams.json")
 TOOLS = os.path.join(ROOT, ".venv-assets-%d.%d" % sys.version_info[:2])
 
-DOCUMENTS = ("README.md", os.path.join("docs", "COMFYUI_API.md"))
+DOCUMENTS = (os.path.join("docs", "ARCHITECTURE.md"), os.path.join("docs", "COMFYUI_API.md"))
 #: The diagram of the interaction is the first of its document; while that is not there, another one serves.
 INTERACTION, INSTEAD = "comfyui_api_interaction", "single_shot"
 

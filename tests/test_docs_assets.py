@@ -23,11 +23,12 @@ from comfyui_runner.simulator.command import main as simulator_main
 
 SIMULATOR = "comfyui_runner/simulator/__main__.py"
 ASSETS = os.path.join(ROOT, "_assets")
+ARCHITECTURE = os.path.join("docs", "ARCHITECTURE.md")
 
 #: The sections of README.md, in the order in which a person needs them.
 SECTIONS = (
     "Overview", "Requirements", "Installation", "Understanding the settings", "The single-shot session",
-    "The continuous session", "What the script does", "How each mode works", "Features", "The APIs",
+    "The continuous session", "Features", "The APIs",
     "Troubleshooting", "Licence",
 )  # fmt: skip
 
@@ -306,9 +307,8 @@ def test_curl_lines_name_routes_that_exist() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", os.path.join("docs", "MIDDLEWARE.md")])
 def test_routes_in_the_text_exist(name: str) -> None:
-    """``GET /path`` in a piece of code; what ComfyUI is asked has a table of its own."""
-    text = re.sub(r"(?ms)^### What it asks of ComfyUI$.*?(?=^## )", "", read(name))
-    for method, path in re.findall(r"`(GET|POST|PUT|DELETE|HEAD) (/[^\s`?]*)", text):
+    """``GET /path`` in a piece of code."""
+    for method, path in re.findall(r"`(GET|POST|PUT|DELETE|HEAD) (/[^\s`?]*)`", read(name)):
         assert has_route(method, path), (name, method, path)
 
 
@@ -317,9 +317,9 @@ def test_every_route_is_in_the_readme() -> None:
     assert set(re.findall(r"`([A-Z]+) (/[^`]*)`", table)) == set(routes_of_the_service())
 
 
-def test_what_the_readme_says_is_asked_of_comfyui_is_asked() -> None:
+def test_what_the_documents_say_is_asked_of_comfyui_is_asked() -> None:
     source = program_text()
-    table = read("README.md").partition("### What it asks of ComfyUI")[2].partition("\n## ")[0]
+    table = read(ARCHITECTURE).partition("## What it asks of ComfyUI")[2].partition("\n## ")[0]
     paths = re.findall(r"`(?:GET|POST) (/[^`]*)`", table)
     assert len(paths) > 10
     for path in paths:
@@ -328,10 +328,10 @@ def test_what_the_readme_says_is_asked_of_comfyui_is_asked() -> None:
 
 
 def test_the_example_of_the_module_works(monkeypatch: Any, capsys: Any) -> None:
-    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```$", read("README.md"))
+    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```$", read(ARCHITECTURE))
     monkeypatch.chdir(ROOT)
     monkeypatch.setitem(sys.modules, "comfyui_workflow_runner", script)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, ARCHITECTURE, "exec"), {})
     assert "steps 30" in capsys.readouterr().out
 
 
@@ -371,12 +371,19 @@ def test_the_readme_is_in_the_order_that_a_person_needs() -> None:
     assert "_assets/running.gif" in text.partition("\n## ")[0]
 
 
-def test_the_readme_has_its_diagrams() -> None:
+def test_the_map_has_every_module() -> None:
+    _, _, table = read(ARCHITECTURE).partition("<!-- map -->")
+    named = re.findall(r"(?m)^\| `(\w+)` \|", table.partition("<!-- /map -->")[0])
+    package = os.path.join(ROOT, "comfyui_runner")
+    files = [name for _, _, names in os.walk(package) for name in names if name.endswith(".py")]
+    assert sorted(named) == sorted(name[:-3] for name in files if not name.startswith("__"))
+
+
+def test_the_architecture_has_its_diagrams() -> None:
     found = build_assets.diagrams()
     assert {"script_test_api_flow", "comfyui_api_interaction"} <= set(found)
-    here = [diagram.source.split()[0] for diagram in found.values() if diagram.document == "README.md"]
-    names = [name for name, diagram in found.items() if diagram.document == "README.md"]
-    kinds = dict(zip(names, here))
+    drawn = {name: diagram for name, diagram in found.items() if diagram.document == ARCHITECTURE}
+    kinds = {name: diagram.source.split()[0] for name, diagram in drawn.items()}
     assert kinds["script_test_api_flow"] == "flowchart"
     assert kinds["single_shot"] == kinds["continuous"] == "sequenceDiagram"
     assert kinds["architecture"] in ("flowchart", "graph")
