@@ -264,9 +264,8 @@ def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
     for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known |= set(options_of(own_parser(path, monkeypatch)))
     known |= {"--listen", "--data-urlencode"}  # ComfyUI's own, and curl's
-    text = read(name)
-    text = re.sub(r"(?ms)^### Beside others$.*?(?=^## )", "", text)  # has other programs' options
-    pieces = " ".join(re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^```.*?^```$", "", text)))
+    text = re.sub(r"(?ms)^```.*?^```$", "", read(name))
+    pieces = " ".join(re.findall(r"`([^`\n]+)`", text))
     assert flags_in(pieces) <= known
 
 

@@ -56,7 +56,8 @@ def test_the_messages_under_troubleshooting_are_the_programs() -> None:
 
 
 def test_the_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "docs/JSON.md", "docs/MIDDLEWARE.md", "CHANGELOG.md"):
+    documents = [f"docs/{name}" for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md")]
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *documents):
         for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
             if "://" not in target:
                 assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), (name, target)
