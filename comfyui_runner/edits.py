@@ -62,7 +62,8 @@ _CONFLICTS = (
 class EditError(RunnerError):
     """An edit that cannot be made; nothing was changed.
 
-    ``type`` is the reason for programs. ``details`` lists what could have been meant.
+    ``type`` is the reason for programs. ``details`` lists what could have been meant. ``node_id``
+    is the node whose input was not set, where that is known.
     """
 
     exit_status = ExitStatus.USAGE
@@ -72,6 +73,7 @@ class EditError(RunnerError):
         super().__init__(message)
         self.type = type
         self.details = details
+        self.node_id: Optional[str] = None
         if type in _CONFLICTS:
             self.http_status = 409
 
@@ -228,7 +230,9 @@ def set_inputs(
             value = check_value(spec, name, value)
         except EditError as error:
             message = f"{node_in_words(prompt, node_id)}: {error.message}"
-            raise EditError(error.type, message, error.details) from None
+            refusal = EditError(error.type, message, error.details)
+            refusal.node_id = node_id
+            raise refusal from None
         part = find_part(inputs_of(prompt, node_id), name)
         if part:
             whole = checked.get(part.input) or value_of(prompt, InputRef(node_id, part.input))

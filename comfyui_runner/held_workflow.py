@@ -24,12 +24,9 @@ from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
 from comfyui_runner.remedies import Origin
-from comfyui_runner.run_prompts import RunPrompt, draw_number, make_run_prompt
+from comfyui_runner.run_prompts import RunPrompt, UploadAgain, draw_number, make_run_prompt
 from comfyui_runner.server import Server
 from comfyui_runner.text import JsonObject, one_line
-
-#: Uploads a file to a server once more: the value by which a node names it there.
-UploadAgain = Callable[[Server], str]
 
 
 class HeldPrompt(NamedTuple):
@@ -38,6 +35,14 @@ class HeldPrompt(NamedTuple):
     prompt: Prompt
     random_seeds: FrozenSet[InputRef]  # inputs that are drawn anew for each run
     revision: int
+
+
+class HeldCopy(NamedTuple):
+    """All that a run is made from: what is held at one moment, and where it came from."""
+
+    held: HeldPrompt
+    loaded: Loaded
+    origin: Origin
 
 
 class EditedPrompt(NamedTuple):
@@ -173,9 +178,18 @@ class HeldWorkflow:
             seeds = self.now.random_seeds
             if seeds:
                 self.hold(draw_seeds(self.now.prompt, seeds, random.random, object_info), seeds)
-            prompt, loaded, origin = self.now.prompt, self._before_edits, self.origin
-        new = make_run_prompt(prompt, loaded, draw_number(), self.clock())
-        return new._replace(origin=origin)
+            copy = self.copy()
+        return self.make_run(copy, copy.held.prompt)
+
+    def copy(self) -> HeldCopy:
+        """What is held now, for a run with values of its own."""
+        with self._lock:
+            return HeldCopy(self.now, self._before_edits, self.origin)
+
+    def make_run(self, copy: HeldCopy, prompt: Prompt) -> RunPrompt:
+        """The run of ``prompt``, which is that of ``copy`` with other values."""
+        new = make_run_prompt(prompt, copy.loaded, draw_number(), self.clock())
+        return new._replace(origin=copy.origin)
 
     def draws(self, prompt: Prompt) -> List[InputRef]:
         """The inputs of ``prompt``, which is held, that something is drawn in for each run."""

@@ -28,7 +28,7 @@ from comfyui_runner.messages import (
     security_headers,
 )
 from comfyui_runner.places import Places
-from comfyui_runner.service_routes import ServiceRoutes
+from comfyui_runner.service_routes import Client, ServiceRoutes
 
 #: Seconds between two looks for heads that take too long, and for the end of the service.
 POLL_SECONDS = 0.1
@@ -101,7 +101,8 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         set_timeout, limits = self.connection.settimeout, self.server.limits
         body = RequestBody(head, self.rfile, self.wfile.write, set_timeout, limits)
         is_crowded = self.server.places.is_crowded(self.connection)
-        response = self.server.routes.respond(head.request, body, is_crowded)
+        client = Client(is_crowded, self._has_left)
+        response = self.server.routes.respond(head.request, body, client)
         can_go_on = (
             head.keeps_alive
             and not is_crowded  # its place is for others
@@ -113,6 +114,23 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         self._send(response, head.request)
         if self.close_connection and body.unread:
             self._linger(body.unread)
+
+    def _has_left(self) -> bool:
+        """Whether the client has closed its side of the connection, while it waits for an answer.
+
+        A client that sends nothing more but still reads looks the same, and counts as one that has
+        left (as in Go's net/http). One that has sent its next request already counts as there:
+        what it sent is not read, so that its end is not seen.
+        """
+        try:
+            self.connection.setblocking(False)
+            return len(self.connection.recv(1, socket.MSG_PEEK)) == 0
+        except (BlockingIOError, InterruptedError):
+            return False  # nothing has come
+        except OSError:
+            return True  # it is broken
+        finally:
+            self.connection.settimeout(self.server.limits.idle)
 
     def _send(self, response: Response, request: Request) -> None:
         routes = self.server.routes

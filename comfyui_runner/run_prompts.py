@@ -10,19 +10,24 @@ from __future__ import annotations
 import datetime
 import random
 import re
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple, Tuple
 
 from comfyui_runner.documents import Conversion, Prompt
 from comfyui_runner.edits import with_values
 from comfyui_runner.loading import Loaded
-from comfyui_runner.nodes import inputs_of
+from comfyui_runner.nodes import InputRef, inputs_of
 from comfyui_runner.remedies import NO_ORIGIN, Origin
 from comfyui_runner.reports import NO_RUN_TEXTS, RunTexts
+from comfyui_runner.server import Server
 
 #: Texts are drawn from numbers below this one: every reader of JSON keeps them exact.
 DRAW_RANGE = 2**50
 
 _is_open_file_name = re.compile("%(date:[^%]*|[^%.]+[.][^%.]+)%").search
+
+
+#: Uploads a file to a server once more: the value by which a node names it there.
+UploadAgain = Callable[[Server], str]
 
 
 class RunPrompt(NamedTuple):
@@ -32,6 +37,7 @@ class RunPrompt(NamedTuple):
     extra: Mapping[str, Any] = {}  # more fields of POST /prompt
     origin: Origin = NO_ORIGIN  # helps to explain why it is refused
     texts: RunTexts = NO_RUN_TEXTS
+    uploads: Tuple[Tuple[InputRef, UploadAgain], ...] = ()  # its own files, for another server
 
 
 def draw_number() -> int:

@@ -16,11 +16,14 @@ import concurrent.futures
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import (
     Any,
     Callable,
     Coroutine,
     Dict,
+    Iterable,
+    Mapping,
     NamedTuple,
     Optional,
     Sequence,
@@ -30,9 +33,11 @@ from typing import (
 
 from comfyui_runner import __version__
 from comfyui_runner.backend import Backend
+from comfyui_runner.call_files import upload_call_file
+from comfyui_runner.call_values import CallValues, read_call_values
 from comfyui_runner.conclusion import TIMED_OUT, conclude
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import with_values
+from comfyui_runner.edits import EditError, with_values
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.files import WrittenFiles
@@ -55,7 +60,7 @@ from comfyui_runner.reports import (
     failure_report,
     problem_report,
 )
-from comfyui_runner.run_prompts import RunPrompt
+from comfyui_runner.run_prompts import RunPrompt, UploadAgain
 from comfyui_runner.run_records import RunRecord, RunRecords
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
@@ -65,6 +70,7 @@ from comfyui_runner.spool import Spool
 from comfyui_runner.state import lost
 from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
+from comfyui_runner.waiting import WaitingRoom, wait_unless_left
 
 #: Seconds between two checks of ComfyUI: while all is well, and else.
 CHECK_INTERVAL, CHECK_INTERVAL_IN_TROUBLE = 15.0, 2.0
@@ -120,6 +126,7 @@ class Service:
         self.records = RunRecords(self.lock)
         self.refusals = RefusalLog()
         self.spool = Spool()
+        self.waiting_room = WaitingRoom()
         self.held = HeldWorkflow(loaded, self.lock, self._publish_revision)
         self.session = Session(self.backend.server, self.report)
         self.stopping = asyncio.Event()
@@ -230,7 +237,7 @@ class Service:
         taken, and what Session.submit() raises.
         """
         prompt, notices = await in_thread(self.backend.name_models, new.prompt)
-        session, prompt = await self._session_for(prompt)
+        session, prompt = await self._session_for(prompt, new.uploads)
         await wait_for_socket(session, prompt)
         prompt_id = new.extra.get("prompt_id")
         if prompt_id is not None:
@@ -241,9 +248,7 @@ class Service:
         record = RunRecord(run, session)
         if not self.records.add(record, self.options.max_queue):
             await self._leave(record)
-            waiting = plural(self.records.count_waiting(), "run")
-            message = f"{waiting} of this service wait already (--max-queue)."
-            raise HttpError(429, "queue_full", message, headers=(("Retry-After", "10"),))
+            raise self._queue_full()
 
         for notice in notices:
             self.report(run, {"event": "notice", "message": notice})
@@ -255,17 +260,26 @@ class Service:
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
 
-    async def _session_for(self, prompt: Prompt) -> Tuple[Session, Prompt]:
+    def _queue_full(self) -> HttpError:
+        waiting = plural(self.records.count_waiting(), "run")
+        message = f"{waiting} of this service wait already (--max-queue)."
+        return HttpError(429, "queue_full", message, headers=(("Retry-After", "10"),))
+
+    async def _session_for(
+        self, prompt: Prompt, uploads: Iterable[Tuple[InputRef, UploadAgain]]
+    ) -> Tuple[Session, Prompt]:
         """The session of a run of ``prompt``, and the prompt as its server has the files of it.
 
-        A load balancer chooses a server for each connection, so behind one each run has its own.
+        ``uploads`` are files that only this run has. A load balancer chooses a server for each
+        connection, so behind one each run has its own.
         """
         if not self.backend.server.affinity:
             return self.session, prompt
         session = Session(self.backend.server.fresh(), self.report)
         try:
             await session.open()
-            values = await in_thread(self._upload_again, prompt, session.server)
+            all_uploads = [*self.held.uploads_of(prompt), *uploads]
+            values = await in_thread(self._upload_again, all_uploads, session.server)
         except BaseException:
             await session.close()
             raise
@@ -287,10 +301,11 @@ class Service:
             await self._close_own(session)
             raise
 
-    def _upload_again(self, prompt: Prompt, server: Server) -> Dict[InputRef, str]:
-        """Upload the files of ``prompt`` to ``server``: what it calls them. Blocks."""
+    def _upload_again(
+        self, uploads: Iterable[Tuple[InputRef, UploadAgain]], server: Server
+    ) -> Dict[InputRef, str]:
+        """Upload files to ``server`` too: what it calls them, by their inputs. Blocks."""
         with self._uploading:
-            uploads = self.held.uploads_of(prompt)
             return {ref: upload_again(server) for ref, upload_again in uploads}
 
     async def _submit(self, record: RunRecord) -> JsonObject:
@@ -423,6 +438,11 @@ class Service:
             raise HttpError(503, "service_stopping", message)
         self.backend.require_connection()
 
+    def require_room(self) -> None:
+        """Raises HttpError 429 while too many runs wait: what would be uploaded was for nothing."""
+        if self.records.count_waiting() >= self.options.max_queue:
+            raise self._queue_full()
+
     def start(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
         """launch(), from a thread."""
         self.require_comfyui()
@@ -430,6 +450,60 @@ class Service:
         seconds = limits.post + limits.give_up + 10.0
         record, answer = self.run_in_loop(self.launch(new), seconds)
         return record, answer
+
+    def start_call(self, values: Mapping[str, Any]) -> RunRecord:
+        """Start a run of a copy of the held workflow with ``values``, which are held nowhere.
+
+        ``values`` are those of read_call_values(). Raises EditError for values that do not fit, and
+        what start() raises; files are uploaded first, and nothing else happens by then.
+        """
+        self.require_comfyui()
+        self.require_room()
+        copy = self.held.copy()
+        call = self._read_values(copy.held.prompt, values)
+        server = self.backend.server
+        uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}
+        seeds = copy.held.random_seeds
+        new = self.held.make_run(copy, call.complete(uploaded, seeds, self.backend.object_info))
+        uploads = [(ref, partial(upload_call_file, file=file)) for ref, file in call.files]
+        record, _ = self.start(new._replace(uploads=tuple(uploads)))
+        return record
+
+    def _read_values(self, prompt: Prompt, values: Mapping[str, Any]) -> CallValues:
+        """read_call_values(), with the lists of files as they are now. Raises EditError."""
+        object_info = self.backend.look_up(prompt)
+        try:
+            return read_call_values(prompt, object_info, values)
+        except EditError as error:
+            if error.type != "value_not_in_list" or error.node_id is None:
+                raise
+            stale_node = error.node_id
+        object_info = self.backend.look_up(prompt, [stale_node])  # lists of files grow
+        return read_call_values(prompt, object_info, values)
+
+    def wait_for_calls(
+        self, records: Sequence[RunRecord], seconds: float, has_left: Callable[[], bool]
+    ) -> bool:
+        """Wait for the ends of runs that a client started; whether all have ended.
+
+        It may take ``seconds`` (``inf``: any time). If the client leaves first (``has_left()``),
+        those that have not ended are cancelled, as Ctrl+C does, and HttpError 409 is raised.
+        """
+        deadline = time.monotonic() + seconds
+        for record in records:
+            seconds_left = max(deadline - time.monotonic(), 0.0)
+            if not wait_unless_left(record.over, seconds_left, has_left):
+                self._cancel_left(records)
+                message = "The client closed its connection, so its run was cancelled."
+                raise HttpError(409, "client_left", message)
+        return all(record.over.is_set() for record in records)
+
+    def _cancel_left(self, records: Iterable[RunRecord]) -> None:
+        """Cancel those of ``records`` that have not ended."""
+        for record in records:
+            if not record.over.is_set():
+                with suppress(RunnerError):  # the others are still to be cancelled
+                    self.cancel(record)
 
     def cancel(self, record: RunRecord) -> None:
         """Cancel a run; comes back when ComfyUI has confirmed it, or after a while."""

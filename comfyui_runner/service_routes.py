@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Callable, Iterable, Mapping, Optional, Tuple
+from typing import Callable, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import (
@@ -85,6 +85,13 @@ _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _is_seconds = re.compile(r"\d{1,9}(\.\d{1,9})?").fullmatch
 
 
+class Client(NamedTuple):
+    """The other end of a connection, as far as the routes look at it."""
+
+    is_crowded: bool = False  # all places were taken when it came: only /health is answered
+    has_left: Callable[[], bool] = lambda: False  # whether it has closed its connection by now
+
+
 class ServiceRoutes:
     """The answers to requests. ``page`` is shown to browsers."""
 
@@ -94,10 +101,10 @@ class ServiceRoutes:
         self.guard = service.options.guard
         self.failed_guesses = FailedGuesses()
 
-    def respond(self, request: Request, body: RequestBody, is_crowded: bool) -> Response:
-        """The answer to a request, whatever happens. ``is_crowded``: only /health is answered."""
+    def respond(self, request: Request, body: RequestBody, client: Client) -> Response:
+        """The answer to a request, whatever happens."""
         try:
-            if is_crowded and request.path != "/health":
+            if client.is_crowded and request.path != "/health":
                 raise too_many_connections()
             if request.method == "OPTIONS":
                 return options_response(request.path)
@@ -110,7 +117,7 @@ class ServiceRoutes:
             route, parts = find_route(request.method, request.path, self.url_for(request))
             if request.method == "HEAD" and route.handler in NOT_FOR_HEAD:
                 return Response(200)
-            return self._call(route, parts, request, body)
+            return self._call(route, parts, RouteCall(self, request, body, client))
         except Exception as error:  # a fault of ours is answered too, and the service goes on
             is_wrong_guess = self.guard.is_wrong_guess(request, error)
             if starts_or_changes(request) or is_wrong_guess:
@@ -127,10 +134,8 @@ class ServiceRoutes:
     def _may_guess(self, request: Request) -> bool:
         return self.failed_guesses.may_guess(request.client, time.monotonic())
 
-    def _call(
-        self, route: Route, parts: Mapping[str, str], request: Request, body: RequestBody
-    ) -> Response:
-        call = RouteCall(self, request, body)
+    def _call(self, route: Route, parts: Mapping[str, str], call: "RouteCall") -> Response:
+        request = call.request
         handler: Callable[..., Response] = getattr(call, route.handler)
         try:
             if starts_or_changes(request):
@@ -176,9 +181,12 @@ def too_many_connections() -> HttpError:
 class RouteCall:
     """One request, and what the service does for it: one method a route."""
 
-    def __init__(self, routes: ServiceRoutes, request: Request, body: RequestBody) -> None:
+    def __init__(
+        self, routes: ServiceRoutes, request: Request, body: RequestBody, client: Client
+    ) -> None:
         self.request = request
         self.body = body
+        self.client = client
         self.page = routes.page
         self.guard = routes.guard
         self.service = routes.service
