@@ -402,6 +402,15 @@ class Service:
     async def stop(self) -> None:
         """Cancel our runs and no others, end the event streams, close the session."""
         self.stopping.set()
+        try:
+            await self._end_runs()
+        finally:  # whatever is wrong: streams, files and connections are not left open
+            self.streams.end()
+            self.spool.close()
+            await self.session.close()
+
+    async def _end_runs(self) -> None:
+        """Cancel our runs, and report how they ended."""
         records = self.records.not_over()
         if records:
             self._notify(f"Stopping: cancelling {plural(len(records), 'run')} of this service.")
@@ -410,9 +419,6 @@ class Service:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
         self.publish_changed_runs()
         self._show_refusals(float("inf"))
-        self.streams.end()
-        self.spool.close()
-        await self.session.close()
 
     # -- in the threads --------------------------------------------------------------------------
 

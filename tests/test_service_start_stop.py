@@ -212,11 +212,13 @@ def test_a_stop_does_not_wait_for_a_comfyui_that_says_nothing(
 
 def test_a_fault_of_ours_ends_the_service_and_is_not_a_success(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator)
-    service.service.options = service.service.options._replace(event_bytes_per_second=0.0)  # it divides by it
-    service.get("/queue")
+    session = service.service.session
+    wait_until(lambda: session.connected, what="the WebSocket")
+    service.service.publish_changed_runs = lambda: 1 // 0  # again at the end, when it stops
     service.thread.join(15.0)
     assert service.status == ExitStatus.ERROR
     assert "ZeroDivisionError" in service.err.getvalue()
+    assert session._socket.transport.is_closing()
     with pytest.raises(OSError):
         service.connect()
 
