@@ -19,7 +19,7 @@ def make_adapter(route: HostRoute, tls: Optional[ssl.SSLContext]) -> Any:
     """
     adapter: Any = import_third_party("requests.adapters").HTTPAdapter()
     if tls is not None:
-        adapter.init_poolmanager(10, 10, ssl_context=tls)
+        adapter.poolmanager.connection_pool_kw["ssl_context"] = tls
         adapter.proxy_manager_for = functools.partial(adapter.proxy_manager_for, ssl_context=tls)
     pools = import_third_party("urllib3.connectionpool")
     adapter.poolmanager.pool_classes_by_scheme = {

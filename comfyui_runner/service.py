@@ -93,13 +93,13 @@ class ServiceOptions(NamedTuple):
 
     reload: Callable[[], Loaded]  # reads the workflow's file again
     secrets: Secrets  # what is hidden in the answers and in the events
-    guard: Guard = Guard()
-    auto_execute: bool = False  # an upload starts a run
-    max_queue: int = 16  # runs that may wait
-    output: Optional[str] = None  # the folder that outputs are saved in
-    overwrite: bool = False
-    timeout: Optional[float] = None  # seconds after which a run is cancelled
-    public_url: str = ""  # where clients reach the service; "": where their requests say
+    guard: Guard
+    auto_execute: bool  # an upload starts a run
+    max_queue: int  # runs that may wait
+    output: Optional[str]  # the folder that outputs are saved in
+    overwrite: bool
+    timeout: Optional[float]  # seconds after which a run is cancelled
+    public_url: str  # where clients reach the service; "": where their requests say
     # `run` events of one run are sent no faster than this: one with thousands of nodes is large
     event_bytes_per_second: float = 1e6
 

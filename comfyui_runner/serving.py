@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import urllib.parse
 from typing import Optional, Sequence
 
 from comfyui_runner.comfyui import ComfyUI, definitions_on
@@ -128,12 +127,11 @@ def listen(
         raise cannot_listen(error, settings.host, settings.port) from None
 
     port = listener.server_port
-    if any(is_own_address(server, port) for server in servers):
+    try:
+        refuse_own_address(servers, port)
+    except UsageError:
         listener.server_close()
-        raise UsageError(
-            f"--server is the address of this service itself (port {port}).",
-            "Give the address of ComfyUI, or choose another --port.",
-        )
+        raise
     url = url_of_service(settings.host, port)
     report = {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)}
     console.report(None, report)
@@ -160,10 +158,14 @@ def cannot_listen(error: OSError, host: str, port: int) -> UsageError:
     return UsageError(f"The service cannot listen on {host}, port {port}: {reason}.", remedy)
 
 
-def is_own_address(server: Server, port: int) -> bool:
-    """Whether ``server`` is what listens at ``port`` of this machine."""
-    address = server.address
-    return address.local and urllib.parse.urlsplit(address.url).port == port
+def refuse_own_address(servers: Sequence[Server], port: int) -> None:
+    """Raises UsageError if one of ``servers`` is what listens at ``port`` of this machine."""
+    for server in servers:
+        if server.address.local and server.address.port == port:
+            raise UsageError(
+                f"--server is the address of this service itself (port {port}).",
+                "Give the address of ComfyUI, or choose another --port.",
+            )
 
 
 def url_of_service(host: str, port: int) -> str:

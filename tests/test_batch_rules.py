@@ -7,7 +7,7 @@ import os
 from typing import Any, Optional, Tuple
 
 import pytest
-from support import limited_disk
+from support import limited_disk, no_more_files
 
 from comfyui_runner.errors import (
     ExitStatus,
@@ -163,6 +163,18 @@ def test_a_manifest_lists_a_row_as_done_that_has_the_same_values(tmp_path: Any) 
     assert not again.lists_as_done(failed)
     with pytest.raises(UsageError, match="is the manifest of an earlier batch"):
         Manifest(path, resume=False, secrets=Secrets())
+
+
+def test_a_manifest_that_cannot_be_opened_says_why(tmp_path: Any) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"row": 1}\n', encoding="utf-8")
+    with no_more_files(), pytest.raises(UsageError) as caught:
+        Manifest(str(path), resume=True, secrets=Secrets())
+    assert caught.value.message == f"The manifest {path} cannot be read: Too many open files."
+    manifest = Manifest(str(path), resume=True, secrets=Secrets())
+    with no_more_files(), pytest.raises(UsageError) as caught:
+        manifest.__enter__()
+    assert caught.value.message == f"The manifest {path} cannot be written: Too many open files."
 
 
 def test_a_line_for_which_there_is_no_room_leaves_nothing_in_the_manifest(tmp_path: Any) -> None:

@@ -115,6 +115,18 @@ def test_an_output_that_breaks_off_leaves_nothing_behind(tmp_path: Any) -> None:
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")
+def test_an_output_whose_file_somebody_removed_fails_with_its_own_reason(tmp_path: Any) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"half"
+        for name in os.listdir(tmp_path):
+            os.unlink(tmp_path / name)
+        raise ConnectionError("cut")
+
+    with pytest.raises(ConnectionError, match="cut"):
+        write_file(str(tmp_path), ["a.png"], False, chunks())
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_name_below_a_file_leaves_nothing_behind(tmp_path: Any, overwrite: bool) -> None:
     (tmp_path / "a.png").write_bytes(b"old")

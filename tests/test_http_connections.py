@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import shutil
 import socket
 import socketserver
 import ssl
@@ -16,6 +17,8 @@ from support import CERTIFICATE, FAST, needs_ipv6, pump_to_port, run, slow_promp
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.certificates import certifi_bundle, make_ssl_context
 from comfyui_runner.errors import ExitStatus, ServerUnreachable
+from comfyui_runner.host_routes import HostRoute
+from comfyui_runner.http_connections import make_adapter
 from comfyui_runner.proxies import name_proxy_of, proxy_of_system, require_package_for_proxy
 from comfyui_runner.server import Server
 from comfyui_runner.websocket import close_websocket, connect_websocket
@@ -144,8 +147,11 @@ def test_the_authorities_of_certifi_the_system_and_the_variable_count_together(m
     make_ssl_context.cache_clear()
 
 
-def test_a_folder_of_authorities_counts_too(tmp_path: Any) -> None:
-    assert make_ssl_context(str(tmp_path)).verify_mode is ssl.CERT_REQUIRED
+def test_a_folder_of_authorities_counts_too(tls_port: int, tmp_path: Any) -> None:
+    shutil.copyfile(CERTIFICATE, tmp_path / "55bd2b6e.0")  # as `openssl rehash` names it, by its subject
+    context = make_ssl_context(str(tmp_path))
+    with socket.create_connection(("127.0.0.1", tls_port), 10.0) as connection:
+        context.wrap_socket(connection, server_hostname="127.0.0.1").close()  # raises SSLError if it is not trusted
 
 
 def test_a_file_that_cannot_be_read_is_left_to_http(tmp_path: Any) -> None:
@@ -160,6 +166,16 @@ def test_http_and_websocket_trust_the_store_of_the_system(tls_port: int, workflo
     make_ssl_context.cache_clear()
     assert result.status == ExitStatus.OK
     assert "connection" not in result.names()  # else the WebSocket was refused
+
+
+def test_http_uses_the_certificates_that_it_is_given_also_through_a_proxy() -> None:
+    context = make_ssl_context(CERTIFICATE)
+    adapter = make_adapter(HostRoute("comfy.example", 8188), context)
+    for pools in (adapter.poolmanager, adapter.proxy_manager_for("http://proxy.example:3128")):
+        assert pools.connection_from_url("https://comfy.example:8188").conn_kw["ssl_context"] is context
+    without_tls = make_adapter(HostRoute("comfy.example", 8188), None)
+    assert "ssl_context" not in without_tls.poolmanager.connection_pool_kw
+    assert without_tls.proxy_manager_for("http://proxy.example:3128").proxy_config.ssl_context is None
 
 
 def test_a_certificate_of_another_name_is_refused(tls_port: int, workflow_file: Any, monkeypatch: Any) -> None:

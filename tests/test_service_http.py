@@ -37,6 +37,13 @@ def test_asking_with_head_starts_nothing(service: Middleware, comfyui: Any) -> N
     assert not len(service.service.streams)
 
 
+def test_what_is_sent_leaves_at_once(service: Middleware) -> None:
+    """Nagle's algorithm would keep the small pieces of an event stream back until the client has answered."""
+    service.events().next()
+    (connection,) = service.listener.busy
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> None:
     status = service.get("/status").json
     assert status["comfyui"] == {

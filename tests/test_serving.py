@@ -7,8 +7,9 @@ import errno
 import pytest
 
 from comfyui_runner.addresses import parse_address
+from comfyui_runner.errors import UsageError
 from comfyui_runner.server import Server
-from comfyui_runner.serving import cannot_listen, is_own_address, url_of_service
+from comfyui_runner.serving import cannot_listen, refuse_own_address, url_of_service
 
 
 class WindowsError(OSError):
@@ -62,9 +63,14 @@ def test_the_address_for_a_browser(host: str, url: str) -> None:
     assert url_of_service(host, 8189) == url
 
 
-@pytest.mark.parametrize(
-    ("address", "own"),
-    [("http://localhost:8189", True), ("http://127.0.0.1:8188", False), ("http://192.0.2.1:8189", False)],
-)
-def test_a_server_that_is_the_service_itself(address: str, own: bool) -> None:
-    assert is_own_address(Server(parse_address(address)), 8189) is own
+def serve_from(port: int, *addresses: str) -> None:
+    refuse_own_address([Server(parse_address(address)) for address in addresses], port)
+
+
+def test_a_service_is_not_its_own_comfyui() -> None:
+    with pytest.raises(UsageError, match=r"--server is the address of this service itself \(port 8189\)"):
+        serve_from(8189, "http://localhost:8189")
+    with pytest.raises(UsageError):  # nor the second address that is tried
+        serve_from(8000, "http://127.0.0.1:8188", "http://127.0.0.1:8000")
+    serve_from(8189, "http://127.0.0.1:8188", "http://127.0.0.1:8000")
+    serve_from(8189, "http://192.0.2.1:8189")  # the same port of another machine
