@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Optional
+from typing import Any, List, Optional
 
 import pytest
+from desk import Desk
 
 from comfyui_runner.conclusion import (
     TIMED_OUT,
     exit_status_before_saving,
     exit_status_if_not_saved,
+    notices_of_missing,
+    report_outputs,
+    save_outputs,
     stop_that_counts,
 )
-from comfyui_runner.errors import ExitStatus
+from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.saving import Destination
+from comfyui_runner.outputs import Output
+from comfyui_runner.reports import Report
+from comfyui_runner.saving import Destination, notice_of_unsaved
 from comfyui_runner.state import Phase, PromptState
 
 CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
@@ -94,3 +100,112 @@ def test_saving_is_stopped_by_its_event_alone() -> None:
         assert stopped.is_stopped and stopped.stopped_with() is ExitStatus.CANCELLED
 
     asyncio.run(story())
+
+
+# -- what is reported, and in which order ----------------------------------------------------------
+
+PICTURE = Output("1", "Save", "image", filename="a.png", type="")
+OTHER = Output("1", "Save", "image", filename="b.png", type="")
+
+
+def with_reports(desk: Desk) -> List[Report]:
+    """What the session of ``desk`` reports from now on."""
+    reports: List[Report] = []
+    desk.session.report = lambda run, report: reports.append(report)
+    return reports
+
+
+@pytest.mark.parametrize(
+    ("has_folder", "is_stopped", "will_be_saved"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_an_output_says_whether_it_will_be_saved(has_folder: bool, is_stopped: bool, will_be_saved: bool) -> None:
+    async def story() -> None:
+        desk = Desk()
+        reports = with_reports(desk)
+        stopping = asyncio.Event()
+        if is_stopped:
+            stopping.set()
+        destination = Destination("out", stopping=stopping) if has_folder else None
+        report_outputs(desk.session, desk.run, [PICTURE], destination)
+        (report,) = reports
+        assert (report["event"], report["filename"], report["url"]) == ("output", "a.png", None)
+        assert report["will_be_saved"] is will_be_saved
+
+    asyncio.run(story())
+
+
+def test_each_file_is_reported_and_one_that_cannot_be_saved_does_not_stop_the_rest(tmp_path: Any) -> None:
+    async def story() -> None:
+        desk = Desk()
+        reports = with_reports(desk)
+        (tmp_path / "out").mkdir()
+        broken, whole = PICTURE._replace(content=b"old"), OTHER._replace(content=b"data")
+
+        def refuse(name: str) -> str:
+            if name == "a.png":
+                raise SaveError("a.png could not be saved.", "Choose another folder.")
+            return name
+
+        destination = Destination(str(tmp_path / "out"), rename=refuse)
+        paths, unsaved = await save_outputs(desk.session, desk.run, [broken, whole], destination)
+        path = str(tmp_path / "out" / "b.png")
+        assert (paths, unsaved) == ({whole: path}, ["a.png"])
+        assert reports == [
+            {"event": "not_saved", "message": "a.png could not be saved.", "remedy": "Choose another folder."},
+            {"event": "saved", "title": "Save", "path": path, "bytes": 4},
+        ]
+
+    asyncio.run(story())
+
+
+def test_what_is_left_when_the_saving_is_stopped_is_on_the_server(tmp_path: Any) -> None:
+    async def story() -> None:
+        desk = Desk()
+        reports = with_reports(desk)
+        stopping = asyncio.Event()
+        stopping.set()
+        outputs = [PICTURE._replace(content=b"x"), OTHER._replace(content=b"y")]
+        destination = Destination(str(tmp_path), stopping=stopping)
+        assert await save_outputs(desk.session, desk.run, outputs, destination) == ({}, ["a.png", "b.png"])
+        assert reports == [{"event": "notice", "message": "Stopped: what is not saved is still on the server."}]
+        assert list(tmp_path.iterdir()) == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("missing", "dropped", "notices"),
+    [
+        (0, 0, []),
+        (
+            1,
+            0,
+            [
+                "1 picture sent over the WebSocket did not arrive. ComfyUI keeps no copy, and sends them only "
+                "while the node runs: change a seed and run it again."
+            ],
+        ),
+        (0, 2, ["2 pictures sent over the WebSocket were not kept: the limit for those of one run is 256.0 MB."]),
+    ],
+)
+def test_what_is_said_of_pictures_that_are_missing(missing: int, dropped: int, notices: List[str]) -> None:
+    assert notices_of_missing(missing, dropped) == notices
+
+
+@pytest.mark.parametrize(
+    ("sources", "notice"),
+    [
+        (["file", "text"], None),
+        (["websocket", "file"], "1 picture arrived over the WebSocket only: add -o DIR to save them."),
+        (["base64", "base64"], "2 files came as base64 in a text: add -o DIR to save them."),
+        (
+            ["base64", "websocket"],
+            "1 picture arrived over the WebSocket only: add -o DIR to save them. "
+            "1 file came as base64 in a text: add -o DIR to save them.",
+        ),
+    ],
+)
+def test_what_nobody_asked_to_save_is_mentioned_if_no_server_keeps_it(
+    sources: List[str], notice: Optional[str]
+) -> None:
+    assert notice_of_unsaved([PICTURE._replace(source=source) for source in sources]) == notice

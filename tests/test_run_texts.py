@@ -105,6 +105,21 @@ def test_an_export_is_a_finished_prompt(simulator: Any, workflow_file: Make, ui:
     assert "{" not in prompt["2"]["inputs"]["text"] and DATED(prompt["7"]["inputs"]["filename_prefix"])
 
 
+def test_texts_can_be_read_in_what_is_written(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    """Not as \\u72d0: people look for a picture by the words that made it."""
+    path = workflow_file(API)
+    files = [str(tmp_path / name) for name in ("run.json", "api.json", "m.jsonl")]
+    text = ("--set", "3.text=狐 Füchse")
+    go(simulator, path, *text, "--save-run", files[0])
+    go(simulator, path, *text, "--export-api", files[1])
+    rows = tmp_path / "rows.csv"
+    rows.write_text("3.text\n狐 Füchse\n", "utf-8")
+    go(simulator, path, "--batch", str(rows), "--manifest", files[2])
+    for name in files:
+        with open(name, encoding="utf-8") as file:
+            assert "狐 Füchse" in file.read(), name
+
+
 def test_a_file_in_api_format_is_dated_and_its_braces_stay(simulator: Any, workflow_file: Make) -> None:
     result = go(simulator, workflow_file(API))
     (name,) = names_of(simulator)

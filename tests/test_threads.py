@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
-from typing import Any
+from typing import Any, List
 
 import pytest
 
 from comfyui_runner.errors import ServerUnreachable
-from comfyui_runner.threads import bounded_here, run_loop
+from comfyui_runner.threads import (
+    ConnectionDeadline,
+    bounded,
+    bounded_here,
+    done_or_set,
+    end_tasks,
+    in_thread,
+    run_loop,
+)
 
 
 def test_a_wait_outside_of_a_loop_has_an_end() -> None:
@@ -54,3 +64,115 @@ def test_any_other_error_that_nobody_waits_for_is_shown(caplog: Any) -> None:
 
     run_loop(fail())
     assert [str(record.exc_info[1]) for record in caplog.records] == ["elsewhere", "a fault"]
+
+
+def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    ends: List[str] = []
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        except asyncio.CancelledError:
+            ends.append("swallowed")
+        await asyncio.sleep(60.0)
+
+    async def story() -> None:
+        task = asyncio.ensure_future(stubborn())
+        await asyncio.sleep(0)
+        await asyncio.wait_for(end_tasks([task]), 20.0)
+        assert task.cancelled()
+
+    asyncio.run(story())
+    assert ends == ["swallowed"]
+
+
+def test_the_error_of_a_task_that_is_ended_is_not_shown(caplog: Any) -> None:
+    async def fail() -> None:
+        raise ValueError("nobody waits for it")
+
+    async def story() -> None:
+        task = asyncio.ensure_future(fail())
+        await asyncio.sleep(0)
+        await end_tasks([task])
+
+    asyncio.run(story())
+    gc.collect()  # then asyncio would complain
+    assert caplog.records == []
+
+
+def test_a_wait_ends_with_the_work_with_an_event_or_with_the_time() -> None:
+    async def story() -> None:
+        event = asyncio.Event()
+        work = asyncio.ensure_future(asyncio.sleep(60.0))
+        await asyncio.wait_for(done_or_set(work, event, 0.01), 20.0)
+        assert not work.done()
+        event.set()
+        await asyncio.wait_for(done_or_set(work, event), 20.0)
+        event.clear()
+        await done_or_set(asyncio.ensure_future(asyncio.sleep(0.0)), event)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task(), work}  # nobody waits for the event any more
+        work.cancel()
+
+    asyncio.run(story())
+
+
+def test_work_in_a_thread_raises_what_it_raises_there() -> None:
+    def fail() -> None:
+        raise KeyError("here")
+
+    async def story() -> None:
+        with pytest.raises(KeyError, match="here"):
+            await in_thread(fail)
+        with pytest.raises(ServerUnreachable, match=r"did not answer in 0\.1 s"):
+            await bounded(over.wait, seconds=0.1)
+        assert await bounded(divmod, 7, 2, seconds=20.0) == (3, 1)
+
+    over = threading.Event()
+    try:
+        asyncio.run(story())
+    finally:
+        over.set()
+
+
+def test_a_connection_is_cut_at_its_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(20.0)
+        with ConnectionDeadline(ours.fileno(), 0.02) as deadline:
+            assert ours.recv(1) == b""
+        assert deadline.has_passed
+
+
+def test_a_connection_whose_block_ends_first_is_not_cut() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = threading.active_count()
+        with ConnectionDeadline(ours.fileno(), 3600.0) as deadline:
+            assert threading.active_count() == before + 1
+            assert deadline._timer.daemon
+        deadline._timer.join(20.0)  # it does not wait for an hour
+        assert not deadline._timer.is_alive() and not deadline.has_passed
+        assert deadline._socket.fileno() == -1
+        theirs.sendall(b"x")
+        assert ours.recv(1) == b"x"
+
+
+def test_a_loop_that_ends_leaves_no_task_and_is_closed() -> None:
+    ends: List[str] = []
+
+    async def go_on() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            ends.append("ended")
+
+    async def story() -> asyncio.AbstractEventLoop:
+        tasks.append(asyncio.ensure_future(go_on()))
+        await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    tasks: List[Any] = []
+    loop = run_loop(story())
+    assert ends == ["ended"] and tasks[0].cancelled()
+    assert loop.is_closed()

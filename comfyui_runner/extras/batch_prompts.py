@@ -12,7 +12,6 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
-    Sequence,
     Set,
     Tuple,
 )
@@ -81,6 +80,18 @@ def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
             )
 
 
+def warnings_of_new_places(warnings: Iterable[str], places: Set[str]) -> Iterator[str]:
+    """The warnings about nodes and inputs that are not in ``places`` yet, which gets them.
+
+    A warning begins with its place. Those of the other rows would say the same.
+    """
+    for warning in warnings:
+        place = warning.partition(": ")[0]
+        if place not in places:
+            places.add(place)
+            yield warning
+
+
 def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
     """With --repeat and --seed NUMBER, seeds count up from that number. None: they do not."""
     if settings.repeat == 1 or not settings.seed.isdigit():
@@ -114,7 +125,8 @@ class RowPrompts:
         """
         reading = in_thread(apply_row, self.workflow, row, self.settings)
         workflow, set_by_row = await self.console.unless_stopped(reading)
-        self._warn_once(workflow.warnings)
+        for warning in warnings_of_new_places(workflow.warnings, self._warned_of):
+            self.console.notice(warning)
         shared = await self._upload_shared_files(server)
         uploaded = {ref: name for ref, name in shared.items() if ref not in set_by_row}
         for ref, path in workflow.uploads:
@@ -128,17 +140,6 @@ class RowPrompts:
         # Rows name files by other means: @FILE in a cell.
         run = run._replace(origin=run.origin._replace(folder=None))
         return RowPrompt(run, seeds_by_name(run.prompt, workflow.drawn))
-
-    def _warn_once(self, warnings: Sequence[str]) -> None:
-        """Shows warnings about a row, unless there was one at the same node and input.
-
-        Those of the other rows would say the same.
-        """
-        for warning in warnings:
-            place = warning.partition(": ")[0]
-            if place not in self._warned_of:
-                self._warned_of.add(place)
-                self.console.notice(warning)
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
         """Uploads the files for all rows, unless that is done: their names on ``server``."""
