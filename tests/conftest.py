@@ -26,7 +26,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 from served import comfyui, make_middleware, service, shared  # noqa: F401
-from simulated import open_ws, sim, simulate, stack  # noqa: F401
+from simulated import begin, open_ws, sim, simulate, stack  # noqa: F401
 from slow_proxy import SlowProxy
 from support import CERTIFICATE, FIXTURES, IS_ONE_FILE, pump_to_port  # first: it decides what comfyui_runner is
 

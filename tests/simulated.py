@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import struct
 import time
+import urllib.parse
 import zlib
+from email.message import Message
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, Iterator, List, Optional, cast
 
 import pytest
 import requests
@@ -17,6 +21,16 @@ from support import FIXTURES
 from websockets.sync.client import ClientConnection, connect
 
 from comfyui_runner.simulator import Simulator
+from comfyui_runner.simulator.bodies import Body
+from comfyui_runner.simulator.folders import FOLDERS
+from comfyui_runner.simulator.http_request import Request
+from comfyui_runner.simulator.installation import Installation
+from comfyui_runner.simulator.life import Life
+from comfyui_runner.simulator.prompts import Job
+from comfyui_runner.simulator.replies import Reply
+from comfyui_runner.simulator.routes import answer_request
+from comfyui_runner.simulator.running import run_job
+from comfyui_runner.simulator.validation import Validation
 
 RECORDINGS = sorted(Path(FIXTURES, "recordings").glob("*/*.json"))
 Json = Dict[str, Any]
@@ -199,3 +213,93 @@ def busy(sim: Simulator, **more: Any) -> str:
 
 def interrupt(sim: Simulator, **body: Any) -> None:
     assert requests.post(sim.url + "/interrupt", json=body, timeout=WAIT).status_code == 200
+
+
+# ------------------------------------------------------------------------------------------------
+# A server's memory without its sockets
+# ------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A client's socket that keeps what it is sent."""
+
+    def __init__(self, **flags: Any) -> None:
+        self.flags: Json = flags
+        self.frames: List[Any] = []
+        self.is_cut = False
+
+    def put(self, frame: Any) -> None:
+        self.frames.append(frame)
+
+    def abort(self) -> None:
+        self.is_cut = True
+
+    def take(self) -> List[Any]:
+        """What came since the last call: (type, data) of messages, bytes of binary frames."""
+        taken = [each if isinstance(each, bytes) else open_message(each) for each in self.frames]
+        self.frames.clear()
+        return taken
+
+
+def open_message(frame: str) -> Any:
+    message = json.loads(frame)
+    assert list(message) == ["type", "data"]
+    return message["type"], message["data"]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Callable[..., Life]:
+    """Begin the life of a server that nobody serves."""
+
+    def start(**options: Any) -> Life:
+        installation = Installation(root=str(tmp_path), **options)
+        for folder in FOLDERS:
+            Path(installation.folder(folder)).mkdir(exist_ok=True)
+        return Life(installation)
+
+    return start
+
+
+def accept(life: Life, prompt: Json, prompt_id: str = "p", **extra_data: Any) -> Job:
+    """Put a prompt in the queue as POST /prompt does."""
+    validation = Validation(life.installation, prompt, None)
+    assert validation.error is None, validation.error
+    number = life.take_number(is_first=False)
+    job = Job(number, prompt_id, prompt, extra_data, validation.good)
+    life.put(job)
+    return job
+
+
+def run_next(life: Life) -> None:
+    """Run the next prompt of the queue to its end."""
+    job = life.take()
+    assert job is not None
+    run_job(life, job)
+
+
+def ask(life: Life, method: str, url: str, body: Any = None, **headers: str) -> Reply:
+    """What a route answers to a request; a body that is no text goes as JSON."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    content = b"" if body is None else text.encode()
+    message = Message()
+    for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        message[name.replace("_", "-")] = value
+    path, _, query = url.partition("?")
+    request = Request(
+        installation=life.installation,
+        life=life,
+        handler=cast(Any, SimpleNamespace(headers=message)),
+        method=method,
+        path=path,
+        bare_path=path[len("/api") :] if path.startswith("/api/") else path,
+        query=dict(urllib.parse.parse_qsl(query, keep_blank_values=True)),
+        body=Body(io.BytesIO(content), message, life.installation.max_upload_size),
+    )
+    return answer_request(request)
+
+
+def ask_json(life: Life, method: str, url: str, body: Any = None) -> Any:
+    """The JSON of an answer with status 200."""
+    reply = ask(life, method, url, body)
+    assert (reply.status, reply.content_type) == (200, "application/json; charset=utf-8"), reply
+    return json.loads(reply.body)

@@ -17,17 +17,7 @@ from comfyui_runner.simulator.server import Simulator
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a simulated server until Ctrl+C or SIGTERM. Returns the exit status."""
     options = make_parser().parse_args(argv)
-    simulator = Simulator(
-        version=options.version,
-        host=options.host,
-        port=options.port,
-        root=options.root,
-        base_path=options.base_path,
-        step_seconds=options.step_seconds,
-        token=options.token,
-        faults=Faults(**dict(options.fault)),
-        previews=True,
-    )
+    simulator = make_simulator(options)
     before = signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
     try:
         simulator.start()
@@ -42,6 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         simulator.stop()
         signal.signal(signal.SIGTERM, before)
+
+
+def make_simulator(options: argparse.Namespace) -> Simulator:
+    """The server that the command line asks for, not started yet; its samplers send previews."""
+    return Simulator(
+        version=options.version,
+        host=options.host,
+        port=options.port,
+        root=options.root,
+        base_path=options.base_path,
+        step_seconds=options.step_seconds,
+        token=options.token,
+        faults=Faults(**dict(options.fault)),
+        previews=True,
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -291,22 +291,27 @@ def work(life: Life) -> None:
         job = life.take()
         if job is None:
             return
-        installation = life.installation
-        begun_before = installation.executions.get(job.prompt_id, 0)
-        installation.executions[job.prompt_id] = begun_before + 1
-        installation.executed_nodes.setdefault(job.prompt_id, [])
+        run_job(life, job)
 
-        running = Running(life, job)
-        entry = running.run()
-        if life.dead.is_set():
-            return
 
-        # The order of a real server: history, status, then the message that ends the run.
-        life.finish(job, entry)
-        running.send("executing", node=None)
-        faults = installation.faults
-        if faults.history_delay and not faults.history_evict:
-            life.call_later(faults.history_delay, life.remember, job.prompt_id, entry)
-        if life.should_forget:
-            life.should_forget = False
-            life.cache.clear()
+def run_job(life: Life, job: Job) -> None:
+    """Run a prompt that was taken off the queue, and say that it ended unless the server did."""
+    installation = life.installation
+    begun_before = installation.executions.get(job.prompt_id, 0)
+    installation.executions[job.prompt_id] = begun_before + 1
+    installation.executed_nodes.setdefault(job.prompt_id, [])
+
+    running = Running(life, job)
+    entry = running.run()
+    if life.dead.is_set():
+        return
+
+    # The order of a real server: history, status, then the message that ends the run.
+    life.finish(job, entry)
+    running.send("executing", node=None)
+    faults = installation.faults
+    if faults.history_delay and not faults.history_evict:
+        life.call_later(faults.history_delay, life.remember, job.prompt_id, entry)
+    if life.should_forget:
+        life.should_forget = False
+        life.cache.clear()
