@@ -95,6 +95,7 @@ from comfyui_runner.steps import (  # noqa: E402
     complete_prompt,
     conclude_run,
     confirm,
+    do_afterwards,
     draw_texts,
     load_workflow,
     name_models,
@@ -147,7 +148,10 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                     await watch.until_stopped(session.follow)  # reports its progress, to its end
 
                 ending = await conclude_run(session, run, watch.stop, settings, console)
-                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
+                try:
+                    save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
+                finally:
+                    await do_afterwards(session, run, ending, settings, console)  # --hook, --free
                 # OK, PARTIAL, FAILED, INTERRUPTED, LOST, NOT_SAVED, TIMEOUT, CANCELLED, TERMINATED
                 return ending.exit_status
 

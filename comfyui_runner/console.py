@@ -125,6 +125,12 @@ class Console:
         """Ctrl+C or SIGTERM, whichever came."""
         return Stop(self.interrupts.name, self.interrupts.exit_status)
 
+    def event_to_come(self) -> Optional[asyncio.Event]:
+        """What Ctrl+C sets, None if it came before: the next press ends the program at once."""
+        if self.stopping:
+            return None
+        return self.stop
+
     def stopped(self) -> Stopped:
         """The error of a call that Ctrl+C or SIGTERM ended before anything was submitted."""
         return Stopped(f"Stopped by {self.interrupts.name}: nothing was submitted.")

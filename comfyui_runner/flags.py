@@ -184,6 +184,7 @@ def make_parser(defaults: Defaults) -> Any:
     add_value_flags(parser.add_argument_group("change values"))
     add_inspection_flags(parser.add_argument_group("inspect without running"))
     add_saving_flags(parser.add_argument_group("save results"))
+    add_flags_for_afterwards(parser.add_argument_group("after a run"))
     add_batch_flags(parser.add_argument_group("many runs"))
     add_service_flags(parser.add_argument_group("continuous mode"))
     add_printing_flags(parser.add_argument_group("output"))
@@ -308,6 +309,22 @@ def add_saving_flags(group: Any) -> None:
         metavar="FILE",
         type=partial(read_text, "--save-run"),
         help="write a record of the run, which can itself be run again",
+    )
+
+
+def add_flags_for_afterwards(group: Any) -> None:
+    group.add_argument(
+        "--hook",
+        metavar="COMMAND",
+        action="append",
+        type=partial(read_text, "--hook"),
+        help="after each run, give this command to the shell, and the run as JSON to its standard "
+        "input; repeatable (docs/RECIPES.md)",
+    )
+    group.add_argument(
+        "--free",
+        action="store_true",
+        help="when the last run has ended and nobody else waits, ask ComfyUI to unload its models",
     )
 
 

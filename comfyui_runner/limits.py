@@ -21,6 +21,7 @@ class Limits(NamedTuple):
     poll: float = 5.0  # silence before queue and history are read
     give_up: float = 300.0  # only failed tries for so long: the run counts as lost
     cancel: float = 8.0  # ComfyUI's confirmation of a cancel
+    hook: float = 30.0  # a command of --hook, and all of them at the end of the program
 
     # Sizes count after unpacking. Files are not kept in memory, and have none.
     answer_size: int = 64 << 20  # an answer in JSON

@@ -381,7 +381,7 @@ def result_of(report: Report) -> Optional[str]:
 def is_about_trouble(report: Report) -> bool:
     """Whether a report says that something went wrong, so that --quiet shows it too."""
     event = report["event"]
-    if event in ("error", "problem", "refused", "failure", "not_saved", "notice"):
+    if event in ("error", "problem", "refused", "failure", "not_saved", "hook_failed", "notice"):
         return True
     if event == "end" and report.get("row"):
         return False  # a row's own report says the same
@@ -598,6 +598,14 @@ def describe_exported(report: Report) -> List[Line]:
     return [("ok", f"Wrote {report['path']}")]
 
 
+def describe_hook_failed(report: Report) -> List[Line]:
+    return [("warn", report["message"])]
+
+
+def describe_freed(report: Report) -> List[Line]:
+    return [("dim", report["message"])]
+
+
 def describe_row(report: Report) -> List[Line]:
     style = style_of_result(is_good=report["status"] == "done")
     lines = report["message"].split("\n")
@@ -652,6 +660,8 @@ _DESCRIPTIONS: Mapping[str, Callable[[Report], List[Line]]] = {
     "uploaded": describe_uploaded,
     "checked": describe_checked,
     "exported": describe_exported,
+    "hook_failed": describe_hook_failed,
+    "freed": describe_freed,
     "row": describe_row,
     "batch": describe_batch,
     "error": describe_error,

@@ -382,6 +382,10 @@ class Server:
         self._has_jobs = True
         return True
 
+    def free(self) -> None:
+        """Asks ComfyUI to unload its models and to forget its cache, when no prompt runs."""
+        self.call("POST", "/free", body={"unload_models": True, "free_memory": True})
+
     # -- files -----------------------------------------------------------------------------------
 
     def has_input(self, value: str) -> bool:

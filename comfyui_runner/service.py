@@ -32,6 +32,7 @@ from typing import (
 )
 
 from comfyui_runner import __version__
+from comfyui_runner.afterwards import Afterwards
 from comfyui_runner.backend import Backend
 from comfyui_runner.call_files import upload_call_file
 from comfyui_runner.call_values import CallValues, read_call_values
@@ -100,6 +101,7 @@ class ServiceOptions(NamedTuple):
     overwrite: bool
     timeout: Optional[float]  # seconds after which a run is cancelled
     public_url: str  # where clients reach the service; "": where their requests say
+    afterwards: Afterwards  # what is done when runs have ended
     # `run` events of one run are sent no faster than this: one with thousands of nodes is large
     event_bytes_per_second: float = 1e6
 
@@ -151,6 +153,9 @@ class Service:
                 last_check = time.monotonic()
             self.publish_changed_runs()
             self._show_refusals(time.monotonic())
+            self.options.afterwards.look_around(
+                lambda: bool(self.records.not_over()), time.monotonic(), partial(self.report, None)
+            )
             await asyncio.sleep(PUBLISH_INTERVAL)
 
     async def check_comfyui(self) -> None:
@@ -246,6 +251,7 @@ class Service:
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
+        self.options.afterwards.note_run()
         if not self.records.add(record, self.options.max_queue):
             await self._leave(record)
             raise self._queue_full()
@@ -345,6 +351,7 @@ class Service:
                 folder, overwrite, stopping=self.stopping, written=WrittenFiles()
             )
         ending = await conclude(session, run, stop, destination, is_served=True)
+        self.options.afterwards.note_end(session, run, ending, partial(self.report, run))
         record.conclude(ending.outputs, await in_thread(self._keep, ending.outputs))
         await self._end(record, ending.report["message"])
 
@@ -417,6 +424,7 @@ class Service:
         await asyncio.gather(*(record.session.cancel(record.run) for record in records))
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
+        await self.options.afterwards.finish(partial(self.report, None))
         self.publish_changed_runs()
         self._show_refusals(float("inf"))
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from typing import Optional, Sequence
 
+from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_on
 from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
@@ -108,6 +109,7 @@ def make_service(
         overwrite=settings.overwrite,
         timeout=settings.timeout,
         public_url=settings.public_url,
+        afterwards=make_afterwards(settings, console),
     )
     service = Service(servers, loaded, options, report)
     return service

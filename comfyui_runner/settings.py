@@ -52,6 +52,8 @@ PROGRAMS_THAT_USE = {
     "--timeout": _PROGRAMS_THAT_FOLLOW_RUNS,
     "--output": _PROGRAMS_THAT_FOLLOW_RUNS,
     "--overwrite": _PROGRAMS_THAT_FOLLOW_RUNS,
+    "--hook": _PROGRAMS_THAT_FOLLOW_RUNS,
+    "--free": _PROGRAMS_THAT_FOLLOW_RUNS,
     "--name": ("run", "batch", "attach"),
     "--retries": ("run", "batch"),
     "--in-flight": ("batch",),
@@ -100,6 +102,8 @@ class Settings(NamedTuple):
     resume: bool = False
     retries: int = 0  # of a run that its server lost
     name: str = ""  # the pattern of the names of saved files
+    hooks: Tuple[str, ...] = ()  # commands for the shell, after each run
+    free: bool = False  # ComfyUI is asked to unload its models when no run is left
     host: str = "127.0.0.1"  # continuous mode: where it listens
     port: int = 8189
     public_url: str = ""  # where clients reach the service; "": where their requests say
@@ -171,6 +175,8 @@ def make_settings(
         resume=flags.resume,
         retries=flags.retries or 0,
         name=flags.name or "",
+        hooks=tuple(flags.hook or ()),
+        free=flags.free,
         host=choose_host(flags),
         port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
         public_url=choose_public_url(flags),

@@ -289,6 +289,11 @@ def place_in_queue(queue: Mapping[str, Any], prompt_id: str) -> QueuePlace:
     return QueuePlace(len(ours_running), len(turns), ahead, _target_outputs(ours[0]))
 
 
+def prompts_in_queue(queue: Mapping[str, Any]) -> int:
+    """How many prompts run or wait in ``queue``, the body of GET /queue."""
+    return len(_queue_items(queue, "queue_running")) + len(_queue_items(queue, "queue_pending"))
+
+
 def _queue_items(queue: Mapping[str, Any], key: str) -> List[List[Any]]:
     """The items under ``key``: [number, prompt_id, prompt, extra_data, outputs to make]."""
     items = as_list(queue.get(key))

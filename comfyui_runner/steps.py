@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import random
 import tempfile
 from typing import Awaitable, Callable, Dict, Mapping, Optional
 
+from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_in, definitions_on
 from comfyui_runner.conclusion import Ending, conclude, is_saved_after
 from comfyui_runner.console import Console
@@ -255,6 +257,17 @@ def save_record(
             error.exit_status = ending.exit_status
         raise
     session.report(run, {"event": "exported", "path": settings.save_run, "nodes": len(run.prompt)})
+
+
+async def do_afterwards(
+    session: Session, run: Run, ending: Ending, settings: Settings, console: Console
+) -> None:
+    """What is asked for after a single run: --hook, --free. It never changes how the run ended."""
+    report = functools.partial(session.report, run)
+    afterwards = make_afterwards(settings, console)
+    afterwards.note_run()
+    afterwards.note_end(session, run, ending, report)
+    await afterwards.finish(report, console.event_to_come())
 
 
 # -- retries ---------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ FAST = Limits(
     poll=0.6,
     give_up=8.0,
     cancel=4.0,
+    hook=3.0,
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 import pytest
 from simulated import Json, Listener, accept, ask, ask_json, output_of, run_next, slow, until
 
+from comfyui_runner.simulator.actions import Result
 from comfyui_runner.simulator.bodies import Cut
 from comfyui_runner.simulator.file_routes import draw_small
 from comfyui_runner.simulator.folders import path_inside
@@ -20,7 +21,7 @@ from comfyui_runner.simulator.installation import MODELS, REMEMBERED_REQUESTS, I
 from comfyui_runner.simulator.jobs import describe_job, summarize_outputs
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.pictures import draw, measure
-from comfyui_runner.simulator.prompts import is_job_id, is_link
+from comfyui_runner.simulator.prompts import Job, is_job_id, is_link
 from comfyui_runner.simulator.replies import (
     TROUBLE,
     Reply,
@@ -330,16 +331,29 @@ def test_the_history_is_shown_in_parts_and_deleted_from(begin: Callable[..., Lif
     assert history_of(life) == []
 
 
-def test_memory_is_freed_only_if_asked_for(begin: Callable[..., Life]) -> None:
+@pytest.mark.parametrize("is_running", [False, True])
+@pytest.mark.parametrize(
+    "body, forgets, unloads",
+    [
+        ({}, False, 0),
+        ({"unload_models": True}, False, 1),
+        ({"free_memory": False}, False, 0),
+        ({"free_memory": True}, True, 1),
+        ({"free_memory": True, "unload_models": False}, True, 0),
+    ],
+)
+def test_memory_is_freed_only_if_asked_for(
+    begin: Callable[..., Life], body: Json, forgets: bool, unloads: int, is_running: bool
+) -> None:
+    """At once, or when what runs has ended."""
     life = begin()
-    for body, expected in (
-        ({}, False),
-        ({"unload_models": True}, False),
-        ({"free_memory": False}, False),
-        ({"free_memory": True}, True),
-    ):
-        assert ask(life, "POST", "/free", body) == Reply(200)
-        assert life.should_forget is expected
+    life.cache["signature"] = Result()
+    if is_running:
+        life.running = Job(0, "a", {}, {}, [])
+    assert ask(life, "POST", "/free", body) == Reply(200)
+    assert (not life.cache) is (forgets and not is_running)
+    assert life.should_forget is (forgets and is_running)
+    assert life.installation.unloads == unloads
 
 
 # ------------------------------------------------------------------------------------------------

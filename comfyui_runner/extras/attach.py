@@ -12,7 +12,12 @@ from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import check_output_folder, conclude_run, save_record
+from comfyui_runner.steps import (
+    check_output_folder,
+    conclude_run,
+    do_afterwards,
+    save_record,
+)
 from comfyui_runner.watch import Watch
 
 #: Connections that are opened behind a load balancer before no server counts as having the prompt.
@@ -34,7 +39,10 @@ async def attach(settings: Settings, console: Console) -> ExitStatus:
             with console.live(watch.meter):
                 await watch.until_stopped(session.follow)
             ending = await conclude_run(session, run, watch.stop, settings, console)
-            save_record(session, run, ending, settings, comfyui)
+            try:
+                save_record(session, run, ending, settings, comfyui)
+            finally:
+                await do_afterwards(session, run, ending, settings, console)
             return ending.exit_status
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 from typing import Any, AsyncIterator, Dict, Iterator, Optional
 
+from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.conclusion import Ending, conclude, output_entry, stop_that_counts
 from comfyui_runner.console import Console
@@ -50,7 +52,10 @@ from comfyui_runner.threads import end_tasks, in_thread
 from comfyui_runner.watch import Watch
 
 #: What a person reads of a row's run, besides how the row ends.
-READ_BY_PEOPLE = ("problem", "failure", "not_saved", "connection", "notice", "row")
+READ_BY_PEOPLE = (
+    *("problem", "failure", "not_saved", "connection", "notice", "row"),
+    *("hook_failed", "freed"),
+)
 
 #: How many of the rows that are on their way are drawn.
 DRAWN_ROWS = 8
@@ -81,6 +86,8 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, server, manifest, total)
             await job.run(rows, RowPrompts(workflow, settings, console))
+            report = functools.partial(job.report, None)
+            await job.afterwards.finish(report, console.event_to_come())
         return job.report_end()
 
 
@@ -170,6 +177,7 @@ class BatchJob:
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
         self.fatal: Optional[RunnerError] = None  #: why no row can run any more
+        self.afterwards = make_afterwards(settings, console)
         self._written = WrittenFiles()
         self._reading = asyncio.Lock()
 
@@ -274,6 +282,7 @@ class BatchJob:
         attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds, **new.texts.to_json())
 
         watch = Watch(session, run, self.settings, self.console)
+        self.afterwards.note_run()
         await watch.until_stopped(session.submit)
         await watch.until_stopped(session.follow)
 
@@ -331,6 +340,19 @@ class BatchJob:
             end=ending.report["status"], seconds=ending.report["seconds"], outputs=outputs
         )
         self._end_row(attempt, ending.exit_status, ending.report["message"])
+        self._start_hooks(attempt, ending)
+
+    def _start_hooks(self, attempt: Attempt, ending: Ending) -> None:
+        """Starts the hooks after a row's run; no row waits for them."""
+        run, number = attempt.run, attempt.row.number
+        assert run is not None  # it has ended
+        prompt_id = run.prompt_id
+
+        def report(report: Report) -> None:
+            about_row = {"prompt_id": prompt_id, "row": number, **report}
+            self.console.report(None, about_row, f"[row {number}] ")
+
+        self.afterwards.note_end(attempt.session, run, ending, report, number)
 
     def _end_row(self, attempt: Attempt, exit_status: ExitStatus, message: str) -> None:
         """Writes a row's line of the manifest, counts it, and reports it.

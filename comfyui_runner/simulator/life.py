@@ -234,6 +234,13 @@ class Life:
             pending = [job for *_, job in self.pending]
         return running, pending
 
+    def forget(self) -> None:
+        """Clear the cache: at once if nothing runs, else after the running prompt."""
+        with self.lock:
+            self.should_forget = self.running is not None
+            if not self.should_forget:
+                self.cache.clear()
+
     # The history.
 
     def finish(self, job: Job, entry: Json) -> None:

@@ -174,7 +174,11 @@ def post_history(request: Request) -> Reply:
 
 
 def post_free(request: Request) -> Reply:
-    """Forget the cache after the current prompt, if asked to free memory."""
-    if request.json().get("free_memory"):
-        request.life.should_forget = True
+    """Unload the models, and forget the cache if asked to: at once, or after the current prompt."""
+    data = request.json()
+    free_memory = bool(data.get("free_memory", False))
+    if data.get("unload_models", free_memory):
+        request.installation.unloads += 1
+    if free_memory:
+        request.life.forget()
     return Reply()

@@ -1,0 +1,56 @@
+"""--hook and --free, in one call of the program."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Callable, Optional
+
+from comfyui_runner.afterwards import Afterwards, TakeReport
+from comfyui_runner.conclusion import Ending
+from comfyui_runner.console import Console
+from comfyui_runner.extras.freeing import Idleness, free_memory
+from comfyui_runner.extras.hooks import Hooks, ended_run
+from comfyui_runner.runs import Run
+from comfyui_runner.server import Server
+from comfyui_runner.session import Session
+from comfyui_runner.settings import Settings
+
+
+class HooksAndFreeing(Afterwards):
+    """Starts the hooks after each run, and asks ComfyUI to unload its models after the last."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self._hooks = Hooks(settings.hooks, console.variables, settings.limits.hook)
+        self._frees = settings.free
+        self._idleness = Idleness()
+        self._server: Optional[Server] = None  # of the run that ended last
+        self._freeing: Optional["asyncio.Future[None]"] = None
+
+    def note_run(self) -> None:
+        self._idleness.note_run()
+
+    def note_end(
+        self,
+        session: Session,
+        run: Run,
+        ending: Ending,
+        report: TakeReport,
+        row: Optional[int] = None,
+    ) -> None:
+        self._server = session.server
+        if self._hooks.commands:
+            self._hooks.start(ended_run(session, run, ending, row), report)
+
+    def look_around(self, has_runs: Callable[[], bool], now: float, report: TakeReport) -> None:
+        if self._server is None or not self._frees:
+            return
+        if self._idleness.is_due(has_runs(), now):
+            # Kept: the loop itself would let it be collected.
+            self._freeing = asyncio.ensure_future(free_memory(self._server, report))
+
+    async def finish(self, report: TakeReport, stopping: Optional["asyncio.Event"] = None) -> None:
+        await self._hooks.finish(report, stopping)
+        if self._freeing is not None:
+            await self._freeing
+        if self._frees and self._server is not None and self._idleness.had_runs:
+            await free_memory(self._server, report)
