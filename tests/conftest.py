@@ -87,7 +87,7 @@ def serve() -> Iterator[Callable[[Any], str]]:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return "http://127.0.0.1:%d" % server.server_address[1]
 
     yield start
@@ -107,7 +107,7 @@ def serve_tcp() -> Iterator[Callable[[Any], int]]:
 
     def start(handler: Any) -> int:
         servers.append(Listener(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return int(servers[-1].server_address[1])
 
     yield start
