@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import re
 import socketserver
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Optional
 
 import pytest
+from asked import Asked, Serve
 from support import FAST
 
 from comfyui_runner import __version__
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
 from comfyui_runner.server import MOST_CLASSES_ONE_BY_ONE, Server, new_uuid, split_look_up
-
-Serve = Callable[[Any], str]
-
-
-class Asked:
-    """What came to a server that answers as ``answers`` says: path -> status and JSON."""
-
-    def __init__(self, serve: Serve, answers: Dict[str, Tuple[int, Any]]) -> None:
-        self.requests: List[Tuple[str, str, Any]] = []
-        self.headers: List[Dict[str, str]] = []
-        asked = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                sent = json.loads(body) if self.headers.get("Content-Type") == "application/json" else None
-                asked.requests.append((self.command, self.path, sent))
-                asked.headers.append(dict(self.headers))
-                status, answer = answers.get(self.path.partition("?")[0], (404, {}))
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = answer
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = Server(parse_address(serve(Handler)), FAST)
 
 
 def test_up_to_fifty_classes_are_looked_up_one_by_one(serve: Serve) -> None:

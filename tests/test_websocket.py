@@ -17,8 +17,8 @@ from comfyui_runner.server import Server
 from comfyui_runner.websocket import close_websocket, connect_websocket
 
 
-def server_at(port: int, **limits: float) -> Server:
-    return Server(parse_address(f"http://127.0.0.1:{port}"), FAST._replace(**limits))
+def server_at(port: int, seconds: float = 3.0) -> Server:
+    return Server(parse_address(f"http://127.0.0.1:{port}"), FAST._replace(websocket=seconds))
 
 
 def test_it_is_as_the_documents_say(simulator: Any) -> None:
@@ -71,7 +71,7 @@ class Silent(socketserver.StreamRequestHandler):
 def test_a_handshake_that_nobody_answers_has_an_end(serve_tcp: Any) -> None:
     began = time.monotonic()
     with pytest.raises(ServerUnreachable) as caught:
-        asyncio.run(connect_websocket(server_at(serve_tcp(Silent), websocket=0.2), "id"))
+        asyncio.run(connect_websocket(server_at(serve_tcp(Silent), seconds=0.2), "id"))
     assert not caught.value.refused
     assert seconds_since(began) < 10.0
 
