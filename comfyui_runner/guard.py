@@ -27,6 +27,9 @@ COOKIE = "comfyui_workflow_runner"
 #: What may be had without a token: the page that asks for it, and what a watchdog asks for.
 PATHS_WITHOUT_TOKEN = ("/login", "/health")
 
+#: Headers of answers that a page of an allowed origin may read too.
+EXPOSED_HEADERS = "Content-Disposition, Location, Retry-After, X-Prompt-Id"
+
 #: The only path whose GET starts something.
 PATH_THAT_STARTS = "/queue"
 
@@ -193,7 +196,8 @@ class Guard(NamedTuple):
         origin = request.header("origin")
         if not origin or origin not in self.origins:
             return ()
-        return ("Access-Control-Allow-Origin", origin), ("Vary", "Origin")
+        exposed = ("Access-Control-Expose-Headers", EXPOSED_HEADERS)
+        return ("Access-Control-Allow-Origin", origin), exposed, ("Vary", "Origin")
 
     def has_token(self, request: Request) -> bool:
         """Whether the request has the token, or the cookie of the login."""

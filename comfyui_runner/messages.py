@@ -192,34 +192,47 @@ def parse_form(body: bytes) -> Dict[str, Any]:
     """
     fields: Dict[str, Any] = {}
     inputs = FormTexts()
+    for name, text in read_form_texts(body).items():
+        if name == "inputs":
+            message = "In a form each input is a field of its own: inputs.NAME=VALUE."
+            raise HttpError(400, "wrong_type", message)
+        if name.startswith("inputs."):
+            inputs[name[len("inputs.") :]] = text
+        else:
+            fields[name] = text
+    if inputs:
+        fields["inputs"] = inputs
+    return fields
+
+
+def read_form_texts(body: bytes) -> Dict[str, str]:
+    """The texts of a form, by their names.
+
+    Raises HttpError 400 for what is not a form, is not in UTF-8, or has a field twice.
+    """
+    texts: Dict[str, str] = {}
     for pair in filter(None, body.split(b"&")):
         encoded_name, equals, encoded_text = pair.partition(b"=")
         if not equals:
             message = "The body is neither a JSON object nor a form: a field is NAME=VALUE."
             raise HttpError(400, "not_a_form", message)
         name = _decode_form(encoded_name).decode(errors="replace")
-        if name == "inputs":
-            message = "In a form each input is a field of its own: inputs.NAME=VALUE."
-            raise HttpError(400, "wrong_type", message)
-        text = _read_form_text(name, _decode_form(encoded_text))
-        target: Dict[str, Any] = fields
-        key = name
-        if name.startswith("inputs."):
-            target, key = inputs, name[len("inputs.") :]
-        if key in target:
+        text = read_form_text(name, _decode_form(encoded_text))
+        if name in texts:
             raise HttpError(400, "duplicate_field", f"The field {quote_name(name)} appears twice.")
-        target[key] = text
-    if inputs:
-        fields["inputs"] = inputs
-    return fields
+        texts[name] = text
+    return texts
 
 
 def _decode_form(encoded: bytes) -> bytes:
     return urllib.parse.unquote_to_bytes(encoded.replace(b"+", b" "))
 
 
-def _read_form_text(name: str, data: bytes) -> str:
-    """A text of a form, with plain newlines: ``name@FILE`` of curl sends a file as it is."""
+def read_form_text(name: str, data: bytes) -> str:
+    """A text of a form, with plain newlines: ``name@FILE`` of curl sends a file as it is.
+
+    Raises HttpError 400 if it is not in UTF-8, or UTF-16 with its mark.
+    """
     try:
         text = data.decode(text_encoding(data))
     except UnicodeDecodeError:

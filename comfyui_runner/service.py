@@ -507,12 +507,12 @@ class Service:
         for record in records:
             seconds_left = max(deadline - time.monotonic(), 0.0)
             if not wait_unless_left(record.over, seconds_left, has_left):
-                self._cancel_left(records)
+                self.cancel_all(records)
                 message = "The client closed its connection, so its run was cancelled."
                 raise HttpError(409, "client_left", message)
         return all(record.over.is_set() for record in records)
 
-    def _cancel_left(self, records: Iterable[RunRecord]) -> None:
+    def cancel_all(self, records: Iterable[RunRecord]) -> None:
         """Cancel those of ``records`` that have not ended."""
         for record in records:
             if not record.over.is_set():

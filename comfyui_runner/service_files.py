@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import urllib.parse
 import weakref
@@ -12,6 +13,7 @@ from comfyui_runner.errors import RunnerError, ServerAnswer, ServerUnreachable
 from comfyui_runner.forms import FormField, read_form_fields
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.messages import Headers, HttpError, Request, Response, choose_disposition
+from comfyui_runner.outputs import Output
 from comfyui_runner.server import (
     Server,
     read_pieces,
@@ -204,7 +206,16 @@ def disposition_header(filename: str, disposition: str) -> Tuple[str, str]:
     """The header that names a file; ``disposition`` is "inline" or "attachment"."""
     base_name = filename.replace("\\", "/").rpartition("/")[2]
     quoted_name = urllib.parse.quote(base_name, errors="replace")
-    return "Content-Disposition", f"{disposition}; filename*=UTF-8''{quoted_name}"
+    # curl -J and other plain clients know no filename*, which counts for those that do (RFC 6266).
+    plain_name = re.sub(r'[^ -~]|["%]', "_", base_name)
+    names = f"filename=\"{plain_name}\"; filename*=UTF-8''{quoted_name}"
+    return "Content-Disposition", f"{disposition}; {names}"
+
+
+def open_output(output: Output, server: Server, request: Request) -> Response:
+    """A file of a run on ``server``, as open_view() passes it on. Raises HttpError."""
+    query = {"filename": output.filename, "subfolder": output.subfolder, "type": output.type}
+    return open_view(request._replace(query=query), server)
 
 
 def view_refusal(error: ServerAnswer) -> HttpError:

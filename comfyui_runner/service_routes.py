@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+import urllib.parse
 from typing import Callable, Iterable, Mapping, NamedTuple, Optional, Tuple
 
+from comfyui_runner.call_bodies import open_call
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import (
     EditError,
@@ -41,6 +44,7 @@ from comfyui_runner.messages import (
 )
 from comfyui_runner.model_names import model_values
 from comfyui_runner.nodes import InputRef, class_of, quote_name
+from comfyui_runner.outputs import Output
 from comfyui_runner.refusals import Refusal
 from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
@@ -53,6 +57,14 @@ from comfyui_runner.routes import (
     options_response,
     show_body,
 )
+from comfyui_runner.run_answers import (
+    WantedFile,
+    failure_of_run,
+    prompt_id_header,
+    read_flag,
+    read_wait,
+    read_wanted_file,
+)
 from comfyui_runner.run_prompts import RunPrompt
 from comfyui_runner.run_records import RunRecord, problem_as_json
 from comfyui_runner.server import uploaded_value
@@ -60,11 +72,13 @@ from comfyui_runner.service import Service
 from comfyui_runner.service_files import (
     UploadedFile,
     disposition_header,
+    open_output,
     open_view,
     require_form,
     upload_refusal,
 )
 from comfyui_runner.text import JsonObject, one_line
+from comfyui_runner.waiting import wait_unless_left
 
 #: Seconds that GET /runs/{prompt_id}?wait= waits at most.
 MAX_WAIT = 60.0
@@ -82,7 +96,6 @@ LOGIN_LIMIT = 4096
 COOKIE_SECONDS = 365 * 24 * 60 * 60
 
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
-_is_seconds = re.compile(r"\d{1,9}(\.\d{1,9})?").fullmatch
 
 
 class Client(NamedTuple):
@@ -406,15 +419,102 @@ class RouteCall:
         try:
             record, _ = self.service.start(new)
         except PromptRejected as error:
-            problems = [problem_as_json(problem) for problem in error.problems]
-            details = {"problems": problems, "answer": error.answer}
-            raise HttpError(400, "prompt_rejected", error.message, details) from None
+            raise as_refusal(error) from None
         ahead = record.run.state.ahead
         return {
             "message": start_in_words(ahead),
             "prompt_id": record.prompt_id,
             "ahead": ahead,
         }
+
+    def run_call(self) -> Response:
+        """Run a copy of the held workflow with the values in the body, and answer with its end."""
+        query = self.request.query
+        wanted = read_wanted_file(self.request)
+        seconds = read_wait(query, float("inf"))
+        is_detached = read_flag(query, "detach")
+        with self._place_to_wait(seconds):
+            with open_call(self.request, self.body) as values:
+                record = self.start_call(values)
+            if is_detached:
+                wait_unless_left(record.over, seconds, self.client.has_left)
+            else:
+                self.service.wait_for_calls([record], seconds, self.client.has_left)
+        if record.over.is_set():
+            return self._show_end(record, wanted)
+        place = f"{urllib.parse.urlsplit(self.options.public_url).path}/runs/{record.prompt_id}"
+        headers = (("Location", place), *prompt_id_header(record.prompt_id))
+        return json_response(202, record.to_json(self.url_for(self.request)), headers)
+
+    def start_call(self, values: JsonObject) -> RunRecord:
+        """Service.start_call(), with errors as answers. Raises HttpError, EditError."""
+        try:
+            return self.service.start_call(values)
+        except PromptRejected as error:
+            raise as_refusal(error) from None
+        except ServerAnswer as error:
+            raise upload_refusal(error) or error from None
+
+    def _place_to_wait(self, seconds: float) -> "contextlib.AbstractContextManager[None]":
+        """A place among those who wait, where it is waited at all. Raises HttpError 429."""
+        if seconds == 0.0:
+            return contextlib.nullcontext()
+        return self.service.waiting_room.place()
+
+    def _wait_for(self, record: RunRecord, seconds: float) -> None:
+        """Wait for the end of a run, or until the client has left, which does not cancel it."""
+        if record.over.is_set():
+            return
+        with self._place_to_wait(seconds):
+            wait_unless_left(record.over, seconds, self.client.has_left)
+
+    def _show_end(self, record: RunRecord, wanted: Optional[WantedFile]) -> Response:
+        """The answer of a run that has ended. Raises HttpError if it did not succeed."""
+        shown = record.to_json(self.url_for(self.request))
+        failure = failure_of_run(shown)
+        if failure is not None:
+            raise failure
+        if wanted is None:
+            return json_response(200, shown, prompt_id_header(record.prompt_id))
+        whole_file = self.request._replace(headers={})  # a Range would be of the request itself
+        return self._open_wanted(record, wanted, whole_file)
+
+    def _open_wanted(self, record: RunRecord, wanted: WantedFile, request: Request) -> Response:
+        """A file of a run that has ended. Raises HttpError."""
+        headers = prompt_id_header(record.prompt_id)
+        try:
+            turn = wanted.choose(record.outputs or [])
+            response = self.open_output(record, turn, request)
+        except HttpError as error:
+            error.headers = (*error.headers, *headers)
+            raise
+        return response._replace(headers=(*response.headers, *headers))
+
+    def open_output(self, record: RunRecord, turn: int, request: Request) -> Response:
+        """A file of a run, by its turn among the outputs. Raises HttpError."""
+        spooled = record.spooled_file(str(turn))
+        if spooled is not None:
+            return self._read_spooled(*spooled, is_download=False)
+        assert record.outputs is not None
+        output = record.outputs[turn]
+        if not output.is_on_server:
+            message = f"{output.filename} could not be kept."
+            raise HttpError(404, "no_such_file", message)
+        return open_output(output, record.session.server, request)
+
+    def get_run_output(self, prompt_id: str) -> Response:
+        """A file of a run, when it has ended."""
+        wanted = read_wanted_file(self.request, is_required=True)
+        assert wanted is not None
+        record = self._find_run(prompt_id)
+        self._wait_for(record, read_wait(self.request.query, 0.0))
+        if not record.over.is_set():
+            message = "The run has not ended yet: ?wait=30 waits for its end."
+            raise HttpError(409, "not_over", message, headers=prompt_id_header(record.prompt_id))
+        if not any(output.filename for output in record.outputs or []):
+            message = f"The run made no file. {record.message}"
+            raise HttpError(404, "no_such_file", message)
+        return self._open_wanted(record, wanted, self.request)
 
     def post_prompt(self) -> Response:
         """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
@@ -455,10 +555,7 @@ class RouteCall:
     def get_run(self, prompt_id: str) -> Response:
         """One run, at once or when it has ended."""
         record = self._find_run(prompt_id)
-        seconds = self.request.query.get("wait", "0")
-        if not _is_seconds(seconds):
-            raise HttpError(400, "wrong_type", "wait must be a number of seconds.")
-        record.over.wait(min(float(seconds), MAX_WAIT))
+        self._wait_for(record, min(read_wait(self.request.query, 0.0), MAX_WAIT))
         return json_response(200, record.to_json(self.url_for(self.request)))
 
     def _find_run(self, prompt_id: str) -> RunRecord:
@@ -476,13 +573,16 @@ class RouteCall:
         if file is None:
             message = "The run has no such file here: its outputs say which it has."
             raise HttpError(404, "no_such_file", message)
-        output, key = file
+        return self._read_spooled(*file, is_download="download" in self.request.query)
+
+    def _read_spooled(self, output: Output, key: str, *, is_download: bool) -> Response:
+        """A file that no server keeps. Raises HttpError 404 if it is not kept any more."""
         data = self.service.spool.read(key)
         if data is None:
             message = f"{output.filename} is not kept any more: newer files took its place."
             raise HttpError(404, "no_such_file", message)
         type_, disposition = choose_disposition(media_type_of_name(output.filename))
-        if "download" in self.request.query:
+        if is_download:
             disposition = "attachment"
         headers = (disposition_header(output.filename, disposition),)
         return Response(200, data, type_, headers)
@@ -526,6 +626,13 @@ class RouteCall:
         if record is not None:
             server = record.session.server  # behind a load balancer each run has its own
         return open_view(self.request, server)
+
+
+def as_refusal(error: PromptRejected) -> HttpError:
+    """The answer where ComfyUI refuses a prompt that is not the client's own: what is wrong."""
+    problems = [problem_as_json(problem) for problem in error.problems]
+    details = {"problems": problems, "answer": error.answer}
+    return HttpError(400, "prompt_rejected", error.message, details)
 
 
 def start_in_words(ahead: Optional[int]) -> str:

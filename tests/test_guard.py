@@ -410,6 +410,7 @@ def test_an_address_of_this_machine_alone_needs_none(host: str) -> None:
 def test_pages_of_allowed_origins_may_read_the_answers() -> None:
     assert OPEN.cors_headers(request(origin="https://app.example")) == (
         ("Access-Control-Allow-Origin", "https://app.example"),
+        ("Access-Control-Expose-Headers", "Content-Disposition, Location, Retry-After, X-Prompt-Id"),
         ("Vary", "Origin"),
     )
     for headers in ({}, {"origin": ""}, {"origin": "http://127.0.0.1:8189"}, {"origin": "http://evil.example"}):

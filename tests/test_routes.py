@@ -107,7 +107,7 @@ def sent_by_curl(words: List[str]) -> bytes:
 
 def test_the_examples_are_json_and_the_same_as_forms_in_their_commands() -> None:
     examples = [row for row in ROUTES if row.body]
-    assert {row.path for row in examples} == {"/update/prompt", "/update/inputs"}
+    assert {row.path for row in examples} == {"/update/prompt", "/update/inputs", "/run"}
     for row in examples:
         assert f" {row.form} " in row.curl_command(URL)
         body = sent_by_curl(shlex.split(row.form))
@@ -170,7 +170,8 @@ def test_the_document_says_where_forms_are_taken() -> None:
         for path, methods in document["paths"].items()
         if "application/x-www-form-urlencoded" in methods.get("post", {}).get("requestBody", {}).get("content", {})
     }
-    assert taken == {"/update/prompt", "/update/inputs", "/interrupt"}  # others take no fields, or JSON alone
+    # others take no fields, or JSON alone
+    assert taken == {"/update/prompt", "/update/inputs", "/interrupt", "/run"}
 
 
 def test_every_line_of_curl_names_the_address() -> None:
