@@ -423,6 +423,13 @@ def test_a_ring_of_nodes_is_named_node_by_node(begin: Callable[..., Life]) -> No
     assert set(found.node_errors) == {"3", "4"}
     assert check(begin(version="0.3.64"), ring).good == []
 
+    ring["4"]["inputs"]["image2"] = ["5", 0]  # a ring with the same nodes and one more
+    ring["5"] = {"class_type": "ImageInvert", "inputs": {"image": ["3", 0]}}
+    found = check(begin(), ring)
+    assert {node_id: node["errors"] for node_id, node in found.node_errors.items()} == {
+        node_id: [cycle] for node_id, cycle in cycles.items()
+    }
+
 
 def test_values_become_what_their_input_takes(begin: Callable[..., Life]) -> None:
     for name, value, expected in (
