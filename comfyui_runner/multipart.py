@@ -172,7 +172,9 @@ def _parse_part_head(head: bytes) -> Tuple[str, Optional[str], str]:
         is_field = message.get_content_disposition() == "form-data"
         name = _read_parameter(message, "name")
         filename = _read_parameter(message, "filename")
-    except ValueError:  # a charset that is none, in the way of RFC 2231: name*=punycode''…
+    except (ValueError, TypeError):
+        # In the way of RFC 2231: a charset that is none (name*=punycode''…), or pieces without a
+        # number among those that have one (name*;name*0), which email cannot sort.
         is_field, name, filename = False, None, None
     if not is_field or name is None:
         raise _bad_form('a part does not begin with Content-Disposition: form-data; name="..."')

@@ -101,6 +101,11 @@ def terminal() -> Iterator[Any]:
             os.close(end)
 
 
+def without_debug_mode() -> Dict[str, str]:
+    """The environment without asyncio's debug mode, which writes to the terminal of slow machines itself."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONASYNCIODEBUG"}
+
+
 @contextlib.contextmanager
 def program_in(terminal: Any, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The program, with ``terminal`` as its own."""
@@ -110,6 +115,7 @@ def program_in(terminal: Any, *arguments: str) -> Iterator["subprocess.Popen[byt
         stdout=terminal[1],
         stderr=terminal[1],
         preexec_fn=in_new_terminal(terminal[1]),
+        env=without_debug_mode(),
     )
     try:
         yield program

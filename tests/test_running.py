@@ -841,11 +841,39 @@ def test_somebody_else_takes_our_prompt_off_the_queue(simulator: Any, workflow_f
     assert "removed the prompt from the queue" in result.event("end")["message"]
 
 
+def submit_blocker(simulator: Any, seed: int) -> str:
+    """Somebody else's prompt, which runs until it is interrupted: its id."""
+    post = {"client_id": "other", "prompt": slow_prompt(steps=600, seconds=60.0, seed=seed), "prompt_id": new_uuid()}
+    requests.post(simulator.url + "/prompt", json=post, timeout=20).raise_for_status()
+    return str(post["prompt_id"])
+
+
+def ended(simulator: Any) -> Any:
+    """The ids of the prompts that have ended."""
+    return requests.get(simulator.url + "/history", timeout=20).json()
+
+
+def end_blocker(simulator: Any, prompt_id: str) -> None:
+    wait_until(lambda: simulator._server.life.snapshot()[0], what="a running prompt")
+    requests.post(simulator.url + "/interrupt", json={"prompt_id": prompt_id}, timeout=20)
+
+
 def test_the_place_in_the_queue_is_reported_while_waiting(simulator: Any, workflow_file: Make) -> None:
-    for seed in (1, 2):
-        blocker = slow_prompt(steps=4, seconds=0.7, seed=seed)
-        requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    first, second = (submit_blocker(simulator, seed) for seed in (1, 2))
+    look = ("GET", "/queue")
+
+    def end_one_after_the_other() -> None:
+        wait_until(lambda: look in simulator.requests, what="the look at two prompts in front")
+        end_blocker(simulator, first)
+        wait_until(lambda: first in ended(simulator), what="the end of the first")
+        seen = simulator.requests.count(look)
+        wait_until(lambda: simulator.requests.count(look) > seen, what="the look at one prompt in front")
+        end_blocker(simulator, second)
+
+    thread = threading.Thread(target=end_one_after_the_other)
+    thread.start()
     result = go(simulator, workflow_file(slow_prompt(seed=3)))
+    thread.join()
     assert result.status == ExitStatus.OK
     ahead = [event["ahead"] for event in result.events if event["event"] == "queued"]
     assert ahead == sorted(ahead, reverse=True) and ahead[0] == 2 and 1 in ahead
@@ -1034,12 +1062,19 @@ def test_taking_copies_off_the_queue_does_not_hold_the_end_up(slow: str, simulat
 def test_taking_copies_off_the_queue_does_not_hold_the_run_up(
     simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
 ) -> None:
-    blocker = slow_prompt(steps=20, seconds=3.0, seed=99)
-    requests.post(simulator.url + "/prompt", json={"prompt": blocker, "client_id": "other"}, timeout=5)
+    blocker = submit_blocker(simulator, seed=99)
     simulator.faults.lose_post = ["late:%s" % (FAST.absent + 0.5)]  # taken after we gave it up
     proxy = make_slow(simulator)
     proxy.trickling = {"POST /queue": 1}
+
+    def end_blocker_later() -> None:
+        wait_until(lambda: proxy.trickled, what="the removal of the copy")
+        end_blocker(simulator, blocker)
+
+    thread = threading.Thread(target=end_blocker_later)
+    thread.start()
     result = go(proxy, workflow_file(slow_prompt()), limits=FAST._replace(read=0.5))
+    thread.join()
     assert result.status == ExitStatus.OK
     assert proxy.trickled == 1
     quick(12.0)
@@ -1188,9 +1223,10 @@ def test_a_flood_of_messages_leaves_the_loop_its_turns() -> None:
 
     async def story() -> None:
         session = Session(Server(parse_address("127.0.0.1:1")), lambda run, report: None)
-        async with websockets.asyncio.server.serve(flood, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            socket = await websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}", max_queue=2 * frames)
+        # The flood may begin before the client has ended the handshake.
+        async with websockets.asyncio.server.serve(flood, "127.0.0.1", 0, open_timeout=None) as server:
+            url = "ws://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+            socket = await websockets.asyncio.client.connect(url, max_queue=2 * frames, open_timeout=None)
             await socket.wait_closed()  # all of them have come
             session._use_socket(socket)
             counting = asyncio.ensure_future(count_turns())
