@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.documents import Prompt
@@ -10,6 +11,7 @@ from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.model_names import nodes_with_unknown_models, with_names_of_server
 from comfyui_runner.nodes import class_of
+from comfyui_runner.others import UNKNOWN_LENGTH, QueueLength
 from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import Origin, add_remedies
 from comfyui_runner.server import Server, split_look_up
@@ -33,6 +35,17 @@ async def ask_for_stats_once(server: Server) -> Dict[str, Any]:
     return await bounded(server.system_stats, seconds=server.limits.connect + 10.0)
 
 
+async def ask_for_queue_length(server: Server) -> QueueLength:
+    """How many prompts the server has; not known where it does not say. Raises ServerGone."""
+    try:
+        prompts = await bounded(server.queue_length, seconds=server.limits.read)
+    except ServerGone:
+        raise
+    except ServerError:
+        prompts = None
+    return QueueLength(prompts, time.monotonic())
+
+
 class Backend:
     """The first of ``servers`` that answers.
 
@@ -42,6 +55,7 @@ class Backend:
     def __init__(self, servers: Sequence[Server]) -> None:
         self.server = servers[0]
         self.connected = False
+        self.queue_length = UNKNOWN_LENGTH  #: at the last check
         #: every class that was asked for so far, as GET /object_info has it
         self.object_info: Dict[str, Any] = {}
         self._candidates = servers
@@ -108,6 +122,7 @@ class Backend:
         if not self.connected:
             features = await bounded(server.features, seconds=server.limits.read)
             self._features = as_dict(features)
+        self.queue_length = await ask_for_queue_length(server)
         self._stats = stats
         self.server, self._candidates = server, (server,)
         self.connected, self._failures, self._too_old = True, 0, ""

@@ -21,6 +21,7 @@ from comfyui_runner.answer_body import (
 from comfyui_runner.certificates import certifi_bundle, make_ssl_context_for_http
 from comfyui_runner.cookies import Cookies
 from comfyui_runner.errors import PromptRejected, ServerAnswer, ServerUnreachable, UsageError
+from comfyui_runner.events import prompts_remaining
 from comfyui_runner.host_routes import HostRoute
 from comfyui_runner.http_connections import make_adapter
 from comfyui_runner.http_failures import (
@@ -353,6 +354,10 @@ class Server:
     def queue(self) -> Dict[str, Any]:
         """GET /queue."""
         return as_dict(self.call("GET", "/queue"))
+
+    def queue_length(self) -> Optional[int]:
+        """GET /prompt: how many prompts run or wait, None if the answer does not say."""
+        return prompts_remaining({"status": self.call("GET", "/prompt")})
 
     def history_entry(self, prompt_id: str) -> Optional[Dict[str, Any]]:
         """GET /history/{prompt_id}: the entry, or None while there is none."""

@@ -49,6 +49,7 @@ from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef, class_of
+from comfyui_runner.others import Others, SettledOthers, count_others
 from comfyui_runner.outputs import SENDS_PICTURES, Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets
@@ -68,7 +69,7 @@ from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
 from comfyui_runner.spool import Spool
-from comfyui_runner.state import lost
+from comfyui_runner.state import Phase, lost
 from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
@@ -78,6 +79,9 @@ CHECK_INTERVAL, CHECK_INTERVAL_IN_TROUBLE = 15.0, 2.0
 
 #: Seconds between two looks for runs that have changed.
 PUBLISH_INTERVAL = 0.1
+
+#: Seconds for which the number of other people's prompts is the same before it is shown.
+OTHERS_SETTLE = 0.5
 
 #: Seconds for which a prompt is posted again and again: the client waits for the answer.
 POST_PATIENCE = 5.0
@@ -128,6 +132,7 @@ class Service:
         self.records = RunRecords(self.lock)
         self.refusals = RefusalLog()
         self.spool = Spool()
+        self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
         self.held = HeldWorkflow(loaded, self.lock, self._publish_revision)
         self.session = Session(self.backend.server, self.report)
@@ -152,6 +157,7 @@ class Service:
                 await self.check_comfyui()
                 last_check = time.monotonic()
             self.publish_changed_runs()
+            self._publish_others(time.monotonic())
             self._show_refusals(time.monotonic())
             self.options.afterwards.look_around(
                 lambda: bool(self.records.not_over()), time.monotonic(), partial(self.report, None)
@@ -187,6 +193,24 @@ class Service:
             self._show(None, problem_report(problem))
         if len(problems) > ENTRIES_SHOWN:
             self._notify(f"{plural(len(problems) - ENTRIES_SHOWN, 'more problem')}.")
+
+    def _publish_others(self, now: float) -> None:
+        """Publish how many prompts of others are in ComfyUI's queue, if that has changed."""
+        if self.others.look(self._count_others(), now):
+            self.streams.publish("status", self.status())
+
+    def _count_others(self) -> Optional[Others]:
+        """Who else is in ComfyUI's queue, None while that is not known.
+
+        Behind a load balancer there is a queue on each server.
+        """
+        if not self.backend.connected or self.backend.server.affinity:
+            return None
+        # ComfyUI says it to everybody when it changes; a connection may be silent all the same.
+        newest = max(self.session.queue_length, self.backend.queue_length, key=lambda each: each.at)
+        phases = [record.run.state.phase for record in self.records.not_over()]
+        ours = sum(not phase.over for phase in phases)
+        return count_others(newest, ours, Phase.RUNNING in phases)
 
     def _show_refusals(self, now: float) -> None:
         """Show how many requests were refused after those that were shown at once."""
@@ -524,12 +548,16 @@ class Service:
         seconds = self.backend.server.limits.cancel + 10.0
         self.run_in_loop(record.session.cancel(record.run), seconds)
 
+    def _others_as_json(self) -> Optional[JsonObject]:
+        others = self.others.shown
+        return others.to_json() if others is not None else None
+
     def status(self) -> JsonObject:
         """The service as GET /status shows it. May be called in both worlds."""
         running = self.records.running()
         return {
             "version": __version__,
-            "comfyui": self.backend.to_json(),
+            "comfyui": {**self.backend.to_json(), "others": self._others_as_json()},
             "workflow": self.held.to_json(),
             "runs": {
                 "waiting": self.records.count_waiting(),

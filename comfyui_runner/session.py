@@ -20,6 +20,7 @@ from comfyui_runner.errors import (
 )
 from comfyui_runner.events import Event, MessageData, parse_message, prompts_remaining
 from comfyui_runner.nodes import class_of, node_title, planned_nodes
+from comfyui_runner.others import UNKNOWN_LENGTH, QueueLength
 from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
 from comfyui_runner.remedies import NO_ORIGIN, Origin, add_remedies
 from comfyui_runner.reports import NO_RUN_TEXTS, Report, RunTexts, changes, problem_report
@@ -125,6 +126,7 @@ class Session:
         self._was_connected = False
         self._queue_moved = False  # a status message came since the last reading
         self._remaining: Optional[int] = None  # prompts on the server, by its last status message
+        self.queue_length = UNKNOWN_LENGTH  #: the same, and when that message came
         self._patience = Patience(self.limits.give_up)  # with a server that answers no reading
         self._readings_fail = False  # the last reading of queue and history failed
         self._is_trouble_reported = False
@@ -562,6 +564,7 @@ class Session:
                 if run.state.phase is Phase.RUNNING:
                     run.hinted_at = at
         self._remaining = remaining
+        self.queue_length = QueueLength(remaining, at)
         self._queue_moved = True
         self._wake.set()
 

@@ -24,7 +24,7 @@ PURE_MODULES = [
     "extras/pack_values", "extras/proxy_widgets", "extras/templates", "extras/widgets",
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
-    "refusals", "forms", "limits", "places", "remedies", "model_names", "windows_files", "shells",
+    "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
@@ -33,7 +33,7 @@ SUBJECTS = [
     "text", "redaction", "json_text", "contents", "answer_body",
     "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
-    "run_records", "refusals", "forms", "places", "remedies", "model_names", "windows_files", "shells",
+    "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]

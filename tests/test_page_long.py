@@ -782,6 +782,27 @@ def test_stop_cancels_ours_while_it_runs_and_nobody_elses(make_service: Any, vis
     wait_until(lambda: phase_elsewhere(service.simulator, foreign) == "running", what="the other's run")
 
 
+def test_the_page_says_who_else_is_in_comfyuis_queue(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(slow_prompt())
+    page = visit(service)
+    others = page.locator("#others")
+    expect(others).to_be_hidden()
+    foreign = [
+        post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0, seed=seed)) for seed in range(5, 8)
+    ]
+    expect(others).to_have_text("Others in ComfyUI's queue: 1 running, 2 waiting")
+    run(page)
+    expect(state(page)).to_have_text("Waiting: 3 ahead")
+    expect(others).to_have_text("Others in ComfyUI's queue: 1 running, 2 waiting")
+    shot(page, "others")
+    service.simulator._server.life.delete(foreign[1])
+    service.simulator._server.life.interrupt(foreign[0])
+    expect(others).to_have_text("Others in ComfyUI's queue: 1 running")
+    service.simulator._server.life.interrupt(foreign[2])
+    expect(state(page)).to_contain_text("Done")
+    expect(others).to_be_hidden()
+
+
 def test_stop_takes_ours_off_the_queue_and_leaves_the_one_that_runs(make_service: Any, visit: Any) -> None:
     service = make_service(slow_prompt())
     page = visit(service)

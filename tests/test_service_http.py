@@ -46,6 +46,7 @@ def test_what_is_sent_leaves_at_once(service: Middleware) -> None:
 
 def test_status_health_and_the_documents(service: Middleware, comfyui: Any) -> None:
     status = service.get("/status").json
+    assert status["comfyui"].pop("others") in (None, {"running": 0, "waiting": 0})  # known in a moment
     assert status["comfyui"] == {
         "url": comfyui.url,
         "connected": True,
