@@ -148,8 +148,14 @@ class Interrupts:
 
     def _say_farewell(self) -> None:
         try:
-            if os.isatty(2) and self._takes_escape_codes:
-                os.write(2, SHOW_CURSOR)
-            os.write(2, f"\n{self.farewell}\n".encode(errors="replace"))
+            os.write(2, last_bytes(self.farewell, os.isatty(2) and self._takes_escape_codes))
         except OSError:
             pass  # nobody reads any more
+
+
+def last_bytes(farewell: str, takes_escape_codes: bool) -> bytes:
+    """What the process writes last: a ``farewell``, with the cursor of a terminal shown again."""
+    said = f"\n{farewell}\n".encode(errors="replace")
+    if takes_escape_codes:
+        return SHOW_CURSOR + said
+    return said

@@ -12,6 +12,7 @@ from comfyui_runner.conclusion import (
     TIMED_OUT,
     exit_status_before_saving,
     exit_status_if_not_saved,
+    name_output,
     notices_of_missing,
     report_outputs,
     save_outputs,
@@ -209,3 +210,8 @@ def test_what_nobody_asked_to_save_is_mentioned_if_no_server_keeps_it(
     sources: List[str], notice: Optional[str]
 ) -> None:
     assert notice_of_unsaved([PICTURE._replace(source=source) for source in sources]) == notice
+
+
+def test_an_output_that_is_not_saved_is_named_by_its_file_or_its_node() -> None:
+    assert name_output(PICTURE) == "a.png"
+    assert name_output(Output("1", "Caption", "text", text="a fox")) == "Caption"

@@ -17,6 +17,7 @@ from support import FAST, node, run, slow_prompt, wait_until
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import ExitStatus, ServerGone
+from comfyui_runner.redaction import SHORTEST_COOKIE
 from comfyui_runner.server import Server
 
 Make = Callable[..., Any]
@@ -239,6 +240,12 @@ def test_cookies_reach_http_and_the_handshake_behind_a_host_of_the_users_own(mak
     method, path, headers = simulator.received[-1]
     assert (method, path, headers["Host"], headers["Cookie"]) == ("GET", "/queue", "studio.example", "GPU=a")
     assert cookie_of(server) == {"GPU": "a"}
+
+
+def test_a_cookie_that_is_too_short_to_be_a_secret_is_not_hidden_as_one() -> None:
+    server = server_at("http://127.0.0.1:1", "Cookie: mine=my-own-long-session; dark=1")
+    server.cookies.take([f"GPU={'a' * (SHORTEST_COOKIE - 1)}; path=/", f"LOGIN={'b' * SHORTEST_COOKIE}; path=/"])
+    assert sorted(server.cookies.credentials) == ["b" * SHORTEST_COOKIE, "my-own-long-session"]
 
 
 def test_a_changed_affinity_cookie_means_that_the_server_is_gone() -> None:

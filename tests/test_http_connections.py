@@ -15,7 +15,7 @@ import websockets.version
 from support import CERTIFICATE, FAST, needs_ipv6, pump_to_port, run, slow_prompt
 
 from comfyui_runner.addresses import parse_address
-from comfyui_runner.certificates import certifi_bundle, make_ssl_context
+from comfyui_runner.certificates import certifi_bundle, make_ssl_context, make_ssl_context_for_http
 from comfyui_runner.errors import ExitStatus, ServerUnreachable
 from comfyui_runner.host_routes import HostRoute
 from comfyui_runner.http_connections import make_adapter
@@ -145,6 +145,14 @@ def test_the_authorities_of_certifi_the_system_and_the_variable_count_together(m
     make_ssl_context.cache_clear()
     assert subjects(make_ssl_context("")) >= subjects_in(certifi_bundle()) | subjects_in(CERTIFICATE)
     make_ssl_context.cache_clear()
+
+
+@pytest.mark.parametrize(("version", "python_compares"), [("1.26.20", False), ("2.0.0", True), ("11.0", True)])
+def test_the_name_in_a_certificate_is_compared_once(version: str, python_compares: bool, monkeypatch: Any) -> None:
+    """urllib3 1.26 compares it itself, and gives Python nothing to compare it with."""
+    monkeypatch.setattr("urllib3.__version__", version)
+    context = make_ssl_context_for_http("")
+    assert context.check_hostname is python_compares and context.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_a_folder_of_authorities_counts_too(tls_port: int, tmp_path: Any) -> None:

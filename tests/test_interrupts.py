@@ -20,7 +20,7 @@ from served import phase_elsewhere, post_elsewhere
 from support import ROOT, SCRIPT, node, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.interrupts import Interrupts, Stop, signals_to_take, stop_by_signal
+from comfyui_runner.interrupts import Interrupts, Stop, last_bytes, signals_to_take, stop_by_signal
 from comfyui_runner.threads import run_loop, start_thread
 from comfyui_runner.windows_console import CLOSING_SECONDS, seconds_to_hold, turn_on_escape_codes
 
@@ -67,6 +67,56 @@ def test_a_closed_terminal_is_never_the_second_press_that_leaves_at_once(first: 
     interrupts._handle(first, None)
     interrupts._handle(signal.SIGHUP, None)
     assert interrupts.cause == stop_by_signal(first)
+
+
+def test_the_first_press_sets_the_event_and_a_press_at_a_question_ends_that() -> None:
+    async def story() -> None:
+        interrupts, event = Interrupts(), asyncio.Event()
+        assert (interrupts.name, interrupts.exit_status) == ("Ctrl+C", ExitStatus.CANCELLED)
+        interrupts.bind(asyncio.get_running_loop(), event)
+        interrupts._handle(signal.SIGTERM, None)
+        await asyncio.wait_for(event.wait(), 10.0)
+        assert (interrupts.name, interrupts.exit_status) == ("SIGTERM", ExitStatus.TERMINATED)
+
+        late = asyncio.Event()  # a press came before the loop began
+        interrupts.bind(asyncio.get_running_loop(), late)
+        assert late.is_set()
+
+        asked = Interrupts()
+        asked.bind(asyncio.get_running_loop(), asyncio.Event())
+        asked.asking = True
+        with pytest.raises(KeyboardInterrupt):
+            asked._handle(signal.SIGINT, None)
+        assert asked.cause == Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+    asyncio.run(story())
+
+
+def test_a_press_after_the_loop_has_ended_is_noted_and_nothing_fails() -> None:
+    async def story() -> Interrupts:
+        interrupts = Interrupts()
+        interrupts.bind(asyncio.get_running_loop(), asyncio.Event())
+        return interrupts
+
+    interrupts = asyncio.run(story())
+    interrupts._handle(signal.SIGINT, None)
+    assert interrupts.cause == Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+
+def test_signals_are_taken_and_given_back() -> None:
+    before = {number: signal.getsignal(number) for number in signals_to_take()}
+    interrupts = Interrupts()
+    interrupts.install()
+    taken = {number: signal.getsignal(number) for number in before}
+    interrupts.restore()
+    assert set(before) >= {signal.SIGINT, signal.SIGTERM}
+    assert set(taken.values()) == {interrupts._handle}
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_last_bytes_show_the_cursor_of_a_terminal_again() -> None:
+    assert last_bytes("Left.", takes_escape_codes=True) == b"\x1b[?25h\nLeft.\n"
+    assert last_bytes("Left \ud800.", takes_escape_codes=False) == b"\nLeft ?.\n"
 
 
 def in_new_terminal(follower: int) -> Callable[[], None]:

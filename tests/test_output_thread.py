@@ -162,3 +162,10 @@ def test_a_queued_stream_says_what_its_own_says(pipe: Any) -> None:
     stream, _ = pipe
     queued = queue_for(OutputThread(), stream)
     assert (queued.encoding, queued.isatty(), queued.fileno()) == ("utf-8", False, stream.fileno())
+
+
+def test_a_text_that_nobody_takes_does_not_keep_the_process_alive(pipe: Any) -> None:
+    stream, _ = pipe
+    thread = OutputThread()
+    thread.put(stream, MORE_THAN_A_PIPE)
+    assert thread._thread is not None and thread._thread.daemon

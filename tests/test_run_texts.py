@@ -109,15 +109,18 @@ def test_texts_can_be_read_in_what_is_written(simulator: Any, workflow_file: Mak
     """Not as \\u72d0: people look for a picture by the words that made it."""
     path = workflow_file(API)
     files = [str(tmp_path / name) for name in ("run.json", "api.json", "m.jsonl")]
-    text = ("--set", "3.text=狐 Füchse")
-    go(simulator, path, *text, "--save-run", files[0])
-    go(simulator, path, *text, "--export-api", files[1])
+    words = ("--set", "3.text=狐 Füchse")
+    go(simulator, path, *words, "--save-run", files[0])
+    go(simulator, path, *words, "--export-api", files[1])
     rows = tmp_path / "rows.csv"
     rows.write_text("3.text\n狐 Füchse\n", "utf-8")
     go(simulator, path, "--batch", str(rows), "--manifest", files[2])
     for name in files:
         with open(name, encoding="utf-8") as file:
-            assert "狐 Füchse" in file.read(), name
+            text = file.read()
+        assert "狐 Füchse" in text, name
+        has_lines = '\n  "' in text
+        assert has_lines == name.endswith(".json")  # a line for each row, and one for each field
 
 
 def test_a_file_in_api_format_is_dated_and_its_braces_stay(simulator: Any, workflow_file: Make) -> None:

@@ -14,7 +14,7 @@ from support import slow_prompt
 
 from comfyui_runner import comfyui
 from comfyui_runner.addresses import parse_address
-from comfyui_runner.comfyui import FIRST_TRIES, ask_for_stats
+from comfyui_runner.comfyui import FIRST_TRIES, ask_for_stats, definitions_on
 from comfyui_runner.errors import (
     ExitStatus,
     NotConfirmed,
@@ -26,7 +26,7 @@ from comfyui_runner.errors import (
     UsageError,
 )
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.server import Server
+from comfyui_runner.server import MOST_CLASSES_ONE_BY_ONE, Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import (
     check_output_folder,
@@ -231,3 +231,21 @@ def test_a_server_that_refuses_is_asked_once() -> None:
     with pytest.raises(ServerUnreachable):
         asyncio.run(ask_for_stats(Counting(parse_address("http://127.0.0.1:1"))))
     assert len(calls) == 1
+
+
+# -- definitions -----------------------------------------------------------------------------------
+
+
+def test_many_definitions_are_read_in_one_answer_and_that_once(serve: Serve) -> None:
+    names = [f"C{number:02}" for number in range(MOST_CLASSES_ONE_BY_ONE)]
+    answers = {f"/object_info/{name}": (200, {name: {"output": [name]}}) for name in names}
+    everything = {name: {"output": [name]} for name in names}
+    asked = Asked(serve, {**answers, "/object_info": (200, everything)})
+    define = definitions_on(asked.server)
+    assert define([*names, names[0]]) == everything
+    assert [path for _, path, _ in asked.requests] == [f"/object_info/{name}" for name in names]
+    assert define([]) == {}
+    assert define([*names, "None of ours"]) == {**everything, "None of ours": {}}
+    assert define(None) == everything
+    assert define(names[:1]) == {names[0]: everything[names[0]]}
+    assert [path for _, path, _ in asked.requests[len(names) :]] == ["/object_info"]
