@@ -161,7 +161,7 @@ def test_a_new_run_knows_whether_messages_may_be_missing() -> None:
 def test_a_session_that_is_closed_closes_its_socket_and_ends_its_tasks() -> None:
     async def story(desk: Desk, session: Session, reports: List[Report]) -> None:
         socket = session._socket = Socket()
-        session._tasks = [asyncio.ensure_future(asyncio.sleep(60.0))]  # type: ignore[list-item]
+        session._tasks = [asyncio.ensure_future(asyncio.sleep(60.0))]
         async with session:
             assert session.connected
         assert socket.is_closed and session._tasks[0].cancelled()
