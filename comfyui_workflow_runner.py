@@ -96,6 +96,7 @@ from comfyui_runner.steps import (  # noqa: E402
     conclude_run,
     confirm,
     do_afterwards,
+    draw_seeds_once,
     draw_texts,
     load_workflow,
     name_models,
@@ -122,6 +123,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
     """Run the workflow once: load, show, find, confirm, connect, submit, follow, save."""
     async with ComfyUI(settings, console) as comfyui:
         workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
+        workflow = draw_seeds_once(workflow)  # where they are random
         show_workflow(workflow, console)
         check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
         check_output_folder(settings)  # USAGE: -o is made, and cannot be written
@@ -134,7 +136,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
             async with Session(connection, console.report) as session:
                 await console.unless_stopped(session.open())  # NO_SERVER
                 uploaded = await upload_files(workflow, connection, console)
-                prompt = complete_prompt(workflow, uploaded)  # draws seeds, where they are random
+                prompt = complete_prompt(workflow, uploaded)
                 prompt = await name_models(prompt, workflow.object_info, connection, console)
                 new = draw_texts(workflow, prompt)  # and dates the names of files
                 run = session.new_run(

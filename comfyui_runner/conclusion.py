@@ -91,17 +91,18 @@ async def conclude(
     *,
     whole_traceback: bool = False,
     is_served: bool = False,
+    has_urls: bool = True,
 ) -> Ending:
     """Reports how ``run`` ended and what it made, and saves that to ``destination``, if anywhere.
 
     ``stop`` is what cancelled the run. ``whole_traceback``: where a node failed, all frames of its
     traceback are reported, instead of the last ones. ``is_served``: what is not saved can be
-    fetched from the service.
+    fetched from the service. ``has_urls``: its files can be fetched from ComfyUI later.
     """
     stop = stop_that_counts(run.state, stop)
     report_failure(session, run, whole_traceback)
     outputs = run.outputs()
-    report_outputs(session, run, outputs, destination)
+    report_outputs(session, run, outputs, destination, has_urls=has_urls)
     if destination is None and not is_served:
         report_unsaved_content(session, run, outputs)
     missing = report_missing_pictures(session, run)
@@ -139,12 +140,19 @@ def report_failure(session: Session, run: Run, whole_traceback: bool) -> None:
 
 
 def report_outputs(
-    session: Session, run: Run, outputs: List[Output], destination: Optional[Destination]
+    session: Session,
+    run: Run,
+    outputs: List[Output],
+    destination: Optional[Destination],
+    *,
+    has_urls: bool = True,
 ) -> None:
     """Reports what the run made."""
     will_be_saved = destination is not None and not destination.is_stopped
     for output in outputs:
         report = {"event": "output", **output_entry(session, output)}
+        if not has_urls:
+            report["url"] = None
         session.report(run, {**report, "will_be_saved": will_be_saved})
 
 

@@ -57,6 +57,10 @@ class Console:
         """Reports something that a person should know."""
         self.report(run, {"event": "notice", "message": message})
 
+    def say(self, text: str) -> None:
+        """Shows people a line that is no report: programs do not get it."""
+        self.printer.say(text)
+
     def report_error(self, error: RunnerError) -> ExitStatus:
         """Reports the error that ends the call; the exit status that it leads to."""
         if isinstance(error, Stopped) and self.stopping:

@@ -156,6 +156,17 @@ def name_on_disk(path: str) -> str:
     return make_encodable(path, sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
+def path_for_people(path: str) -> str:
+    """``path`` as a person reads it: from the current folder on, where it is inside of that."""
+    try:
+        here = os.path.join(os.path.realpath(os.getcwd()), "")
+    except OSError:  # the folder is gone
+        return path
+    if path.startswith(here):
+        return path[len(here) :]
+    return path
+
+
 def make_writable_folder(folder: str) -> None:
     """Makes ``folder`` unless it is there, and tries whether files can be written in it.
 

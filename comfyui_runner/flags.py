@@ -17,6 +17,9 @@ from comfyui_runner.last_words import try_for
 
 MODES = ("single_shot", "continuous")
 
+#: Columns of --help: at most (all of it where it is no terminal that shows it), and at least.
+HELP_WIDTH, LEAST_HELP_WIDTH = 100, 40
+
 #: Seconds at the end for a console to take what Python still keeps.
 FLUSH_SECONDS = 1.0
 
@@ -176,7 +179,7 @@ def make_parser(defaults: Defaults) -> Any:
     parser = Parser(
         description="Run a ComfyUI workflow: confirm it, follow it live, save its outputs.",
         epilog=f"exit statuses:\n{statuses}",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=width_of_help()),
         allow_abbrev=False,
     )
     add_general_flags(parser, defaults)
@@ -189,6 +192,15 @@ def make_parser(defaults: Defaults) -> Any:
     add_service_flags(parser.add_argument_group("continuous mode"))
     add_printing_flags(parser.add_argument_group("output"))
     return parser
+
+
+def width_of_help() -> int:
+    """How wide --help is: as the terminal, and never so narrow that nothing can be read."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # it is no terminal
+        return HELP_WIDTH
+    return max(min(columns, HELP_WIDTH), LEAST_HELP_WIDTH)
 
 
 def add_general_flags(parser: Any, defaults: Defaults) -> None:

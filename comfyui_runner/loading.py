@@ -42,6 +42,7 @@ from comfyui_runner.edits import (
     apply_edits,
     find_loaders,
     parse_set,
+    prompt_texts,
     seed_inputs,
     upload_inputs,
     with_values,
@@ -185,6 +186,7 @@ class Loaded(NamedTuple):
     warnings: Tuple[str, ...] = ()
     drawn: Tuple[InputRef, ...] = ()  # seeds to draw for each run
     seeds: Tuple[InputRef, ...] = ()  # all of them, where the settings change them
+    edited: Tuple[InputRef, ...] = ()  # what the settings set
     uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
     object_info: Mapping[str, Any] = {}  # empty where it was not needed
     extra_data: Mapping[str, Any] = {}  # of the file; it may contain secrets
@@ -196,7 +198,11 @@ class Loaded(NamedTuple):
 
     def summary(self) -> Summary:
         """What a person is shown before a run. Seeds to be drawn are not those of the file."""
-        return summarize(with_values(self.prompt, dict.fromkeys(self.drawn, "random")))
+        prompt = with_values(self.prompt, dict.fromkeys(self.drawn, "random"))
+        roles = {
+            ref: role for role in ("negative", "positive") for ref in prompt_texts(prompt, role)
+        }
+        return summarize(prompt, roles, dict(self.uploads), [*self.edited, *self.drawn])
 
     def extra(self, prompt: Prompt) -> Dict[str, Any]:
         """More fields for POST /prompt: the file's, and the workflow with the values of ``prompt``.
@@ -315,6 +321,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
         warnings=warnings,
         drawn=tuple(drawn),
         seeds=tuple(seeds),
+        edited=tuple(edit.ref for edit in edits),
         uploads=tuple(uploads),
         object_info=info,
     )

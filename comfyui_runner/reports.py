@@ -19,6 +19,7 @@ from typing import (
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.files import path_for_people
 from comfyui_runner.nodes import InputRef, class_of, describe_node, linked_nodes, node_in_words
 from comfyui_runner.outputs import SENDS_PICTURES, collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
@@ -280,8 +281,9 @@ def _describe_ending(state: PromptState, prompt: Mapping[str, Any], took: str, o
             f"Nothing was rendered: every result came from ComfyUI's cache ({outputs}).\n"
             "To render again, change a value or add --seed random."
         )
+    made = ", ".join(filter(None, [outputs, seeds_in_words(seeds_by_name(prompt))]))
     messages = {
-        Phase.SUCCESS: f"Done in {took}, {outputs}.",
+        Phase.SUCCESS: f"Done in {took}, {made}.",
         Phase.ERROR: f"The run failed after {took}{_at_node(state, prompt)}.",
         Phase.INTERRUPTED: f"Someone else interrupted the run{_at_node(state, prompt)}.",
         Phase.DELETED: "Someone else removed the prompt from the queue before it ran.",
@@ -399,19 +401,34 @@ def style_of_result(is_good: bool) -> str:
     return "ok" if is_good else "bad"
 
 
+#: What the summary of a workflow lists, and the label of each list.
+_PARTS_OF_SUMMARY = (
+    ("models", "Model"),
+    ("texts", "Text"),
+    ("sampling", "Sampling"),
+    ("sizes", "Size"),
+    ("files", "File"),
+    ("values", "Set"),
+    ("saves", "Saves"),
+)
+
+#: What a text is called whose node needs no name: there is one of each.
+_ROLES = {"positive": "Positive", "negative": "Negative"}
+
+
 def describe_workflow(report: Report) -> List[Line]:
     lines: List[Line] = [("bold", f"{report['file']}: {plural(report['nodes'], 'node')}")]
-    for field, label in (
-        ("models", "Model"),
-        ("texts", "Text"),
-        ("sampling", "Sampling"),
-        ("sizes", "Size"),
-        ("files", "File"),
-        ("saves", "Saves"),
-    ):
+    for field, label in _PARTS_OF_SUMMARY:
         entries = report[field]
+        has_title = len(entries) > 1 or field in ("texts", "values")
         for title, text in entries[:ENTRIES_SHOWN]:
-            lines.append(("", f"  {label:<9} {title}: {text}"))
+            role = _ROLES.get(title) if field == "texts" else None
+            if role is not None:
+                lines.append(("", f"  {role:<9} {text}"))
+            elif has_title:
+                lines.append(("", f"  {label:<9} {title}: {text}"))
+            else:
+                lines.append(("", f"  {label:<9} {text}"))
         if len(entries) > ENTRIES_SHOWN:
             lines.append(("dim", f"  {label:<9} {len(entries) - ENTRIES_SHOWN} more"))
     return lines
@@ -433,12 +450,19 @@ def describe_listening(report: Report) -> List[Line]:
 
 def describe_submitted(report: Report) -> List[Line]:
     lines: List[Line] = [("dim", f"Submitted as {report['prompt_id']}.")]
-    if report["seeds"]:
-        lines.append(("dim", f"Seeds: {list_seeds(report['seeds'])}"))
     if report["texts"]:
         texts = [f"{name}={one_line(text, 60)}" for name, text in report["texts"].items()]
         lines.append(("dim", f"Texts: {list_some(texts)}"))
     return lines
+
+
+def seeds_in_words(seeds: Mapping[str, Any]) -> str:
+    """``seed 42``; of several, which is which; "" of none."""
+    if len(seeds) == 1:
+        return f"seed {next(iter(seeds.values()))}"
+    if not seeds:
+        return ""
+    return f"seeds {list_seeds(seeds)}"
 
 
 def list_seeds(seeds: Mapping[str, Any]) -> str:
@@ -566,16 +590,19 @@ def describe_output(report: Report) -> List[Line]:
 
     if report["will_be_saved"]:
         return []  # "saved" follows
-    if report["url"] is None:
-        way = IN_WORDS_OF_SOURCE[report["source"]]
+    way = IN_WORDS_OF_SOURCE.get(report["source"])
+    if report["url"] is None and way is not None:
         return [("ok", f"{title}: {report['kind']} {way}, {size_in_words(report['size'])}")]
     name = "/".join(filter(None, (report["subfolder"], report["filename"])))
-    return [("ok", f"{title}: {name}"), ("dim", f"    {report['url']}")]
+    lines: List[Line] = [("ok", f"{title}: {name}")]
+    if report["url"] is not None:
+        lines.append(("dim", f"    {report['url']}"))
+    return lines
 
 
 def describe_saved(report: Report) -> List[Line]:
     size = size_in_words(report["bytes"])
-    return [("ok", f"{report['title']}: saved {report['path']} ({size})")]
+    return [("ok", f"Saved {path_for_people(report['path'])} ({size})")]
 
 
 def describe_not_saved(report: Report) -> List[Line]:

@@ -48,6 +48,18 @@ def _needs_quotes(path: str) -> bool:
     return any(character in path for character in " \t&()[]{}^=;',`$@#%")
 
 
+def quote_argument(text: str, is_windows: bool) -> str:
+    """``text`` as one argument of a command: the same in sh, or in cmd and in PowerShell."""
+    if is_windows:
+        if text and not _needs_quotes(text):
+            return text
+        closing = '\\"' if text.endswith("\\") else '"'  # a backslash before it would escape it
+        return f'"{text}{closing}'
+    if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
 def remedy_without_terminal(is_windows: bool, variables: Mapping[str, str]) -> str:
     """What to do where a question cannot be asked.
 

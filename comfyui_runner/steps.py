@@ -6,7 +6,6 @@ import datetime
 import functools
 import os
 import random
-import tempfile
 from typing import Awaitable, Callable, Dict, Mapping, Optional
 
 from comfyui_runner.afterwards import make_afterwards
@@ -36,7 +35,7 @@ from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
-from comfyui_runner.shells import IS_WINDOWS, remedy_without_terminal
+from comfyui_runner.shells import IS_WINDOWS, quote_argument, remedy_without_terminal
 from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import bounded, in_thread
 from comfyui_runner.windows_files import reason_not_written
@@ -61,10 +60,7 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
     is_ui_format = document.prompt is None
     define = await find_definitions(settings, comfyui, console, is_ui_format=is_ui_format)
     work = in_thread(prepare_workflow, document, path, settings, define)
-    workflow = await console.unless_stopped(work)
-    for warning in workflow.warnings:
-        console.notice(warning)
-    return workflow
+    return await console.unless_stopped(work)
 
 
 async def find_definitions(
@@ -80,9 +76,23 @@ async def find_definitions(
 
 
 def show_workflow(workflow: Loaded, console: Console) -> None:
-    """Reports what is about to run."""
+    """Reports what is about to run, and then what is odd about it."""
     summary = workflow.summary()
     console.report(None, {"event": "workflow", "file": workflow.path, **summary._asdict()})
+    show_warnings(workflow, console)
+
+
+def show_warnings(workflow: Loaded, console: Console) -> None:
+    """Reports what is odd about the workflow."""
+    for warning in workflow.warnings:
+        console.notice(warning)
+
+
+def draw_seeds_once(workflow: Loaded) -> Loaded:
+    """The workflow of a single run with its random seeds drawn: they are shown before it runs."""
+    return workflow._replace(
+        prompt=complete_prompt(workflow, {}), edited=workflow.edited + workflow.drawn, drawn=()
+    )
 
 
 def check_patterns(settings: Settings, prompt: Prompt) -> None:
@@ -195,22 +205,45 @@ async def conclude_run(
     destination = None
     if is_saved_after(stop):
         destination = destination_of_run(settings, run.prompt, console)
-    return await conclude(session, run, stop, destination, whole_traceback=settings.verbose)
+    ending = await conclude(
+        session,
+        run,
+        stop,
+        destination,
+        whole_traceback=settings.verbose,
+        has_urls=not settings.demo,
+    )
+    if settings.demo:
+        show_next_step(ending, settings, console)
+    return ending
+
+
+def show_next_step(ending: Ending, settings: Settings, console: Console) -> None:
+    """Says after a run of --demo what to do next, and what became of its outputs."""
+    if ending.exit_status is not ExitStatus.OK:
+        return
+    is_lost = bool(ending.outputs) and ending.saved is None
+    if is_lost:
+        console.say("This was the built-in simulator, which keeps nothing without -o.")
+    else:
+        console.say("This was the built-in simulator.")
+    workflow = ""
+    if settings.workflow_named:
+        workflow = quote_argument(settings.workflow, IS_WINDOWS) + " "
+    console.say("Next, start your own ComfyUI, then:")
+    console.say(f"    python comfyui_workflow_runner.py {workflow}-o results")
 
 
 def destination_of_run(
     settings: Settings, prompt: Prompt, console: Console
 ) -> Optional[Destination]:
-    """Where a single run is saved, if anywhere: in -o, with --demo else in a temporary folder.
+    """Where a single run is saved, if anywhere.
 
     Ctrl+C and SIGTERM end the saving.
     """
-    folder = settings.output
-    if folder is None and settings.demo:
-        folder = tempfile.mkdtemp(prefix="comfyui-demo-")
-    if folder is None:
+    if settings.output is None:
         return None
-    destination = make_destination(settings, prompt, 1, folder)
+    destination = make_destination(settings, prompt, 1, settings.output)
     return destination._replace(
         stopping=console.stop,
         status_if_stopped=lambda: console.what_stopped.exit_status,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any, Callable, List, Mapping, Optional, Sequence, TextIO
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, RunnerError
+from comfyui_runner.layout import columns_of, wrap
 from comfyui_runner.meter import Bar, Meter
 from comfyui_runner.output_thread import OutputThread, queue_for
 from comfyui_runner.redaction import Secrets
@@ -42,6 +42,7 @@ class Printer:
         self.out = out
         self.err = err
         self.secrets = Secrets()  #: what is hidden in all that is printed
+        self._columns = columns_of(out)
         self._progress_throttle = Throttle(LINE_INTERVAL)
         self._thread: Optional[OutputThread] = None
 
@@ -73,7 +74,17 @@ class Printer:
     def lines(self, lines: Sequence[Line], error: bool = False, prefix: str = "") -> None:
         """Prints lines to the output, or to the error stream."""
         stream = self.err if error else self.out
-        self.write(stream, "".join(f"{prefix}{self.safe(text)}\n" for _, text in lines))
+        columns = self.columns()
+        shown = [wrap(self.safe(prefix + text), columns) for _, text in lines]
+        self.write(stream, "".join(f"{line}\n" for part in shown for line in part))
+
+    def columns(self) -> int:
+        """How wide lines may be; 0 for any width, where it is no terminal."""
+        return self._columns
+
+    def say(self, text: str) -> None:
+        """Prints a line for people that is no report."""
+        self.lines([("", text)])
 
     def safe(self, text: str) -> str:
         """``text`` without control characters and secrets."""
@@ -116,6 +127,12 @@ class QuietPrinter(Printer):
     def question(self, text: str) -> None:
         self.write(self.err, text)
 
+    def say(self, text: str) -> None:
+        pass
+
+    def columns(self) -> int:
+        return 0  # a result is one line, whatever its length
+
 
 class JsonPrinter(Printer):
     """One JSON object a line on the output; errors in words as well, on the error stream."""
@@ -131,6 +148,12 @@ class JsonPrinter(Printer):
 
     def question(self, text: str) -> None:
         self.write(self.err, text)
+
+    def say(self, text: str) -> None:
+        pass
+
+    def columns(self) -> int:
+        return 0
 
 
 class LivePrinter(Printer):
@@ -179,12 +202,14 @@ class LivePrinter(Printer):
             super().report(report, prefix)
 
     def lines(self, lines: Sequence[Line], error: bool = False, prefix: str = "") -> None:
+        columns = self.columns()
         for style, text in lines:
-            is_copied = (
-                "://" in text or os.sep in text
-            )  # a URL or a path, to be copied in one piece
-            with suppress(*STREAM_ERRORS):
-                self._console.print(self._styled(prefix + text, style), soft_wrap=is_copied)
+            for line in wrap(self.safe(prefix + text), columns):
+                with suppress(*STREAM_ERRORS):
+                    self._console.print(self._styled(line, style), soft_wrap=True)
+
+    def columns(self) -> int:
+        return int(self._console.width)
 
     def start_meter(self, read_meter: Callable[[], Meter]) -> None:
         self._read_meter = read_meter

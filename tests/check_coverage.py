@@ -25,7 +25,7 @@ PURE_MODULES = [
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
-    "multipart", "call_values", "waiting", "run_answers",
+    "multipart", "call_values", "waiting", "run_answers", "layout",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
@@ -34,7 +34,7 @@ SUBJECTS = [
     "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
-    "multipart", "call_values", "waiting", "run_answers",
+    "multipart", "call_values", "waiting", "run_answers", "layout",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

@@ -81,7 +81,7 @@ def environment(folder: str, use_lowest: bool) -> str:
     make_environment(path)
     wanted_packages = ["-r", REQUIREMENTS, "-r", TEST_REQUIREMENTS]
     if use_lowest:  # the fast set needs no more, and schemathesis needs a newer rich
-        fast = [line for line in texts[1].splitlines() if line.startswith(("pytest", "hypothesis"))]
+        fast = [line for line in texts[1].splitlines() if line.startswith(("pytest", "hypothesis", "pyte>"))]
         wanted_packages = lowest(texts[0]) + fast
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *wanted_packages], check=True)

@@ -16,6 +16,7 @@ import socketserver
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Set
@@ -561,12 +562,25 @@ def test_the_demo_runs_from_end_to_end_with_nothing_else(tmp_path: Any) -> None:
     assert [name[:7] for name in os.listdir(tmp_path / "out")] == ["ComfyUI"]
 
 
-def test_the_demo_names_the_folder_where_no_output_is_named(workflow_file: Make) -> None:
-    result = run("--demo", "--yes", "--quiet", workflow_file(slow_prompt()))
+@pytest.mark.script_and_folder
+def test_the_demo_keeps_what_was_to_be_saved_and_nothing_else(
+    tmp_path: Any, monkeypatch: Any, workflow_file: Make
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path = workflow_file(slow_prompt(seconds=0.0))
+    result = run("--demo", "--yes", path)
     assert result.status == ExitStatus.OK
-    (path,) = result.out.splitlines()
-    assert os.path.isabs(path) and os.path.getsize(path) > 0
-    shutil.rmtree(os.path.dirname(path))
+    assert "Save Image: slow_00001_.png\nDone in" in result.out and "/view" not in result.out
+    assert "keeps nothing without -o" in result.out
+    assert result.out.endswith(f"    python comfyui_workflow_runner.py {path} -o results\n")
+    assert os.listdir(tmp_path / "temporary") == []
+
+    result = run("--demo", "--yes", "-o", str(tmp_path / "out"), path)
+    assert result.status == ExitStatus.OK and os.listdir(tmp_path / "out") == ["slow_00001_.png"]
+    assert "keeps nothing" not in result.out and "Next, start your own ComfyUI" in result.out
+    for flag in ("--quiet", "--json"):
+        assert "Next, start" not in run("--demo", "--yes", flag, path).out
 
 
 @pytest.mark.script_and_folder

@@ -15,6 +15,7 @@ from comfyui_runner.files import (
     PAUSES_WHILE_IN_USE,
     WrittenFiles,
     make_writable_folder,
+    path_for_people,
     read_regular_file,
     save_bytes,
     write_file,
@@ -312,3 +313,15 @@ def test_a_file_that_is_larger_than_its_size_has_the_limit_too() -> None:
     assert os.path.getsize("/proc/self/status") == 0
     with pytest.raises(ValueError, match="larger than"):
         read_regular_file("/proc/self/status", 10)
+
+
+def test_a_saved_file_has_the_path_from_here(tmp_path: Any, monkeypatch: Any) -> None:
+    (tmp_path / "gone").mkdir()
+    path = str(tmp_path / "out" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert path_for_people(path) == os.path.join("out", "a.png")
+    monkeypatch.chdir(tmp_path / "gone")
+    assert path_for_people(path) == path
+    if os.name != "nt":  # Windows keeps the folder that a program is in
+        (tmp_path / "gone").rmdir()
+        assert path_for_people(path) == path

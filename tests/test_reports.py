@@ -31,6 +31,7 @@ from comfyui_runner.reports import (
     nodes_done,
     problem_report,
     result_of,
+    seeds_in_words,
 )
 from comfyui_runner.state import NOT_IN_QUEUE, NodeProgress, PromptState, Reading, reconcile, reduce
 
@@ -222,10 +223,11 @@ def test_a_throttle_lets_one_thing_through_in_its_interval() -> None:
 
 WORKFLOW: Json = {
     "file": "w.json", "nodes": 1, "models": [], "texts": [], "sampling": [], "sizes": [], "files": [], "saves": [],
+    "values": [],
 }  # fmt: skip
 OUTPUT: Json = {
     "title": "Save", "kind": "image", "filename": "a.png", "subfolder": "", "type": "output", "text": None,
-    "url": "http://127.0.0.1:8188/view?filename=a.png", "will_be_saved": False,
+    "source": "file", "url": "http://127.0.0.1:8188/view?filename=a.png", "will_be_saved": False,
 }  # fmt: skip
 PROBLEM: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler", "type": "ValueError", "hints": []}
 NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
@@ -237,12 +239,18 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("workflow", WORKFLOW, ["w.json: 1 node"]),
         (
             "workflow",
-            {**WORKFLOW, "nodes": 7, "models": [("Load", "m.pt")], "texts": [("Positive", "a fox")],
+            {**WORKFLOW, "nodes": 7, "models": [("Load", "m.pt")], "texts": [("Style", "a fox")],
              "sampling": [("KSampler", "seed 1, steps 4")], "sizes": [("Empty", "64 x 64")],
              "files": [("Load Image", "a.png")], "saves": [("Save", "out")]},
-            ["w.json: 7 nodes", "  Model     Load: m.pt", "  Text      Positive: a fox",
-             "  Sampling  KSampler: seed 1, steps 4", "  Size      Empty: 64 x 64", "  File      Load Image: a.png",
-             "  Saves     Save: out"],
+            ["w.json: 7 nodes", "  Model     m.pt", "  Text      Style: a fox",
+             "  Sampling  seed 1, steps 4", "  Size      64 x 64", "  File      a.png", "  Saves     out"],
+        ),
+        (
+            "workflow",
+            {**WORKFLOW, "texts": [("positive", "a fox"), ("negative", "blurry"), ("Style", "oil")],
+             "files": [("Photo", "a.png"), ("Mask", "b.png (to be uploaded)")], "values": [("4.eta", "0.5")]},
+            ["w.json: 1 node", "  Positive  a fox", "  Negative  blurry", "  Text      Style: oil",
+             "  File      Photo: a.png", "  File      Mask: b.png (to be uploaded)", "  Set       4.eta: 0.5"],
         ),
         (
             "workflow",
@@ -269,16 +277,6 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             "submitted",
             {"prompt_id": "6c1e", "seeds": {}, "texts": {"6.text": "a red fox\n" + "x" * 80, "9.name": "2026/a"}},
             ["Submitted as 6c1e.", "Texts: 6.text=a red fox " + "x" * 49 + "…, 9.name=2026/a"],
-        ),
-        (
-            "submitted",
-            {"prompt_id": "6c1e", "seeds": {"3.seed": 42, "8.noise_seed": 7}, "texts": {}},
-            ["Submitted as 6c1e.", "Seeds: 3.seed=42, 8.noise_seed=7"],
-        ),
-        (
-            "submitted",
-            {"prompt_id": "6c1e", "seeds": {f"{number}.seed": 1 for number in range(15)}, "texts": {}},
-            ["Submitted as 6c1e.", "Seeds: " + ", ".join(f"{n}.seed=1" for n in range(12)) + " and 3 more"],
         ),
         ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),
         ("queued", {"ahead": 1}, ["Waiting: 1 prompt ahead."]),
@@ -320,6 +318,7 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             ["Save: fox/x/a.png", "    http://127.0.0.1:8188/view?filename=a.png"],
         ),
         ("output", {**OUTPUT, "will_be_saved": True}, []),
+        ("output", {**OUTPUT, "url": None}, ["Save: a.png"]),  # of --demo
         (
             "output",
             {**OUTPUT, "url": None, "source": "websocket", "size": 1536},
@@ -329,7 +328,7 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("output", {**OUTPUT, "text": "hello\n\x1b[31mfrom comfy"}, ["Save:", "    hello", "    from comfy"]),
         ("output", {**OUTPUT, "text": "t" * 2001, "will_be_saved": True}, ["Save:", "    " + "t" * 2000 + "…"]),
         ("output", {**OUTPUT, "text": "t" * 2000}, ["Save:", "    " + "t" * 2000]),
-        ("saved", {"title": "Save", "path": "out/a.png", "bytes": 1536}, ["Save: saved out/a.png (1.5 KB)"]),
+        ("saved", {"title": "Save", "path": "out/a.png", "bytes": 1536}, ["Saved out/a.png (1.5 KB)"]),
         ("not_saved", {"message": "No.", "remedy": ""}, ["No."]),
         ("not_saved", {"message": "No.", "remedy": "Do."}, ["No.", "    Do."]),
         ("connection", {"state": "restored"}, ["Connection restored."]),
@@ -515,7 +514,7 @@ def test_an_event_that_a_later_version_adds_is_passed_over() -> None:
 # ------------------------------------------------------------------------------------------------
 
 NO_OUTPUTS = (
-    "Done in %s s, 0 outputs.\n"
+    "Done in %s s, 0 outputs, seed 7.\n"
     'Nothing was reported by "Save" (SaveImage, node 3). Look in the server\'s output folder, or for an option of the '
     "node that makes it report what it saves (such as show_previews)."
 )
@@ -549,10 +548,14 @@ def test_the_last_line_names_what_could_not_be_saved() -> None:
         (
             Phase.SUCCESS,
             {"outputs": {"3": {"images": [{"filename": "a.png", "type": "input"}]}}},
-            "Done in 12.3 s, 0 outputs.",
+            "Done in 12.3 s, 0 outputs, seed 7.",
         ),
-        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Done in 12.3 s, 1 output."),
-        (Phase.SUCCESS, {"server_seconds": 125.0, "outputs": {"3": {"text": ["a", "b"]}}}, "Done in 2:05, 2 outputs."),
+        (Phase.SUCCESS, {"outputs": {"3": PICTURE}}, "Done in 12.3 s, 1 output, seed 7."),
+        (
+            Phase.SUCCESS,
+            {"server_seconds": 125.0, "outputs": {"3": {"text": ["a", "b"]}}},
+            "Done in 2:05, 2 outputs, seed 7.",
+        ),
         (Phase.ERROR, {}, "The run failed after 12.3 s."),
         (Phase.ERROR, FAILED_AT, 'The run failed after 12.3 s at "Sampler" (KSampler, node 2.0.0.1).'),
         (Phase.INTERRUPTED, {}, "Someone else interrupted the run."),
@@ -619,10 +622,26 @@ def test_the_timeout_is_an_end_of_its_own() -> None:
     assert (report["status"], report["exit_status"]) == ("timeout", 124)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ({}, ""),
+        ({"3.seed": 42}, "seed 42"),
+        ({"3.seed": 42, "8.noise_seed": 7}, "seeds 3.seed=42, 8.noise_seed=7"),
+        (
+            {f"{number}.seed": 1 for number in range(15)},
+            "seeds " + ", ".join(f"{number}.seed=1" for number in range(12)) + " and 3 more",
+        ),
+    ],
+)
+def test_seeds_in_words(seeds: Json, words: str) -> None:
+    assert seeds_in_words(seeds) == words
+
+
 def test_half_a_run_says_so() -> None:
     message = end(Phase.SUCCESS, ExitStatus.PARTIAL, outputs={"3": PICTURE})["message"]
     assert message == (
-        "Done in 12.3 s, 1 output.\n"
+        "Done in 12.3 s, 1 output, seed 7.\n"
         "It ran only in part: the outputs that ComfyUI refused are missing (see above)."
     )  # fmt: skip
 
@@ -631,10 +650,10 @@ def test_pictures_that_should_have_come_over_the_socket_are_missed() -> None:
     state = new(Phase.SUCCESS, started_at=0.0, ended_at=1.0)
     prompt = {**PROMPT, "3": node("SaveImageWebsocket", "Send", images=["2", 0])}
     assert end_report(state, ExitStatus.OK, 9.0, prompt)["message"] == (
-        "Done in 1.0 s, 0 outputs.\n"
+        "Done in 1.0 s, 0 outputs, seed 7.\n"
         '"Send" (SaveImageWebsocket, node 3): the pictures go over the WebSocket alone, and none arrived.'
     )
-    assert end_report(state, ExitStatus.OK, 9.0, prompt, received=1)["message"] == "Done in 1.0 s, 1 output."
+    assert end_report(state, ExitStatus.OK, 9.0, prompt, received=1)["message"] == "Done in 1.0 s, 1 output, seed 7."
 
 
 def test_the_last_report_in_full() -> None:

@@ -18,6 +18,7 @@ from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ExitStatus, RunnerError, UsageError, WorkflowError
 from comfyui_runner.extras.checks import describe_inputs, inputs_table
 from comfyui_runner.flags import describe_parser_error
+from comfyui_runner.layout import width_of
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.loading import (
     Loaded,
@@ -622,18 +623,43 @@ def test_definitions_must_be_an_object_in_a_file_that_exists(folder: Any) -> Non
 
 def test_what_can_be_set_is_a_table() -> None:
     rows = describe_inputs(json.loads(SEEDED), INFO)
-    table = [" ".join(line.split()) for _, line in inputs_table(rows)]
-    assert table == [
-        "1.seed Sampler INT 1 0 to 99", "1.steps Sampler INT 4", '2.image A=B COMBO "a.png" one of 1: a.png',
-    ]  # fmt: skip
+    assert [line for _, line in inputs_table(rows)] == [
+        "Sampler",
+        "  1.seed   INT    1         0 to 99",
+        "  1.steps  INT    4",
+        "",
+        "A=B (LoadImage)",
+        '  2.image  COMBO  "a.png"   one of 1: a.png',
+    ]
     many = {**rows[0], "options": ["a", "b", "c", "d", "e"]}
     few = {**rows[0], "options": ["a", "b", "c", "d"]}
     half = {**rows[0], "max": None}
-    shown = [" ".join(line.split()) for _, line in inputs_table([many, few, half])]
-    assert shown == [
-        "1.seed Sampler INT 1 one of 5: a, b, c, d, …", "1.seed Sampler INT 1 one of 4: a, b, c, d",
-        "1.seed Sampler INT 1 0 or more",
+    _, *shown = [line for _, line in inputs_table([many, few, half])]
+    assert [line.partition("1         ")[2] for line in shown] == [
+        "one of 5: a, b, c, d, …", "one of 4: a, b, c, d", "0 or more",
     ]  # fmt: skip
+    assert inputs_table([]) == []
+
+
+def test_the_table_has_the_width_of_the_terminal() -> None:
+    row: Json = {
+        "node_id": "1",
+        "input": "name",
+        "title": "A" * 99,
+        "class_type": "",
+        "type": "COMBO",
+        "value": "狐" * 60,
+    }
+    rows: List[Json] = [
+        {**row, "options": ["x" * 20] * 9},
+        {**row, "node_id": "2", "value": 3, "options": None, "min": 0, "max": 2**64},
+    ]
+    for columns in (80, 50, 40):
+        table = [line for _, line in inputs_table(rows, columns)]
+        assert max(map(width_of, table)) == columns
+        assert "…" in table[0] and "…" in table[1] and table[2].lstrip().startswith("one of 9: xxx")
+        assert "0 to 18446744073709551616" in "".join(table)
+    assert table[2].startswith("    one of 9")  # where it has more room than below the value
 
 
 @pytest.mark.parametrize(
@@ -641,9 +667,9 @@ def test_what_can_be_set_is_a_table() -> None:
     [(1, None, "  1 or more"), (None, 9, "  9 or less"), (0, 0, "  0 to 0"), (None, None, "5")],
 )
 def test_the_table_of_inputs_shows_each_end_that_there_is(low: Any, high: Any, allowed: str) -> None:
-    row = {"node_id": "1", "input": "n", "title": "A", "type": "INT", "value": 5}
-    ((_, line),) = inputs_table([{**row, "options": None, "min": low, "max": high}])
-    assert line.endswith(allowed)
+    row = {"node_id": "1", "input": "n", "title": "A", "class_type": "A", "type": "INT", "value": 5}
+    heading, (_, line) = inputs_table([{**row, "options": None, "min": low, "max": high}])
+    assert heading == ("bold", "A") and line.endswith(allowed)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import PATH_FLAGS, parse_flags
 from comfyui_runner.remedies import ModelSource, download_command
 from comfyui_runner.routes import ROUTES
-from comfyui_runner.shells import install_commands, name_of_curl, remedy_without_terminal
+from comfyui_runner.shells import install_commands, name_of_curl, quote_argument, remedy_without_terminal
 
 URL = "http://127.0.0.1:8189"
 PACKAGES = ("websockets", "requests", "rich")
@@ -236,3 +236,20 @@ def test_git_bash_is_given_a_terminal_by_winpty() -> None:
     assert "winpty python comfyui_workflow_runner.py" in in_git_bash
     for is_windows, variables in [(True, {}), (True, {"MSYSTEM": ""}), (False, {"MSYSTEM": "MINGW64"})]:
         assert remedy_without_terminal(is_windows, variables) == "Add --yes to run without being asked."
+
+
+@pytest.mark.parametrize(
+    ("text", "in_sh", "in_windows"),
+    [
+        ("flow.json", "flow.json", "flow.json"),
+        ("my flow.json", "'my flow.json'", '"my flow.json"'),
+        ("it's.json", "'it'\"'\"'s.json'", '"it\'s.json"'),
+        (r"C:\flows\a.json", r"'C:\flows\a.json'", r"C:\flows\a.json"),
+        ("狐.json", "'狐.json'", "狐.json"),
+        ("C:\\my dir\\", r"'C:\my dir\'", '"C:\\my dir\\\\"'),
+        ("", "''", '""'),
+    ],
+)
+def test_an_argument_is_quoted_where_it_must_be(text: str, in_sh: str, in_windows: str) -> None:
+    assert quote_argument(text, is_windows=False) == in_sh
+    assert quote_argument(text, is_windows=True) == in_windows

@@ -537,7 +537,9 @@ def test_one_seed_alone_is_drawn_by_set(simulator: Any, workflow_file: Make) -> 
 def test_a_run_shows_the_seeds_that_it_uses(simulator: Any, workflow_file: Make) -> None:
     path = workflow_file(slow_prompt(seconds=0.0))
     result = go(simulator, "--yes", "--seed", "random", path)
-    assert f"Seeds: 1.seed={last(simulator)['1']['inputs']['seed']}" in result.out
+    seed = last(simulator)["1"]["inputs"]["seed"]
+    assert f"  Sampling  seed {seed}, steps 4\n" in result.out  # before it runs
+    assert re.search(rf"\nDone in [\d.]+ s, 1 output, seed {seed}\.\n", result.out)
     result = go(simulator, "--yes", "--json", "--seed", "random", path)
     assert result.event("submitted")["seeds"] == {"1.seed": last(simulator)["1"]["inputs"]["seed"]}
 
@@ -726,10 +728,12 @@ def test_an_uploaded_picture_is_in_the_workflow_that_goes_along(simulator: Any, 
 def test_the_inputs_are_a_table(idle: Any) -> None:
     result = go(idle, "--inputs", UI_FILE)
     assert result.status == 0
-    (steps,) = [line for line in result.out.splitlines() if line.startswith("5.steps")]
-    assert re.split(r"  +", steps) == ["5.steps", "KSampler", "INT", "25", "1 to 10000"]
-    (model,) = [line for line in result.out.splitlines() if line.startswith("1.ckpt_name")]
-    assert '"sd_xl_base_1.0.safetensors"' in model and "one of 4: random_sd15.safetensors" in model
+    lines = result.out.splitlines()
+    (steps,) = [line for line in lines if line.startswith("  5.steps")]
+    assert re.split(r"  +", steps) == ["", "5.steps", "INT", "25", "1 to 10000"]
+    (model,) = [number for number, line in enumerate(lines) if line.startswith("  1.ckpt_name")]
+    assert '"sd_xl_base_1.0.safetensors"' in lines[model] and "one of 4: random_sd15.safetensors" in lines[model + 1]
+    assert lines[lines.index("KSampler") - 1] == ""  # between two nodes
     assert "5.model" not in result.out
 
 

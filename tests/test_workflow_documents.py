@@ -529,11 +529,12 @@ def test_the_summary_of_the_workflow_that_comes_along() -> None:
             ("Negative Prompt", "blurry, low quality, jpeg artifacts, text, watermark"),
         ],
         sampling=[
-            ("KSampler", "seed 20240817, steps 25, cfg 7, sampler_name dpmpp_2m, scheduler karras, denoise 1"),
+            ("KSampler", "seed 20240817, steps 25, cfg 7, dpmpp_2m, karras, denoise 1"),
         ],
         sizes=[("Empty Latent Image", "1024 x 1024")],
         files=[],
         saves=[("Save Image", "ComfyUI")],
+        values=[],
     )
 
 
@@ -568,12 +569,13 @@ def test_the_summary_of_a_flux_prompt_whose_sampler_is_in_pieces() -> None:
             ("CLIPTextEncodeFlux", "a fox in the snow"),
         ],
         sampling=[
-            ("BasicScheduler", "steps 20, scheduler simple, denoise 1"),
+            ("BasicScheduler", "steps 20, simple, denoise 1"),
             ("RandomNoise", "noise_seed 219670278747233"),
         ],
         sizes=[("EmptySD3LatentImage", "1024 x 768, 4 in a batch")],
         files=[],
         saves=[("Save", "flux/fox")],
+        values=[],
     )
 
 
@@ -610,6 +612,7 @@ def test_the_summary_of_a_video_prompt() -> None:
             ("VHS_VideoCombine", "VHS_VideoCombine"),
             ("PreviewImage", "PreviewImage"),
         ],
+        values=[],
     )
 
 
@@ -628,6 +631,24 @@ def test_long_and_dangerous_texts_are_shortened_and_cleaned() -> None:
     assert summary.texts == [("Title", "word " * 31 + "word…")]
     assert summary.models == [("Loader", "m" * 99 + "…")]
     assert summary.sampling == [("Loader", "seed fixed")]
+
+
+def test_the_summary_says_what_was_changed() -> None:
+    prompt = {
+        "1": node("LoadImage", "Photo", image="example.png"),
+        "2": node("CLIPTextEncode", "Text", text="a red fox"),
+        "3": node("PrimitiveString", "Words", value="blurry"),
+        "4": node("KSampler", seed=7, steps=4, eta=0.5),
+    }
+    summary = summarize(
+        prompt,
+        roles={InputRef("2", "text"): "positive", InputRef("3", "value"): "negative"},
+        uploads={InputRef("1", "image"): "photos/cat.png"},
+        changed=[InputRef("4", "eta"), InputRef("4", "steps"), InputRef("4", "eta"), InputRef("1", "image")],
+    )
+    assert summary.files == [("Photo", "photos/cat.png (to be uploaded)")]
+    assert summary.texts == [("positive", "a red fox"), ("negative", "blurry")]
+    assert summary.values == [("4.eta", "0.5")]  # the steps are in the list of what samples
 
 
 nodes = st.fixed_dictionaries({"class_type": st.text(max_size=8), "inputs": anything})

@@ -6,6 +6,7 @@ import json
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.edits import prompt_texts, upload_inputs
+from comfyui_runner.layout import cut, pad, width_of
 from comfyui_runner.nodes import (
     SAMPLING_INPUTS,
     TEXT_INPUT_NAMES,
@@ -124,6 +125,13 @@ def _types_fit(received: Any, wanted: str) -> bool:
     return not received_types.isdisjoint(wanted_types)
 
 
+#: Columns of the table of --inputs: those of all of it where no terminal says how many there are,
+#: of a name and of a type at most, of a value at least, and before its range.
+WIDTH_OF_TABLE, MOST_OF_NAME, MOST_OF_TYPE, LEAST_OF_VALUE, VALUE_WIDTH = 120, 40, 12, 16, 8
+
+#: Columns that a range needs to be below its value, instead of further to the left.
+ROOM_FOR_RANGE = 40
+
 # -- what can be set -------------------------------------------------------------------------------
 
 
@@ -168,16 +176,45 @@ def describe_inputs(prompt: JsonObject, object_info: JsonObject) -> List[Dict[st
     ]
 
 
-def inputs_table(rows: Sequence[JsonObject]) -> List[Line]:
-    """``describe_inputs()`` for people: what to write after --set, node, type, value, range."""
+def inputs_table(rows: Sequence[JsonObject], columns: int = 0) -> List[Line]:
+    """``describe_inputs()`` for people, at most ``columns`` wide (0: any width).
+
+    A node, then for each input what to write after --set, its type, its value and its range. What
+    has no room beside the value goes below it.
+    """
+    columns = columns or WIDTH_OF_TABLE
+    names = [one_line(f"{row['node_id']}.{row['input']}", MOST_OF_NAME) for row in rows]
+    types = [one_line(row["type"], MOST_OF_TYPE) for row in rows]
+    name_width = max(map(width_of, names), default=0)
+    type_width = max(map(width_of, types), default=0)
+    begin = len("  ") + name_width + len("  ") + type_width + len("  ")
+    room = max(columns - begin, LEAST_OF_VALUE)
+    below = begin if room >= ROOM_FOR_RANGE else len("    ")
+
     lines: List[Line] = []
-    for row in rows:
-        name = one_line(f"{row['node_id']}.{row['input']}", 40)
-        title = one_line(row["title"], 28)
-        value = one_line(json.dumps(row["value"], ensure_ascii=False), 50)
-        line = f"{name:<28} {title:<28} {row['type']:<8} {value}".ljust(90)
-        lines.append(("", f"{line}  {_allowed_values(row)}".rstrip()))
+    node_id = None
+    for row, name, input_type in zip(rows, names, types):
+        if row["node_id"] != node_id:
+            lines += [("", "")] if lines else []
+            lines.append(("bold", cut(_name_of_table(row), columns)))
+            node_id = row["node_id"]
+        value = cut(one_line(json.dumps(row["value"], ensure_ascii=False)), room)
+        line = f"  {pad(name, name_width)}  {pad(input_type, type_width)}  "
+        allowed = _allowed_values(row)
+        room_beside = room - len("  ") - width_of(allowed)
+        if allowed and room_beside < max(width_of(value), VALUE_WIDTH):
+            lines.append(("", line + value))
+            lines.append(("dim", " " * below + cut(allowed, columns - below)))
+        else:
+            lines.append(("", f"{line}{pad(value, VALUE_WIDTH)}  {allowed}".rstrip()))
     return lines
+
+
+def _name_of_table(row: JsonObject) -> str:
+    """The heading of a node's inputs."""
+    if row["class_type"] in ("", row["title"]):
+        return str(row["title"])
+    return f"{row['title']} ({row['class_type']})"
 
 
 def _allowed_values(row: JsonObject) -> str:

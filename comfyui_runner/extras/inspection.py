@@ -18,7 +18,13 @@ from comfyui_runner.remedies import add_remedies
 from comfyui_runner.reports import problem_report
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import complete_prompt, draw_texts, load_workflow, upload_files
+from comfyui_runner.steps import (
+    complete_prompt,
+    draw_texts,
+    load_workflow,
+    show_warnings,
+    upload_files,
+)
 from comfyui_runner.text import plural
 from comfyui_runner.threads import bounded, in_thread
 
@@ -27,6 +33,7 @@ async def inspect(settings: Settings, console: Console) -> ExitStatus:
     """Do what settings.task says: "inputs", "check" or "export"."""
     async with ComfyUI(settings, console) as comfyui:
         loaded = await load_workflow(settings, comfyui, console)
+        show_warnings(loaded, console)
         if settings.task == "inputs":
             return list_inputs(loaded, settings, console)
         if settings.task == "check":
@@ -40,7 +47,7 @@ def list_inputs(loaded: Loaded, settings: Settings, console: Console) -> ExitSta
     for row in rows:
         console.report(None, {"event": "input", **row})
     if settings.printer != "json":
-        console.printer.lines(inputs_table(rows))
+        console.printer.lines(inputs_table(rows, console.printer.columns()))
     return ExitStatus.OK
 
 
