@@ -303,7 +303,7 @@ def test_http_where_https_is_spoken_is_a_connection_that_breaks(workflow_file: M
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), TLS) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = "http://127.0.0.1:%d" % server.server_address[1]
         result = run("--server", url, "--yes", workflow_file(slow_prompt()))
         server.shutdown()
@@ -321,7 +321,7 @@ def test_a_head_that_was_cut_is_no_answer(workflow_file: Make) -> None:
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Cut) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = "http://127.0.0.1:%d" % server.server_address[1]
         result = run("--server", url, "--yes", workflow_file(slow_prompt()))
         server.shutdown()

@@ -10,7 +10,16 @@ from typing import Any, List, Mapping, Optional
 import pytest
 
 from comfyui_runner.addresses import parse_address
-from comfyui_runner.downloads import Part, is_same_file, no_file, part_in_answer, range_headers, version_in
+from comfyui_runner.downloads import (
+    Download,
+    FileMissing,
+    Part,
+    is_same_file,
+    no_file,
+    part_in_answer,
+    range_headers,
+    version_in,
+)
 from comfyui_runner.errors import SaveError, ServerAnswer, ServerUnreachable
 from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.outputs import Output
@@ -181,7 +190,7 @@ class WithoutRanges(http.server.BaseHTTPRequestHandler):
 def test_a_server_without_ranges_sends_once_more_what_is_here(tmp_path: Any) -> None:
     WithoutRanges.sent = 0
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WithoutRanges) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             assert save("http://127.0.0.1:%d" % server.server_address[1], tmp_path) == CONTENT
         finally:
@@ -193,3 +202,73 @@ def test_a_file_that_a_proxy_refuses_is_not_said_to_be_gone() -> None:
     error = no_file(ServerAnswer("", status=404, from_proxy=True), "a.png", "http://gpu/view?filename=a.png")
     assert "HTTP 404 of a proxy in front of ComfyUI" in error.message
     assert error.remedy == "The file is at http://gpu/view?filename=a.png"
+
+
+# -- giving up, without a server -------------------------------------------------------------------
+
+
+def download_of(is_stopped: bool = False, gone: bool = False, give_up: float = 0.0) -> Any:
+    """A download that has not begun, and what it notifies of."""
+    server = Server(parse_address("http://127.0.0.1:1"), DEFAULT_LIMITS._replace(give_up=give_up))
+    server.cookies.gone = gone
+    notices: List[str] = []
+    return Download(server, CLIP, lambda: is_stopped, notices.append), notices
+
+
+def reason_of(download: Any, give: Any) -> str:
+    with pytest.raises(SaveError) as caught:
+        give(download)
+    assert caught.value.remedy.startswith("The file is at http://127.0.0.1:1/view?")
+    return caught.value.message
+
+
+def test_a_server_that_does_not_answer_is_given_up_after_three_tries_at_least() -> None:
+    download, _ = download_of()
+    for _ in range(2):
+        download._note_no_answer(ServerUnreachable("Nothing listens"))
+    message = reason_of(download, lambda each: each._note_no_answer(ServerUnreachable("Nothing listens")))
+    assert message == "clip.mp4 could not be downloaded (Nothing listens)"
+
+
+@pytest.mark.parametrize(("is_stopped", "gone"), [(True, False), (False, True)])
+def test_nobody_waits_for_a_server_that_is_gone_or_after_a_press(is_stopped: bool, gone: bool) -> None:
+    download, _ = download_of(is_stopped, gone, give_up=300.0)
+    assert "(gone)" in reason_of(download, lambda each: each._note_no_answer(ServerUnreachable("gone")))
+    assert "(cut)" in reason_of(download, lambda each: each._note_cut(ServerUnreachable("cut"), True))
+
+
+def test_what_breaks_is_named_and_a_cut_is_said_once() -> None:
+    download, notices = download_of()
+    download._size, download._first = 2048, Part(0, 4096, "")
+    for _ in range(2):
+        download._note_cut(ConnectionResetError(), has_progressed=True)
+    assert notices == ["clip.mp4 was cut off at 2.0 KB of 4.0 KB: continuing."]
+    for _ in range(2):
+        download._note_cut(ConnectionResetError(), has_progressed=False)
+    message = reason_of(download, lambda each: each._note_cut(ConnectionResetError(), has_progressed=False))
+    assert message == (
+        "clip.mp4 could not be downloaded after 2.0 KB of 4.0 KB "
+        "(3 tries in a row brought nothing new: the connection broke: ConnectionResetError)"
+    )
+
+
+def test_a_size_that_is_not_announced_is_not_named() -> None:
+    download, _ = download_of()
+    download._size, download._first = 2048, Part(0, None, "")
+    assert download._progress() == "2.0 KB"
+
+
+@pytest.mark.parametrize(
+    ("status", "is_missing", "remedy"),
+    [(400, True, "The file is at u"), (403, True, "The file is at u"), (500, False, "The file is at u")],
+)
+def test_an_error_in_place_of_a_file_says_its_status(status: int, is_missing: bool, remedy: str) -> None:
+    error = no_file(ServerAnswer("", status=status), "a.png", "u")
+    assert (error.message, error.remedy) == (f"a.png could not be downloaded (HTTP {status}).", remedy)
+    assert isinstance(error, FileMissing) is is_missing
+
+
+def test_a_file_that_is_gone_can_be_rendered_again() -> None:
+    error = no_file(ServerAnswer("", status=404), "a.png", "u")
+    assert isinstance(error, FileMissing)
+    assert error.remedy.endswith("change a seed to render it again.")
