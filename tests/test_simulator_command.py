@@ -14,6 +14,7 @@ import requests
 from simulated import WAIT
 from support import ROOT
 
+import comfyui_runner.simulator
 from comfyui_runner.simulator import Faults, Simulator
 
 SCRIPT = os.path.join(ROOT, "comfyui_runner", "simulator", "__main__.py")
@@ -82,6 +83,10 @@ def test_importing_is_fast_and_silent() -> None:
     out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert out == "False\n"
     assert time.monotonic() - begun < 3
+
+
+def test_the_package_offers_what_its_users_need() -> None:
+    assert comfyui_runner.simulator.__all__ == ["Faults", "Simulator", "draw", "measure"]
 
 
 def test_faults_start_harmless() -> None:

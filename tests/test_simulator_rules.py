@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from email.message import Message
 from pathlib import Path
 from typing import Any, List, Optional
@@ -12,7 +13,14 @@ import pytest
 from simulated import Json, txt2img
 
 from comfyui_runner.simulator.bodies import Body, Cut, TooLarge
-from comfyui_runner.simulator.folders import guess_media_type, path_inside, split_annotation
+from comfyui_runner.simulator.folders import (
+    IN_USE_ERRORS,
+    PAUSES_WHILE_IN_USE,
+    guess_media_type,
+    path_inside,
+    split_annotation,
+    when_not_in_use,
+)
 from comfyui_runner.simulator.forms import Upload, discard_form, parse_disposition, read_form
 from comfyui_runner.simulator.http_request import is_authorized, is_foreign
 from comfyui_runner.simulator.jobs import summarize_outputs
@@ -58,6 +66,10 @@ def test_a_part_of_ten_bytes(header: str, expected: Range) -> None:
     [
         ("Bearer s3cret", True),
         ("bearer s3cret", True),
+        ("BEARER  s3cret ", True),
+        ("BASIC " + base64.b64encode(b"a:s3cret ").decode(), True),
+        ("Basic " + base64.b64encode(b":s3cret").decode(), True),
+        ("Basic " + base64.b64encode(b"user:a:s3cret").decode(), False),
         ("Basic " + base64.b64encode(b"user:s3cret").decode(), True),
         ("Basic " + base64.b64encode(b"s3cret").decode(), False),
         ("Bearer other", False),
@@ -81,6 +93,12 @@ def test_who_has_the_token(authorization: str, expected: bool) -> None:
         ("[::1]:8188", "http://evil.example", True),
         ("gpu.example:8188", "http://evil.example", False),  # not a loopback address
         ("127.0.0.1:8188", "", False),
+        ("127.9.9.9:8188", "http://evil.example", True),
+        ("localhost:8188", "https://localhost:8188", False),
+        ("localhost", "http://localhost", False),
+        ("localhost", "http://localhost:8188", True),
+        ("localhost:8188", "http://127.0.0.1:8188", True),
+        ("127.0.0.1.example:1", "http://evil.example", True),  # by its beginning only
         ("", "http://evil.example", False),
     ],
 )
@@ -211,6 +229,29 @@ def test_media_types_are_the_same_on_every_system() -> None:
     names = {"a.glb": "model/gltf-binary", "a.flac": "audio/flac", "a.webp": "image/webp", "a.png": "image/png"}
     for name, expected in {**names, "a.unknown": "application/octet-stream"}.items():
         assert guess_media_type(name) == expected
+
+
+def test_a_file_in_use_is_tried_again_while_windows_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (sum(PAUSES_WHILE_IN_USE), IN_USE_ERRORS) == (2.5, (5, 32, 33))
+    monkeypatch.setattr("comfyui_runner.simulator.folders.PAUSES_WHILE_IN_USE", (0.0, 0.01, 0.02))
+    for winerror, failures, tries in ((5, 0, 1), (32, 1, 2), (33, 3, 4), (32, 4, None), (2, 1, None), (None, 1, None)):
+        tried: List[float] = []
+
+        def act(winerror: Any = winerror, failures: int = failures, tried: List[float] = tried) -> None:
+            tried.append(time.monotonic())
+            if len(tried) <= failures:
+                error = OSError("in use")
+                error.winerror = winerror  # type: ignore[attr-defined,unused-ignore]
+                raise error
+
+        if tries is not None:
+            when_not_in_use(act)
+            assert len(tried) == tries
+            assert tried[-1] - tried[0] >= (0.025 if tries == 4 else 0)
+        else:
+            with pytest.raises(OSError, match="in use"):
+                when_not_in_use(act)
+            assert len(tried) == (4 if winerror == 32 else 1)
 
 
 def test_paths_stay_in_their_folder(tmp_path: Path) -> None:

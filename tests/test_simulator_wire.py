@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -200,6 +202,36 @@ def test_faults_of_one_path_leave_the_others_alone(sim: Simulator) -> None:
     assert answer.text.startswith("500: refused\n") and answer.text.endswith("\n\nb\ufffddy")
 
 
+def test_an_answer_hangs_once_as_long_as_its_own_path_says(sim: Simulator) -> None:
+    sim.faults.http_hang = {"/history/x": 0.05, "/history": 3600.0}
+    begun = time.monotonic()
+    assert get(sim, "/history/x").json() == {}
+    assert time.monotonic() - begun >= 0.04
+    assert get(sim, "/prompt").ok
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection as a client that crashes does."""
+    linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.close()
+
+
+def test_a_client_that_crashes_is_logged_only_between_requests(simulate: Callable[..., Simulator]) -> None:
+    lines: List[str] = []
+    sim = simulate(log=lines.append)
+    connections = sim._server.connections  # type: ignore[union-attr]
+    for begun, is_logged in ((b"POST /prompt HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", False), (b"GET", True)):
+        connection = socket.create_connection(("127.0.0.1", sim.port))
+        connection.sendall(begun)
+        until(lambda: connections)
+        if not is_logged:
+            until(lambda: sim.requests)
+        reset(connection)
+        until(lambda: not connections)
+        assert ["Connection" in line for line in lines] == [True] * is_logged
+
+
 def test_a_server_that_ends_cuts_who_waits(sim: Simulator) -> None:
     sim.faults.http_hang = {"/queue": 3600.0}
     answers: List[bytes] = []
@@ -231,6 +263,10 @@ def test_a_temporary_installation_has_an_example(tmp_path: Path) -> None:
         assert Path(sim.root) == root and picture
     assert (root.exists(), sim.root) == (False, "")
     sim.cut_websockets()  # of none
+
+    with Simulator() as sim:
+        shutil.rmtree(sim.root)
+    assert sim.root == ""
 
     with Simulator(root=str(tmp_path / "new" / ".." / "kept")) as sim:
         assert sim.root == os.path.realpath(tmp_path / "kept")

@@ -140,7 +140,7 @@ def store_mask(installation: Installation, original: Json, path: str) -> None:
     name, folder = split_annotation(original["filename"], original.get("type", "output"))
     try:
         source = path_inside(installation.folder(folder, original.get("subfolder", "")), name)
-    except (KeyError, PermissionError):
+    except PermissionError:
         return  # a real server also answers 200 here
     if not os.path.isfile(source):
         return

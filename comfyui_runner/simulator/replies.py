@@ -89,30 +89,21 @@ def range_counts(if_range: str, modified: float) -> bool:
 
 
 def choose_range(header: str, size: int) -> Range:
-    """The part of a file of `size` bytes that a Range header asks for."""
-    wanted = parse_range(header)
-    if wanted is None:
-        return Range(200, 0, size, "")
-    first, last = wanted
-    if first is None:
-        start, end = max(0, size - (last or 0)), size
-    elif last is None:
-        start, end = first, size
-    else:
-        start, end = first, min(size, last + 1)
-    if start >= end:
-        return Range(416, 0, 0, f"bytes */{size}")
-    return Range(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
+    """The part of a file of `size` bytes that a Range header asks for: "bytes=FIRST-LAST".
 
-
-def parse_range(header: str) -> Optional[Tuple[Optional[int], Optional[int]]]:
-    """The first and the last byte in "bytes=FIRST-LAST", of which one may be left out.
-
-    "bytes=-N" asks for the last N bytes. Returns None for anything else.
+    "bytes=FIRST-" is all from there on, "bytes=-N" the last N bytes. Anything else counts for
+    nothing, as if there were no Range.
     """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
     if match is None or match[0] == "bytes=-":
-        return None
-    first = int(match[1]) if match[1] else None
-    last = int(match[2]) if match[2] else None
-    return first, last
+        return Range(200, 0, size, "")
+    first, last = match.groups()
+    if not first:
+        start, end = max(0, size - int(last)), size
+    elif not last:
+        start, end = int(first), size
+    else:
+        start, end = int(first), min(size, int(last) + 1)
+    if start >= end:
+        return Range(416, 0, 0, f"bytes */{size}")
+    return Range(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
