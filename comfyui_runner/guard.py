@@ -15,7 +15,19 @@ import re
 import secrets
 import socket
 import threading
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Union
+import time
+import urllib.parse
+from typing import (
+    Dict,
+    FrozenSet,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Union,
+)
 
 from comfyui_runner.errors import UsageError
 from comfyui_runner.messages import Headers, HttpError, Request
@@ -48,10 +60,15 @@ LATE_ANSWERS_OF_ONE, LATE_ANSWERS_OF_ALL = 4, 16
 #: So many addresses are remembered that have sent a wrong token.
 NETWORKS_REMEMBERED = 1000
 
+#: Seconds for which a signed URL can be fetched. OpenAI's images can be for as long.
+SIGNATURE_SECONDS = 60 * 60
+
 #: Characters of a SHA-256 digest in hexadecimal.
 DIGEST_LENGTH = 64
 
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+_is_time = re.compile(r"[0-9]{1,12}").fullmatch
 
 #: A Host header: a name or an address, in brackets if it has colons, and a port.
 _match_host = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?").fullmatch
@@ -125,8 +142,9 @@ class Guard(NamedTuple):
             message = "Pages of other origins may not use this service (--allow-origin)."
             return HttpError(403, "foreign_origin", message)
 
-        # A link from anywhere may lead to the page, which then asks on its own behalf.
-        if _asks_for_page(request):
+        # A link from anywhere may lead to the page, which then asks on its own behalf; and a page
+        # that was given a signed URL may show what is there.
+        if _asks_for_page(request) or self.has_signature(request, time.time()):
             return None
 
         site = request.headers.get("sec-fetch-site", "none")
@@ -180,6 +198,7 @@ class Guard(NamedTuple):
             or _asks_for_page(request)
             or request.path in PATHS_WITHOUT_TOKEN
             or self.has_token(request)
+            or self.has_signature(request, time.time())
         ):
             return None
         headers = (("WWW-Authenticate", "Bearer"),)
@@ -208,6 +227,34 @@ class Guard(NamedTuple):
             _equal_in_constant_time(value[-DIGEST_LENGTH:], self._digest("value"))
             for value in self._cookies_of(request)
         )
+
+    def sign_target(self, path: str, query: Mapping[str, str], now: float) -> str:
+        """The path and query by which whoever has them may GET what is there, for a while.
+
+        For those who get a URL and no token, such as the page that shows a picture. Where no token
+        is needed, nothing is added.
+        """
+        if self.token is not None:
+            expires = str(int(now) + SIGNATURE_SECONDS)
+            query = {**query, "expires": expires}
+            query = {**query, "signature": self._signature(path, query)}
+        return f"{path}?{urllib.parse.urlencode(query)}"
+
+    def has_signature(self, request: Request, now: float) -> bool:
+        """Whether the target of ``request`` is one of sign_target(), as it was and in time."""
+        query = dict(request.query)
+        signature = query.pop("signature", "")
+        expires = query.get("expires", "")
+        is_in_time = bool(_is_time(expires)) and now < int(expires)
+        if self.token is None or request.method not in ("GET", "HEAD") or not is_in_time:
+            return False
+        return _equal_in_constant_time(signature, self._signature(request.path, query))
+
+    def _signature(self, path: str, query: Mapping[str, str]) -> str:
+        """Whoever sees it cannot try tokens on it: the mark of this start is in the key too."""
+        target = f"{path}?{urllib.parse.urlencode(sorted(query.items()))}"
+        key = f"{self.session_mark} {self.token}".encode()
+        return hmac.new(key, f"{COOKIE} URL {target}".encode(), hashlib.sha256).hexdigest()
 
     def carries_guess(self, request: Request) -> bool:
         """Whether the answer to ``request`` says whether a token is right that can be guessed.

@@ -538,7 +538,8 @@ class Service:
 
     def cancel_all(self, records: Iterable[RunRecord]) -> None:
         """Cancel those of ``records`` that have not ended."""
-        for record in records:
+        # The last first, so that none of them starts when the one before it is gone.
+        for record in reversed(list(records)):
             if not record.over.is_set():
                 with suppress(RunnerError):  # the others are still to be cancelled
                     self.cancel(record)

@@ -95,6 +95,9 @@ LOGIN_LIMIT = 4096
 #: Seconds that the cookie of the login is kept: a year.
 COOKIE_SECONDS = 365 * 24 * 60 * 60
 
+#: How the paths of OpenAI's API begin.
+OPENAI_PATH = "/v1/"
+
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
@@ -113,6 +116,7 @@ class ServiceRoutes:
         self.page = page
         self.guard = service.options.guard
         self.failed_guesses = FailedGuesses()
+        self.started = int(time.time())
 
     def respond(self, request: Request, body: RequestBody, client: Client) -> Response:
         """The answer to a request, whatever happens."""
@@ -138,7 +142,7 @@ class ServiceRoutes:
             if is_wrong_guess:
                 with self.failed_guesses.late_answer(request.client, time.monotonic()) as seconds:
                     time.sleep(seconds)
-            return error_response(error)
+            return show_error(request, error)
 
     def note_refusal(self, request: Request, error: BaseException) -> None:
         """Have the console show that ``request`` ended with ``error``."""
@@ -191,6 +195,15 @@ def too_many_connections() -> HttpError:
     return HttpError(503, "too_many_connections", "Too many connections are open.", headers=headers)
 
 
+def show_error(request: Request, error: BaseException) -> Response:
+    """The answer to a request that ended with ``error``, as its client expects errors."""
+    if not request.path.startswith(OPENAI_PATH):
+        return error_response(error)
+    from comfyui_runner.extras.openai_images import openai_error  # only its clients need it
+
+    return openai_error(error)
+
+
 class RouteCall:
     """One request, and what the service does for it: one method a route."""
 
@@ -208,6 +221,7 @@ class RouteCall:
         self.records = self.service.records
         self.options = self.service.options
         self.url_for = routes.url_for
+        self.started = routes.started
 
     def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
         """The fields of a body in JSON, or of a form. Raises HttpError as parse_fields() does."""
@@ -626,6 +640,32 @@ class RouteCall:
         if record is not None:
             server = record.session.server  # behind a load balancer each run has its own
         return open_view(self.request, server)
+
+    # -- OpenAI's images API: only its clients need it -------------------------------------------
+
+    def create_images(self) -> Response:
+        """Pictures of the held workflow, for a text."""
+        from comfyui_runner.extras.openai_calls import make_pictures
+
+        return make_pictures(self, is_edit=False)
+
+    def edit_images(self) -> Response:
+        """Pictures of the held workflow, for a text and pictures."""
+        from comfyui_runner.extras.openai_calls import make_pictures
+
+        return make_pictures(self, is_edit=True)
+
+    def get_models(self) -> Response:
+        """The held workflow as a model."""
+        from comfyui_runner.extras.openai_calls import list_models
+
+        return list_models(self)
+
+    def get_model(self, model: str) -> Response:
+        """The same by its name."""
+        from comfyui_runner.extras.openai_calls import show_model
+
+        return show_model(self, model)
 
 
 def as_refusal(error: PromptRejected) -> HttpError:

@@ -26,6 +26,7 @@ PURE_MODULES = [
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout",
+    "extras/openai_images",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
@@ -35,6 +36,7 @@ SUBJECTS = [
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout",
+    "openai_images",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

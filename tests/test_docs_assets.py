@@ -304,7 +304,9 @@ def test_curl_lines_name_routes_that_exist() -> None:
     assert count > 6
 
 
-@pytest.mark.parametrize("name", ["README.md", os.path.join("docs", "MIDDLEWARE.md")])
+@pytest.mark.parametrize(
+    "name", ["README.md", os.path.join("docs", "MIDDLEWARE.md"), os.path.join("docs", "OPENAI.md")]
+)
 def test_routes_in_the_text_exist(name: str) -> None:
     """``GET /path`` in a piece of code."""
     for method, path in re.findall(r"`(GET|POST|PUT|DELETE|HEAD) (/[^\s`?]*)`", read(name)):

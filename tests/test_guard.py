@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
+import urllib.parse
 from typing import Any, Dict
 
 import pytest
@@ -269,6 +271,60 @@ def test_the_token_is_taken_as_bearer_or_as_the_cookie_of_the_login(headers: Dic
         headers = {"cookie": headers["cookie"].replace("VALUE", guard.cookie_value())}
     assert (guard.refusal(request(**headers)) is None) is known
     assert "s3cret" not in guard.cookie_name() + guard.cookie_value()
+
+
+def refusal_type(guard: Any, sent: Any) -> str:
+    refusal = guard.refusal(sent)
+    assert refusal is not None
+    return str(refusal.type)
+
+
+def follow(target: str, method: str = "GET", **headers: str) -> Any:
+    """The request of a client that was given ``target``."""
+    path, _, query = target.partition("?")
+    return request(method, path, **headers)._replace(query=dict(urllib.parse.parse_qsl(query)))
+
+
+def test_a_signed_url_needs_no_token_for_an_hour() -> None:
+    guard = make_guard("127.0.0.1", "secret", False, [], [])
+    now = time.time()
+    target = guard.sign_target("/runs/a/output", {"index": "1"}, now)
+    assert "secret" not in target
+    assert guard.has_signature(follow(target), now + 3590)
+    assert not guard.has_signature(follow(target), now + 3610)
+    assert guard.refusal(follow(target)) is None
+    assert guard.refusal(follow(target, "HEAD")) is None
+    # a page that shows the picture says nothing but where it is from
+    assert guard.refusal(follow(target, sec_fetch_site="cross-site", referer="http://chat.example/")) is None
+    assert refusal_type(guard, follow(target, host="evil.example")) == "foreign_host"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("/runs/a/", "/runs/b/"),
+        ("index=1", "index=2"),
+        ("index=1", "index=1&as=file"),
+        ("expires=", "expires=9"),
+        ("signature=", "signature=0"),
+        ("&signature=", "&x="),
+        ("expires=", "expires=soon"),
+        ("&expires=", "&x="),
+    ],
+)
+def test_a_signed_url_is_good_for_nothing_else(change: Any) -> None:
+    guard = make_guard("127.0.0.1", "secret", False, [], [])
+    target = guard.sign_target("/runs/a/output", {"index": "1"}, time.time())
+    assert refusal_type(guard, follow(target.replace(*change))) == "unauthorized"
+    assert refusal_type(guard, follow(target, "POST")) == "unauthorized"
+    restarted = make_guard("127.0.0.1", "secret", False, [], [])
+    assert refusal_type(restarted, follow(target)) == "unauthorized"  # nor is it one to try tokens on
+
+
+def test_where_no_token_is_needed_nothing_is_signed() -> None:
+    assert OPEN.sign_target("/runs/a/output", {"index": "1"}, time.time()) == "/runs/a/output?index=1"
+    forged = follow("/queue?expires=99999999999&signature=", sec_fetch_site="cross-site")
+    assert refusal_type(OPEN, forged) == "foreign_origin"
 
 
 def test_two_services_on_one_host_have_cookies_of_their_own() -> None:

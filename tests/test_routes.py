@@ -21,10 +21,10 @@ URL = "http://127.0.0.1:8189"
 
 def test_every_route_is_found_by_its_method_and_path() -> None:
     for row in ROUTES:
-        path = row.path.replace("{prompt_id}", "a%2Fb").replace("{number}", "0")
+        path = row.path.replace("{prompt_id}", "a%2Fb").replace("{number}", "0").replace("{model}", "m")
         route, parts = find_route(row.method, path, URL)
         assert route is row
-        known = {"prompt_id": "a/b", "number": "0"}
+        known = {"prompt_id": "a/b", "number": "0", "model": "m"}
         assert parts == {name: value for name, value in known.items() if "{%s}" % name in row.path}
         assert callable(getattr(RouteCall, row.handler))
 
@@ -107,7 +107,7 @@ def sent_by_curl(words: List[str]) -> bytes:
 
 def test_the_examples_are_json_and_the_same_as_forms_in_their_commands() -> None:
     examples = [row for row in ROUTES if row.body]
-    assert {row.path for row in examples} == {"/update/prompt", "/update/inputs", "/run"}
+    assert {row.path for row in examples} == {"/update/prompt", "/update/inputs", "/run", "/v1/images/generations"}
     for row in examples:
         assert f" {row.form} " in row.curl_command(URL)
         body = sent_by_curl(shlex.split(row.form))
@@ -171,7 +171,7 @@ def test_the_document_says_where_forms_are_taken() -> None:
         if "application/x-www-form-urlencoded" in methods.get("post", {}).get("requestBody", {}).get("content", {})
     }
     # others take no fields, or JSON alone
-    assert taken == {"/update/prompt", "/update/inputs", "/interrupt", "/run"}
+    assert taken == {"/update/prompt", "/update/inputs", "/interrupt", "/run", "/v1/images/generations"}
 
 
 def test_every_line_of_curl_names_the_address() -> None:
