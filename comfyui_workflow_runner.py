@@ -85,6 +85,7 @@ from comfyui_runner.console import Console  # noqa: E402
 from comfyui_runner.environment import Environment, replace_missing_streams  # noqa: E402
 from comfyui_runner.errors import ExitStatus, RunnerError, Stopped  # noqa: E402
 from comfyui_runner.interrupts import Interrupts  # noqa: E402
+from comfyui_runner.own_environment import use_own_environment  # noqa: E402
 from comfyui_runner.server import Server  # noqa: E402
 from comfyui_runner.session import Session  # noqa: E402
 from comfyui_runner.settings import Settings, make_settings  # noqa: E402
@@ -265,4 +266,6 @@ def run_from_command_line() -> None:
 
 
 if __name__ == "__main__":
+    # With --setup, or where this Python lacks the packages, another one takes over here.
+    sys.argv[1:] = use_own_environment(__file__, sys.argv[1:])
     run_from_command_line()

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from functools import partial
-from typing import Any, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple, NoReturn, Sequence, Tuple
 
 from comfyui_runner import __version__
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus, UsageError
@@ -214,6 +214,11 @@ def add_general_flags(parser: Any, defaults: Defaults) -> None:
     parser.add_argument("-y", "--yes", action="store_true", help="run without asking")
     parser.add_argument(
         "--demo", action="store_true", help="run on the built-in simulator: no ComfyUI, no GPU"
+    )
+    parser.add_argument(
+        "--setup",
+        action="store_true",
+        help="make a .venv beside the script, once, with the packages, and go on with it",
     )
     parser.add_argument(
         "--mode",
@@ -454,7 +459,7 @@ def leave_if_help_is_asked(defaults: Defaults, arguments: Sequence[str]) -> None
         pass  # main() reports it
 
 
-def leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
     """Ends the process at once, without waiting for threads that still wait for a server."""
     try_for(FLUSH_SECONDS, flush_streams)
     os._exit(status)

@@ -305,6 +305,10 @@ def cannot_combine(first: str, second: str) -> UsageError:
 
 def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
     """Raises UsageError for flags that cannot all be followed."""
+    if flags.setup:  # the script itself follows it, and takes it away
+        raise UsageError(
+            "--setup is for the script, which needs an environment; this program has its packages."
+        )
     if flags.demo and flags.server is not None:
         raise UsageError(
             "--demo brings its own server, so it cannot be combined with --server.",

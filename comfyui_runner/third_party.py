@@ -31,7 +31,9 @@ def import_third_party(name: str) -> Any:
         )
         raise RunnerError(
             f"The Python package {package} is missing ({error}).",
-            f"Install what the runner needs:\n{commands}",
+            "Let the script make an environment with what it needs: start it once with --setup. "
+            "With uv, nothing has to be installed: uv run comfyui_workflow_runner.py\n"
+            f"Or install the packages for this Python:\n{commands}",
         ) from None
 
 

@@ -55,6 +55,46 @@ def new_python(folder: Any) -> str:
     return os.path.join(str(folder), BIN, "python")
 
 
+# -- an environment beside the script ------------------------------------------------------------------
+
+
+def test_setup_makes_an_environment_that_later_starts_use(tmp_path: Any) -> None:
+    """The Python that starts it has no packages; it stays so."""
+    bare = new_python(tmp_path / "bare")
+    project = tmp_path / "my project"
+    project.mkdir()
+    for name in ("comfyui_workflow_runner.py", "requirements.txt", "workflow_api.json"):
+        shutil.copy(os.path.join(ROOT, name), str(project))
+    shutil.copytree(os.path.join(ROOT, "comfyui_runner"), str(project / "comfyui_runner"))
+    script = str(project / "comfyui_workflow_runner.py")
+
+    first = call(bare, script, "--setup", "--demo", "--yes", "--quiet", cwd=tmp_path, seconds=300)
+    if "No matching distribution" in first.stderr:
+        pytest.skip("pip cannot reach the package index.")
+    assert first.returncode == ExitStatus.OK, first.stderr
+    assert first.stdout.strip().endswith(".png")
+    assert "Making " in first.stderr
+    again = call(bare, script, "--setup", "--demo", "--yes", "--quiet", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (ExitStatus.OK, "")
+    later = call(bare, script, "--demo", "--yes", "--quiet", cwd=tmp_path)
+    assert later.returncode == ExitStatus.OK
+    assert later.stderr.startswith("This Python lacks the packages: going on with the one in ")
+    assert call(bare, "-c", "import requests", cwd=tmp_path).returncode == 1
+
+
+def test_setup_of_the_one_file_reads_its_packages_from_itself(tmp_path: Any) -> None:
+    bare = new_python(tmp_path / "bare")
+    one_file = str(tmp_path / "runner.py")
+    assert call(bare, os.path.join(ROOT, "comfyui_runner", "onefile.py"), one_file, cwd=tmp_path).returncode == 0
+    workflow = tmp_path / "flow.json"
+    workflow.write_text(json.dumps(slow_prompt()), encoding="utf-8")
+    done = call(bare, one_file, "--setup", "--check", "--server", "127.0.0.1:1", "flow.json", cwd=tmp_path, seconds=300)
+    if "No matching distribution" in done.stderr:
+        pytest.skip("pip cannot reach the package index.")
+    assert done.returncode == ExitStatus.NO_SERVER, done.stderr
+    assert sorted(os.listdir(tmp_path)) == [".venv", "bare", "flow.json", "runner.py"]
+
+
 # -- installed from a wheel --------------------------------------------------------------------------
 
 

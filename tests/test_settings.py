@@ -157,6 +157,7 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--attach", ""], {}, "--attach is empty."),
         (["--batch", ""], {}, "--batch is empty."),
         (["--json=x"], {}, "--json takes no value."),
+        (["--setup"], {}, "--setup is for the script, which needs an environment; this program has its packages."),
         (["--check", "--inputs"], {}, "--inputs and --check cannot be combined."),
         (["--resume", "--attach", "p"], {}, "--attach and --resume cannot be combined."),
         (["--repeat", "2", "--mode", "continuous"], {}, "--repeat and --mode continuous cannot be combined."),

@@ -1,0 +1,232 @@
+"""--setup: a virtual environment beside the script, with the packages that the runner needs.
+
+It is the same in every shell and on every system, also where pip refuses to install (PEP 668:
+Debian, Ubuntu, Homebrew), and it touches no other environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.machinery import PathFinder
+from typing import List, NamedTuple, NoReturn, Sequence
+
+from comfyui_runner.errors import ExitStatus
+from comfyui_runner.flags import leave
+
+#: The folder of the environment, beside the script.
+ENVIRONMENT_FOLDER = ".venv"
+
+#: A file in that folder: what --setup made it for. Without it, the folder is somebody else's.
+MARK_FILE = "made-by-setup"
+
+#: The mark of an environment that is not complete.
+UNFINISHED = "unfinished"
+
+#: What a run cannot do without; rich is optional.
+NEEDED_PACKAGES = ("websockets", "requests")
+
+#: Seconds for Python to make an environment, and for pip to fill it.
+MAKE_SECONDS, INSTALL_SECONDS = 600.0, 1800.0
+
+
+class EnvironmentState(NamedTuple):
+    """What there is when the program starts."""
+
+    is_inside: bool  # this Python is that of the environment
+    has_packages: bool  # this Python has what a run needs
+    has_folder: bool
+    has_python: bool  # the environment's Python can be started
+    mark: str  # "" without one
+
+
+def choose_step(state: EnvironmentState, wants_setup: bool, wanted_mark: str) -> str:
+    """What comes before the program: "nothing", "switch", "make" or "refuse".
+
+    "switch": the environment's Python takes over. "make": the environment is made, and takes over.
+    "refuse": there is a folder of that name which is not ours.
+    """
+    is_ours = bool(state.mark)
+    is_complete = is_ours and state.has_python and state.mark != UNFINISHED
+    if state.is_inside:
+        return "nothing"
+    if not wants_setup:
+        return "switch" if is_complete and not state.has_packages else "nothing"
+    if is_complete and state.mark == wanted_mark:
+        return "switch"
+    if state.has_folder and not is_ours:
+        return "refuse"
+    return "make"
+
+
+def find_requirements(script: str, text: str) -> List[str]:
+    """What pip is given: the file beside ``script`` or, for the one file, what its ``text`` lists.
+
+    It lists them for uv, in the form of PEP 723.
+    """
+    path = os.path.join(os.path.dirname(script), "requirements.txt")
+    if os.path.exists(path):
+        return ["-r", path]
+    block = re.search(r"(?ms)^# dependencies = \[$(.*?)^# \]$", text)
+    return re.findall(r'"([^"]+)"', block[1]) if block else list(NEEDED_PACKAGES)
+
+
+def make_mark(requirements: Sequence[str], version: str) -> str:
+    """The mark of an environment of Python ``version`` that has what pip was given."""
+    lines = [f"Made by --setup, with Python {version}, for:"]
+    for requirement in requirements:
+        if os.path.isfile(requirement):
+            with open(requirement, encoding="utf-8") as file:
+                lines.append(file.read())
+        else:
+            lines.append(requirement)
+    return "\n".join(lines)
+
+
+def explain_no_venv(module: str, python: str, version: str, is_embedded: bool) -> str:
+    """What to do where ``python`` cannot make an environment, because it lacks ``module``."""
+    message = f"This Python cannot make an environment: it has no module {module} ({python})."
+    if is_embedded:
+        return (
+            f"{message}\n"
+            "The Python of ComfyUI portable has none. In its folder, install the packages for it:\n"
+            r".\python.exe -s -m pip install websockets requests rich"
+        )
+    return (
+        f"{message}\n"
+        f"Debian and Ubuntu: sudo apt install python{version}-venv\n"
+        "With uv, nothing has to be installed: uv run comfyui_workflow_runner.py"
+    )
+
+
+def use_own_environment(script: str, arguments: Sequence[str]) -> List[str]:
+    """``arguments`` without --setup, where this Python is the one that runs the program.
+
+    With --setup, or where this Python lacks the packages, the environment's takes over: the process
+    becomes another one. It ends with a message where that cannot be had.
+    """
+    wants_setup = "--setup" in arguments
+    rest = [argument for argument in arguments if argument != "--setup"]
+    has_packages = all(PathFinder.find_spec(name) for name in NEEDED_PACKAGES)
+    if has_packages and not wants_setup:
+        return rest
+
+    folder = os.path.join(os.path.dirname(os.path.abspath(script)), ENVIRONMENT_FOLDER)
+    python = python_of(folder)
+    with open(script, encoding="utf-8") as file:
+        requirements = find_requirements(script, file.read())
+    wanted_mark = make_mark(requirements, python_version())
+    state = EnvironmentState(
+        is_inside=os.path.realpath(sys.prefix) == os.path.realpath(folder),
+        has_packages=has_packages,
+        has_folder=os.path.isdir(folder),
+        has_python=os.path.exists(python),  # not where it is a link to one that is gone
+        mark=read_mark(folder),
+    )
+    step = choose_step(state, wants_setup, wanted_mark)
+    if step == "nothing":
+        return rest
+    if step == "refuse":
+        end_with(
+            f"--setup did not make {folder}, so it leaves it alone.\n"
+            "Remove it, or install the packages into it yourself: "
+            "python -m pip install websockets requests rich"
+        )
+    if step == "make":
+        make_own_environment(folder, requirements, wanted_mark)
+    elif not wants_setup:
+        show_progress(f"This Python lacks the packages: going on with the one in {folder}.")
+    return become([python, script, *rest])
+
+
+def python_version() -> str:
+    """This Python's version, as in the names of Debian's packages: "3.11"."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def python_of(folder: str) -> str:
+    """The Python of the environment in ``folder``."""
+    if os.name == "nt":
+        return os.path.join(folder, "Scripts", "python.exe")
+    return os.path.join(folder, "bin", "python")
+
+
+def read_mark(folder: str) -> str:
+    """The mark of the environment in ``folder``; "" if it has none."""
+    try:
+        with open(os.path.join(folder, MARK_FILE), encoding="utf-8") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def write_mark(folder: str, mark: str) -> None:
+    """Marks the environment in ``folder`` as ours."""
+    with open(os.path.join(folder, MARK_FILE), "w", encoding="utf-8", newline="\n") as file:
+        file.write(mark)
+
+
+def make_own_environment(folder: str, requirements: Sequence[str], mark: str) -> None:
+    """Makes the environment anew, by this Python's venv and pip; ends the process if it cannot."""
+    # Only --setup needs these.
+    import shutil
+    import subprocess
+
+    try:
+        # Debian has packages of their own for them; an embedded Python has neither.
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError as error:
+        names = os.listdir(os.path.dirname(sys.executable))
+        is_embedded = any(name.endswith("._pth") for name in names)
+        module = str(error.name)
+        end_with(explain_no_venv(module, sys.executable, python_version(), is_embedded))
+
+    show_progress(f"Making {folder}: once, and it takes a moment.")
+    way = "--copies" if os.name == "nt" else "--symlinks"  # a copy of Homebrew's does not start
+    make = [sys.executable, "-m", "venv", way, folder]
+    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder, exist_ok=True)
+        write_mark(folder, UNFINISHED)  # the next --setup knows whose it is
+        subprocess.run(make, check=True, timeout=MAKE_SECONDS)
+        subprocess.run([*install, *requirements], check=True, timeout=INSTALL_SECONDS)
+        write_mark(folder, mark)
+    except KeyboardInterrupt:
+        show_progress(f"Stopped. The next --setup makes {folder} anew.")
+        leave(ExitStatus.CANCELLED)
+    except subprocess.SubprocessError:
+        end_with(
+            f"{folder} is not complete: the lines above say why.\n"
+            "Check the connection (behind a proxy, set HTTPS_PROXY), and start it again."
+        )
+    except OSError as error:
+        end_with(
+            f"{folder} cannot be made: {error.strerror or error}.\n"
+            "Put the script into a folder that you may write in."
+        )
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Goes on as ``command``: its exit status is that of this process."""
+    if os.name != "nt":
+        os.execv(command[0], list(command))
+    # On Windows, exec returns to the shell at once, and two programs then share the console.
+    import signal
+    import subprocess
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the program itself
+    os._exit(subprocess.call(list(command)))
+
+
+def show_progress(message: str) -> None:
+    """A line for the person: standard output belongs to the program."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def end_with(message: str) -> NoReturn:
+    """Ends the process with ``message``."""
+    show_progress(message)
+    leave(ExitStatus.ERROR)
