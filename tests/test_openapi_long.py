@@ -70,17 +70,17 @@ def url(make_simulator: Callable[..., Any], workflow_file: Callable[..., str], t
 def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[str, Any]:
     """The service's own document, with requests that lead to successes, and with short waits."""
     document: Dict[str, Any] = requests.get(url + "/openapi.json", timeout=5).json()
-    parameters: Dict[str, Any] = {
-        parameter["name"]: parameter
-        for path in ("/view", "/runs/{prompt_id}", "/runs/{prompt_id}/files/{number}")
-        for parameter in document["paths"][path]["get"]["parameters"]
-    }
-    parameters["wait"]["schema"]["maximum"] = 1
-    parameters["wait"]["example"] = 1
-    parameters["prompt_id"]["example"] = prompt_id
-    parameters["filename"]["example"] = filename
-    parameters["type"]["example"] = "output"
-    parameters["number"]["example"] = number
+    examples = {"prompt_id": prompt_id, "filename": filename, "type": "output", "number": number, "wait": 0.2}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in examples:
+                    parameter["example"] = examples[parameter["name"]]
+                if parameter["name"] == "wait":
+                    parameter["schema"]["maximum"] = 0.2
+    # Without a limit, a call behind the runs that block the queue would wait for a minute.
+    (wait,) = [each for each in document["paths"]["/run"]["post"]["parameters"] if each["name"] == "wait"]
+    wait["required"] = True
     for parameter in document["paths"]["/upload/image"]["post"]["parameters"]:
         if parameter["name"] == "force":  # what schemathesis uploads are no pictures
             parameter.update(required=True, schema={"type": "string", "enum": ["true"]})
@@ -94,6 +94,7 @@ def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[
         ("post", "/queue", [{}, {"clear": True}]),
         ("post", "/prompt", [{"prompt": WORKFLOW}, {"prompt": {}}, {"number": "first"}, {"prompt": WORKFLOW,
                              "partial_execution_targets": 5}, {"prompt": {"1": node("SaveImage")}}]),
+        ("post", "/run", [{"positive": "a fox", "6.seed": "random"}, {"6.steps": 0}, {"positve": "a fox"}]),
         ("post", "/interrupt", [{}, {"prompt_id": prompt_id}]),
     ):  # fmt: skip
         content = document["paths"][path][method]["requestBody"]["content"]["application/json"]
@@ -101,6 +102,7 @@ def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[
     for path, form in (
         ("/update/prompt", {"type": "positive", "text": "a fox"}),
         ("/update/inputs", {"node_id": "6", "inputs.seed": "random", "inputs.steps": "4"}),
+        ("/run", {"positive": "a fox", "6.steps": "4"}),
     ):
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/x-www-form-urlencoded"]
         content["examples"] = {"example": {"value": form}}
