@@ -376,7 +376,10 @@ class Service:
             )
         ending = await conclude(session, run, stop, destination, is_served=True)
         self.options.afterwards.note_end(session, run, ending, partial(self.report, run))
-        record.conclude(ending.outputs, await in_thread(self._keep, ending.outputs))
+        kept: Mapping[int, str] = {}
+        if any(output.content is not None for output in ending.outputs):
+            kept = await in_thread(self._keep, ending.outputs)
+        record.conclude(ending.outputs, kept)
         await self._end(record, ending.report["message"])
 
     def _keep(self, outputs: Sequence[Output]) -> Dict[int, str]:

