@@ -248,16 +248,20 @@ def open_message(frame: str) -> Any:
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Callable[..., Life]:
-    """Begin the life of a server that nobody serves."""
+def begin(tmp_path: Path) -> Iterator[Callable[..., Life]]:
+    """Begin the life of a server that nobody serves; it ends after the test."""
+    lives = []
 
     def start(**options: Any) -> Life:
         installation = Installation(root=str(tmp_path), **options)
         for folder in FOLDERS:
             Path(installation.folder(folder)).mkdir(exist_ok=True)
-        return Life(installation)
+        lives.append(Life(installation))
+        return lives[-1]
 
-    return start
+    yield start
+    for life in lives:
+        life.end()
 
 
 def accept(life: Life, prompt: Json, prompt_id: str = "p", **extra_data: Any) -> Job:

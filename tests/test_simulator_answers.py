@@ -608,7 +608,9 @@ def write(life: Life, folder: str, name: str, content: bytes = b"content") -> st
 
 
 def test_a_file_is_served_as_what_it_is(begin: Callable[..., Life]) -> None:
-    for version, svg in ((NEW, "application/octet-stream"), (OLD, "image/svg+xml")):
+    octets = "application/octet-stream"
+    old_types = ("image/svg+xml", "text/xml", "application/xml")
+    for version, (svg, xml, xsl) in ((NEW, (octets, octets, octets)), (OLD, old_types)):
         life = begin(version=version)
         for name, media_type in (
             ("a.png", "image/png"),
@@ -623,6 +625,8 @@ def test_a_file_is_served_as_what_it_is(begin: Callable[..., Life]) -> None:
             ("a.css", "application/octet-stream"),
             ("a.js", "application/octet-stream"),
             ("a.svg", svg),
+            ("a.xml", xml),
+            ("a.xsl", xsl),
         ):
             path = write(life, "output", name)
             headers = (("Content-Disposition", f'filename="{name}"'),)

@@ -337,6 +337,17 @@ def test_a_node_without_a_class_that_exists_is_named(begin: Callable[..., Life],
         assert (found.error, found.node_errors, found.good) == (error, {}, [])
 
 
+def test_a_node_that_is_no_object_has_no_class(begin: Callable[..., Life]) -> None:
+    for node in ("x", [], ["class"]):
+        found = check(begin(version="0.3.64"), {"5": node})
+        assert found.error == {
+            "type": "invalid_prompt",
+            "message": "Cannot execute because a node is missing the class_type property.",
+            "details": "Node ID '#5'",
+            "extra_info": {},
+        }
+
+
 def test_only_the_outputs_that_are_asked_for_count(begin: Callable[..., Life]) -> None:
     prompt = {**slow(), "5": {"class_type": "TextOut", "inputs": {"text": "x"}}}
     prompt["6"] = {"class_type": "TextOut", "inputs": {}}  # bad
