@@ -11,6 +11,7 @@ import pytest
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.downloads import (
+    CHANGES,
     Download,
     FileMissing,
     Part,
@@ -202,6 +203,32 @@ def test_a_file_that_a_proxy_refuses_is_not_said_to_be_gone() -> None:
     error = no_file(ServerAnswer("", status=404, from_proxy=True), "a.png", "http://gpu/view?filename=a.png")
     assert "HTTP 404 of a proxy in front of ComfyUI" in error.message
     assert error.remedy == "The file is at http://gpu/view?filename=a.png"
+
+
+def test_a_file_that_changes_each_time_is_given_up(simulator: Any, clip: str, tmp_path: Any) -> None:
+    simulator.faults.cut_files = [100000] * 9
+    changes: List[str] = []
+
+    def change(message: str) -> None:
+        changes.append(message)
+        os.utime(clip, (len(changes), len(changes)))
+
+    server = Server(parse_address(simulator.url), DEFAULT_LIMITS._replace(give_up=3.0))
+    with pytest.raises(SaveError) as caught:
+        download(server, CLIP, ["clip.mp4"], Destination(str(tmp_path)), change)
+    assert caught.value.message == "clip.mp4 could not be downloaded: it changed each time that it was cut off."
+    assert caught.value.remedy.startswith(f"The file is at {simulator.url}/view?filename=clip.mp4")
+    assert len(changes) == CHANGES == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_written_says_where_it_is(simulator: Any, clip: str, tmp_path: Any) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    server = Server(parse_address(simulator.url), DEFAULT_LIMITS)
+    with pytest.raises(SaveError) as caught:
+        download(server, CLIP, ["clip.mp4"], Destination(str(tmp_path / "file")), print)
+    assert caught.value.message.startswith(f"clip.mp4 could not be saved in {tmp_path / 'file'}: ")
+    assert caught.value.remedy.startswith("Choose another folder with -o; the file is at http://")
 
 
 # -- giving up, without a server -------------------------------------------------------------------

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
+from typing import Any, Callable, List
 
 import pytest
+from asked import Asked, Serve
+from desk import Desk, settings_of
+from support import FAST, slow_prompt
 
 from comfyui_runner.addresses import parse_address
+from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.errors import UsageError
+from comfyui_runner.loading import Loaded
 from comfyui_runner.server import Server
-from comfyui_runner.serving import cannot_listen, refuse_own_address, url_of_service
+from comfyui_runner.serving import (
+    cannot_listen,
+    find_or_expect_servers,
+    load_when_possible,
+    make_service,
+    refuse_own_address,
+    url_of_service,
+)
+from comfyui_runner.settings import Settings
 
 
 class WindowsError(OSError):
@@ -74,3 +90,94 @@ def test_a_service_is_not_its_own_comfyui() -> None:
         serve_from(8000, "http://127.0.0.1:8188", "http://127.0.0.1:8000")
     serve_from(8189, "http://127.0.0.1:8188", "http://127.0.0.1:8000")
     serve_from(8189, "http://192.0.2.1:8189")  # the same port of another machine
+
+
+# -- a ComfyUI that comes later --------------------------------------------------------------------
+
+
+def tell(story: Callable[[Desk, ComfyUI, Settings], Any], *arguments: str) -> str:
+    """A story of a service that is about to start; what a person reads of it."""
+    shown: List[str] = []
+
+    async def work() -> None:
+        desk = Desk()
+        settings = settings_of("--mode", "continuous", *arguments)._replace(limits=FAST)
+        await story(desk, ComfyUI(settings, desk.console), settings)
+        shown.append(desk.out.getvalue())
+
+    asyncio.run(work())
+    return shown[0]
+
+
+def test_without_a_comfyui_the_service_listens_and_says_so() -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        servers = await find_or_expect_servers(settings, comfyui, desk.console)
+        assert [server.address for server in servers] == list(settings.servers)
+        assert {server.limits for server in servers} == {FAST}
+        assert {id(server.secrets) for server in servers} == {id(desk.console.secrets)}
+
+    shown = tell(story, "--server", "http://127.0.0.1:1")
+    assert "http://127.0.0.1:1" in shown
+    assert shown.endswith(" Listening anyway: runs can start when ComfyUI answers.\n")
+
+
+def test_a_comfyui_that_is_too_old_is_expected_and_the_service_says_so_later(serve: Serve) -> None:
+    asked = Asked(serve, {"/system_stats": (200, {"system": {"comfyui_version": "0.3.1"}})})
+
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        (server,) = await find_or_expect_servers(settings, comfyui, desk.console)
+        assert server.address.url == asked.server.address.url
+
+    assert tell(story, "--server", asked.server.address.url) == ""
+
+
+def test_a_workflow_that_needs_a_comfyui_waits_for_it_and_says_so_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr("comfyui_runner.serving.LOAD_INTERVAL", 0.01)
+    old, new = ({"system": {"comfyui_version": version}} for version in ("0.3.1", "0.31.0"))
+    asked = Asked(serve, {"/system_stats": (200, old), "/object_info": (200, {"A": {"input": {}, "output": []}})})
+    path = tmp_path / "ui.json"
+    path.write_text('{"nodes": [{"id": 1, "type": "A"}], "links": [], "version": 0.4}', encoding="utf-8")
+
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        loading = asyncio.ensure_future(load_when_possible(settings, comfyui, desk.console))
+        while len(asked.requests) < 3 and not loading.done():
+            await asyncio.sleep(0.01)
+        assert not loading.done()
+        assert desk.out.getvalue().count("Waiting for it: it is needed to read the workflow.") == 1
+        asked.answers["/system_stats"] = (200, new)
+        loaded = await asyncio.wait_for(loading, 20.0)
+        assert list(loaded.prompt) == ["1"]
+
+    tell(story, "--server", asked.server.address.url, str(path))
+
+
+def test_what_concerns_a_run_has_its_number_in_front(tmp_path: Any) -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        service = make_service([desk.server], Loaded(slow_prompt(), "a.json"), settings, desk.console)
+        service._show("0123456789abcdef", {"event": "notice", "message": "of a run"})
+        service._show(None, {"event": "notice", "message": "of all"})
+        options = service.options
+        assert (options.max_queue, options.timeout, options.output) == (5, 60.0, "out")
+        assert (options.overwrite, options.auto_execute) == (True, True)
+        assert options.public_url == "https://gpu.example"
+        assert options.guard is settings.guard and options.secrets is desk.console.secrets
+
+    flags = "--max-queue 5 --timeout 60 -o out --overwrite --auto-execute --public-url https://gpu.example"
+    assert tell(story, *flags.split()) == "[01234567] of a run\nof all\n"
+
+
+def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_path: Any) -> None:
+    path = tmp_path / "flow.json"
+    path.write_text(json.dumps(slow_prompt(seed=1)), encoding="utf-8")
+
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        first = Loaded(slow_prompt(seed=1), str(path))
+        path.write_text(json.dumps(slow_prompt(seed=2)), encoding="utf-8")
+        service = make_service([desk.server], first, settings, desk.console)
+        assert service.options.reload().prompt == slow_prompt(seed=2)
+        from_input = make_service([desk.server], first, settings._replace(workflow="-"), desk.console)
+        assert from_input.options.reload() is first
+
+    tell(story, str(path))
