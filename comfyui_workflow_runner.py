@@ -170,6 +170,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         listen,
         load_when_possible,
         make_service,
+        open_state,
         serve,
         stop_serving,
     )
@@ -184,7 +185,8 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         except Stopped:
             return ExitStatus.OK
 
-        service = make_service(servers, workflow, settings, console)
+        state = await open_state(settings, workflow, console)  # USAGE: --state is in use
+        service = make_service(servers, workflow, state, settings, console)
         listener = listen(service, servers, settings, console)  # USAGE: the port is in use
         try:
             await serve(service, console)  # until Ctrl+C or SIGTERM

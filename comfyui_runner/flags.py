@@ -20,6 +20,9 @@ MODES = ("single_shot", "continuous")
 #: Columns of --help: at most (all of it where it is no terminal that shows it), and at least.
 HELP_WIDTH, LEAST_HELP_WIDTH = 100, 40
 
+#: What --state takes for no file.
+NO_STATE = "none"
+
 #: Seconds at the end for a console to take what Python still keeps.
 FLUSH_SECONDS = 1.0
 
@@ -125,6 +128,7 @@ PATH_FLAGS = {
     "save_run": "--save-run",
     "batch": "--batch",
     "manifest": "--manifest",
+    "state": "--state",
 }
 
 
@@ -424,6 +428,19 @@ def add_service_flags(group: Any) -> None:
         metavar="N",
         type=partial(read_whole_number, "--max-queue"),
         help="how many of our runs may wait (default: 16)",
+    )
+    group.add_argument(
+        "--state",
+        metavar="FILE",
+        type=partial(read_text, "--state"),
+        help="keep runs and edits in this file, or (none) in memory only "
+        "(default: beside the workflow, NAME.runs.sqlite3)",
+    )
+    group.add_argument(
+        "--keep-runs",
+        metavar="N",
+        type=partial(read_whole_number, "--keep-runs", at_least=1),
+        help="how many runs to keep there (default: 2000)",
     )
     group.add_argument(
         "--auto-execute",

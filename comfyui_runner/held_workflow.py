@@ -26,6 +26,7 @@ from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_see
 from comfyui_runner.remedies import Origin
 from comfyui_runner.run_prompts import RunPrompt, UploadAgain, draw_number, make_run_prompt
 from comfyui_runner.server import Server
+from comfyui_runner.stored_workflow import StoredWorkflow, fingerprint_of
 from comfyui_runner.text import JsonObject, one_line
 
 
@@ -100,6 +101,7 @@ class HeldWorkflow:
         self._lock = lock
         self._on_change = on_change
         self._file = loaded
+        self._fingerprint = fingerprint_of(loaded)
         self._before_edits = loaded
         #: inputs that name an uploaded file: their value, and how another server gets the file
         self._uploads: Dict[InputRef, Tuple[Any, UploadAgain]] = {}
@@ -113,8 +115,11 @@ class HeldWorkflow:
             "file": self.path,
             "nodes": len(self.now.prompt),
             "revision": self.now.revision,
-            "changed": self.now.prompt != self._original().prompt,
+            "changed": self._is_edited(),
         }
+
+    def _is_edited(self) -> bool:
+        return bool(self.now.prompt != self._original().prompt)
 
     @property
     def path(self) -> str:
@@ -164,7 +169,30 @@ class HeldWorkflow:
         """Hold what the workflow's file has now: its revision."""
         with self._lock:
             self._file = loaded
+            self._fingerprint = fingerprint_of(loaded)
             return self.hold_loaded(loaded)
+
+    # -- from one process to the next ------------------------------------------------------------
+
+    def as_stored(self) -> StoredWorkflow:
+        """What is held, for the state file."""
+        with self._lock:
+            client = None
+            if self._before_edits is not self._file:
+                client = self._before_edits
+            return StoredWorkflow(*self.now, self._fingerprint, self._is_edited(), client)
+
+    def restore(self, stored: StoredWorkflow) -> bool:
+        """Hold what an earlier process has stored; False if the file has changed since, and wins.
+
+        Nothing is published: nobody listens yet.
+        """
+        if stored.fingerprint != self._fingerprint:
+            self.now = self.now._replace(revision=stored.revision + 1)
+            return False
+        self._before_edits = stored.client or self._file
+        self.now = HeldPrompt(stored.prompt, stored.random_seeds, stored.revision)
+        return True
 
     # -- running ---------------------------------------------------------------------------------
 

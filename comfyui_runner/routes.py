@@ -162,8 +162,8 @@ ROUTES: Tuple[Route, ...] = (
         method="GET",
         path="/runs",
         handler="get_runs",
-        summary="Lists the last 200 runs, newest first.",
-        statuses=(200,),
+        summary="Lists the runs, newest first; ?limit=20 lists fewer.",
+        statuses=(200, 400),
         curl="{url}/runs",
     ),
     Route(

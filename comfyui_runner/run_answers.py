@@ -19,6 +19,10 @@ _FAILED_RUNS = {
     "lost": (502, "run_lost"),
 }
 
+#: Runs that GET /runs lists, and how many ?limit= may ask for.
+RUNS_LISTED, MOST_RUNS_LISTED = 200, 1000
+
+_is_count = re.compile(r"[1-9]\d{0,15}").fullmatch
 _is_seconds = re.compile(r"\d{1,9}(\.\d{1,9})?").fullmatch
 _is_index = re.compile(r"\d{1,6}").fullmatch
 _is_quality = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?").fullmatch
@@ -69,6 +73,20 @@ def read_flag(query: Mapping[str, str], name: str) -> bool:
     if text not in ("true", "false"):
         raise HttpError(400, "wrong_value", f"{name} must be true or false.")
     return text == "true"
+
+
+def read_page_query(query: Mapping[str, str]) -> Tuple[int, Optional[int]]:
+    """How many runs are asked for, and the number that theirs are below. Raises HttpError."""
+    limit, before = query.get("limit", str(RUNS_LISTED)), query.get("before")
+    if not _is_count(limit) or int(limit) > MOST_RUNS_LISTED:
+        message = f"limit must be a whole number from 1 to {MOST_RUNS_LISTED}."
+        raise HttpError(400, "wrong_type", message)
+    if before is None:
+        return int(limit), None
+    if not _is_count(before):
+        message = "before must be a number from the field next of an earlier answer."
+        raise HttpError(400, "wrong_type", message)
+    return int(limit), int(before)
 
 
 class WantedFile(NamedTuple):

@@ -6,32 +6,45 @@ import json
 import threading
 import time
 import urllib.parse
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.events import Preview
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.messages import strict_json
 from comfyui_runner.nodes import describe_nodes
 from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import Report, Throttle, nodes_done
 from comfyui_runner.runs import Run
+from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
+from comfyui_runner.state_keeper import StateKeeper
+from comfyui_runner.stored_state import StoredRun, without_lost_files
 from comfyui_runner.text import JsonObject
+
+#: Runs that have ended and stay in memory: with a state file, and without one.
+RECENT_IN_MEMORY = 20
+MOST_IN_MEMORY = 200
 
 
 class RunRecord:
     """One run, and the session that follows it.
 
     When it is over, only what clients are shown is kept: the prompts and pictures of 200 runs would
-    fill the memory.
+    fill the memory. ``created`` is when it was started, in seconds since 1970: now, unless an
+    earlier process has started it.
     """
 
-    def __init__(self, run: Run, session: Session) -> None:
+    def __init__(self, run: Run, session: Session, created: Optional[float] = None) -> None:
         self.run = run
         self.session = session
-        self.created = time.time()
+        self.created = time.time() if created is None else created
+        self.number = 0  #: its turn among all runs of the service
+        self.is_cancelled = False  #: somebody asked for that
+        self.stored_phase = Phase.SUBMITTING  #: what the state file knows
+        self.is_found = True  #: False for one of an earlier process that is yet to be looked for
         self.seeds = seeds_by_name(run.prompt)
         self.message = ""  #: how it ended
         self.failure: Optional[Report] = None
@@ -51,6 +64,16 @@ class RunRecord:
         return self.run.prompt_id
 
     @property
+    def phase(self) -> Phase:
+        """Where it is, or how it ended."""
+        return self.run.state.phase
+
+    @property
+    def server(self) -> Server:
+        """The ComfyUI that has its files."""
+        return self.session.server
+
+    @property
     def is_running(self) -> bool:
         """Whether ComfyUI is working on it."""
         return self.run.state.phase is Phase.RUNNING and not self.over.is_set()
@@ -59,6 +82,19 @@ class RunRecord:
     def is_waiting(self) -> bool:
         """Whether it is on its way to ComfyUI or in its queue."""
         return self.run.state.phase is not Phase.RUNNING and not self.over.is_set()
+
+    def as_stored(self) -> StoredRun:
+        """The run for the state file, without its prompt."""
+        is_over = self.phase.over
+        return StoredRun(
+            self.number,
+            self.prompt_id,
+            self.created,
+            self.phase,
+            shown=strict_json(self._show(is_over)),
+            is_cancelled=self.is_cancelled,
+            spooled=self.spooled,
+        )
 
     def end(self, message: str) -> None:
         """Note that the run is over and how it ended, and let go of what is not shown of it."""
@@ -81,10 +117,7 @@ class RunRecord:
             shown = self._show(is_over=False)
         else:
             shown = json.loads(self._shown_at_end)
-        if service_url:
-            for output in shown["outputs"]:
-                output["absolute_url"] = output["url"] and f"{service_url}/{output['url']}"
-        return shown
+        return with_absolute_urls(shown, service_url)
 
     def _show(self, is_over: bool) -> Dict[str, Any]:
         run = self.run  # the same one all the time: end() may be called meanwhile
@@ -138,10 +171,78 @@ class RunRecord:
 
     def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
         """The output of that turn and its key in the spool; None if it has none."""
-        for number, key in self.spooled.items():
-            if str(number) == turn and self.outputs is not None:
-                return self.outputs[number], key
+        return find_spooled(self.spooled, self.outputs or (), turn)
+
+
+class EndedRecord:
+    """A run that has ended and left the memory, as the state file has it.
+
+    Clients are shown the same as of its RunRecord. Made by read_ended().
+    """
+
+    def __init__(self, stored: StoredRun, shown: JsonObject) -> None:
+        self.prompt_id = stored.prompt_id
+        self.number = stored.number
+        self.phase = stored.phase
+        self.server: Optional[Server] = None  #: any ComfyUI has its files, as far as is known
+        self.over = threading.Event()
+        self.over.set()
+        self._shown = shown
+        self._spooled = stored.spooled
+
+    @property
+    def message(self) -> str:
+        """How it ended."""
+        return str(self._shown["message"])
+
+    @property
+    def outputs(self) -> List[Output]:
+        """What it made, without contents."""
+        fields = [name for name in Output._fields if name != "content"]
+        return [
+            Output(**{name: output[name] for name in fields}) for output in self._shown["outputs"]
+        ]
+
+    def to_json(self, service_url: str = "") -> JsonObject:
+        """The run, as RunRecord.to_json() shows it."""
+        return with_absolute_urls(self._shown, service_url)
+
+    def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
+        """The output of that turn and its key in the spool; None if it has none."""
+        return find_spooled(self._spooled, self.outputs, turn)
+
+
+AnyRun = Union[RunRecord, EndedRecord]
+
+
+def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
+    """The run of a row of the state file; None if the row is broken, as on a disk with faults."""
+    try:
+        shown = without_lost_files(parse_json(stored.shown), stored.spooled)
+    except (ValueError, KeyError, TypeError):
         return None
+    return EndedRecord(stored, shown)
+
+
+def with_absolute_urls(shown: JsonObject, service_url: str) -> JsonObject:
+    """``shown``, a run, with absolute URLs too where ``service_url`` is known."""
+    if not service_url:
+        return shown
+    outputs = [
+        {**output, "absolute_url": output["url"] and f"{service_url}/{output['url']}"}
+        for output in shown["outputs"]
+    ]
+    return {**shown, "outputs": outputs}
+
+
+def find_spooled(
+    spooled: Mapping[int, str], outputs: Sequence[Output], turn: str
+) -> Optional[Tuple[Output, str]]:
+    """The output of that turn and its key in the spool; None if it has none there."""
+    for number, key in spooled.items():
+        if str(number) == turn:
+            return outputs[number], key
+    return None
 
 
 def running_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
@@ -168,34 +269,103 @@ def problem_as_json(problem: Problem) -> JsonObject:
 
 
 class RunRecords:
-    """The newest runs, and which of them have changed. ``lock`` is the service's."""
+    """The runs, and which of them have changed. ``lock`` is the service's.
 
-    def __init__(self, lock: "threading.RLock", kept: int = 200) -> None:
-        self.kept = kept  #: runs that are remembered; those that have not ended come on top
+    Those that have not ended are in memory, with some that ended last; ``keeper`` has the others,
+    if it has a file. So what asks for them may wait for a disk, and is not for the loop.
+    """
+
+    def __init__(self, lock: "threading.RLock", keeper: StateKeeper, last_number: int = 0) -> None:
         self._lock = lock
+        self._keeper = keeper
+        self._last_number = last_number
         self._records: Dict[str, RunRecord] = {}
         self._changed: Set[str] = set()
+
+    @property
+    def kept(self) -> int:
+        """How many runs are kept; those that have not ended come on top."""
+        if self._keeper.has_file:
+            return self._keeper.kept
+        return min(self._keeper.kept, MOST_IN_MEMORY)
 
     def add(self, record: RunRecord, max_waiting: int) -> bool:
         """Remember a new run, and forget old ones for it; False if ``max_waiting`` wait already."""
         with self._lock:
             if self.count_waiting() >= max_waiting:
                 return False
+            self._last_number += 1
+            record.number = self._last_number
             self._records[record.prompt_id] = record
-            ended = [key for key, other in self._records.items() if other.over.is_set()]
-            too_many = max(len(self._records) - self.kept, 0)
-            for key in ended[:too_many]:
-                del self._records[key]
+            self._forget_old()
             return True
 
-    def get(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
-        """The run of that prompt_id, or None."""
+    def take_up(self, record: RunRecord, number: int) -> None:
+        """Remember a run that an earlier process has started, with its number."""
+        with self._lock:
+            record.number = number
+            self._records[record.prompt_id] = record
+
+    def _forget_old(self) -> None:
+        most = self.kept
+        if self._keeper.has_file:
+            most = min(most, RECENT_IN_MEMORY)
+        surplus = len(self._records) - most
+        for prompt_id, record in list(self._records.items()):
+            if surplus <= 0:
+                break
+            # Behind a load balancer, only its session leads to the server that has its files.
+            is_needed = record.server.affinity and len(self._records) <= MOST_IN_MEMORY
+            if record.over.is_set() and not is_needed:
+                del self._records[prompt_id]
+                surplus -= 1
+
+    def get(self, prompt_id: Optional[str]) -> Optional[AnyRun]:
+        """The run of that prompt_id, or None. May wait for a disk."""
+        record = self.in_memory(prompt_id)
+        if record is not None or not prompt_id:
+            return record
+        stored = self._keeper.get(prompt_id)
+        if stored is None:
+            return None
+        return read_ended(stored)
+
+    def in_memory(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
+        """The run of that prompt_id if it has not ended, or not long ago; or None."""
         return self._records.get(prompt_id or "")
 
-    def newest_first(self, prompt_id: Optional[str] = None) -> List[RunRecord]:
-        """All runs that are remembered, or the one of that prompt_id."""
-        records = reversed(list(self._records.values()))
-        return [record for record in records if prompt_id in (None, record.prompt_id)]
+    def page(self, limit: int, before: Optional[int] = None) -> List[AnyRun]:
+        """The newest ``limit`` runs, with numbers below ``before``. May wait for a disk."""
+        return self.with_records(self._keeper.page(limit, before), limit, before)
+
+    def read_page(self, limit: int) -> List[StoredRun]:
+        """What is stored of the newest ``limit`` runs, for with_records(). May wait for a disk."""
+        return self._keeper.page(limit, None)
+
+    def with_records(
+        self, stored: Sequence[StoredRun], limit: int, before: Optional[int] = None
+    ) -> List[AnyRun]:
+        """The newest ``limit`` runs, newest first, of ``stored`` and of those in memory.
+
+        What is in memory is newer than what was read a moment ago.
+        """
+        with self._lock:
+            records = {record.number: record for record in self._records.values()}
+        runs: Dict[int, AnyRun] = {
+            number: record
+            for number, record in records.items()
+            if before is None or number < before
+        }
+        for run in stored:
+            is_in_file_alone = run.phase.over and run.number not in runs
+            ended = read_ended(run) if is_in_file_alone else None
+            if ended is not None:
+                runs[run.number] = ended
+        return [runs[number] for number in sorted(runs, reverse=True)[:limit]]
+
+    def newest_in_memory(self) -> List[RunRecord]:
+        """The runs that have not ended, or not long ago, newest first."""
+        return list(reversed(list(self._records.values())))
 
     def not_over(self) -> List[RunRecord]:
         """The runs that have not ended, oldest first."""
@@ -219,10 +389,6 @@ class RunRecords:
             records = [record for record in records if record.prompt_id == prompt_id]
         records.sort(key=lambda record: not record.is_running)
         return next(iter(records), None)
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._records.clear()
 
     # -- changes, for the event streams ----------------------------------------------------------
 

@@ -45,6 +45,7 @@ from comfyui_runner.files import WrittenFiles
 from comfyui_runner.guard import Guard
 from comfyui_runner.held_workflow import HeldWorkflow
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.json_text import parse_json
 from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
@@ -52,7 +53,7 @@ from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.others import Others, SettledOthers, count_others
 from comfyui_runner.outputs import SENDS_PICTURES, Output
 from comfyui_runner.problems import Problem
-from comfyui_runner.redaction import Secrets
+from comfyui_runner.redaction import Secrets, secrets_in_extra_data
 from comfyui_runner.refusals import Refusal, RefusalLog
 from comfyui_runner.reports import (
     ENTRIES_SHOWN,
@@ -70,7 +71,16 @@ from comfyui_runner.server import Server, new_uuid
 from comfyui_runner.session import Session
 from comfyui_runner.spool import Spool
 from comfyui_runner.state import Phase, lost
-from comfyui_runner.text import JsonObject, plural
+from comfyui_runner.state_keeper import Restored, StateKeeper
+from comfyui_runner.stored_state import (
+    StoredRun,
+    TakeUp,
+    how_to_take_up,
+    seconds_left,
+    texts_of,
+    unpack_prompt,
+)
+from comfyui_runner.text import JsonObject, as_dict, plural
 from comfyui_runner.threads import in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
 
@@ -91,6 +101,11 @@ SOCKET_PATIENCE = 3.0
 
 #: Seconds for the last reports and downloads of runs when the service stops.
 CONCLUDE_SECONDS = 2.0
+
+#: How a run ended that an earlier process had not sent to ComfyUI.
+NEVER_ARRIVED = (
+    "ComfyUI never got the prompt: the service ended before it was sent. It is not sent again."
+)
 
 
 class ServiceOptions(NamedTuple):
@@ -113,7 +128,8 @@ class ServiceOptions(NamedTuple):
 class Service:
     """The held workflow, the runs and the event streams, and the ComfyUI behind them.
 
-    ``report(prompt_id, report)`` shows on the console what happens. Made in the loop.
+    ``report(prompt_id, report)`` shows on the console what happens. ``keeper`` keeps the runs and
+    the held workflow, and ``restored`` is what it has kept of them. Made in the loop.
     """
 
     def __init__(
@@ -122,6 +138,8 @@ class Service:
         loaded: Loaded,
         options: ServiceOptions,
         report: Callable[[Optional[str], Report], None],
+        keeper: StateKeeper,
+        restored: Restored,
     ) -> None:
         # Taken by both worlds, for moments, and never while something is awaited or ComfyUI is
         # asked: the loop would stand still. Reentrant: a new revision is published under it.
@@ -129,25 +147,30 @@ class Service:
         self.options = options
         self.backend = Backend(servers)
         self.streams = EventStreams(self.lock, options.secrets)
-        self.records = RunRecords(self.lock)
+        self.keeper = keeper
+        self.records = RunRecords(self.lock, keeper, restored.last_number)
         self.refusals = RefusalLog()
         self.spool = Spool()
         self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
-        self.held = HeldWorkflow(loaded, self.lock, self._publish_revision)
+        self.held = HeldWorkflow(loaded, self.lock, self._note_revision)
         self.session = Session(self.backend.server, self.report)
+        self.session.client_id = restored.client_id or self.session.client_id
         self.stopping = asyncio.Event()
         self._show = report
         self._problems: Sequence[Problem] = ()  # of the workflow, as they were last shown
         self._loop = asyncio.get_event_loop()
         self._uploading = threading.Lock()  # a file is read by one upload at a time
         self._finishing: Set["asyncio.Future[None]"] = set()
+        self._to_take_up = [self._restore(run) for run in restored.runs]
 
     # -- in the loop: ComfyUI, and what changes --------------------------------------------------
 
     async def follow(self) -> None:
         """Keep in touch with ComfyUI and publish what changes, until it is cancelled."""
         self.session.begin()
+        for record in self._to_take_up:
+            self._finish_later(self._take_up(record))
         last_check = float("-inf")
         while True:
             interval = CHECK_INTERVAL_IN_TROUBLE
@@ -238,6 +261,7 @@ class Service:
     def publish_changed_runs(self) -> None:
         """Send a `run` event of each run that has changed; not soon after a large one."""
         for record in self.records.take_changed():
+            self._store_phase(record)
             is_due = record.throttle.is_due(time.monotonic())
             if is_due or record.over.is_set():
                 self._publish_run(record)
@@ -256,6 +280,56 @@ class Service:
 
     def _publish_revision(self, revision: int) -> None:
         self.streams.publish("workflow", {"revision": revision})
+
+    def _note_revision(self, revision: int) -> None:
+        """The held workflow has changed: publish and store it."""
+        self._publish_revision(revision)
+        self.keeper.hold(self.held.as_stored())
+
+    def _store_phase(self, record: RunRecord) -> None:
+        """Store where a run is; its end is stored with all of it, by _end()."""
+        phase = record.phase
+        if phase.over or phase is record.stored_phase:
+            return
+        record.stored_phase = phase
+        self.keeper.change(record.prompt_id, phase, record.is_cancelled)
+
+    # -- in the loop: runs of an earlier process -------------------------------------------------
+
+    def _restore(self, stored: StoredRun) -> RunRecord:
+        """The record of a run that an earlier process has started and not seen end."""
+        run = Run(unpack_prompt(stored.prompt), stored.prompt_id, time.monotonic(), asyncio.Event())
+        run.texts = texts_of(as_dict(parse_json(stored.shown)))
+        run.most_picture_bytes = RECEIVED_BYTES
+        if stored.phase is not Phase.SUBMITTING:
+            run.state = run.state._replace(phase=Phase.QUEUED)
+        record = RunRecord(run, self.session, stored.created)
+        record.stored_phase = stored.phase
+        record.is_cancelled = stored.is_cancelled
+        record.is_found = False
+        self.records.take_up(record, stored.number)
+        return record
+
+    async def _take_up(self, record: RunRecord) -> None:
+        """Find a run of an earlier process in ComfyUI and follow it to its end; never send it."""
+        while not self.backend.connected:
+            if self.stopping.is_set():
+                return  # the next process takes it up
+            await asyncio.sleep(PUBLISH_INTERVAL)
+
+        run = record.run
+        self.options.afterwards.note_run()
+        self.session.adopt(run)
+        record.is_found = True
+        how = how_to_take_up(record.stored_phase, record.is_cancelled)
+        if how is TakeUp.CANCEL:
+            await self.session.cancel(run)
+        elif how is TakeUp.LOOK_UP:
+            await self.session.find_again(run)
+            if run.state.phase is Phase.REJECTED:
+                await self._end(record, NEVER_ARRIVED)
+                return
+        await self._finish(record)
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
@@ -283,9 +357,8 @@ class Service:
         for notice in notices:
             self.report(run, {"event": "notice", "message": notice})
         answer = await self._submit(record)
-        finishing = asyncio.ensure_future(self._finish(record))
-        self._finishing.add(finishing)  # the loop itself would let it be collected
-        finishing.add_done_callback(self._finishing.discard)
+        self._store_phase(record)
+        self._finish_later(self._finish(record))
         if not answer:  # it was lost, but the prompt is there
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
@@ -322,8 +395,9 @@ class Service:
         """
         try:
             is_taken = await session.knows(prompt_id)
+            is_taken = is_taken or await in_thread(self.records.get, prompt_id) is not None
             # Last, without a wait before the run is added: another request may have brought it.
-            is_taken = is_taken or self.records.get(prompt_id) is not None
+            is_taken = is_taken or self.records.in_memory(prompt_id) is not None
             if is_taken:
                 message = "There is a prompt with this prompt_id already: choose a new UUID."
                 raise HttpError(409, "prompt_id_taken", message)
@@ -342,6 +416,9 @@ class Service:
         """Submit a run and see where it is in the queue: ComfyUI's answer, {} if it was lost."""
         session, run = record.session, record.run
         try:
+            # First: what ComfyUI has must be found again, whatever becomes of this process.
+            self.options.secrets.learn(secrets_in_extra_data(run.extra.get("extra_data")))
+            await self.keeper.add(record.as_stored(), run.prompt)
             answer = await session.submit(run)
             await session.look(run)
         except PromptRejected as error:
@@ -355,6 +432,12 @@ class Service:
             await self._end(record, type(error).__name__)
             raise
         return answer
+
+    def _finish_later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have a run followed to its end, which stop() waits for."""
+        finishing = asyncio.ensure_future(work)
+        self._finishing.add(finishing)  # the loop itself would let it be collected
+        finishing.add_done_callback(self._finishing.discard)
 
     async def _finish(self, record: RunRecord) -> None:
         """Follow a run to its end, and conclude it."""
@@ -402,8 +485,9 @@ class Service:
     async def _follow_run(self, record: RunRecord) -> Optional[Stop]:
         """Follow a run to its end or to --timeout, which cancels it: who cancelled it, or None."""
         run, session = record.run, record.session
+        timeout = seconds_left(self.options.timeout, record.created, time.time())
         try:
-            await asyncio.wait_for(session.follow(run), self.options.timeout)
+            await asyncio.wait_for(session.follow(run), timeout)
         except asyncio.TimeoutError:
             await session.cancel(run)
             await session.follow(run)
@@ -417,6 +501,8 @@ class Service:
 
     async def _end(self, record: RunRecord, message: str) -> None:
         """Note that a run is over, and how it ended."""
+        record.message = message
+        await self.keeper.end(record.as_stored())  # first: what a client has seen is not forgotten
         record.end(message)
         self.records.mark_changed(record.prompt_id)
         await self._leave(record)
@@ -442,18 +528,30 @@ class Service:
             self.streams.end()
             self.spool.close()
             await self.session.close()
+            await in_thread(self.keeper.close)
 
     async def _end_runs(self) -> None:
         """Cancel our runs, and report how they ended."""
         records = self.records.not_over()
         if records:
             self._notify(f"Stopping: cancelling {plural(len(records), 'run')} of this service.")
-        await asyncio.gather(*(record.session.cancel(record.run) for record in records))
+        await asyncio.gather(*map(self._cancel, records))
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
         await self.options.afterwards.finish(partial(self.report, None))
         self.publish_changed_runs()
         self._show_refusals(float("inf"))
+
+    async def _cancel(self, record: RunRecord) -> None:
+        """Cancel a run; comes back when ComfyUI has confirmed it, or after a while.
+
+        What it has not confirmed is cancelled by the next process.
+        """
+        record.is_cancelled = True
+        if not record.phase.over:
+            self.keeper.change(record.prompt_id, record.stored_phase, is_cancelled=True)
+        if record.is_found:
+            await record.session.cancel(record.run)
 
     # -- in the threads --------------------------------------------------------------------------
 
@@ -550,7 +648,7 @@ class Service:
     def cancel(self, record: RunRecord) -> None:
         """Cancel a run; comes back when ComfyUI has confirmed it, or after a while."""
         seconds = self.backend.server.limits.cancel + 10.0
-        self.run_in_loop(record.session.cancel(record.run), seconds)
+        self.run_in_loop(self._cancel(record), seconds)
 
     def _others_as_json(self) -> Optional[JsonObject]:
         others = self.others.shown
@@ -569,6 +667,7 @@ class Service:
             },
             "auto_execute_on_upload": self.options.auto_execute,
             "token_required": self.options.guard.token is not None,
+            "state_file": self.keeper.path,
         }
 
 

@@ -58,15 +58,17 @@ from comfyui_runner.routes import (
     show_body,
 )
 from comfyui_runner.run_answers import (
+    RUNS_LISTED,
     WantedFile,
     failure_of_run,
     prompt_id_header,
     read_flag,
+    read_page_query,
     read_wait,
     read_wanted_file,
 )
 from comfyui_runner.run_prompts import RunPrompt
-from comfyui_runner.run_records import RunRecord, problem_as_json
+from comfyui_runner.run_records import AnyRun, RunRecord, problem_as_json
 from comfyui_runner.server import uploaded_value
 from comfyui_runner.service import Service
 from comfyui_runner.service_files import (
@@ -155,9 +157,12 @@ class ServiceRoutes:
         request = call.request
         handler: Callable[..., Response] = getattr(call, route.handler)
         try:
-            if starts_or_changes(request):
-                check_query(request.query, route)
-            return handler(**parts)
+            if not starts_or_changes(request):
+                return handler(**parts)
+            check_query(request.query, route)
+            response = handler(**parts)
+            self.service.keeper.flush()  # what was answered is not forgotten
+            return response
         except HttpError as error:
             raise show_body(error, route) from None
 
@@ -475,14 +480,14 @@ class RouteCall:
             return contextlib.nullcontext()
         return self.service.waiting_room.place()
 
-    def _wait_for(self, record: RunRecord, seconds: float) -> None:
+    def _wait_for(self, record: AnyRun, seconds: float) -> None:
         """Wait for the end of a run, or until the client has left, which does not cancel it."""
         if record.over.is_set():
             return
         with self._place_to_wait(seconds):
             wait_unless_left(record.over, seconds, self.client.has_left)
 
-    def _show_end(self, record: RunRecord, wanted: Optional[WantedFile]) -> Response:
+    def _show_end(self, record: AnyRun, wanted: Optional[WantedFile]) -> Response:
         """The answer of a run that has ended. Raises HttpError if it did not succeed."""
         shown = record.to_json(self.url_for(self.request))
         failure = failure_of_run(shown)
@@ -493,7 +498,7 @@ class RouteCall:
         whole_file = self.request._replace(headers={})  # a Range would be of the request itself
         return self._open_wanted(record, wanted, whole_file)
 
-    def _open_wanted(self, record: RunRecord, wanted: WantedFile, request: Request) -> Response:
+    def _open_wanted(self, record: AnyRun, wanted: WantedFile, request: Request) -> Response:
         """A file of a run that has ended. Raises HttpError."""
         headers = prompt_id_header(record.prompt_id)
         try:
@@ -504,7 +509,7 @@ class RouteCall:
             raise
         return response._replace(headers=(*response.headers, *headers))
 
-    def open_output(self, record: RunRecord, turn: int, request: Request) -> Response:
+    def open_output(self, record: AnyRun, turn: int, request: Request) -> Response:
         """A file of a run, by its turn among the outputs. Raises HttpError."""
         spooled = record.spooled_file(str(turn))
         if spooled is not None:
@@ -512,9 +517,9 @@ class RouteCall:
         assert record.outputs is not None
         output = record.outputs[turn]
         if not output.is_on_server:
-            message = f"{output.filename} could not be kept."
+            message = f"{output.filename} is not kept any more, or never could be."
             raise HttpError(404, "no_such_file", message)
-        return open_output(output, record.session.server, request)
+        return open_output(output, record.server or self.backend.server, request)
 
     def get_run_output(self, prompt_id: str) -> Response:
         """A file of a run, when it has ended."""
@@ -561,10 +566,15 @@ class RouteCall:
         return json_response(200, {**answer, "message": record.message})
 
     def get_runs(self) -> Response:
-        """The runs, newest first."""
+        """The runs, newest first, a page at a time."""
+        limit, before = read_page_query(self.request.query)
+        runs = self.records.page(limit + 1, before)
+        next_page = None
+        if len(runs) > limit:
+            next_page = f"runs?limit={limit}&before={runs[limit - 1].number}"
         url = self.url_for(self.request)
-        runs = [record.to_json(url) for record in self.records.newest_first()]
-        return json_response(200, {"runs": runs})
+        shown = [run.to_json(url) for run in runs[:limit]]
+        return json_response(200, {"runs": shown, "next": next_page})
 
     def get_run(self, prompt_id: str) -> Response:
         """One run, at once or when it has ended."""
@@ -572,7 +582,7 @@ class RouteCall:
         self._wait_for(record, min(read_wait(self.request.query, 0.0), MAX_WAIT))
         return json_response(200, record.to_json(self.url_for(self.request)))
 
-    def _find_run(self, prompt_id: str) -> RunRecord:
+    def _find_run(self, prompt_id: str) -> AnyRun:
         """A run of this service. Raises HttpError 404."""
         record = self.records.get(prompt_id)
         if record is None:
@@ -609,10 +619,12 @@ class RouteCall:
         streams, records = self.service.streams, self.records
 
         def send_events(send: Callable[[bytes], None]) -> None:
+            stored = records.read_page(RUNS_LISTED)  # without the lock: a disk may be slow
             with self.service.lock:  # nothing is published between the state and what follows it
                 stream = streams.open(prompt_id)
                 url = self.options.public_url  # as in the events that follow
-                runs = [record.to_json(url) for record in records.newest_first(prompt_id)]
+                listed = records.with_records(stored, RUNS_LISTED)
+                runs = [run.to_json(url) for run in listed if prompt_id in (None, run.prompt_id)]
                 state = {"status": self.service.status(), "runs": runs}
                 stream.put(encode_event("state", state, self.options.secrets))
             try:
@@ -624,9 +636,11 @@ class RouteCall:
 
     def get_preview(self) -> Response:
         """The newest preview picture, of one run or of any."""
-        for record in self.records.newest_first(self.request.query.get("prompt_id")):
+        prompt_id = self.request.query.get("prompt_id")
+        for record in self.records.newest_in_memory():
             preview = record.run.preview
-            if preview is not None:
+            is_wanted = prompt_id in (None, record.prompt_id)
+            if is_wanted and preview is not None:
                 type_, disposition = choose_disposition(preview.mime)
                 headers = (("Content-Disposition", disposition),)
                 return Response(200, preview.image, type_, headers)
@@ -635,11 +649,11 @@ class RouteCall:
 
     def get_view(self) -> Response:
         """A file of ComfyUI's, passed on as it comes."""
-        record = self.records.get(self.request.query.get("prompt_id"))
-        server = self.backend.server
-        if record is not None:
-            server = record.session.server  # behind a load balancer each run has its own
-        return open_view(self.request, server)
+        run = self.records.get(self.request.query.get("prompt_id"))
+        server = None
+        if run is not None:
+            server = run.server  # behind a load balancer each run has its own
+        return open_view(self.request, server or self.backend.server)
 
     # -- OpenAI's images API: only its clients need it -------------------------------------------
 

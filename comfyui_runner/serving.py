@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import errno
-from typing import Optional, Sequence
+import os
+from contextlib import suppress
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_on
@@ -20,7 +23,17 @@ from comfyui_runner.server import Server
 from comfyui_runner.service import Service, ServiceOptions
 from comfyui_runner.service_routes import ServiceRoutes
 from comfyui_runner.settings import Settings
+from comfyui_runner.state_file import (
+    ForeignFile,
+    StateFile,
+    StateFileError,
+    open_state_file,
+    set_aside,
+)
+from comfyui_runner.state_keeper import Restored, StateKeeper, read_state
 from comfyui_runner.steps import load_workflow, upload_files
+from comfyui_runner.stored_state import choose_state_path
+from comfyui_runner.text import plural
 from comfyui_runner.threads import end_tasks, in_thread
 
 #: Seconds between two tries to load a workflow that needs a ComfyUI which does not answer yet.
@@ -77,13 +90,118 @@ async def find_or_expect_servers(
     return [Server(address, settings.limits, console.secrets) for address in servers]
 
 
+class State(NamedTuple):
+    """What keeps the runs and the held workflow, and what it has kept of them."""
+
+    keeper: StateKeeper
+    restored: Restored
+
+
+async def open_state(settings: Settings, loaded: Loaded, console: Console) -> State:
+    """What keeps the state of the service that holds ``loaded``.
+
+    A file that cannot be used is no reason not to serve: a notice says why runs are kept in memory
+    only. Raises UsageError where the file that --state names is in use, or another program's.
+    """
+    loop = asyncio.get_running_loop()
+
+    def notify(message: str) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(console.notice, message)
+
+    file, restored = None, Restored()
+    path = choose_state_path(settings.state, loaded.path, settings.demo)
+    if path is not None:
+        try:
+            file, restored = await in_thread(open_or_replace, path, notify)
+        except StateFileError as error:
+            reason = explain_state_error(error, path, is_named=settings.state is not None)
+            notify(reason)
+    keeper = StateKeeper(file, settings.keep_runs, console.secrets, notify)
+    return State(keeper, restored)
+
+
+def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile, Restored]:
+    """The state file at ``path``, and what is in it; a damaged one is replaced. Blocks.
+
+    Raises StateFileError.
+    """
+    is_new = not os.path.exists(path)
+    try:
+        file, restored = open_and_read(path)
+    except StateFileError as error:
+        if not error.damaged:
+            raise
+        new_path = set_aside(path, datetime.datetime.now())
+        notify(
+            f"The state file {path} cannot be used: {error.reason}. It was renamed to {new_path}."
+        )
+        is_new = True
+        file, restored = open_and_read(path)
+    if is_new:
+        notify(f"Runs and edits are kept in {path} (--state none: in memory only).")
+    return file, restored
+
+
+def open_and_read(path: str) -> Tuple[StateFile, Restored]:
+    """The state file at ``path``, and what is in it. Blocks. Raises StateFileError."""
+    file = open_state_file(path)
+    try:
+        return file, read_state(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def explain_state_error(error: StateFileError, path: str, is_named: bool) -> str:
+    """Why the service that starts keeps its runs in memory. ``is_named``: by --state.
+
+    Raises UsageError where somebody has named a file that is another one's: what they want to be
+    kept would not be.
+    """
+    remedy = "Name another file: --state FILE. Or keep runs in memory: --state none."
+    if error.in_use and is_named:
+        raise UsageError(f"Another service has the state file {path} open.", remedy)
+    if isinstance(error, ForeignFile) and is_named:
+        raise UsageError(f"{path} cannot be the state file: {error.reason}.", remedy)
+    if error.in_use:
+        return (
+            f"Another service has the state file {path} open: this one keeps its runs and edits "
+            "in memory only. To give it a file of its own: --state FILE."
+        )
+    return (
+        f"The state file {path} cannot be used: {error.reason}. Runs and edits are kept in memory "
+        "only."
+    )
+
+
+def restore_workflow(service: Service, restored: Restored, console: Console) -> None:
+    """Have ``service`` hold what the last process did, unless its file has changed since."""
+    stored = restored.held
+    if stored is None:
+        return
+    is_different = stored.is_edited or stored.client is not None
+    is_restored = service.held.restore(stored)
+    if is_restored and is_different:
+        console.notice(
+            "The workflow is held as it was when the last service ended, with its edits. "
+            "POST /workflow/reset reads the file."
+        )
+    elif is_different:
+        console.notice(
+            f"{service.held.path} has changed since the last service ended (or what the command "
+            "line sets in it): it is held as it is now, without the edits of that time."
+        )
+
+
 def make_service(
     servers: Sequence[Server],
     loaded: Loaded,
+    state: State,
     settings: Settings,
     console: Console,
 ) -> Service:
-    """The service that holds ``loaded``."""
+    """The service that holds ``loaded``, or what ``state`` has of it."""
     uploaded = {
         ref: loaded.prompt[ref.node_id]["inputs"].get(ref.input) for ref, _ in loaded.uploads
     }
@@ -111,7 +229,11 @@ def make_service(
         public_url=settings.public_url,
         afterwards=make_afterwards(settings, console),
     )
-    service = Service(servers, loaded, options, report)
+    service = Service(servers, loaded, options, report, *state)
+    restore_workflow(service, state.restored, console)
+    if state.restored.runs:
+        count = plural(len(state.restored.runs), "run")
+        console.notice(f"{count} of the last service had not ended: ComfyUI is asked for them.")
     return service
 
 

@@ -226,6 +226,28 @@ class Session:
         self._wake.set()
         return run
 
+    def adopt(self, run: Run) -> None:
+        """Follows ``run``, which an earlier process has submitted under our client_id."""
+        run.note_gap()  # nobody heard its messages meanwhile
+        run.repeated = True  # that process may have posted it twice
+        self._runs[run.prompt_id] = run
+        self._wake.set()
+
+    async def find_again(self, run: Run) -> None:
+        """Sees whether the server has ``run``, which is adopted and may never have been submitted.
+
+        It is not submitted now: if the server does not have it, it is over. What a process sent
+        before it was killed may come late, so that is waited for longer than for a POST of our own.
+        """
+        patience = Patience(self.limits.give_up)
+        if await self._find_on_server(run, patience, absent=5 * self.limits.absent):
+            self._accept(run, {})
+        elif patience.has_ended:
+            reason = f"whether {self.server.address.url} took it is not known"
+            self._change(run, lost(run.state, reason, time.monotonic()))
+        else:
+            self._change(run, run.state._replace(phase=Phase.REJECTED))
+
     async def knows(self, prompt_id: str) -> bool:
         """Whether the server has a prompt of that id in queue or history. Raises ServerError."""
         queue = await self._read_queue()
@@ -356,11 +378,16 @@ class Session:
         self._change(run, state)
         self._wake.set()
 
-    async def _find_on_server(self, run: Run, patience: Patience) -> bool:
+    async def _find_on_server(
+        self, run: Run, patience: Patience, absent: Optional[float] = None
+    ) -> bool:
         """Whether the server has the prompt; False only after it was absent for long enough.
 
-        Or when ``patience``, which counts readings that fail, has ended.
+        That is ``absent`` seconds (None: limits.absent). Or when ``patience``, which counts
+        readings that fail, has ended.
         """
+        if absent is None:
+            absent = self.limits.absent
         absent_since: Optional[float] = None
         for attempt in itertools.count():
             if run.state.phase is not Phase.SUBMITTING:
@@ -381,7 +408,7 @@ class Session:
                 now = time.monotonic()
                 if absent_since is None:
                     absent_since = now
-                if now - absent_since >= self.limits.absent:
+                if now - absent_since >= absent:
                     return False
             await asyncio.sleep(backoff(attempt, longest=self.limits.absent / 8))
         raise AssertionError("unreachable")

@@ -13,6 +13,7 @@ from comfyui_runner.addresses import (
 )
 from comfyui_runner.errors import UsageError
 from comfyui_runner.flags import (
+    NO_STATE,
     Defaults,
     parse_flags,
     read_mode,
@@ -67,6 +68,8 @@ PROGRAMS_THAT_USE = {
     "--allow-origin": ("continuous",),
     "--public-url": ("continuous",),
     "--max-queue": ("continuous",),
+    "--state": ("continuous",),
+    "--keep-runs": ("continuous",),
     "--auto-execute": ("continuous",),
 }
 
@@ -108,6 +111,8 @@ class Settings(NamedTuple):
     port: int = 8189
     public_url: str = ""  # where clients reach the service; "": where their requests say
     max_queue: int = 16
+    state: Optional[str] = None  # the file that runs are kept in; "none"; None: beside the workflow
+    keep_runs: int = 2000
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
 
@@ -181,6 +186,8 @@ def make_settings(
         port=choose(flags.port, "COMFYUI_RUNNER_PORT", default=8189, read=read_whole_number),
         public_url=choose_public_url(flags),
         max_queue=choose_max_queue(flags),
+        state=flags.state,
+        keep_runs=flags.keep_runs or 2000,
         guard=choose_guard(flags, choose(flags.token, "COMFYUI_RUNNER_TOKEN")),
     )
 
@@ -312,6 +319,11 @@ def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
     if flags.demo and flags.server is not None:
         raise UsageError(
             "--demo brings its own server, so it cannot be combined with --server.",
+            "Leave one of them out.",
+        )
+    if flags.demo and flags.state not in (None, NO_STATE):
+        raise UsageError(
+            "--demo forgets its runs when it ends, so it cannot be combined with --state FILE.",
             "Leave one of them out.",
         )
     if task != "run" and flags.mode == "continuous":

@@ -27,6 +27,7 @@ PURE_MODULES = [
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout",
     "extras/openai_images",
+    "stored_state", "stored_workflow",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
@@ -37,6 +38,7 @@ SUBJECTS = [
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout",
     "openai_images",
+    "stored_state", "stored_workflow",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

@@ -14,6 +14,7 @@ from comfyui_runner.run_answers import (
     parse_accept,
     prefers_file,
     read_flag,
+    read_page_query,
     read_wait,
     read_wanted_file,
 )
@@ -137,6 +138,13 @@ OUTPUTS: List[Output] = [
     file("c.mp4"),
     file("d.glb"),
 ]
+
+
+def test_a_page_of_the_runs_is_asked_for_by_its_length_and_where_it_begins() -> None:
+    assert read_page_query({}) == (200, None)
+    assert read_page_query({"limit": "1000", "before": "17"}) == (1000, 17)
+    for query in ({"limit": "0"}, {"limit": "1001"}, {"limit": "x"}, {"before": "0"}, {"before": "-1"}):
+        assert refused(read_page_query, query).type == "wrong_type"
 
 
 @pytest.mark.parametrize(

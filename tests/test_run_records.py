@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 import tracemalloc
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import pytest
 from support import node
@@ -16,11 +16,14 @@ from comfyui_runner.addresses import parse_address
 from comfyui_runner.events import Preview
 from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
-from comfyui_runner.run_records import RunRecord, RunRecords
+from comfyui_runner.redaction import Secrets
+from comfyui_runner.run_records import AnyRun, RunRecord, RunRecords, read_ended
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.state import NodeProgress, Phase
+from comfyui_runner.state_keeper import StateKeeper
+from comfyui_runner.stored_state import StoredRun
 
 PROMPT: Dict[str, Any] = {"1": node("KSampler", "Sampler", seed=42), "2": node("SaveImage", "Save")}
 
@@ -45,7 +48,37 @@ def make_record(session: Session, prompt_id: str, phase: Phase = Phase.QUEUED, o
 
 
 def make_records(kept: int = 200) -> RunRecords:
-    return RunRecords(threading.RLock(), kept)
+    """Records that are in memory only."""
+    return RunRecords(threading.RLock(), StateKeeper(None, kept, Secrets([]), print))
+
+
+class Keeper(StateKeeper):
+    """A keeper that holds what it is given, in place of a file."""
+
+    def __init__(self, kept: int, *runs: StoredRun) -> None:
+        super().__init__(None, kept, Secrets([]), print)
+        self.path = "x.runs.sqlite3"
+        self.runs = {run.prompt_id: run for run in runs}
+
+    def get(self, prompt_id: str) -> Optional[StoredRun]:
+        return self.runs.get(prompt_id)
+
+    def page(self, limit: int, before: Optional[int]) -> List[StoredRun]:
+        runs = [run for run in self.runs.values() if before is None or run.number < before]
+        return sorted(runs, key=lambda run: -run.number)[:limit]
+
+
+def stored_after_end(session: Session, prompt_id: str, number: int, **more: Any) -> StoredRun:
+    """A run that has ended, as it is stored."""
+    record = make_record(session, prompt_id, Phase.SUCCESS)
+    record.number = number
+    record.conclude(*more.pop("made", ([], {})))
+    record.message = "Done."
+    return record.as_stored()._replace(**more)
+
+
+def ids_of(runs: Sequence[AnyRun]) -> List[str]:
+    return [run.prompt_id for run in runs]
 
 
 def test_a_run_is_shown_with_its_nodes_and_outputs(session: Session) -> None:
@@ -171,12 +204,10 @@ def test_runs_are_listed_newest_first(session: Session) -> None:
     first, second = make_record(session, "a"), make_record(session, "b", over=True)
     for record in (first, second):
         assert records.add(record, max_waiting=9)
-    assert records.newest_first() == [second, first]
-    assert records.newest_first("a") == [first] and records.newest_first("none") == []
+    assert records.page(9) == records.newest_in_memory() == [second, first]
+    assert records.page(1) == [second] and records.page(9, before=2) == [first]
     assert records.not_over() == [first]
     assert (records.get("b"), records.get("none"), records.get(None)) == (second, None, None)
-    records.clear()
-    assert records.newest_first() == []
 
 
 def test_only_so_many_may_wait(session: Session) -> None:
@@ -193,10 +224,95 @@ def test_the_oldest_that_have_ended_are_forgotten_and_no_others(session: Session
     records = make_records(kept=3)
     for prompt_id, over in [("a", False), ("b", True), ("c", True), ("d", True), ("e", False)]:
         records.add(make_record(session, prompt_id, over=over), max_waiting=9)
-    assert [record.prompt_id for record in records.newest_first()] == ["e", "d", "a"]
+    assert ids_of(records.page(9)) == ["e", "d", "a"]
     for prompt_id in ("f", "g"):
         records.add(make_record(session, prompt_id), max_waiting=9)
-    assert [record.prompt_id for record in records.newest_first()] == ["g", "f", "e", "a"]
+    assert ids_of(records.page(9)) == ["g", "f", "e", "a"]
+
+
+def test_without_a_file_only_200_are_kept(session: Session) -> None:
+    assert make_records(kept=2000).kept == 200
+    assert RunRecords(threading.RLock(), Keeper(2000)).kept == 2000
+
+
+def test_with_a_file_few_that_have_ended_stay_in_memory(session: Session) -> None:
+    records = RunRecords(threading.RLock(), Keeper(2000))
+    for number in range(30):
+        records.add(make_record(session, str(number), over=number != 3), max_waiting=9)
+    assert ids_of(records.newest_in_memory()) == [str(number) for number in range(29, 10, -1)] + ["3"]
+
+
+def test_behind_a_load_balancer_the_way_to_the_files_is_kept(session: Session) -> None:
+    """Only the session of a run leads to the server that has its files."""
+    session.server.cookies.affinity = {"SERVER": "1"}
+    records = RunRecords(threading.RLock(), Keeper(2000))
+    for number in range(210):
+        records.add(make_record(session, str(number), over=True), max_waiting=9)
+    assert len(records.newest_in_memory()) == 200
+
+
+def test_what_left_the_memory_is_listed_from_the_file(session: Session) -> None:
+    old = [stored_after_end(session, "a", 1), stored_after_end(session, "b", 2)]
+    open_row = stored_after_end(session, "c", 3, phase=Phase.QUEUED)
+    in_both = stored_after_end(session, "d", 4)
+    records = RunRecords(threading.RLock(), Keeper(2000, *old, open_row, in_both), last_number=4)
+    waiting = make_record(session, "c")
+    records.take_up(waiting, 3)
+    ended = make_record(session, "d", over=True)
+    records.take_up(ended, 4)
+    new = make_record(session, "e")
+    records.add(new, max_waiting=9)
+    assert new.number == 5
+    listed = records.page(9)
+    assert ids_of(listed) == ["e", "d", "c", "b", "a"]
+    assert listed[:3] == [new, ended, waiting]
+    assert ids_of(records.page(2)) == ["e", "d"] and ids_of(records.page(2, before=4)) == ["c", "b"]
+    assert ids_of(records.with_records(records.read_page(2), 2)) == ["e", "d"]
+    found = records.get("b")
+    assert found is not None and found.to_json()["message"] == "Done." and records.get("none") is None
+
+
+def test_a_row_whose_run_is_nowhere_is_not_listed(session: Session) -> None:
+    row = stored_after_end(session, "a", 1, phase=Phase.QUEUED)
+    assert RunRecords(threading.RLock(), Keeper(2000, row)).page(9) == []
+
+
+@pytest.mark.parametrize("shown", ["{", "[]", "{}", '{"outputs": [{}]}', '{"outputs": 7}'])
+def test_a_broken_row_is_not_listed_and_hides_no_other(session: Session, shown: str) -> None:
+    rows = [stored_after_end(session, "a", 1), stored_after_end(session, "b", 2, shown=shown)]
+    records = RunRecords(threading.RLock(), Keeper(2000, *rows))
+    assert ids_of(records.page(9)) == ["a"] and records.get("b") is None
+
+
+def test_a_run_from_the_file_is_shown_as_at_its_end(session: Session) -> None:
+    text = Output("2", "Save", "text", type="", text="hello")
+    picture = Output("2", "Save", "image", "c.png", type="", source="websocket", size=1)
+    file = Output("2", "Save", "image", "b.png")
+    made = ([text, picture, file], {1: "7"})
+    stored = stored_after_end(session, "a", 1, made=made)
+    record = make_record(session, "a", Phase.SUCCESS)
+    record.conclude(*made)
+    record.end("Done.")
+    ended = read_ended(stored)
+    assert ended is not None
+    skipped = {"created": 0.0}
+    assert {**ended.to_json(), **skipped} == {**record.to_json(), **skipped}
+    assert ended.to_json("http://x")["outputs"][1]["absolute_url"] == "http://x/runs/a/files/1"
+    assert ended.over.is_set() and (ended.phase, ended.message, ended.server) == (Phase.SUCCESS, "Done.", None)
+    assert ended.outputs == [text, picture, file]
+    assert ended.spooled_file("1") == (picture, "7") and ended.spooled_file("2") is None
+
+
+def test_after_a_restart_what_was_in_the_spool_has_no_address(session: Session) -> None:
+    picture = Output("2", "Save", "image", "c.png", type="", source="websocket", size=1)
+    file = Output("2", "Save", "image", "b.png")
+    stored = stored_after_end(session, "a", 1, made=([picture, file], {0: "7"}))
+    ended = read_ended(stored._replace(spooled={}))
+    assert ended is not None
+    urls = [output["url"] for output in ended.to_json("http://x")["outputs"]]
+    assert urls == [None, "view?filename=b.png&subfolder=&type=output"]
+    assert ended.to_json("http://x")["outputs"][0]["absolute_url"] is None
+    assert ended.spooled_file("0") is None
 
 
 def test_the_running_one_is_interrupted_before_the_first_that_waits(session: Session) -> None:
@@ -220,4 +336,5 @@ def test_changes_are_taken_once(session: Session) -> None:
     for prompt_id in ("a", "a", "forgotten"):
         records.mark_changed(prompt_id)
     assert records.take_changed() == [record]
+    assert (record.phase, record.server) == (Phase.QUEUED, session.server)
     assert records.take_changed() == []

@@ -183,6 +183,11 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--timeout", "1e8"], {}, "--timeout must be a number of seconds above 0."),
         ([], {"TIMEOUT": "soon"}, "COMFYUI_TIMEOUT must be a number of seconds above 0."),
         (["--demo", "--server", "h"], {}, "--demo brings its own server, so it cannot be combined with --server."),
+        (
+            ["--mode", "continuous", "--demo", "--state", "x"],
+            {},
+            "--demo forgets its runs when it ends, so it cannot be combined with --state FILE.",
+        ),
         (["--timeout"], {}, "--timeout needs a value."),
         (["-q", "--json"], {}, "--json cannot be combined with -q/--quiet."),
         (["--nonsense"], {}, "Unknown option: --nonsense."),
@@ -249,7 +254,9 @@ def test_a_mode_in_the_script_that_is_none_is_refused_only_where_it_counts(monke
     [
         (["--mode", "continuous", "--port", "0", "--max-queue", "0"], {"port": 0, "max_queue": 0}),
         (["--repeat", "2", "--retries", "3", "--in-flight", "4"], {"retries": 3, "in_flight": 4}),
-        ([], {"retries": 0, "in_flight": 2, "max_queue": 16}),
+        ([], {"retries": 0, "in_flight": 2, "max_queue": 16, "state": None, "keep_runs": 2000}),
+        (["--mode", "continuous", "--state", "x.db", "--keep-runs", "1"], {"state": "x.db", "keep_runs": 1}),
+        (["--mode", "continuous", "--demo", "--state", "none"], {"state": "none", "demo": True}),
         (["--repeat", "2"], {"repeat": 2, "task": "batch", "seed": "random"}),
         (["--repeat", "2", "--seed", "KEEP"], {"repeat": 2, "seed": "keep"}),
         (["--batch", "r", "--resume"], {"resume": True, "task": "batch", "seed": "keep"}),
