@@ -9,6 +9,7 @@ from typing import Any, Optional, Tuple
 import pytest
 from support import limited_disk, no_more_files
 
+from comfyui_runner.edits import InputEdit
 from comfyui_runner.errors import (
     ExitStatus,
     PromptRejected,
@@ -22,9 +23,10 @@ from comfyui_runner.errors import (
 )
 from comfyui_runner.extras.batch_files import Manifest, is_streamed, manifest_path, repeat_row
 from comfyui_runner.extras.batch_job import exit_status_of_failed_row, pattern_of_folder, stop_of_row
-from comfyui_runner.extras.batch_prompts import seed_of_repetition
+from comfyui_runner.extras.batch_prompts import seed_of_repetition, warn_of_unread_files
 from comfyui_runner.extras.batches import Row, row_key
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.state import Phase, PromptState
@@ -214,3 +216,13 @@ def test_a_manifest_may_be_a_pipe(tmp_path: Any) -> None:
         assert os.read(reader, 100) == b'{"row": 1}\n'
     finally:
         os.close(reader)
+
+
+def test_a_text_that_begins_with_at_is_sent_as_it_is_and_warned_of_where_there_is_such_a_file(tmp_path: Any) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("x", encoding="utf-8")
+    values: Any = [f"@{path}", f"x{path}", f"@{path}.missing", 5, ""]
+    edits = [InputEdit(InputRef("6", f"text{number}"), value) for number, value in enumerate(values)]
+    (warning,) = warn_of_unread_files(edits)
+    assert warning.startswith("6.text0: a text such as @")
+    assert warning.endswith("In rows, @FILE is for the columns of loaders only.")

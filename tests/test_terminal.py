@@ -252,6 +252,22 @@ def test_a_wide_terminal_does_not_make_the_bars_longer_than_forty(monkeypatch: A
     assert len(re.findall("[━╸╺]", overall)) == 40
 
 
+@pytest.mark.parametrize(("width", "label_width"), [(24, 8), (34, 8), (82, 20), (200, 26)])
+def test_a_long_label_leaves_room_for_the_bar_and_its_text(width: int, label_width: int, monkeypatch: Any) -> None:
+    (line,) = draw(Meter(bars=(Bar("L" * 60, 0.5, "3/7"),)), monkeypatch, width=width)
+    label = line.split()[0]
+    assert label == "L" * (label_width - 1) + "…"
+    assert "3/7" in line
+
+
+def test_a_number_that_gets_another_digit_does_not_move_the_bars(monkeypatch: Any) -> None:
+    ends = []
+    for text in ("9/12 nodes", "10/12 nodes  1:02 left", "10/12 nodes  1:02 left, and so"):
+        (line,) = draw(Meter(bars=(Bar("Overall", 1.0, text),)), monkeypatch, width=80)
+        ends.append(line.index(text))
+    assert len(set(ends)) == 1
+
+
 def test_a_terminal_without_unicode_gets_bars_of_ascii(monkeypatch: Any) -> None:
     (overall, _) = draw(RUNNING, monkeypatch, encoding="cp1252")
     assert re.match(r"Overall +-+ *-* 3/7 nodes$", overall)
