@@ -62,6 +62,8 @@ OCTETS, CLOSE = "Content-Type: application/octet-stream", "Connection: close"
 def test_the_heads_of_answers(simulate: Callable[..., Simulator]) -> None:
     sim = simulate(max_upload_size=10, base_path="base")
     sim.faults.http_status = {"/embeddings": 302, "/extensions": 599, "/models/x": 299}
+    sim.faults.http_status.update({"/models/a": 300, "/models/b": 399, "/models/c": 400})
+    moved = "Location: /elsewhere"
     for method, path, lines, expected in (
         ("GET", "/base/prompt", (), ["200 OK", JSON, CLOSE, "Content-Length: 37"]),
         ("HEAD", "/base/prompt", (), ["200 OK", JSON, CLOSE, "Content-Length: 37"]),
@@ -71,7 +73,10 @@ def test_the_heads_of_answers(simulate: Callable[..., Simulator]) -> None:
         ("POST", "/base/free", (), ["500 Internal Server Error", TEXT, CLOSE, "Content-Length: 55"]),
         ("GET", "/base/view", (), ["404 Not Found", CLOSE, "Content-Length: 0"]),
         ("GET", "/base/queue", ("Sec-Fetch-Site: cross-site",), ["403 Forbidden", CLOSE, "Content-Length: 0"]),
-        ("GET", "/base/embeddings", (), ["302 Found", "Location: /elsewhere", TEXT, CLOSE, "Content-Length: 14"]),
+        ("GET", "/base/embeddings", (), ["302 Found", moved, TEXT, CLOSE, "Content-Length: 14"]),
+        ("GET", "/base/models/a", (), ["300 Multiple Choices", moved, TEXT, CLOSE, "Content-Length: 14"]),
+        ("GET", "/base/models/b", (), ["399 Simulated", moved, TEXT, CLOSE, "Content-Length: 14"]),
+        ("GET", "/base/models/c", (), ["400 Bad Request", TEXT, CLOSE, "Content-Length: 14"]),
         ("GET", "/base/extensions", (), ["599 Simulated", TEXT, CLOSE, "Content-Length: 14"]),
         ("GET", "/base/api/models/x", (), ["299 Simulated", TEXT, CLOSE, "Content-Length: 14"]),
     ):
