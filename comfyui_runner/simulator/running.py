@@ -65,8 +65,7 @@ class Running:
 
     def sleep(self, seconds: float) -> None:
         """Wait, though not beyond the end of the server."""
-        if seconds > 0:
-            self.life.dead.wait(seconds)
+        self.life.dead.wait(seconds)
 
     def progress(self, value: int, total: int, preview: int | bytes | None = None) -> None:
         """Report a step, with a preview drawn from a seed or an image that is ready to send."""
