@@ -153,6 +153,61 @@ class PromptUnknown(RunnerError):
     http_status = 404
 
 
+class RunFailed(RunnerError):
+    """A run that was submitted, and did not succeed.
+
+    ``result`` is what is known of it: a RunResult, with what it made before its end.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, result: Any = None) -> None:
+        super().__init__(message, remedy)
+        self.result = result
+
+
+class NodeFailed(RunFailed):
+    """A node raised an error. ``type`` is the class of that error, ``traceback`` its lines."""
+
+    exit_status = ExitStatus.FAILED
+
+    def __init__(
+        self, message: str, remedy: str = "", *, failure: Mapping[str, Any], result: Any = None
+    ) -> None:
+        super().__init__(message, remedy, result=result)
+        self.node_id: str = failure["node_id"]
+        self.title: str = failure["title"]
+        self.class_type: str = failure["class_type"]
+        self.type: str = failure["type"]
+        self.traceback: List[str] = failure["traceback"]
+
+
+class RunInterrupted(RunFailed):
+    """Somebody else interrupted the run, or removed it from the queue."""
+
+    exit_status = ExitStatus.INTERRUPTED
+    http_status = 409
+
+
+class RunCancelled(RunFailed):
+    """We cancelled the run: its connection was closed."""
+
+    exit_status = ExitStatus.CANCELLED
+    http_status = 409
+
+
+class RunTimeout(RunFailed):
+    """The run took longer than its timeout, and was cancelled."""
+
+    exit_status = ExitStatus.TIMEOUT
+    http_status = 409
+
+
+class RunLost(RunFailed):
+    """The server lost the run, or how it ended is unknown."""
+
+    exit_status = ExitStatus.LOST
+    http_status = 502
+
+
 class SaveError(RunnerError):
     """An output, a manifest or a record that could not be saved."""
 

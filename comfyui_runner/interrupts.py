@@ -129,11 +129,15 @@ class Interrupts:
             raise KeyboardInterrupt
         self._wake_loop()
 
+    def stop(self, cause: Stop) -> None:
+        """Does what the first press does, and never what the second does. For any thread."""
+        if self.cause is None:
+            self.cause = cause
+        self._wake_loop()
+
     def _close(self, event: str) -> None:
         """The console is closed. Called in a thread of Windows; never a second press either."""
-        if self.cause is None:
-            self.cause = Stop(event, ExitStatus.TERMINATED)
-        self._wake_loop()
+        self.stop(Stop(event, ExitStatus.TERMINATED))
 
     def _wake_loop(self) -> None:
         try:

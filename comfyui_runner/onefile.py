@@ -40,6 +40,9 @@ change more than the settings, change the project that it was built from, and bu
 FIRST_LINE_LEFT_OUT = "# -- the folder beside this script "
 FIRST_LINE_AFTER_IT = "def collect_defaults("
 
+#: In the package's own module, what follows this leads to other modules: the one file has them all.
+FIRST_LINE_OF_NAMES = "# -- the Python API: "
+
 #: The module that reads files of the package, and the files that become part of the one file.
 RESOURCES_MODULE = "comfyui_runner.resources"
 RESOURCES = ("console.html", "openapi.json")
@@ -95,8 +98,16 @@ def read_modules(folder: str = PACKAGE_FOLDER) -> List[Module]:
             path = os.path.join(parent, file)
             name = module_name(os.path.relpath(path, os.path.dirname(folder)))
             if file.endswith(".py") and not name.startswith(LEFT_OUT):
-                modules.append(Module(name, read_text(path)))
+                modules.append(read_module(name, path))
     return modules
+
+
+def read_module(name: str, path: str) -> Module:
+    """The module in ``path``; of the package's own one only what is not about other modules."""
+    source = read_text(path)
+    if name == PACKAGE:
+        source = source.partition(f"\n{FIRST_LINE_OF_NAMES}")[0]
+    return Module(name, source)
 
 
 def module_name(path: str) -> str:

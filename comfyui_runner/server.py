@@ -128,6 +128,10 @@ class Server:
         """The same address with an empty jar, for which a load balancer chooses a server anew."""
         return Server(self.address, self.limits, self.secrets, self.route)
 
+    def close(self) -> None:
+        """Closes the connections that are kept for more requests. Others are opened when needed."""
+        self._session.close()
+
     @property
     def affinity(self) -> Mapping[str, str]:
         """The cookies by which a load balancer keeps us on one server; {} without one."""

@@ -221,11 +221,24 @@ def choose_mode(flags: Any, environment: Mapping[str, str], defaults: Defaults) 
 def choose_servers(
     flags: Any, environment: Mapping[str, str], defaults: Defaults
 ) -> Tuple[Address, ...]:
-    """Where ComfyUI may be. Headers come from both sources; a flag's replaces one of its name."""
+    """Where ComfyUI may be, by the flags."""
+    return choose_addresses(flags.server, flags.header or [], environment, defaults.servers)
+
+
+def choose_addresses(
+    url: Optional[str],
+    headers: Sequence[str],
+    environment: Mapping[str, str],
+    default_urls: Sequence[str],
+) -> Tuple[Address, ...]:
+    """Where ComfyUI may be: at ``url``, where COMFYUI_URL says, else at one of ``default_urls``.
+
+    ``headers`` are "Name: value" lines; they replace those of COMFYUI_HEADERS. Raises UsageError.
+    """
     lines = environment.get("COMFYUI_HEADERS", "").splitlines()
-    headers = [line for line in lines if line] + (flags.header or [])
-    url = choose_value(flags.server, environment, "COMFYUI_URL", default=None, read=read_text)
-    urls = defaults.servers
+    headers = [line for line in lines if line] + list(headers)
+    url = choose_value(url, environment, "COMFYUI_URL", default=None, read=read_text)
+    urls = default_urls
     if url is not None:
         urls = (url,)
     ca_bundle = choose_ca_bundle(environment)

@@ -130,16 +130,21 @@ async def upload_files(workflow: Loaded, server: Server, console: Console) -> Di
     names = {}
     for ref, path in workflow.uploads:
         names[ref] = await console.unless_stopped(in_thread(server.upload_file, path))
-        report: Report = {
-            "event": "uploaded",
-            "path": path,
-            "value": names[ref],
-            "message": f"Uploaded {path} as {names[ref]}.",
-            **describe_node(workflow.prompt, ref.node_id),
-            "input": ref.input,
-        }
-        console.report(None, report)
+        report_upload(workflow.prompt, ref, path, names[ref], console)
     return names
+
+
+def report_upload(prompt: Prompt, ref: InputRef, path: str, value: str, console: Console) -> None:
+    """Reports that the file ``path`` was uploaded for an input, and is ``value`` on the server."""
+    report: Report = {
+        "event": "uploaded",
+        "path": path,
+        "value": value,
+        "message": f"Uploaded {path} as {value}.",
+        **describe_node(prompt, ref.node_id),
+        "input": ref.input,
+    }
+    console.report(None, report)
 
 
 def complete_prompt(workflow: Loaded, uploaded: Mapping[InputRef, str]) -> Prompt:

@@ -164,6 +164,20 @@ def test_what_the_service_serves_is_installed_too(installed: str, tmp_path: Any)
     assert all(int(size) > 10000 for size in done.stdout.split())
 
 
+def test_programs_can_import_what_is_installed(installed: str, tmp_path: Any) -> None:
+    code = (
+        "from comfyui_runner import connect\n"
+        "with connect(demo=True) as comfy:\n"
+        "    result = comfy.run({'1': {'class_type': 'EmptyImage', 'inputs': "
+        "{'width': 8, 'height': 8, 'batch_size': 1, 'color': 0}}, "
+        "'2': {'class_type': 'SaveImage', 'inputs': {'images': ['1', 0], 'filename_prefix': 'x'}}})\n"
+        "    print(result.outputs[0].save('out/'))\n"
+    )
+    done = call(os.path.join(installed, "python"), "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path / "out") == [os.path.basename(done.stdout.strip())]
+
+
 def test_the_simulator_is_installed_too(installed: str, tmp_path: Any) -> None:
     done = call(os.path.join(installed, "python"), "-m", "comfyui_runner.simulator", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
