@@ -488,11 +488,11 @@ class RouteCall:
             wait_unless_left(record.over, seconds, self.client.has_left)
 
     def _show_end(self, record: AnyRun, wanted: Optional[WantedFile]) -> Response:
-        """The answer of a run that has ended. Raises HttpError if it did not succeed."""
+        """The answer of a run that has ended. Raises HttpError if it has no such file."""
         shown = record.to_json(self.url_for(self.request))
         failure = failure_of_run(shown)
-        if failure is not None:
-            raise failure
+        if failure is not None:  # no refusal: the console shows how the run ended
+            return error_response(failure)
         if wanted is None:
             return json_response(200, shown, prompt_id_header(record.prompt_id))
         whole_file = self.request._replace(headers={})  # a Range would be of the request itself

@@ -16,7 +16,7 @@ import urllib.parse
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import pytest
-from served import PNG, Middleware
+from served import PNG, Middleware, multipart
 from support import FAST, ROOT, Outcome, node, run, slow_prompt, wait_until
 
 from comfyui_runner.server import Server
@@ -525,6 +525,40 @@ def test_an_upload_reaches_whichever_server_runs_it(studio: Studio, service: Mid
     for server in studio.servers.values():
         with open(os.path.join(server.root, "input", "cat.png"), "rb") as file:
             assert file.read() == PNG
+    assert_sticky(studio)
+
+
+def test_the_file_of_a_call_reaches_the_server_that_runs_it_and_its_picture_comes_from_there(
+    studio: Studio, service: Middleware
+) -> None:
+    prompt = {
+        "1": node("LoadImage", "Photo", image="example.png"),
+        "2": node("SlowProgress", "Slow", steps=2, seconds=1.0, seed=1, preview=False),
+        "3": node("ImageBatch", image1=["1", 0], image2=["2", 0]),
+        "4": node("SaveImage", "Save", filename_prefix="called", images=["3", 0]),
+    }
+    service.hold(prompt)
+    answers: Dict[int, Any] = {}
+
+    def call(seed: int) -> None:
+        body, content_type = multipart(f"cat{seed}.png", PNG, **{"2.seed": str(seed)})
+        answers[seed] = service.post("/run", body, Content_Type=content_type, Accept="image/*")
+
+    clients = [threading.Thread(target=call, args=(seed,)) for seed in range(3)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(60.0)
+    assert [len(studio.ran(name)) for name in studio.names] == [1, 1, 1]
+    for seed, answer in answers.items():
+        assert answer.status == 200, answer
+        (where,) = studio.where(answer.headers["x-prompt-id"])
+        root = studio.servers[where].root
+        with open(os.path.join(root, "input", f"cat{seed}.png"), "rb") as file:
+            assert file.read() == PNG
+        name = answer.headers["content-disposition"].partition("''")[2]
+        with open(os.path.join(root, "output", name), "rb") as file:
+            assert answer.body == file.read()
     assert_sticky(studio)
 
 

@@ -215,6 +215,12 @@ def test_a_body_that_cannot_be_read_runs_nothing(
     assert ("POST", "/prompt") not in comfyui.requests
 
 
+def test_a_form_that_is_too_large_is_not_even_read(service: Middleware) -> None:
+    head = "POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    answer = service.raw(f"{head}Content-Length: {(64 << 20) + 1}\r\n\r\n".encode())
+    assert (answer.status, answer.error) == (413, "too_large")
+
+
 @pytest.mark.parametrize(
     "query", ["as=picture", "index=-1", "index=first", "wait=soon", "wait=-1", "detach=yes", "force=true"]
 )
@@ -261,6 +267,18 @@ def test_a_picture_that_came_over_the_websocket_is_a_file_too(service: Middlewar
     assert answer.body.startswith(b"\x89PNG")
     path = f"/runs/{answer.headers['x-prompt-id']}/output"
     assert service.get(path).body == answer.body
+
+
+def test_a_picture_that_is_not_kept_any_more_is_not_found(service: Middleware) -> None:
+    service.hold({"1": TWO_PICTURES["1"], "2": node("SaveImageWebsocket", images=["1", 0])})
+    run = service.post("/run", {"1.color": 78}).json
+    record = service.service.records.get(run["prompt_id"])
+    path = f"/runs/{run['prompt_id']}/output"
+    assert service.get(path).status == 200
+    record.spooled.clear()  # as where the disk was full
+    answer = service.get(path)
+    assert (answer.status, answer.error) == (404, "no_such_file")
+    assert "could not be kept" in answer.json["error"]["message"]
 
 
 def test_who_does_not_wait_gets_the_place_of_the_run(service: Middleware) -> None:
@@ -331,6 +349,7 @@ def test_a_node_that_raises_is_an_error_of_the_server(service: Middleware) -> No
     assert error["message"].endswith("out of luck")
     assert error["details"]["run"]["failure"]["node_id"] == "2"
     assert answer.headers["x-prompt-id"] == error["details"]["run"]["prompt_id"]
+    assert "node_failed" not in service.out.getvalue()  # the run's own end is shown
 
 
 def test_a_prompt_that_comfyui_refuses_is_an_error_of_the_client(service: Middleware) -> None:
