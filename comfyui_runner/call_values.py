@@ -276,7 +276,9 @@ def _read_file(key: str, value: Any, media: Optional[str]) -> Optional[CallFile]
 
 def _read_data_uri(shown: str, text: str) -> CallFile:
     """The file in a ``data:`` URI. Raises EditError."""
-    found = find_base64(text)
+    # In a form that was not encoded (curl -d) each + has become a space.
+    beginning, comma, encoded = text.partition(",")
+    found = find_base64(beginning + comma + encoded.replace(" ", "+"))
     data = None
     if found is not None:
         data = decode_base64(found.encoded)

@@ -227,6 +227,14 @@ def test_a_data_uri_becomes_a_file_that_is_named_after_its_content() -> None:
     assert call.complete({ref: "x.png"})["1"]["inputs"]["image"] == "x.png"
 
 
+def test_a_data_uri_may_come_from_a_form_that_was_not_encoded() -> None:
+    data = PNG + b"\xfb\xef\xbe" * 3
+    encoded = base64.b64encode(data).decode()
+    assert "+" in encoded
+    ((_, sent),) = read(LOADER, image="data:image/png;base64," + encoded.replace("+", " ")).files
+    assert b"".join(sent.pieces()) == data
+
+
 def test_a_file_is_taken_for_an_input_by_name_and_a_name_of_a_file_of_the_server_stays() -> None:
     sent = file_of_bytes(PNG, "png", "cat.png")
     assert read(LOADER, **{"Photo.image": sent}).files == ((Ref("1", "image"), sent),)

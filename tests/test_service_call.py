@@ -278,7 +278,7 @@ def test_a_picture_that_is_not_kept_any_more_is_not_found(service: Middleware) -
     record.spooled.clear()  # as where the disk was full
     answer = service.get(path)
     assert (answer.status, answer.error) == (404, "no_such_file")
-    assert "could not be kept" in answer.json["error"]["message"]
+    assert "is not kept any more" in answer.json["error"]["message"]
 
 
 def test_who_does_not_wait_gets_the_place_of_the_run(service: Middleware) -> None:
