@@ -89,14 +89,13 @@ class WrittenFiles:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  #: held from the choice of a name until its file is there
-        self._paths: Dict[Tuple[int, int], str] = {}  # by the device and the number of the file
+        self._paths: Dict[
+            Optional[Tuple[int, int]], str
+        ] = {}  # by the device and the number of the file
 
     def has_under_another_name(self, path: str) -> bool:
         """Whether the file at ``path`` was written here, and its name spelled in another way."""
-        identity = self._identify(path)
-        if identity is None or identity not in self._paths:
-            return False
-        return self._paths[identity] != path
+        return self._paths.get(self._identify(path), path) != path
 
     def add(self, path: str) -> None:
         """The file at ``path`` was written."""

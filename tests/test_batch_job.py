@@ -10,9 +10,9 @@ from desk import NOWHERE, Desk, settings_of
 from support import FAST, slow_prompt
 
 from comfyui_runner.addresses import parse_address
-from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, ServerUnreachable
+from comfyui_runner.errors import ExitStatus, RunnerError, SaveError, ServerGone, ServerUnreachable
 from comfyui_runner.extras.batch_files import Manifest
-from comfyui_runner.extras.batch_job import Attempt, BatchJob
+from comfyui_runner.extras.batch_job import Attempt, BatchJob, is_lost_by
 from comfyui_runner.extras.batch_prompts import warnings_of_new_places
 from comfyui_runner.extras.batches import Row
 from comfyui_runner.interrupts import Stop
@@ -136,6 +136,24 @@ def test_a_row_whose_line_cannot_be_written_is_the_last_one(tmp_path: Any) -> No
         job._end_row(begin_row(job, 2), ExitStatus.FAILED, "It failed.")
         assert job.fatal is reason
         assert (job.tally.done, job.tally.failed) == (1, 1)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("error", "affinity", "lost"),
+    [
+        (ServerGone("x"), {}, True),
+        (ServerUnreachable("x"), {}, False),
+        (ServerUnreachable("x"), {"GPU": "1"}, True),
+        (SaveError("x"), {"GPU": "1"}, False),
+    ],
+)
+def test_a_row_is_lost_with_its_server(error: RunnerError, affinity: Dict[str, str], lost: bool, tmp_path: Any) -> None:
+    async def story() -> None:
+        attempt = begin_row(job_of(Desk(), tmp_path), 1)
+        attempt.session.server.cookies.affinity = affinity
+        assert is_lost_by(error, attempt) is lost
 
     asyncio.run(story())
 

@@ -169,3 +169,11 @@ def test_a_text_that_nobody_takes_does_not_keep_the_process_alive(pipe: Any) -> 
     thread = OutputThread()
     thread.put(stream, MORE_THAN_A_PIPE)
     assert thread._thread is not None and thread._thread.daemon
+
+
+def test_a_stand_in_for_a_stream_is_written_as_it_is() -> None:
+    class Bare:
+        encoding = "utf-8"
+
+    stream: Any = Bare()
+    assert queue_for(OutputThread(), stream) is stream

@@ -287,6 +287,7 @@ def test_an_export_to_standard_output_is_the_prompt_alone(flags: Tuple[str, ...]
     result = go(idle, UI_FILE, "--export-api", "-", *flags)
     assert result.status == 0
     assert json.loads(result.out) == API
+    assert '\n  "' in result.out and '\n    "' in result.out  # for people, too
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from desk import Desk, settings_of
 from support import FAST
 
 from comfyui_runner.conclusion import TIMED_OUT
-from comfyui_runner.errors import ExitStatus, RunnerError, ServerUnreachable, Stopped
+from comfyui_runner.errors import ExitStatus, PromptRejected, RunnerError, ServerUnreachable, Stopped
 from comfyui_runner.interrupts import Stop
+from comfyui_runner.problems import Problem
 from comfyui_runner.runs import Run
 from comfyui_runner.watch import Watch
 
@@ -23,8 +24,16 @@ def watch_of(desk: Desk, *arguments: str) -> Watch:
     return Watch(desk.session, desk.run, settings_of(*arguments), desk.console)
 
 
+#: How work ended that goes on for ever.
+ENDS: List[str] = []
+
+
 async def go_on_forever(run: Run) -> None:
-    await asyncio.sleep(3600.0)
+    ENDS.clear()
+    try:
+        await asyncio.sleep(3600.0)
+    finally:
+        ENDS.append("ended")
 
 
 def test_work_that_is_done_raises_what_it_failed_with() -> None:
@@ -52,6 +61,7 @@ def test_work_that_goes_on_after_its_run_is_over_is_left(press: Optional[Stop]) 
         if press is not None:
             desk.press(press)
         await asyncio.wait_for(watch.until_stopped(go_on_forever), 20.0)
+        assert ENDS == ["ended"]
         stop = press or TIMED_OUT
         assert watch.stop == stop
         assert desk.out.getvalue() == f"{stop.name}: cancelling our prompt and nothing else.\n"
@@ -63,6 +73,22 @@ def test_work_that_goes_on_after_its_run_is_over_is_left(press: Optional[Stop]) 
 
         await watch.until_stopped(work)
         assert done == []  # no more work is done
+
+    asyncio.run(story())
+
+
+def test_what_comfyui_refuses_is_reported_before_the_error() -> None:
+    async def refuse(run: Run) -> None:
+        error = PromptRejected("ComfyUI refused the prompt.", answer={})
+        error.problems = [Problem("t", "First."), Problem("t", "Second.")]
+        raise error
+
+    async def story() -> None:
+        desk = Desk()
+        with pytest.raises(PromptRejected):
+            await watch_of(desk).until_stopped(refuse)
+        first, second = desk.out.getvalue().index("First."), desk.out.getvalue().index("Second.")
+        assert first < second
 
     asyncio.run(story())
 
