@@ -22,6 +22,7 @@ from comfyui_runner.serving import (
     find_or_expect_servers,
     load_when_possible,
     make_service,
+    open_state,
     refuse_own_address,
     url_of_service,
 )
@@ -101,7 +102,7 @@ def tell(story: Callable[[Desk, ComfyUI, Settings], Any], *arguments: str) -> st
 
     async def work() -> None:
         desk = Desk()
-        settings = settings_of("--mode", "continuous", *arguments)._replace(limits=FAST)
+        settings = settings_of("--mode", "continuous", "--state", "none", *arguments)._replace(limits=FAST)
         await story(desk, ComfyUI(settings, desk.console), settings)
         shown.append(desk.out.getvalue())
 
@@ -155,7 +156,9 @@ def test_a_workflow_that_needs_a_comfyui_waits_for_it_and_says_so_once(
 
 def test_what_concerns_a_run_has_its_number_in_front(tmp_path: Any) -> None:
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
-        service = make_service([desk.server], Loaded(slow_prompt(), "a.json"), settings, desk.console)
+        loaded = Loaded(slow_prompt(), "a.json")
+        state = await open_state(settings, loaded, desk.console)
+        service = make_service([desk.server], loaded, state, settings, desk.console)
         service._show("0123456789abcdef", {"event": "notice", "message": "of a run"})
         service._show(None, {"event": "notice", "message": "of all"})
         options = service.options
@@ -175,9 +178,11 @@ def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
         first = Loaded(slow_prompt(seed=1), str(path))
         path.write_text(json.dumps(slow_prompt(seed=2)), encoding="utf-8")
-        service = make_service([desk.server], first, settings, desk.console)
+        state = await open_state(settings, first, desk.console)
+        service = make_service([desk.server], first, state, settings, desk.console)
         assert service.options.reload().prompt == slow_prompt(seed=2)
-        from_input = make_service([desk.server], first, settings._replace(workflow="-"), desk.console)
+        settings = settings._replace(workflow="-")
+        from_input = make_service([desk.server], first, state, settings, desk.console)
         assert from_input.options.reload() is first
 
     tell(story, str(path))
