@@ -99,6 +99,7 @@ from comfyui_runner.steps import (  # noqa: E402
     do_afterwards,
     draw_seeds_once,
     draw_texts,
+    find_spending,
     load_workflow,
     name_models,
     require_terminal_or_yes,
@@ -130,7 +131,9 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
         check_output_folder(settings)  # USAGE: -o is made, and cannot be written
         require_terminal_or_yes(settings, console)  # NOT_CONFIRMED: nobody could answer
         server = await comfyui.find()  # NO_SERVER: nothing answers, or it refuses us
-        confirm("Run it? [y/N] ", settings, console)  # NOT_CONFIRMED: the answer was no
+        spending = await find_spending(workflow, server, settings, console)  # NOT_CONFIRMED
+        question = spending.before("Run it? [y/N] ")  # names the nodes that cost credits
+        confirm(question, settings, console)  # NOT_CONFIRMED: the answer was no
 
         async def run_once(connection: Server) -> ExitStatus:
             # The WebSocket comes first: what ComfyUI sent before it is open does not come again.
@@ -141,7 +144,8 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
                 prompt = await name_models(prompt, workflow.object_info, connection, console)
                 new = draw_texts(workflow, prompt)  # and dates the names of files
                 run = session.new_run(
-                    new.prompt, console.prompt_id, new.extra, new.origin, new.texts
+                    *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
+                    own_extra_data=spending.extra_data,
                 )
 
                 # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.

@@ -217,6 +217,12 @@ def add_general_flags(parser: Any, defaults: Defaults) -> None:
     )
     parser.add_argument("-y", "--yes", action="store_true", help="run without asking")
     parser.add_argument(
+        "--allow-spend",
+        action="store_true",
+        help="with --yes and in continuous mode: also run nodes that cost credits of a Comfy "
+        "account, whose key is in env COMFY_API_KEY",
+    )
+    parser.add_argument(
         "--demo", action="store_true", help="run on the built-in simulator: no ComfyUI, no GPU"
     )
     parser.add_argument(

@@ -49,6 +49,14 @@ PROBLEMS_WITH_NEAREST = 50
 
 CONNECT_HINT = "Connect it again, or export the workflow again."
 
+#: In what a partner node raises without a valid key (ComfyUI, comfy_api_nodes/util/client.py,
+#: _friendly_http_message(); in older versions comfy_api_nodes/apis/client.py).
+LOGIN_ERROR = "Please login first to use this node"
+LOGIN_HINT = (
+    "The node costs credits of a Comfy account. Set the environment variable COMFY_API_KEY to a "
+    "key from https://platform.comfy.org, and run it again. If it is set, check the key."
+)
+
 # -- an answer to POST /prompt ---------------------------------------------------------------------
 
 
@@ -361,6 +369,8 @@ def explain_failure(failure: JsonObject, prompt: JsonObject) -> Problem:
             "The device has too little memory: "
             "use a smaller image or batch, or start ComfyUI with --lowvram.",
         )
+    elif LOGIN_ERROR in message:
+        hints = (LOGIN_HINT,)
     title = node_title(prompt, node_id) if node_id else ""
     class_type = one_line(failure.get("node_type") or class_of(prompt, node_id), 80)
     short_name = exception.rpartition(".")[2]

@@ -40,6 +40,8 @@ class Run:
 
         # Submitting.
         self.extra: Mapping[str, Any] = {}  #: more fields of POST /prompt
+        #: More of its extra_data, which the other one overrides: sent, and stored nowhere.
+        self.own_extra_data: Mapping[str, Any] = {}
         self.origin = NO_ORIGIN  #: what helps to explain why it is refused
         self.texts = NO_RUN_TEXTS  #: what was drawn for it
         self.patience: Optional[float] = None  #: seconds to try the POST for; None: limits.give_up

@@ -52,6 +52,12 @@ from comfyui_runner.messages import HttpError
 from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.others import Others, SettledOthers, count_others
 from comfyui_runner.outputs import SENDS_PICTURES, Output
+from comfyui_runner.partner_nodes import (
+    find_partner_nodes,
+    has_credentials,
+    key_for_nodes,
+    spending_in_words,
+)
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets, secrets_in_extra_data
 from comfyui_runner.refusals import Refusal, RefusalLog
@@ -120,6 +126,8 @@ class ServiceOptions(NamedTuple):
     overwrite: bool
     timeout: Optional[float]  # seconds after which a run is cancelled
     public_url: str  # where clients reach the service; "": where their requests say
+    api_key: str  # of a Comfy account, for nodes that cost credits
+    allow_spend: bool  # whether these may run
     afterwards: Afterwards  # what is done when runs have ended
     # `run` events of one run are sent no faster than this: one with thousands of nodes is large
     event_bytes_per_second: float = 1e6
@@ -337,15 +345,19 @@ class Service:
         """Submit a run and follow it: its record, and ComfyUI's answer.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
-        taken, and what Session.submit() raises.
+        taken, 403 if it may not spend what it costs, and what Session.submit() raises.
         """
         prompt, notices = await in_thread(self.backend.name_models, new.prompt)
+        key = self._key_for(prompt, new.extra)
         session, prompt = await self._session_for(prompt, new.uploads)
         await wait_for_socket(session, prompt)
         prompt_id = new.extra.get("prompt_id")
         if prompt_id is not None:
             await self._require_new(prompt_id, session)
-        run = session.new_run(prompt, prompt_id or new_uuid(), new.extra, new.origin, new.texts)
+        run = session.new_run(
+            *(prompt, prompt_id or new_uuid(), new.extra, new.origin, new.texts),
+            own_extra_data=key,
+        )
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
@@ -362,6 +374,23 @@ class Service:
         if not answer:  # it was lost, but the prompt is there
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
+
+    def _key_for(self, prompt: Prompt, extra: JsonObject) -> Mapping[str, str]:
+        """The key of the account, if ``prompt`` has nodes that cost credits.
+
+        None where ``extra``, more fields of POST /prompt, brings one along: it is the client's
+        account then. Raises HttpError 403 without --allow-spend.
+        """
+        if not self.options.api_key or has_credentials(extra):
+            return {}
+        node_ids = find_partner_nodes(prompt, self.backend.object_info)
+        if not node_ids:
+            return {}
+        if not self.options.allow_spend:
+            words = spending_in_words(prompt, node_ids)
+            message = f"{words} The service was started without --allow-spend: nothing was run."
+            raise HttpError(403, "spending_not_allowed", message)
+        return key_for_nodes(self.options.api_key)
 
     def _queue_full(self) -> HttpError:
         waiting = plural(self.records.count_waiting(), "run")

@@ -227,6 +227,8 @@ def make_service(
         overwrite=settings.overwrite,
         timeout=settings.timeout,
         public_url=settings.public_url,
+        api_key=settings.api_key,
+        allow_spend=settings.allow_spend,
         afterwards=make_afterwards(settings, console),
     )
     service = Service(servers, loaded, options, report, *state)

@@ -44,7 +44,7 @@ from comfyui_runner.state import (
     seconds_to_check,
     seconds_to_hinted_look,
 )
-from comfyui_runner.text import duration, one_line
+from comfyui_runner.text import as_dict, duration, one_line
 from comfyui_runner.third_party import import_third_party
 from comfyui_runner.threads import bounded, end_tasks
 from comfyui_runner.websocket import close_websocket, connect_websocket
@@ -192,11 +192,14 @@ class Session:
         extra: Mapping[str, Any] = {},
         origin: Origin = NO_ORIGIN,
         texts: RunTexts = NO_RUN_TEXTS,
+        *,
+        own_extra_data: Mapping[str, Any] = {},
     ) -> Run:
         """A run of ``prompt`` under ``prompt_id``, a new UUID.
 
         ``extra`` are more fields of POST /prompt; ``origin`` helps to explain why it is refused;
-        ``texts`` were drawn for this run.
+        ``texts`` were drawn for this run. ``own_extra_data`` is added to the extra_data that is
+        sent, where ``extra`` says nothing else, and is stored nowhere.
         """
         run = Run(prompt, prompt_id, time.monotonic(), asyncio.Event())
         if not self.connected:
@@ -204,6 +207,7 @@ class Session:
         run.extra = extra
         run.origin = origin
         run.texts = texts
+        run.own_extra_data = own_extra_data
         self._runs[prompt_id] = run
         return run
 
@@ -357,6 +361,9 @@ class Session:
             "client_id": self.client_id,
             "prompt_id": run.prompt_id,
         }
+        if run.own_extra_data:
+            extra_data = as_dict(run.extra.get("extra_data"))
+            body["extra_data"] = {**run.own_extra_data, **extra_data}
         wait = self.limits.post + self.limits.connect
         run.posting = True
         try:

@@ -71,6 +71,7 @@ PROGRAMS_THAT_USE = {
     "--state": ("continuous",),
     "--keep-runs": ("continuous",),
     "--auto-execute": ("continuous",),
+    "--allow-spend": ("run", "continuous", "batch"),
 }
 
 
@@ -85,6 +86,8 @@ class Settings(NamedTuple):
     example_folders: Tuple[str, ...] = ()
     demo: bool = False
     yes: bool = False
+    allow_spend: bool = False  # nodes that cost credits run without a question
+    api_key: str = ""  # of a Comfy account, for these nodes
     output: Optional[str] = None
     overwrite: bool = False
     timeout: Optional[float] = None
@@ -118,10 +121,12 @@ class Settings(NamedTuple):
 
 
 def given_secrets(settings: Settings, environment: Mapping[str, str]) -> List[str]:
-    """What must not be shown: credentials of ComfyUI and of proxies, and the service's token."""
+    """What must not be shown: credentials of ComfyUI and of proxies, the service's token, and the
+    key of a Comfy account.
+    """
     headers = [header for address in settings.servers for header in address.headers]
-    token = settings.guard.token or ""
-    return [*secrets_in_headers(headers), *secrets_in_proxies(environment), token]
+    ours = (settings.guard.token or "", settings.api_key)
+    return [*secrets_in_headers(headers), *secrets_in_proxies(environment), *ours]
 
 
 def make_settings(
@@ -160,6 +165,9 @@ def make_settings(
         example_folders=defaults.example_folders,
         demo=flags.demo,
         yes=flags.yes,
+        allow_spend=flags.allow_spend,
+        # Never a flag: others can read the command lines of programs.
+        api_key=environment.get("COMFY_API_KEY", "").strip(),
         output=choose(flags.output, "COMFYUI_OUTPUT"),
         overwrite=flags.overwrite,
         timeout=choose(flags.timeout, "COMFYUI_TIMEOUT", read=read_seconds),

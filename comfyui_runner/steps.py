@@ -6,7 +6,7 @@ import datetime
 import functools
 import os
 import random
-from typing import Awaitable, Callable, Dict, Mapping, Optional
+from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, Optional
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_in, definitions_on
@@ -26,7 +26,14 @@ from comfyui_runner.loading import (
     read_object_info,
 )
 from comfyui_runner.model_names import classes_that_load_models, with_names_of_server
-from comfyui_runner.nodes import InputRef, describe_node
+from comfyui_runner.nodes import InputRef, class_of, describe_node
+from comfyui_runner.partner_nodes import (
+    NO_SPENDING,
+    Spending,
+    find_partner_nodes,
+    key_for_nodes,
+    spending_in_words,
+)
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
 from comfyui_runner.reports import Report
 from comfyui_runner.run_prompts import RunPrompt, draw_number, make_run_prompt
@@ -164,17 +171,25 @@ async def name_models(
     needed = classes_that_load_models(prompt)
     has_own_models = bool(server.affinity)  # behind a load balancer each server may have others
     unknown = [name for name in needed if has_own_models or name not in object_info]
-    definitions = dict(object_info)
-    for part in split_look_up(sorted(unknown)):
-        look_up = bounded(server.definitions, part, seconds=server.limits.read)
-        try:
-            definitions.update(await console.unless_stopped(look_up))
-        except ServerError:
-            return prompt
+    try:
+        definitions = {**object_info, **await look_up_classes(unknown, server, console)}
+    except ServerError:
+        return prompt
     named, notices = with_names_of_server(prompt, definitions)
     for notice in notices:
         console.notice(notice)
     return named
+
+
+async def look_up_classes(
+    classes: Iterable[str], server: Server, console: Console
+) -> Dict[str, Any]:
+    """The definitions of ``classes``, as ``server`` gives them. Raises ServerError, and Stopped."""
+    definitions: Dict[str, Any] = {}
+    for part in split_look_up(sorted(classes)):
+        look_up = bounded(server.definitions, part, seconds=server.limits.read)
+        definitions.update(await console.unless_stopped(look_up))
+    return definitions
 
 
 def draw_texts(workflow: Loaded, prompt: Prompt) -> RunPrompt:
@@ -192,6 +207,31 @@ def require_terminal_or_yes(settings: Settings, console: Console) -> None:
             "Nothing was run: the question needs a terminal.",
             remedy_without_terminal(IS_WINDOWS, console.variables),
         )
+
+
+async def find_spending(
+    workflow: Loaded, server: Server, settings: Settings, console: Console
+) -> Spending:
+    """What a run of ``workflow`` costs. Nothing is looked up unless COMFY_API_KEY is set.
+
+    Raises NotConfirmed where --yes does not cover it, ServerError, and Stopped.
+    """
+    if not settings.api_key:
+        return NO_SPENDING
+    classes = {class_of(workflow.prompt, node_id) for node_id in workflow.prompt}
+    unknown = classes - set(workflow.object_info)
+    definitions = await look_up_classes(unknown, server, console)
+    node_ids = find_partner_nodes(workflow.prompt, {**workflow.object_info, **definitions})
+    if not node_ids:
+        return NO_SPENDING
+
+    words = spending_in_words(workflow.prompt, node_ids)
+    if settings.yes and not settings.allow_spend:
+        raise NotConfirmed(
+            f"Nothing was run: --yes does not allow nodes that cost credits. {words}",
+            "Add --allow-spend, or leave --yes out to be asked.",
+        )
+    return Spending(words, key_for_nodes(settings.api_key))
 
 
 def confirm(question: str, settings: Settings, console: Console) -> None:

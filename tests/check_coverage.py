@@ -25,7 +25,7 @@ PURE_MODULES = [
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
-    "multipart", "call_values", "waiting", "run_answers", "layout",
+    "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "extras/openai_images",
     "stored_state", "stored_workflow",
 ]  # fmt: skip
@@ -36,7 +36,7 @@ SUBJECTS = [
     "workflow_documents", "problems", "conversion", "edits", "values", "batches", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
-    "multipart", "call_values", "waiting", "run_answers", "layout",
+    "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "openai_images",
     "stored_state", "stored_workflow",
 ]  # fmt: skip

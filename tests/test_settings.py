@@ -235,7 +235,18 @@ def test_what_is_given_as_a_secret_is_known_to_be_one() -> None:
     arguments = ["--mode", "continuous", "--token", "t0ken", "--server", "http://u:pa55@h", "--header", "X-Key: k3y"]
     assert {"pa55", "u:pa55", "k3y", "t0ken"} <= set(given_secrets(settings(*arguments), {}))
     assert given_secrets(settings(), {"https_proxy": "http://me:pr0xy@proxy:3128"})[1:3] == ["me:pr0xy", "pr0xy"]
-    assert given_secrets(settings(), {}) == [""]
+    assert set(given_secrets(settings(), {})) == {""}
+
+
+def test_the_key_of_an_account_comes_from_the_environment_alone_and_is_a_secret() -> None:
+    def settings_with(key: str) -> Settings:
+        return make_settings(["--allow-spend"], {"COMFY_API_KEY": key}, script.collect_defaults())
+
+    assert settings().api_key == settings_with(" ").api_key == ""
+    with_key = settings_with(" comfyui-1234 \n")
+    assert with_key.api_key == "comfyui-1234" and with_key.allow_spend
+    assert "comfyui-1234" in given_secrets(with_key, {})
+    assert "--attach" in refusal("--allow-spend", "--attach", "p").message
 
 
 def test_an_empty_server_is_not_taken_for_none() -> None:

@@ -52,6 +52,7 @@ class Watched:
         self.previews = previews
         self.prompt: Json = {"1": {"class_type": "X"}}
         self.extra_data: Json = {"extra_pnginfo": {"workflow": {"id": "w"}}}
+        self.secrets: Json = {}
         self.notes: List[Any] = []
 
     def check(self) -> None:
@@ -309,6 +310,20 @@ def test_an_output_may_send_its_picture(watched: Watched) -> None:
     assert not list(Path(watched.installation.folder("output")).iterdir())
 
 
+def test_a_partner_node_needs_credentials_and_prefers_the_token(watched: Watched) -> None:
+    inputs = {"text": "a fox", "seed": 7}
+    for secrets in ({}, {"api_key_comfy_org": ""}, {"another": "key"}):
+        watched.secrets = secrets
+        with pytest.raises(Exception, match=r"^Unauthorized: Please login first to use this node\.$"):
+            act(watched, "PartnerImage", **inputs)
+    assert watched.installation.partner_keys == []
+    watched.secrets = {"api_key_comfy_org": "key"}
+    assert act(watched, "PartnerImage", **inputs) == Result((Image(64, 64, 7),))
+    watched.secrets["auth_token_comfy_org"] = "token"
+    act(watched, "PartnerImage", **inputs)
+    assert watched.installation.partner_keys == ["key", "token"]
+
+
 # ------------------------------------------------------------------------------------------------
 # /object_info
 # ------------------------------------------------------------------------------------------------
@@ -341,6 +356,24 @@ TEST_NODES: Json = {
         "output_name": ["IMAGE"],
         "display_name": "Fail (test)",
         "output_node": False,
+    },
+    "PartnerImage": {
+        "input": {
+            "required": {
+                "text": ["STRING", {"multiline": True}],
+                "seed": [
+                    "INT",
+                    {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True},
+                ],
+            }
+        },
+        "input_order": {"required": ["text", "seed"]},
+        "output": ["IMAGE"],
+        "output_is_list": [False],
+        "output_name": ["IMAGE"],
+        "display_name": "Partner Image (test)",
+        "output_node": False,
+        "api_node": True,
     },
     "TextOut": {
         "input": {"required": {"text": ["STRING", {"multiline": True}]}},

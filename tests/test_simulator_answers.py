@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -33,7 +32,7 @@ from comfyui_runner.simulator.replies import (
 )
 
 NEW, OLD = "0.33.0", "0.3.64"
-FIRST, SECOND = str(uuid.uuid4()), str(uuid.uuid4())
+FIRST, SECOND = "8648f36e-120c-4bc8-b562-45d5528b2c87", "7797d760-77c2-4007-be0f-62ab1642a9f2"
 
 
 def error_of(reply: Reply) -> Any:

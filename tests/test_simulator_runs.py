@@ -197,7 +197,9 @@ def test_only_a_prompt_asks_for_the_previews_of_a_sampler(begin: Callable[..., L
         (False, "auto", True),
         (False, "latent2rgb", True),
         (True, None, True),
-        (True, "none", True),
+        (True, "default", True),
+        (True, "no such method", True),
+        (True, "none", False),
     ):
         life = begin(previews=previews)
         extra = {} if method is None else {"preview_method": method}

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import time
-from typing import Any, AsyncIterator, Dict, Iterator, Optional
+from typing import Any, AsyncIterator, Dict, Iterator, Mapping, Optional
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI
@@ -42,6 +42,7 @@ from comfyui_runner.steps import (
     check_output_folder,
     check_patterns,
     confirm,
+    find_spending,
     load_workflow,
     make_destination,
     require_terminal_or_yes,
@@ -81,10 +82,12 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         path, resume, secrets = manifest_path(settings), settings.resume, console.secrets
         reading = in_thread(Manifest, path, resume, secrets)
         manifest = await console.unless_stopped(reading)
-        confirm(question_about(total), settings, console)
+        spending = await find_spending(workflow, server, settings, console)
+        confirm(spending.before(question_about(total)), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, server, manifest, total)
+            job.own_extra_data = spending.extra_data
             await job.run(rows, RowPrompts(workflow, settings, console))
             report = functools.partial(job.report, None)
             await job.afterwards.finish(report, console.event_to_come())
@@ -177,6 +180,7 @@ class BatchJob:
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
         self.fatal: Optional[RunnerError] = None  #: why no row can run any more
+        self.own_extra_data: Mapping[str, Any] = {}  #: of each run: it is stored nowhere
         self.afterwards = make_afterwards(settings, console)
         self._written = WrittenFiles()
         self._reading = asyncio.Lock()
@@ -277,7 +281,8 @@ class BatchJob:
         new, seeds = await prompts.make(row, session.server)
         destination = self._make_destination(row, new.prompt)
         run = attempt.run = session.new_run(
-            new.prompt, new_uuid(), new.extra, new.origin, new.texts
+            *(new.prompt, new_uuid(), new.extra, new.origin, new.texts),
+            own_extra_data=self.own_extra_data,
         )
         attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds, **new.texts.to_json())
 

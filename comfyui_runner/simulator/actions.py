@@ -26,6 +26,8 @@ class Context(Protocol):
     extra_data: Json
     #: Whether samplers send previews.
     previews: bool
+    #: The credentials that came with the prompt.
+    secrets: Json
 
     def check(self) -> None:
         """Raise Interrupted if the prompt was interrupted."""
@@ -203,6 +205,17 @@ def show_value(context: Context, inputs: Json) -> Result:
 def show_text(context: Context, inputs: Json) -> Result:
     """TextOut."""
     return Result(ui={"text": [inputs["text"]]})
+
+
+def ask_partner(context: Context, inputs: Json) -> Result:
+    """PartnerImage: a picture that costs credits of the account whose key came along."""
+    token = context.secrets.get("auth_token_comfy_org")
+    key = token or context.secrets.get("api_key_comfy_org")
+    if not key:
+        # ComfyUI: comfy_api_nodes/util/client.py, _friendly_http_message() for 401
+        raise Exception("Unauthorized: Please login first to use this node.")
+    context.installation.partner_keys.append(key)
+    return Result((Image(64, 64, inputs["seed"]),))
 
 
 def raise_error(context: Context, inputs: Json) -> Result:

@@ -86,6 +86,8 @@ class Installation:
         #: The same requests as they came: method, path with query, headers.
         self.received: collections.deque[tuple[str, str, dict[str, str]]]
         self.received = collections.deque(maxlen=REMEMBERED_REQUESTS)
+        #: The keys that came with the prompts of partner nodes that ran.
+        self.partner_keys: list[str] = []
         #: How many times it was asked to unload its models.
         self.unloads = 0
         #: prompt_id -> how many times it was begun.

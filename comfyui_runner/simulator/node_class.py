@@ -26,6 +26,7 @@ class Node:
         output_names: If not the types.
         is_output: Whether a prompt may end in it.
         optional: The names of the inputs that may be left out.
+        is_api_node: Whether it costs credits of a Comfy account.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Node:
         output_names: list[str] | None = None,
         is_output: bool = False,
         optional: Iterable[str] = (),
+        is_api_node: bool = False,
     ) -> None:
         self.name = name
         self.title = title
@@ -50,6 +52,7 @@ class Node:
         self.output_names = output_names or outputs
         self.is_output = is_output
         self.optional = frozenset(optional)
+        self.is_api_node = is_api_node
 
     def inputs(self, installation: Installation) -> dict[str, Spec]:
         """The types and settings of the inputs, with the lists of files of an installation."""
@@ -85,4 +88,6 @@ class Node:
             info["is_input_list"] = False
             info["has_intermediate_output"] = False
             info["search_aliases"] = []
+        if self.is_api_node:  # ComfyUI says it of those alone (server.py, node_info())
+            info["api_node"] = True
         return info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfyui_runner.simulator.actions import (
+    ask_partner,
     batch_images,
     load_image,
     make_image,
@@ -340,6 +341,15 @@ NODE_CLASSES = [
         inputs={"message": ERROR_MESSAGE, "image": IMAGE},
         outputs=["IMAGE"],
         action=raise_error,
+    ),
+    Node(
+        "PartnerImage",
+        title="Partner Image (test)",
+        category=TEST_CATEGORY,
+        inputs={"text": TEXT, "seed": SEED},
+        outputs=["IMAGE"],
+        action=ask_partner,
+        is_api_node=True,
     ),
     Node(
         "TextOut",

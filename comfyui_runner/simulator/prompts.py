@@ -21,6 +21,8 @@ class Job:
     extra_data: Json
     #: The ids of the output nodes that are to run.
     outputs: list[str]
+    #: What the client sent in extra_data for its nodes alone: newer servers do not show it.
+    secrets: Json = dataclasses.field(default_factory=dict)
 
     def item(self) -> list[Any]:
         """The job in the form of /queue and /history."""

@@ -70,7 +70,8 @@ def accept_prompt(installation: Installation, life: Life, data: Json) -> Reply:
     if validation.error is not None:
         return refuse_prompt(validation.error, validation.node_errors)
     extra_data = make_extra_data(installation, data)
-    life.put(Job(number, prompt_id, prompt, extra_data, validation.good))
+    secrets = find_secrets(data)
+    life.put(Job(number, prompt_id, prompt, extra_data, validation.good, secrets))
     return as_json(
         {
             "prompt_id": prompt_id,
@@ -94,6 +95,12 @@ def choose_prompt_id(installation: Installation, data: Json) -> str | None:
     if wanted is None:
         return new_id
     return wanted if is_job_id(wanted) else None
+
+
+def find_secrets(data: Json) -> Json:
+    """What only the nodes of a prompt may see of its extra_data."""
+    extra_data = data.get("extra_data") or {}
+    return {key: extra_data[key] for key in SECRETS if key in extra_data}
 
 
 def make_extra_data(installation: Installation, data: Json) -> Json:

@@ -14,6 +14,7 @@ from comfyui_runner.simulator.frames import (
     make_preview,
     make_preview_with_metadata,
 )
+from comfyui_runner.simulator.installation import Installation
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.node_class import Node
 from comfyui_runner.simulator.nodes import NODES
@@ -22,9 +23,19 @@ from comfyui_runner.simulator.pictures import draw
 from comfyui_runner.simulator.prompts import Job, Json, is_link
 from comfyui_runner.simulator.signatures import Signatures
 
+#: What a prompt may choose (latent_preview.py, set_preview_method()); else the server's own counts.
+PREVIEW_METHODS = ("none", "auto", "latent2rgb", "taesd")
+
 
 class Interrupted(Exception):
     """The running prompt was interrupted."""
+
+
+def sends_previews(installation: Installation, extra_data: Json) -> bool:
+    """Whether samplers send previews: as the prompt says, else as the server does by itself."""
+    method = extra_data.get("preview_method")
+    is_chosen = installation.has("preview_method") and method in PREVIEW_METHODS
+    return method != "none" if is_chosen else installation.previews
 
 
 class Running:
@@ -38,9 +49,8 @@ class Running:
         self.extra_data = job.extra_data
         self.client: str | None = job.extra_data.get("client_id")
         self.signatures = Signatures(self.installation, self.prompt)
-        preview_method = job.extra_data.get("preview_method", "none")
-        asks_for_previews = preview_method not in ("none", "default")
-        self.previews = self.installation.previews or asks_for_previews
+        self.secrets = job.secrets
+        self.previews = sends_previews(self.installation, job.extra_data)
         #: Seconds that the first step of this run hangs.
         self.stall = self.installation.faults.stall
 
