@@ -162,18 +162,8 @@ def _resolve_value(
     loaders: Mapping[InputRef, str],
 ) -> List[Tuple[InputRef, Any]]:
     """The inputs that a key means, and what each of them gets. Raises EditError."""
-    if key in ("positive", "negative"):
-        return [(_find_text_of_role(prompt, key), value)]
-    if key == "seed":
-        if not seeds:
-            raise EditError("no_seed", "The workflow has no seed to set.")
-        return [(ref, value) for ref in seeds]
-    if key == "image":
-        return [(_find_picture_loader(prompt, loaders), value)]
-    if key == "size":
-        width, height = _parse_size(value)
-        node = _find_size(prompt)
-        return [(node.width, width), (node.height, height)]
+    if key in SHORT_NAMES:
+        return resolve_short_name(prompt, key, value, seeds, loaders)
     if "." in key:
         return [(find_input(prompt, key), value)]
 
@@ -183,6 +173,30 @@ def _resolve_value(
         "A value is named by NODE.INPUT, or by a short name."
     )
     raise EditError("unknown_field", message, [{"key": name} for name in known[:MOST_OFFERED]])
+
+
+def resolve_short_name(
+    prompt: JsonObject,
+    name: str,
+    value: Any,
+    seeds: Collection[InputRef],
+    loaders: Mapping[InputRef, str],
+) -> List[Tuple[InputRef, Any]]:
+    """The inputs that one of SHORT_NAMES means in ``prompt``, and what each gets of ``value``.
+
+    ``seeds`` and ``loaders`` are those of the prompt. Raises EditError.
+    """
+    if name in ("positive", "negative"):
+        return [(_find_text_of_role(prompt, name), value)]
+    if name == "seed":
+        if not seeds:
+            raise EditError("no_seed", "The workflow has no seed to set.")
+        return [(ref, value) for ref in seeds]
+    if name == "image":
+        return [(_find_picture_loader(prompt, loaders), value)]
+    width, height = _parse_size(value)
+    node = _find_size(prompt)
+    return [(node.width, width), (node.height, height)]
 
 
 def _key_of(ref: InputRef) -> str:

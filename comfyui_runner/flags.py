@@ -268,6 +268,9 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
 
 
 def add_value_flags(group: Any) -> None:
+    group.add_argument("-p", "--positive", metavar="TEXT", help="set the positive text")
+    group.add_argument("-n", "--negative", metavar="TEXT", help="set the negative text")
+    group.add_argument("--size", metavar="WxH", help="set the size of the picture: 768x512")
     group.add_argument(
         "--set",
         metavar="NODE.INPUT=VALUE",
@@ -361,6 +364,13 @@ def add_batch_flags(group: Any) -> None:
         metavar="N",
         type=partial(read_whole_number, "--repeat", at_least=1),
         help="run N times, with new seeds each time",
+    )
+    group.add_argument(
+        "--each",
+        metavar="NODE.INPUT=VALUES",
+        action="append",
+        help="run once per value: 4,6,8 or 1..8, @FILE with a text per line, a pattern of files; "
+        "repeatable: all combinations",
     )
     group.add_argument(
         "--batch",

@@ -21,6 +21,7 @@ from typing import (
     Type,
 )
 
+from comfyui_runner.call_values import resolve_short_name
 from comfyui_runner.contents import (
     HEAD_SIZE,
     describe_content,
@@ -41,6 +42,7 @@ from comfyui_runner.edits import (
     InputEdit,
     apply_edits,
     find_loaders,
+    input_edit,
     parse_set,
     prompt_texts,
     seed_inputs,
@@ -274,7 +276,9 @@ def _set_widget(node: Dict[str, Any], place: Any, name: str, value: Any) -> None
 
 def looks_at_values(settings: Settings) -> bool:
     """Whether the settings set values, or list or check them: this needs the definitions."""
-    sets_values = bool(settings.sets or settings.images or settings.seed != "keep")
+    sets_values = bool(
+        settings.sets or settings.short_values or settings.images or settings.seed != "keep"
+    )
     only_submits = settings.task in ("run", "export")
     return sets_values or not only_submits
 
@@ -293,8 +297,10 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
 
     info = define(class_of(prompt, node_id) for node_id in prompt)
     prompt, notices = with_names_of_server(prompt, info)
-    sets = [parse_set(prompt, text) for text in settings.sets]
-    edits, uploads = resolve_edits(sets, prompt, info)
+    # --set is more precise than --positive, so it comes last.
+    wanted = short_edits(prompt, settings.short_values)
+    wanted += [parse_set(prompt, text) for text in settings.sets]
+    edits, uploads = resolve_edits(wanted, prompt, info)
     loaders = upload_inputs(prompt, info)
     for text in settings.images:
         refs, file = _parse_image(text, prompt, loaders)
@@ -359,6 +365,18 @@ def _parse_image(
         raise
 
 
+def short_edits(prompt: JsonObject, values: Iterable[Tuple[str, str]]) -> List[InputEdit]:
+    """The edits that --positive, --negative and --size ask for: names and texts. Raises EditError.
+
+    ``@FILE`` is the text of a file, as for --set.
+    """
+    return [
+        input_edit(ref, value)
+        for name, text in values
+        for ref, value in resolve_short_name(prompt, name, text, (), {})
+    ]
+
+
 def resolve_edits(
     edits: Iterable[InputEdit], prompt: JsonObject, object_info: JsonObject
 ) -> Tuple[List[InputEdit], List[Tuple[InputRef, str]]]:
@@ -374,11 +392,11 @@ def resolve_edits(
             _check_upload(file, loaders[edit.ref])
             uploads.append((edit.ref, file))
         else:
-            resolved.append(edit._replace(value=_read_text(edit.file), file=""))
+            resolved.append(edit._replace(value=read_text_file(edit.file), file=""))
     return resolved, uploads
 
 
-def _read_text(path: str) -> str:
+def read_text_file(path: str) -> str:
     """The text of a file, with plain newlines. Raises UsageError."""
     try:
         data = read_regular_file(path, MOST_BYTES_OF_TEXT)

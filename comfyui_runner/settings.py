@@ -32,14 +32,14 @@ TASK_FLAGS = {
     "check": ("--check",),
     "export": ("--export-api",),
     "attach": ("--attach",),
-    "batch": ("--batch", "--repeat", "--resume"),
+    "batch": ("--batch", "--each", "--repeat", "--resume"),
 }
 
 #: What a call can be, in the order of the messages: a single run, continuous mode, or a task.
 PROGRAMS = {
     "run": "a single run",
     "continuous": "--mode continuous",
-    "batch": "--batch and --repeat",
+    "batch": "--batch, --each and --repeat",
     "attach": "--attach",
     "inputs": "--inputs",
     "check": "--check",
@@ -94,6 +94,7 @@ class Settings(NamedTuple):
     printer: str = "human"  # or "quiet", "json"
     verbose: bool = False
     sets: Tuple[str, ...] = ()  # NODE.INPUT=VALUE
+    short_values: Tuple[Tuple[str, str], ...] = ()  # of --positive, --negative and --size
     images: Tuple[str, ...] = ()  # [NODE=]FILE
     seed: str = "keep"  # or "random", or a number
     task: str = "run"  # or a key of TASK_FLAGS
@@ -103,6 +104,7 @@ class Settings(NamedTuple):
     save_run: Optional[str] = None
     repeat: int = 1
     batch: Optional[str] = None
+    each: Tuple[str, ...] = ()  # NODE.INPUT=VALUES
     in_flight: int = 2
     manifest: str = ""
     resume: bool = False
@@ -174,6 +176,7 @@ def make_settings(
         printer=choose_printer_kind(flags),
         verbose=flags.verbose,
         sets=tuple(flags.set or ()),
+        short_values=short_values_given(flags),
         images=tuple(flags.image or ()),
         seed=choose_seed(flags),
         task=task,
@@ -183,6 +186,7 @@ def make_settings(
         save_run=flags.save_run,
         repeat=flags.repeat or 1,
         batch=flags.batch,
+        each=tuple(flags.each or ()),
         in_flight=flags.in_flight or 2,
         manifest=flags.manifest or "",
         resume=flags.resume,
@@ -331,6 +335,12 @@ def cannot_combine(first: str, second: str) -> UsageError:
     return UsageError(f"{first} and {second} cannot be combined.", "Leave one of them out.")
 
 
+def short_values_given(flags: Any) -> Tuple[Tuple[str, str], ...]:
+    """The short names that are set, each with its text."""
+    texts = {"positive": flags.positive, "negative": flags.negative, "size": flags.size}
+    return tuple((name, text) for name, text in texts.items() if text is not None)
+
+
 def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
     """Raises UsageError for flags that cannot all be followed."""
     if flags.setup:  # the script itself follows it, and takes it away
@@ -355,10 +365,11 @@ def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
         raise UsageError(
             "--save-run is for a single run.", "Leave it out. A batch writes a manifest."
         )
-    if flags.attach and (flags.set or flags.image or flags.seed):
+    sets_values = flags.set or flags.image or flags.seed or short_values_given(flags)
+    if flags.attach and sets_values:
         raise UsageError(
             "--attach follows a prompt that was submitted before: its values cannot be changed.",
-            "Leave out --set, --image and --seed.",
+            "Leave out --set, --image, --seed, --positive, --negative and --size.",
         )
     if flags.object_info and task not in ("inputs", "check", "export"):
         raise UsageError(
@@ -370,11 +381,13 @@ def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
 
 def refuse_unused_flags(flags: Any, mode: str, task: str) -> None:
     """Raises UsageError for a flag that the program does not use: somebody expects it to count."""
-    if task == "batch" and not (flags.batch or flags.repeat):
+    if task == "batch" and not (flags.batch or flags.each or flags.repeat):
         raise UsageError(
             "--resume continues a batch, and no batch is named.",
-            "Add --batch FILE or --repeat N, as in the command that started it.",
+            "Add --batch FILE, --each or --repeat N, as in the command that started it.",
         )
+    if flags.batch and flags.each:
+        raise cannot_combine("--batch", "--each")
     program = task
     if task == "run" and mode == "continuous":
         program = "continuous"

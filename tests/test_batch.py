@@ -359,6 +359,38 @@ def test_a_pattern_that_no_shell_expanded_means_the_one_file_of_rows_that_fits(b
     assert batch.posts() == 1
 
 
+def test_each_runs_every_combination_and_goes_on_where_it_was_cut(batch: Batch) -> None:
+    each = ("--each", "3.text=a fox", "--each", "3.text=a cat", "--each", "1.steps=1..3")
+    manifest = batch.folder / "flow.manifest.jsonl"
+    assert batch(*each).status == ExitStatus.OK
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    values = [json.loads(line)["values"] for line in lines]
+    assert sorted((value["3.text"], value["1.steps"]) for value in values) == [
+        (text, steps) for text in ("a cat", "a fox") for steps in (1, 2, 3)
+    ]
+    manifest.write_text("\n".join(lines[:4]) + "\n", encoding="utf-8")
+    assert batch(*each, "--resume").status == ExitStatus.OK
+    assert batch.posts() == 6 + 2
+
+
+def test_the_question_says_how_many_runs_each_makes(batch: Batch) -> None:
+    words = ("--each", "1.steps=1..3", "--each", "3.text=a fox", "--repeat", "2")
+    result = batch(*words, json_mode=False, yes=False, answers="n\n")
+    assert result.status == ExitStatus.NOT_CONFIRMED
+    assert "6" in result.out.partition("? [y/N]")[0].rpartition("Run")[2]
+    assert batch.posts() == 0
+
+
+def test_a_text_file_is_a_prompt_per_line(batch: Batch) -> None:
+    batch.prompt = txt2img()
+    texts = batch.folder / "prompts.txt"
+    texts.write_bytes("\ufeffa fox\r\n\r\na cat, red\r\n".encode())
+    result = batch("--batch", str(texts))
+    assert result.status == ExitStatus.OK, result.err
+    lines = (batch.folder / "prompts.manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["values"] for line in lines] == [{"positive": "a fox"}, {"positive": "a cat, red"}]
+
+
 def test_a_batch_that_cannot_be_read_is_reported(batch: Batch) -> None:
     missing = batch("--batch", str(batch.folder / "none.csv"))
     assert missing.status == ExitStatus.USAGE and "none.csv cannot be read" in missing.err

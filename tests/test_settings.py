@@ -726,20 +726,23 @@ def test_flags_for_values_and_batches() -> None:
         (["--resume"], "--resume continues a batch, and no batch is named."),
         (["--port", "1"], "--port has no effect on a single run. It works with: --mode continuous."),
         (["--port", "0"], "--port has no effect on a single run. It works with: --mode continuous."),
-        (["--manifest", "m"], "--manifest has no effect on a single run. It works with: --batch and --repeat."),
-        (["--in-flight", "2"], "--in-flight has no effect on a single run. It works with: --batch and --repeat."),
+        (["--manifest", "m"], "--manifest has no effect on a single run. It works with: --batch, --each and --repeat."),
+        (
+            ["--in-flight", "2"],
+            "--in-flight has no effect on a single run. It works with: --batch, --each and --repeat.",
+        ),
         (
             ["--repeat", "2", "--host", "h"],
-            "--host has no effect on --batch and --repeat. It works with: --mode continuous.",
+            "--host has no effect on --batch, --each and --repeat. It works with: --mode continuous.",
         ),
         (
             ["--check", "-o", "out"],
             "--output has no effect on --check. "
-            "It works with: a single run, --mode continuous, --batch and --repeat, --attach.",
+            "It works with: a single run, --mode continuous, --batch, --each and --repeat, --attach.",
         ),
         (
             ["--mode", "continuous", "--retries", "1"],
-            "--retries has no effect on --mode continuous. It works with: a single run, --batch and --repeat.",
+            "--retries has no effect on --mode continuous. It works with: a single run, --batch, --each and --repeat.",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from served import Middleware, phase_elsewhere, post_elsewhere
+from simulated import txt2img
 from support import FAST, ROOT, Outcome, call, node, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
@@ -577,6 +578,34 @@ def cat(tmp_path: Any) -> str:
     path = tmp_path / "cat.png"
     path.write_bytes(PNG)
     return str(path)
+
+
+def test_the_texts_and_the_size_have_flags_of_their_own(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("a fox", encoding="utf-8")
+    words = ("-p", f"@{prompt}", "--negative", "blurry", "--size", "128x64", workflow_file(txt2img()))
+    assert go(simulator, "--yes", *words).status == ExitStatus.OK
+    sent = last(simulator)
+    texts = [n["inputs"]["text"] for n in sent.values() if n["class_type"] == "CLIPTextEncode"]
+    sizes = [n["inputs"] for n in sent.values() if n["class_type"] == "EmptyLatentImage"]
+    assert sorted(texts) == ["a fox", "blurry"]
+    assert [(size["width"], size["height"]) for size in sizes] == [(128, 64)]
+
+
+def test_set_is_more_precise_than_the_flag_of_a_text(simulator: Any, workflow_file: Make) -> None:
+    prompt = txt2img()
+    sampler = next(n for n in prompt.values() if n["class_type"] == "KSampler")
+    node_id = sampler["inputs"]["positive"][0]
+    words = ("-p", "a cat", "--set", f"{node_id}.text=a fox", workflow_file(prompt))
+    assert go(simulator, "--yes", *words).status == ExitStatus.OK
+    assert last(simulator)[node_id]["inputs"]["text"] == "a fox"
+
+
+def test_a_size_that_is_none_and_a_text_that_is_not_there_are_refused(simulator: Any, workflow_file: Make) -> None:
+    wrong = go(simulator, "--yes", "--size", "big", workflow_file(txt2img()))
+    assert wrong.status == ExitStatus.USAGE and "write it as 768x512" in wrong.err
+    lacking = go(simulator, "--yes", "-p", "a fox", workflow_file(LOADER))
+    assert lacking.status == ExitStatus.USAGE and "positive" in lacking.err
 
 
 def test_a_picture_is_uploaded_first_and_loaded(simulator: Any, workflow_file: Make, cat: str) -> None:

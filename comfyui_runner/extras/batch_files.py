@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import os
+import re
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Dict, Generator, Iterator, Mapping, Optional, TextIO
+from typing import Any, Dict, Generator, Iterator, List, Mapping, Optional, TextIO, Tuple
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
+from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 from comfyui_runner.files import name_on_disk, reason_not_read
-from comfyui_runner.loading import Loaded
+from comfyui_runner.loading import Loaded, read_text_file
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
@@ -60,10 +63,14 @@ def open_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Iterator[I
 def read_all_rows(
     settings: Settings, workflow: Loaded, stdin: TextIO
 ) -> Generator[Row, None, None]:
-    """The rows of --batch, each --repeat times; --repeat rows without values where there is none.
+    """The rows of --batch or --each, each --repeat times; else --repeat rows without values.
 
-    Raises UsageError, and EditError for a header that cannot be used.
+    Raises UsageError, and EditError for a name or a value that cannot be used.
     """
+    if settings.each:
+        for row in rows_of_product(read_axes_of(settings, workflow)):
+            yield from repeat_row(row, settings.repeat)
+        return
     if settings.batch is None:
         yield from (Row(number) for number in range(1, settings.repeat + 1))
         return
@@ -73,7 +80,9 @@ def read_all_rows(
                 file = stack.enter_context(decode_input(stdin))
             else:
                 file = decode_rows(stack.enter_context(open(settings.batch, "rb")))
-            for row in read_file(file, workflow):
+            has_prompts = settings.batch.lower().endswith(".txt")
+            read = read_prompts if has_prompts else read_file
+            for row in read(file, workflow):
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
         reason = reason_not_read(str(settings.batch), error)
@@ -119,6 +128,37 @@ def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:
             check_columns(workflow.prompt, row.values, workflow.object_info)
             must_check_columns = False
         yield row
+
+
+def read_prompts(file: TextIO, workflow: Loaded) -> Iterator[Row]:
+    """The rows of a text file: a prompt on each line that is not empty."""
+    check_columns(workflow.prompt, ["positive"], workflow.object_info)
+    lines = (line.strip("\ufeff\r\n") for line in file)
+    prompts = (line for line in lines if line.strip())
+    for number, prompt in enumerate(prompts, 1):
+        yield Row(number, {"positive": prompt})
+
+
+def read_axes_of(settings: Settings, workflow: Loaded) -> List[Axis]:
+    """The axes of --each. Raises UsageError for a file, and EditError for a name or a value."""
+    files = FileAccess(find=find_files_of, read_lines=read_lines_of)
+    return read_axes(settings.each, workflow.prompt, workflow.object_info, files)
+
+
+def find_files_of(pattern: str) -> List[str]:
+    """The files that fit a pattern, 2 before 10; no shell of Windows expands it."""
+    return sorted(filter(os.path.isfile, glob.glob(pattern)), key=numbers_in_order)
+
+
+def numbers_in_order(name: str) -> List[Tuple[int, str]]:
+    """A key by which "a2" comes before "a10"."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts]
+
+
+def read_lines_of(path: str) -> List[str]:
+    """The lines of a text file. Raises UsageError."""
+    return read_text_file(path).split("\n")
 
 
 def repeat_row(row: Row, repeat: int) -> Iterator[Row]:

@@ -8,18 +8,20 @@ import itertools
 import json
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
+from comfyui_runner.call_values import SHORT_NAMES, resolve_short_name
 from comfyui_runner.documents import Prompt, describe_json_type
 from comfyui_runner.edits import (
     InputEdit,
     check_can_be_set,
     find_input,
     input_edit,
+    seed_inputs,
     upload_inputs,
 )
 from comfyui_runner.errors import UsageError
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.meter import Bar, Meter, divide
-from comfyui_runner.nodes import spec_of, value_of
+from comfyui_runner.nodes import InputRef, spec_of, value_of
 from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import Phase, PromptState, run_seconds
 from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
@@ -27,7 +29,10 @@ from comfyui_runner.values import type_of_input
 
 
 class Row(NamedTuple):
-    """One run of a batch: ``values`` by NODE.INPUT, or the ``error`` why it cannot be read."""
+    """One run of a batch: its ``values``, or the ``error`` why it cannot be read.
+
+    Values are named by NODE.INPUT or by a short name.
+    """
 
     number: int
     values: Mapping[str, Any] = {}
@@ -111,24 +116,41 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
     """
     edits = []
     loaders = upload_inputs(prompt, object_info)
-    for name, value in row.values.items():
-        ref = find_input(prompt, name)
-        input_type = type_of_input(spec_of(prompt, ref, object_info), value_of(prompt, ref))
-        is_left_alone = value == "" and input_type != "STRING"
-        if is_left_alone:
+    for name, cell in row.values.items():
+        if cell == "" and name in ("size", "seed", "image"):
             continue
-        edit = input_edit(ref, value)
-        if edit.file and ref not in loaders:
-            edit = InputEdit(ref, value)
-        edits.append(edit)
+        for ref, value in resolve_column(prompt, name, cell, object_info):
+            input_type = type_of_input(spec_of(prompt, ref, object_info), value_of(prompt, ref))
+            is_left_alone = value == "" and input_type != "STRING"
+            if is_left_alone:
+                continue
+            edit = input_edit(ref, value)
+            if edit.file and ref not in loaders:
+                edit = InputEdit(ref, value)
+            edits.append(edit)
     return edits
+
+
+def resolve_column(
+    prompt: JsonObject, name: str, value: Any, object_info: JsonObject
+) -> List[Tuple[InputRef, Any]]:
+    """The inputs that a column sets, NODE.INPUT or a short name, and what each gets of ``value``.
+
+    Raises EditError.
+    """
+    if name not in SHORT_NAMES:
+        return [(find_input(prompt, name), value)]
+    seeds = seed_inputs(prompt, object_info)
+    loaders = upload_inputs(prompt, object_info)
+    return resolve_short_name(prompt, name, value, seeds, loaders)
 
 
 def check_columns(prompt: Prompt, names: Iterable[str], object_info: JsonObject) -> None:
     """Raises EditError for a column that no row can set, as it would fail every row."""
     for name in names:
-        ref = find_input(prompt, name)
-        check_can_be_set(prompt, ref, spec_of(prompt, ref, object_info))
+        any_value = "64x64" if name == "size" else ""
+        for ref, _ in resolve_column(prompt, name, any_value, object_info):
+            check_can_be_set(prompt, ref, spec_of(prompt, ref, object_info))
 
 
 def row_key(values: JsonObject) -> str:

@@ -1,0 +1,179 @@
+"""--each: runs for every value of an input; several make the product. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence
+
+from comfyui_runner.call_values import SHORT_NAMES
+from comfyui_runner.documents import Prompt
+from comfyui_runner.edits import EditError, apply_edits, find_input, upload_inputs
+from comfyui_runner.extras.batches import Row, row_edits
+from comfyui_runner.nodes import DeclaredInput, quote_name, spec_of, value_of
+from comfyui_runner.text import JsonObject
+from comfyui_runner.values import type_of_input
+
+#: Values of one input that a range may have, and values that are tried before anything runs.
+MOST_VALUES, MOST_TRIED = 1_000_000, 1000
+
+_is_range = re.compile(r"\s*(-?\d{1,18})\s*\.\.\s*(-?\d{1,18})\s*").fullmatch
+
+
+class Axis(NamedTuple):
+    """The values of one input, or of what a short name means."""
+
+    name: str  # NODE.INPUT as it was typed, or a short name
+    values: Sequence[Any]
+
+
+class FileAccess(NamedTuple):
+    """This machine's files: the paths that fit a pattern, and the lines of a text."""
+
+    find: Callable[[str], List[str]]
+    read_lines: Callable[[str], List[str]]
+
+
+def read_axes(
+    texts: Iterable[str], prompt: Prompt, object_info: JsonObject, files: FileAccess
+) -> List[Axis]:
+    """The axes in ``NAME=VALUES``, in their order; the same name again adds to its values.
+
+    Raises EditError for a name, and for a value that its input does not take.
+    """
+    values: Dict[str, List[Any]] = {}
+    for text in texts:
+        name, value_text = _split(text, prompt)
+        values.setdefault(name, []).extend(
+            _read_values(name, value_text, prompt, object_info, files)
+        )
+    axes = [Axis(name, each) for name, each in values.items()]
+    for axis in axes:
+        for value in axis.values[:MOST_TRIED]:
+            edits = row_edits(prompt, Row(0, {axis.name: value}), object_info)
+            apply_edits(prompt, [edit for edit in edits if not edit.file], object_info)
+    return axes
+
+
+def count_runs(axes: Iterable[Axis]) -> int:
+    """How many runs the product of the axes is."""
+    return math.prod(len(axis.values) for axis in axes)
+
+
+def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
+    """A row for each combination of values; those of the last axis change first."""
+    names = [axis.name for axis in axes]
+    combinations = itertools.product(*(axis.values for axis in axes))
+    for number, combination in enumerate(combinations, 1):
+        yield Row(number, dict(zip(names, combination)))
+
+
+# -- NAME=VALUES -----------------------------------------------------------------------------------
+
+
+def _split(text: str, prompt: JsonObject) -> Sequence[str]:
+    """The name and the text of the values. Raises EditError."""
+    first_error = EditError(
+        "wrong_name", "--each takes NODE.INPUT=VALUES, such as 5.steps=10,20,30."
+    )
+    # A title may contain a few "=", and VALUES any number of them.
+    for number, equals in enumerate(itertools.islice(re.finditer("=", text), 10)):
+        name, values = text[: equals.start()].strip(), text[equals.end() :]
+        if name in SHORT_NAMES:
+            return name, values
+        try:
+            find_input(prompt, name)
+        except EditError as error:
+            if number == 0:
+                first_error = error
+            continue
+        return name, values
+    raise first_error
+
+
+def _read_values(
+    name: str, text: str, prompt: JsonObject, object_info: JsonObject, files: FileAccess
+) -> List[Any]:
+    """The values that ``text`` stands for, by the type of the input. Raises EditError."""
+    if name == "size":
+        return _split_list(name, text)
+    if name == "seed":
+        return _read_numbers(name, text)
+
+    loaders = upload_inputs(prompt, object_info)
+    if name == "image":
+        return _find_files(name, text, files)
+    if name in SHORT_NAMES:
+        return _read_texts(name, text, files)
+
+    ref = find_input(prompt, name)
+    spec = spec_of(prompt, ref, object_info)
+    if ref in loaders:
+        return _find_files(name, text, files)
+    input_type = type_of_input(spec, value_of(prompt, ref))
+    if input_type == "STRING":
+        return _read_texts(name, text, files)
+    if input_type in ("INT", "FLOAT"):
+        return _read_numbers(name, text)
+    return _read_choices(name, text, spec)
+
+
+def _split_list(name: str, text: str) -> List[str]:
+    """The parts between commas. Raises EditError if there is none."""
+    parts = [part.strip() for part in text.split(",")]
+    parts = [part for part in parts if part]
+    if not parts:
+        raise EditError("missing_value", f"--each {name}= has no values.")
+    return parts
+
+
+def _read_numbers(name: str, text: str) -> List[Any]:
+    """``4,6,8``, ``1..8``, or both."""
+    values: List[Any] = []
+    for part in _split_list(name, text):
+        match = _is_range(part)
+        if match is None:
+            values.append(part)
+            continue
+        first, last = int(match[1]), int(match[2])
+        step = 1 if first <= last else -1
+        numbers = range(first, last + step, step)
+        if len(numbers) > MOST_VALUES:
+            message = f"--each {name}={part} is {len(numbers)} values: {MOST_VALUES} are allowed."
+            raise EditError("wrong_value", message)
+        values.extend(numbers)
+    return values
+
+
+def _read_choices(name: str, text: str, spec: DeclaredInput) -> List[Any]:
+    """The parts between commas, unless all of it is one choice: names of models have commas too."""
+    choices = spec.choices or ()
+    if any(str(choice) == text for choice in choices):
+        return [text]
+    return list(_split_list(name, text))
+
+
+def _read_texts(name: str, text: str, files: FileAccess) -> List[Any]:
+    """A text, which may have commas, or the lines of ``@FILE``; ``@@x`` is the text ``@x``."""
+    if text.startswith("@@"):
+        return [text[1:]]
+    if not text.startswith("@") or text == "@":
+        return [text]
+    lines = [line for line in files.read_lines(text[1:]) if line.strip()]
+    if not lines:
+        raise EditError("missing_value", f"--each {name}={text}: there is no text in the file.")
+    return list(lines)
+
+
+def _find_files(name: str, text: str, files: FileAccess) -> List[Any]:
+    """The files that fit a pattern, as rows name them: ``@FILE``. Else names on the server."""
+    pattern = text[1:] if text.startswith("@") else text
+    found = files.find(pattern)
+    if found:
+        return [f"@{path}" for path in found]
+    is_pattern = any(sign in pattern for sign in "*?[")
+    if is_pattern or text.startswith("@"):
+        message = f"--each {name}={quote_name(text)}: no file fits."
+        raise EditError("no_such_file", message)
+    return list(_split_list(name, text))
