@@ -265,6 +265,8 @@ ROUTES: Tuple[Route, ...] = (
     ),
 )
 
+_are_header_names = re.compile(r"[A-Za-z0-9_, -]{1,1000}").fullmatch
+
 #: The routes whose path has no part to fill in, for a quick look-up.
 _FIXED_ROUTES = {(route.method, route.path): route for route in ROUTES if "{" not in route.path}
 
@@ -348,16 +350,20 @@ def _routes_of(path: str) -> List[Route]:
     return [route for route in ROUTES if _path_pattern(route.path).fullmatch(path)]
 
 
-def options_response(path: str) -> Response:
+def options_response(path: str, wanted_headers: str = "") -> Response:
     """The answer to OPTIONS. Raises HttpError 404.
 
-    A browser asks so before a page of another origin may send something (CORS preflight).
+    A browser asks so before a page of another origin may send something (CORS preflight);
+    ``wanted_headers`` are those that the page wants to send. OpenAI's client for JavaScript has
+    some of its own. It is the origin that decides, and the guard knows which are allowed.
     """
     allowed = ", ".join(methods_of(path))
+    if not _are_header_names(wanted_headers):
+        wanted_headers = "authorization, content-type"
     headers = (
         ("Allow", allowed),
         ("Access-Control-Allow-Methods", allowed),
-        ("Access-Control-Allow-Headers", "authorization, content-type"),
+        ("Access-Control-Allow-Headers", wanted_headers),
     )
     return Response(204, headers=headers)
 

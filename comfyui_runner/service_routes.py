@@ -126,7 +126,8 @@ class ServiceRoutes:
             if client.is_crowded and request.path != "/health":
                 raise too_many_connections()
             if request.method == "OPTIONS":
-                return options_response(request.path)
+                wanted_headers = request.header("access-control-request-headers")
+                return options_response(request.path, wanted_headers)
             if self.guard.carries_guess(request) and not self._may_guess(request):
                 raise too_many_guesses()
             refusal = self.guard.refusal(request)

@@ -271,8 +271,10 @@ def test_quick_image_gen_of_sillytavern_generates(make_middleware: Any, make_sim
     # from the page of SillyTavern, which asks first (CORS preflight)
     page = "http://127.0.0.1:8000"
     service = make_middleware(make_simulator(), "--allow-origin", page, prompt=TEXTS)
-    asked = service.call("OPTIONS", "/v1/images/generations", headers={"Origin": page})
+    wanted = {"Origin": page, "Access-Control-Request-Headers": "authorization,content-type"}
+    asked = service.call("OPTIONS", "/v1/images/generations", headers=wanted)
     assert asked.status == 204 and "authorization" in asked.headers["access-control-allow-headers"]
+    assert asked.headers["access-control-allow-origin"] == page
     body = {"model": "gpt-image-1", "prompt": "a fox", "size": "1024x1024", "n": 1, "quality": "high"}
     headers = {
         "Origin": page, "Content-Type": "application/json", "Authorization": "Bearer any",

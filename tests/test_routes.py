@@ -188,6 +188,13 @@ def test_options_lists_the_methods_of_a_path() -> None:
     headers = dict(response.headers)
     assert headers["Allow"] == headers["Access-Control-Allow-Methods"] == "GET, HEAD, OPTIONS"
     assert headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+    for wanted, answer in {
+        "authorization,x-stainless-os": "authorization,x-stainless-os",
+        "x: y": "authorization, content-type",
+        "x" * 1001: "authorization, content-type",
+    }.items():
+        headers = dict(options_response("/runs/x", wanted).headers)
+        assert headers["Access-Control-Allow-Headers"] == answer
     with pytest.raises(HttpError) as caught:
         options_response("/nowhere")
     assert caught.value.http_status == 404
