@@ -99,6 +99,9 @@ def test_a_connection_that_is_kept_has_no_close(sim: Simulator) -> None:
         assert "Connection" not in first.headers
         connections = list(sim._server.connections)  # type: ignore[union-attr]
         session.post(sim.url + "/nowhere", data=b"x" * 100, timeout=WAIT)
+        Path(sim.root, "output", "a.bin").write_bytes(b"0123456789")
+        sim.faults.cut_files = [10]  # no less than it has
+        assert session.get(sim.url + "/view?filename=a.bin", timeout=WAIT).content == b"0123456789"
         session.get(sim.url + "/queue", timeout=WAIT)
         assert list(sim._server.connections) == connections  # type: ignore[union-attr]
 
