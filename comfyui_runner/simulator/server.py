@@ -16,11 +16,14 @@ class Simulator(Installation):
     """A simulated ComfyUI server in threads of this process; its arguments are Installation's."""
 
     _server: Server | None = None
+    #: The temporary folder that start() made: stop() removes it, and nothing else.
+    _made_folder = ""
 
     def start(self) -> Simulator:
         """Make the folders and listen. Raises OSError if the port is taken."""
         if self.is_temporary and not self.root:
-            self.root = tempfile.mkdtemp(prefix="comfyui-simulator-")
+            self._made_folder = tempfile.mkdtemp(prefix="comfyui-simulator-")
+            self.root = self._made_folder
         self.root = os.path.realpath(self.root)
         for folder in FOLDERS:
             os.makedirs(self.folder(folder), exist_ok=True)
@@ -33,9 +36,9 @@ class Simulator(Installation):
     def stop(self) -> None:
         """Stop, cut everything and remove the temporary folder."""
         self.crash()
-        if self.is_temporary and self.root:
-            shutil.rmtree(self.root, ignore_errors=True)
-            self.root = ""
+        if self._made_folder:
+            shutil.rmtree(self._made_folder, ignore_errors=True)
+            self._made_folder = self.root = ""
 
     def __enter__(self) -> Simulator:
         return self.start()
