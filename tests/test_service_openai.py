@@ -13,7 +13,7 @@ import pytest
 from served import LOADER, PNG, TEXTS, TWO_LOADERS, Answer, Json, Middleware, phase_elsewhere
 from support import node, slow_prompt, wait_until
 
-from comfyui_runner.simulator import draw
+from comfyui_runner.simulator import Faults, draw
 
 TYPE = "multipart/form-data; boundary=cut"
 INPAINTING: Json = {
@@ -278,6 +278,23 @@ def test_a_run_without_a_picture_says_what_it_made(service: Middleware) -> None:
     answer = generate(service)
     assert (answer.status, error(answer)["code"]) == (406, "not_acceptable")
     assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "code"),
+    [
+        (Faults(cut_files=[100]), 502, "picture_cut_short"),
+        (Faults(cut_http={"/view": 1}), 503, "server_unreachable"),
+    ],
+)
+def test_a_picture_that_does_not_come_whole_is_an_error_and_not_half_an_answer(
+    service: Middleware, comfyui: Any, faults: Faults, status: int, code: str
+) -> None:
+    comfyui.faults = faults
+    answer = generate(service)
+    assert (answer.status, error(answer)["type"], error(answer)["code"]) == (status, "server_error", code)
+    assert answer.headers["x-should-retry"] == "false"
+    assert pictures(generate(service))
 
 
 def test_where_comfyui_is_away_a_client_may_try_again(make_middleware: Any, make_simulator: Any) -> None:
