@@ -10,6 +10,9 @@ from typing import List, TextIO
 #: A label, and the gap behind it: what follows hangs there.
 _LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
+#: A word with the spaces before it; a number and its unit are one ("1.4 s").
+_WORD = re.compile(r" *[^ ]+(?:(?<=[0-9]) (?:s|[KMG]?B)(?=[ ,.;)]|$))?")
+
 #: How a line begins that is a command.
 _COMMANDS = ("python ", "curl ", "curl.exe ")
 
@@ -97,7 +100,7 @@ def wrap(line: str, columns: int) -> List[str]:
 
 def _unbroken_words(line: str) -> List[str]:
     """The words of ``line``, each with the spaces before it, paths and URLs in one piece."""
-    words = re.findall(r" *[^ ]+", line)
+    words = _WORD.findall(line)
     copied = [index for index, word in enumerate(words) if _is_copied(word)]
     if not copied:
         return words

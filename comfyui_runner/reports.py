@@ -39,6 +39,9 @@ PROGRESS_INTERVAL = 0.1
 #: Entries of one kind in the summary of a workflow; the rest are counted.
 ENTRIES_SHOWN = 12
 
+#: Values of a row that are shown, and characters of each.
+VALUES_SHOWN, VALUE_SHOWN = 6, 24
+
 #: Characters of a problem that are shown behind a message.
 PROBLEM_SHOWN = 500
 
@@ -634,19 +637,50 @@ def describe_freed(report: Report) -> List[Line]:
 
 
 def describe_row(report: Report) -> List[Line]:
-    style = style_of_result(is_good=report["status"] == "done")
+    """``3/12  seed 8812, 255, red  out/00003/red_00003_.png  1.4 s``."""
+    total = report["total"]
+    place = f"{report['place']}/{total}" if total is not None else f"Row {report['row']}"
+    parts = [place, values_in_words(report)]
+    if report["status"] == "done":
+        parts.append(files_in_words(report["files"]))
+        if report["seconds"] is not None:
+            parts.append(duration(report["seconds"]))
+        return [("ok", "  ".join(filter(None, parts)))]
     lines = report["message"].split("\n")
-    line = f"Row {report['row']}: {lines[0]}"
-    if report["exit_status"] == ExitStatus.NOT_SAVED:
-        line += f" {lines[-1]}"  # what is not saved
-    if report["seeds"]:
-        line += f" ({list_seeds(report['seeds'])})"
-    return [(style, line)]
+    words = f"{report['status']}: {lines[0]}"
+    if report["status"] == "cancelled":
+        words = "cancelled"  # the line above says by what
+    elif report["exit_status"] == ExitStatus.NOT_SAVED:
+        words += f" {lines[-1]}"  # what is not saved
+    return [("bad", "  ".join(filter(None, [*parts, words])))]
+
+
+def values_in_words(report: Report) -> str:
+    """What makes a row different: its seeds, its values, and the texts that were drawn for it."""
+    seeds, texts = report["seeds"], report["texts"]
+    others = {**report["values"], **texts}
+    words = [seeds_in_words(seeds)]
+    words += [one_line(value, VALUE_SHOWN) for name, value in others.items() if name not in seeds]
+    shown = [word for word in words if word]
+    if len(shown) > VALUES_SHOWN:
+        shown = [*shown[:VALUES_SHOWN], "…"]
+    return ", ".join(shown)
+
+
+def files_in_words(files: Sequence[str]) -> str:
+    """The first of a row's files, and how many more there are."""
+    if not files:
+        return ""
+    words = path_for_people(files[0])
+    if len(files) > 1:
+        words += f" and {len(files) - 1} more"
+    return words
 
 
 def describe_batch(report: Report) -> List[Line]:
+    first, *others = report["message"].split("\n")
     style = style_of_result(is_good=not report["exit_status"])
-    return [(style, line) for line in report["message"].split("\n")]
+    return [(style, first), *(("", line) for line in others)]
 
 
 def describe_error(report: Report) -> List[Line]:

@@ -103,6 +103,7 @@ class Settings(NamedTuple):
     attach: str = ""
     save_run: Optional[str] = None
     repeat: int = 1
+    first_row: int = 1  # the number of the first run of --repeat, which goes on in a manifest
     batch: Optional[str] = None
     each: Tuple[str, ...] = ()  # NODE.INPUT=VALUES
     in_flight: int = 2
@@ -120,6 +121,11 @@ class Settings(NamedTuple):
     keep_runs: int = 2000
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a batch has rows of values, beyond the number of a --repeat."""
+        return self.batch is not None or bool(self.each)
 
 
 def given_secrets(settings: Settings, environment: Mapping[str, str]) -> List[str]:

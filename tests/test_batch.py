@@ -432,6 +432,34 @@ def test_repeat_with_a_number_counts_up(batch: Batch) -> None:
     assert batch.values("1.seed") == [100, 101, 102]
 
 
+def test_repeat_works_a_second_time_and_goes_on_numbering(batch: Batch) -> None:
+    out = batch.folder / "out"
+    flags = ("-o", str(out), "--seed", "100", "--in-flight", "1")
+    assert batch("--repeat", "2", *flags).status == ExitStatus.OK
+    again = batch("--repeat", "2", *flags, json_mode=False)
+    assert again.status == ExitStatus.OK
+    assert re.findall("(?m)^[12]/2  seed ([0-9]+)  ", again.out) == ["102", "103"]
+    assert sorted(name for name in os.listdir(out) if name.isdigit()) == ["00001", "00002", "00003", "00004"]
+    assert "2 runs done in " in again.out and f"\nSaved in {out}\n" in again.out
+    assert batch.values("1.seed") == [100, 101, 102, 103]
+
+    lines = (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    (out / "manifest.jsonl").write_text("\n".join(line for line in lines if '"row": 4' not in line), encoding="utf-8")
+    resumed = batch("--repeat", "2", *flags, "--resume")
+    assert (resumed.event("batch")["done"], resumed.event("batch")["skipped"]) == (1, 1)
+    assert [(event["row"], event["place"]) for event in resumed.events if event["event"] == "row"] == [(4, 2)]
+
+
+def test_runs_that_are_not_saved_leave_no_manifest(batch: Batch, monkeypatch: Any) -> None:
+    monkeypatch.chdir(batch.folder)
+    for _ in range(2):
+        result = batch("--repeat", "2")
+        assert result.status == ExitStatus.OK and result.event("batch")["manifest"] is None
+    assert os.listdir(batch.folder) == ["flow.json"]
+    refused = batch("--repeat", "2", "--resume", json_mode=False)
+    assert refused.status == ExitStatus.USAGE and "Add -o DIR or --manifest FILE" in refused.err
+
+
 def test_repeat_keeps_the_seeds_where_it_is_told_to(batch: Batch) -> None:
     result = batch("--repeat", "3", "--seed", "keep")
     assert result.status == ExitStatus.OK
@@ -1136,7 +1164,7 @@ def test_quiet_prints_what_was_made_and_tells_what_failed_as_errors(batch: Batch
     paths = result.out.splitlines()
     assert sorted(os.path.relpath(path, os.path.realpath(out)).replace(os.sep, "/") for path in paths) == files(out)
     assert len(paths) == 4
-    assert "Row 2: " in result.err and "is too small. Allowed: 1 to" in result.err
+    assert "2/3  two, 0  failed: " in result.err and "is too small. Allowed: 1 to" in result.err
     assert "1 failed" in result.err and "--resume" in result.err
 
 
@@ -1146,7 +1174,7 @@ def test_quiet_tells_each_failure_once_and_with_its_row(batch: Batch) -> None:
     result = batch("--quiet", json_mode=False)
     assert result.out == ""
     assert result.err.count("The run failed") == 1
-    assert "Row 2: The run failed" in result.err
+    assert "2/2  no JSON  failed: The run failed" in result.err
     assert '[row 2] "Other" (SimulatedOutput, node 1) raised JSONDecodeError' in result.err
 
 
@@ -1156,10 +1184,10 @@ def test_plain_lines_tell_how_rows_end_and_how_far_it_is(batch: Batch) -> None:
     result = batch("--in-flight", "1", json_mode=False)
     assert result.status == ExitStatus.FAILED
     lines = result.out.splitlines()
-    assert [line.partition(".")[0] for line in lines if line.startswith("Row ")] == [
-        "Row 1: Done in 0",
-        "Row 2: The run failed after 0",
-        "Row 3: Done in 0",
+    assert [line.partition(".")[0] for line in lines if re.match("[0-9]/3  ", line)] == [
+        "1/3  {}, a  0",
+        "2/3  no JSON, b  failed: The run failed after 0",
+        "3/3  {}, c  0",
     ]
     assert any(line.startswith('[row 2] "Other" (SimulatedOutput, node 1) raised JSONDecodeError') for line in lines)
     assert "2 rows done in" in result.out and "1 failed" in result.out
@@ -1177,8 +1205,8 @@ def test_the_live_screen_shows_one_bar_for_all_and_one_for_each_row(batch: Batch
     assert result.status == ExitStatus.FAILED
     assert re.search(r"Overall .*0/4 rows", result.out)
     assert re.search(r"Overall .*[123]/4 rows.*\d/(s|min), [\d.:]+( s)? left", result.out)
-    assert re.search(r"Row \d .*/2 nodes", result.out) and re.search(r"Row \d .*waiting", result.out)
-    assert re.search(r'Row 4: .*"none" is not a number', result.out)
+    assert re.search(r"Row \d .*/4 steps", result.out) and re.search(r"Row \d .*waiting", result.out)
+    assert re.search(r'4/4  none  failed: .*"none" is not a number', result.out)
     assert result.out.rfind("\x1b[?25h") > result.out.rfind("\x1b[?25l") >= 0  # the cursor is back
     assert "3 rows done in" in result.out[result.out.rfind("\x1b[?25h") :]
 

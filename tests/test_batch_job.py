@@ -48,7 +48,7 @@ def test_the_first_rows_on_their_way_are_drawn_in_their_order(tmp_path: Any) -> 
             begin_row(job, number, note={10: "no answer", 4: "connection lost"}.get(number, ""))
         begin_row(job, 2, has_run=False)  # its files are still uploaded
         meter = job.meter()
-        assert [bar.label for bar in meter.bars] == ["Overall", *(f"Row {number}" for number in range(3, 11))]
+        assert [bar.label for bar in meter.bars] == ["Overall", *(f"Run {number}" for number in range(3, 11))]
         assert meter.note == "connection lost"
 
     asyncio.run(story())
@@ -70,21 +70,21 @@ def test_what_happens_to_a_row_has_its_number_in_front(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("tally", "fatal", "stop", "status", "message"),
     [
-        ({"done": 12}, None, None, ExitStatus.OK, "12 rows done in {}"),
-        ({"done": 1, "skipped": 11}, None, None, ExitStatus.OK, "1 row done in {}, 11 done before"),
+        ({"done": 12}, None, None, ExitStatus.OK, "12 runs done in {}"),
+        ({"done": 1, "skipped": 11}, None, None, ExitStatus.OK, "1 run done in {}, 11 done before"),
         (
             {"done": 10, "failed": 2},
             None,
             None,
             ExitStatus.FAILED,
-            "10 rows done in {}, 2 failed\nRun the same command with --resume to do the rest. The manifest is {}.",
+            "10 runs done in {}, 2 failed\nRun the same command with --resume to do the rest. The manifest is {}.",
         ),
         (
             {"done": 10},
             ServerUnreachable("Nothing answers.", "Start it."),
             None,
             ExitStatus.NO_SERVER,
-            "10 rows done in {}\nNothing answers. Start it.\n"
+            "10 runs done in {}, 2 not started\nNothing answers. Start it.\n"
             "Run the same command with --resume to do the rest. The manifest is {}.",
         ),
         (
@@ -92,13 +92,13 @@ def test_what_happens_to_a_row_has_its_number_in_front(tmp_path: Any) -> None:
             SaveError("The disk is full."),
             CTRL_C,
             ExitStatus.CANCELLED,
-            "10 rows done in {}, 2 failed\nThe disk is full. \n"
+            "10 runs done in {}, 2 failed\nThe disk is full. \n"
             "Run the same command with --resume to do the rest. The manifest is {}.",
         ),
     ],
 )
 def test_how_a_batch_ends(
-    tally: Dict[str, int],
+    tally: Dict[str, Any],
     fatal: Optional[RunnerError],
     stop: Optional[Stop],
     status: ExitStatus,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from support import limited_disk, no_more_files
@@ -22,7 +22,13 @@ from comfyui_runner.errors import (
     UsageError,
 )
 from comfyui_runner.extras.batch_files import Manifest, is_streamed, manifest_path, repeat_row
-from comfyui_runner.extras.batch_job import exit_status_of_failed_row, pattern_of_folder, stop_of_row
+from comfyui_runner.extras.batch_job import (
+    exit_status_of_failed_row,
+    files_of,
+    pattern_of_folder,
+    question_about,
+    stop_of_row,
+)
 from comfyui_runner.extras.batch_prompts import seed_of_repetition, warn_of_unread_files
 from comfyui_runner.extras.batches import Row, row_key
 from comfyui_runner.interrupts import Stop
@@ -99,8 +105,13 @@ def test_a_row_that_had_succeeded_when_ctrl_c_came_is_done(
     ],
 )
 def test_seeds_count_up_in_each_repetition(seed: str, repeat: int, expected: Tuple[Optional[int], ...]) -> None:
-    options = settings(seed=seed, repeat=repeat)
+    options = settings(seed=seed, repeat=repeat, batch="rows.csv")
     assert tuple(seed_of_repetition(number, options) for number in range(1, 7)) == expected
+
+
+def test_the_seeds_of_runs_without_rows_go_on_counting() -> None:
+    options = settings(seed="40", repeat=3)
+    assert [seed_of_repetition(number, options) for number in (1, 3, 4)] == [40, 42, 43]
 
 
 def test_repeated_rows_are_numbered_on() -> None:
@@ -135,12 +146,46 @@ def test_each_row_has_a_folder_unless_a_pattern_says_otherwise(values: Any, expe
         ({"output": "out/{row}", "batch": "a/rows.csv"}, "a/rows.manifest.jsonl"),
         ({"batch": "rows.csv"}, "rows.manifest.jsonl"),
         ({"batch": "-"}, "flow.manifest.jsonl"),
-        ({"batch": None}, "flow.manifest.jsonl"),
-        ({"workflow": "-", "batch": None}, "batch.manifest.jsonl"),
+        ({"workflow": "-", "batch": "-"}, "batch.manifest.jsonl"),
+        ({"batch": None, "output": "out"}, os.path.join("out", "manifest.jsonl")),
+        ({"batch": None, "output": "out/{row}"}, os.path.join("out", "manifest.jsonl")),
+        ({"batch": None, "manifest": "m.jsonl"}, "m.jsonl"),
+        ({"batch": None}, ""),
     ],
 )
 def test_the_manifest_lies_beside_the_outputs_the_rows_or_the_workflow(values: Any, expected: str) -> None:
     assert manifest_path(settings(**values)) == expected
+
+
+def test_runs_that_leave_no_manifest_cannot_be_resumed() -> None:
+    with pytest.raises(UsageError, match="--resume reads the manifest, and this --repeat has none"):
+        manifest_path(settings(batch=None, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("total", "batch", "question"),
+    [
+        (1, None, "Run it once? [y/N] "),
+        (6, None, "Run it 6 times? [y/N] "),
+        (6, "rows.csv", "Run 6 rows? [y/N] "),
+        (None, "-", "Run the rows as they come? [y/N] "),
+    ],
+)
+def test_the_question(total: Optional[int], batch: Optional[str], question: str) -> None:
+    assert question_about(total, settings(batch=batch)) == question
+
+
+@pytest.mark.parametrize(
+    ("outputs", "files"),
+    [
+        ([], []),
+        ([{"kind": "text", "path": "out/a.txt"}, {"kind": "image", "path": "out/a.png"}], ["out/a.png", "out/a.txt"]),
+        ([{"kind": "image", "subfolder": "x", "filename": "a.png"}], ["x/a.png"]),
+        ([{"kind": "text", "subfolder": "", "filename": ""}], []),
+    ],
+)
+def test_the_files_of_a_row(outputs: List[Dict[str, str]], files: List[str]) -> None:
+    assert files_of({"outputs": outputs}) == files
 
 
 def test_rows_are_streamed_from_standard_input_alone_or_a_pipe(tmp_path: Any) -> None:

@@ -20,10 +20,10 @@ from comfyui_runner.extras.batches import (
     Tally,
     check_columns,
     make_batch_meter,
+    read_listed_rows,
     read_rows,
     row_edits,
     row_key,
-    rows_done,
 )
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
@@ -147,13 +147,27 @@ def test_rows_that_are_done_are_read_and_what_a_crash_cut_off_is_not() -> None:
         {"row": "3", "status": "done", "key": "k3"}, {"row": 1, "status": "done", "key": "new"},
     ]  # fmt: skip
     lines = [json.dumps(entry) for entry in entries] + ["", "[]", "[" * 100000, '{"row": 4, "status": "do']
-    assert rows_done(lines) == {1: "new"}
+    assert read_listed_rows(lines).done == {1: "new"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "first", "resumed"),
+    [
+        ([], 1, 1),
+        ([{"row": 1}, {"row": 3}, {"row": 2}], 4, 1),
+        ([{"row": 3}, {"row": 5, "first": 4}, {"row": 4, "first": 4}], 6, 4),
+        ([{"row": 5, "first": "4"}, {"row": "9", "first": 8}], 6, 1),
+    ],
+)
+def test_repetitions_are_numbered_on_or_resumed(entries: List[Json], first: int, resumed: int) -> None:
+    listed = read_listed_rows(map(json.dumps, entries))
+    assert (listed.first_row(resume=False), listed.first_row(resume=True)) == (first, resumed)
 
 
 @few
 @given(st.lists(anything.map(json.dumps) | st.text(max_size=8), max_size=4), st.dictionaries(st.text(), anything))
 def test_any_manifest_is_read_and_any_row_has_a_key(lines: List[str], row: Json) -> None:
-    assert all(isinstance(number, int) for number in rows_done(lines))
+    assert all(isinstance(number, int) for number in read_listed_rows(lines).done)
     assert row_key(row) == row_key(dict(reversed(list(row.items()))))
 
 
@@ -223,10 +237,29 @@ def test_any_pattern_is_filled_in_or_refused(pattern: str) -> None:
         (Tally(40, done=10, skipped=20, seconds=5.0), "30/40 rows, 2.0/s, 5.0 s left"),
         (Tally(2, done=2, seconds=1.0), "2/2 rows, 2.0/s"),
         (Tally(None, done=2, seconds=1.0), "2 rows, 2.0/s"),
+        (Tally(3, done=1, noun="run"), "1/3 runs"),
     ],
 )
 def test_how_far_a_batch_is(tally: Tally, words: str) -> None:
     assert tally.in_words() == words
+
+
+@pytest.mark.parametrize(
+    ("tally", "is_cut_short", "words"),
+    [
+        (Tally(12, done=12, seconds=12.3), False, "12 rows done in 12.3 s"),
+        (Tally(12, done=9, skipped=2, failed=1, seconds=3.0), False, "9 rows done in 3.0 s, 2 done before, 1 failed"),
+        (
+            Tally(12, done=4, cancelled=2, seconds=3.0, noun="run"),
+            True,
+            "4 runs done in 3.0 s, 2 cancelled, 6 not started",
+        ),
+        (Tally(2, done=1, failed=1, seconds=3.0), True, "1 row done in 3.0 s, 1 failed"),
+        (Tally(None, done=1, cancelled=1, seconds=3.0), True, "1 row done in 3.0 s, 1 cancelled"),
+    ],
+)
+def test_how_a_batch_ended(tally: Tally, is_cut_short: bool, words: str) -> None:
+    assert tally.end_in_words(is_cut_short) == words
 
 
 def test_the_bar_of_a_batch_fills_with_its_rows() -> None:

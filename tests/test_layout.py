@@ -67,6 +67,8 @@ def test_what_follows_hangs_behind_the_label(line: str, hang: int) -> None:
         ("See http://host:8188/view?x=1 for more", 12, ["See", "http://host:8188/view?x=1", "for more"]),
         ("  File  /a/very/long/path.png", 20, ["  File", "        /a/very/long/path.png"]),
         ("    python runner.py flow.json -o results", 20, ["    python runner.py flow.json -o results"]),
+        ("done in 12.5 s", 12, ["done in", "12.5 s"]),
+        ("12 s, 3 KB or 4 BB", 6, ["12 s,", "3 KB", "or 4", "BB"]),
         # a count is no path
         ("3/12 rows and 4/12 rows", 12, ["3/12 rows", "and 4/12", "rows"]),
     ],

@@ -225,6 +225,11 @@ WORKFLOW: Json = {
     "file": "w.json", "nodes": 1, "models": [], "texts": [], "sampling": [], "sizes": [], "files": [], "saves": [],
     "values": [],
 }  # fmt: skip
+ROW: Json = {
+    "row": 9, "place": 3, "total": 12, "status": "done", "exit_status": 0, "message": "Done.", "seconds": 1.4,
+    "seeds": {"5.seed": 8812}, "values": {"5.seed": "8812", "4.width": 255, "3.text": "red"}, "texts": {},
+    "files": ["out/a.png"],
+}  # fmt: skip
 OUTPUT: Json = {
     "title": "Save", "kind": "image", "filename": "a.png", "subfolder": "", "type": "output", "text": None,
     "source": "file", "url": "http://127.0.0.1:8188/view?filename=a.png", "will_be_saved": False,
@@ -351,21 +356,23 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
         ("exported", {"path": "a.json"}, ["Wrote a.json"]),
         ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
+        ("row", ROW, ["3/12  seed 8812, 255, red  out/a.png  1.4 s"]),
+        ("row", {**ROW, "files": ["out/a.png", "out/b.png", "c.txt"], "seconds": None},
+         ["3/12  seed 8812, 255, red  out/a.png and 2 more"]),
+        ("row", {**ROW, "total": None, "values": {}, "files": []}, ["Row 9  seed 8812  1.4 s"]),
         (
             "row",
-            {"row": 3, "seeds": {}, "exit_status": 0, "status": "done", "message": "Done.\nMore."},
-            ["Row 3: Done."],
+            {**ROW, "seeds": {}, "values": {str(number): "x" * 30 for number in range(8)}, "files": []},
+            ["3/12  " + ", ".join(["x" * 23 + "…"] * 6) + ", …  1.4 s"],
         ),
-        (
-            "row",
-            {"row": 3, "seeds": {}, "exit_status": 11, "status": "failed", "message": "Done.\nNot saved: a.png."},
-            ["Row 3: Done. Not saved: a.png."],
-        ),
-        (
-            "row",
-            {"row": 3, "seeds": {"3.seed": 42}, "exit_status": 0, "status": "done", "message": "Done."},
-            ["Row 3: Done. (3.seed=42)"],
-        ),
+        ("row", {**ROW, "values": {}, "texts": {"6.text": "a red fox"}, "files": []},
+         ["3/12  seed 8812, a red fox  1.4 s"]),
+        ("row", {**ROW, "status": "failed", "exit_status": 7, "message": "It failed.\nMore."},
+         ["3/12  seed 8812, 255, red  failed: It failed."]),
+        ("row", {**ROW, "status": "failed", "exit_status": 11, "message": "Done.\nNot saved: a.png."},
+         ["3/12  seed 8812, 255, red  failed: Done. Not saved: a.png."]),
+        ("row", {**ROW, "status": "cancelled", "exit_status": 130, "message": "Cancelled: at a node."},
+         ["3/12  seed 8812, 255, red  cancelled"]),
         ("batch", {"exit_status": 7, "message": "2 rows done\nMore."}, ["2 rows done", "More."]),
         ("error", {"message": "No server.", "remedy": ""}, ["No server."]),
         ("error", {"message": "No server.", "remedy": "Start it."}, ["No server.", "Start it."]),
@@ -394,13 +401,10 @@ def test_an_end_looks_as_it_is(status: str, exit_status: int, style: str) -> Non
 
 
 def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
-    assert [
-        styles("row", row=1, seeds={}, exit_status=0, status=status, message="m") for status in ("done", "error")
-    ] == [
-        ["ok"],
-        ["bad"],
-    ]
-    assert [styles("batch", exit_status=status, message="m") for status in (0, 7)] == [["ok"], ["bad"]]
+    assert [styles("row", **{**ROW, "status": status}) for status in ("done", "failed", "cancelled")] == [
+        ["ok"], ["bad"], ["bad"],
+    ]  # fmt: skip
+    assert [styles("batch", exit_status=status, message="m\nn") for status in (0, 7)] == [["ok", ""], ["bad", ""]]
     assert [styles("checked", problems=count, message="m") for count in (0, 2)] == [["ok"], ["bad"]]
 
 
@@ -487,6 +491,8 @@ class Anything(Dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         if self["event"] == "cached" and key == "nodes":
             return ["1"]
+        if self["event"] == "row":
+            return ROW[key]
         return self.VALUES[key]
 
 
@@ -798,12 +804,17 @@ def test_what_is_wrong_at_the_moment_stands_below() -> None:
 
 def test_the_meter_of_a_batch_shows_the_rows_that_have_begun() -> None:
     waiting, running = new(), new(Phase.RUNNING, finished={"1": 1.0}, started_at=1.0)
-    tally = Tally(4, done=1, seconds=2.0)
-    assert make_batch_meter(tally, [(2, waiting), (3, running)], 3.0, "Connection lost") == Meter(
+    sampling = new(
+        Phase.RUNNING, finished={"1": 1.0}, started_at=1.0, running={"2": NodeProgress(1.0, 1, 4, 1.0, 0.0, 1.0)}
+    )
+    tally = Tally(4, done=1, seconds=2.0, noun="run")
+    runs = [(2, waiting), (3, running), (4, sampling)]
+    assert make_batch_meter(tally, runs, 3.0, "Connection lost") == Meter(
         bars=(
-            Bar("Overall", 0.25, "1/4 rows, 30.0/min, 6.0 s left", "bold"),
-            Bar("Row 2", 0.0, "waiting"),
-            Bar("Row 3", 1 / 3, "1/3 nodes  2.0 s"),
+            Bar("Overall", 0.25, "1/4 runs, 30.0/min, 6.0 s left", "bold"),
+            Bar("Run 2", 0.0, "waiting"),
+            Bar("Run 3", 1 / 3, "1/3 nodes  2.0 s"),
+            Bar("Run 4", 1.25 / 3, "1/4 steps  2.0 s"),
         ),
         note="Connection lost",
     )

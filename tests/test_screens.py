@@ -11,7 +11,7 @@ from typing import Any, Iterator, List
 import pytest
 from screens import SIZES, InTerminal, Size, compare, has_colors
 from served import LOADER, PNG, TEXTS
-from support import slow_prompt
+from support import node, slow_prompt
 
 pytest.importorskip("pty", reason="Windows has no pseudo-terminals of this kind")
 pytest.importorskip("pyte")
@@ -113,3 +113,29 @@ def test_the_demo(terminals: Terminals) -> None:
     shown = terminals.start(workflow, "--demo", "--yes")
     assert shown.end() == 0
     terminals.compare("demo", shown)
+
+
+SAMPLED = {**slow_prompt(steps=4, seconds=0.0), "3": node("TextOut", "Words", text="red")}
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_a_batch(terminals: Terminals, simulator: Any) -> None:
+    workflow = terminals.write("flow.json", SAMPLED)
+    rows = terminals.write("rows.csv", b"1.seed,3.text,1.steps\n7,a red fox in the snow,4\n8,red,0\n8812,red,3\n")
+    words = ["--server", simulator.url, "--batch", rows, "-o", "out", "--name", "{3.text}", "--in-flight", "1"]
+    shown = terminals.start(workflow, *words)
+    shown.wait_for("[y/N]").type("y\n")
+    assert shown.end() == 7
+    terminals.compare("batch", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_a_batch_that_is_stopped(terminals: Terminals, simulator: Any) -> None:
+    workflow = terminals.write("flow.json", slow_prompt(steps=4, seconds=3600.0))
+    shown = terminals.start(workflow, "--server", simulator.url, "--repeat", "6", "--seed", "40", "--in-flight", "1")
+    shown.wait_for("[y/N]").type("y\n")
+    shown.wait_for("0/2 nodes")
+    terminals.compare("batch-running", shown)
+    shown.type("\x03")
+    assert shown.end() == 130
+    terminals.compare("batch-stopped", shown)

@@ -10,14 +10,22 @@ import os
 import re
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Dict, Generator, Iterator, List, Mapping, Optional, TextIO, Tuple
+from typing import Any, Generator, Iterator, List, Mapping, Optional, TextIO, Tuple
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.errors import SaveError, UsageError
-from comfyui_runner.extras.batches import Row, check_columns, read_rows, row_key, rows_done
+from comfyui_runner.extras.batches import (
+    ListedRows,
+    Row,
+    check_columns,
+    read_listed_rows,
+    read_rows,
+    row_key,
+)
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 from comfyui_runner.files import name_on_disk, reason_not_read
 from comfyui_runner.loading import Loaded, read_text_file
+from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
@@ -72,7 +80,8 @@ def read_all_rows(
             yield from repeat_row(row, settings.repeat)
         return
     if settings.batch is None:
-        yield from (Row(number) for number in range(1, settings.repeat + 1))
+        first = settings.first_row
+        yield from (Row(number) for number in range(first, first + settings.repeat))
         return
     try:
         with contextlib.ExitStack() as stack:
@@ -172,36 +181,55 @@ def repeat_row(row: Row, repeat: int) -> Iterator[Row]:
 
 
 def manifest_path(settings: Settings) -> str:
-    """Where the manifest is: --manifest, else beside the outputs, the rows or the workflow."""
+    """Where the manifest is: --manifest, else beside the outputs or the rows.
+
+    "" is nowhere: runs without rows that are not saved leave nothing behind. Raises UsageError if
+    --resume needs one.
+    """
     if settings.manifest:
         return settings.manifest
     if settings.output and "{" not in settings.output:
         return os.path.join(settings.output, "manifest.jsonl")
-    if settings.batch not in (None, "-"):
-        stem = str(settings.batch)
-    elif settings.workflow != "-":
-        stem = settings.workflow
-    else:
-        stem = "batch"
+    if not settings.has_rows:
+        return _manifest_of_repeat(settings)
+    stem = settings.batch or "-"
+    if stem == "-":
+        stem = "batch" if settings.workflow == "-" else settings.workflow
     return os.path.splitext(stem)[0] + ".manifest.jsonl"
+
+
+def _manifest_of_repeat(settings: Settings) -> str:
+    if settings.output:
+        return os.path.join(folder_before_fields(settings.output), "manifest.jsonl")
+    if settings.resume:
+        raise UsageError(
+            "--resume reads the manifest, and this --repeat has none.",
+            "Add -o DIR or --manifest FILE, as in the command that began.",
+        )
+    return ""
 
 
 class Manifest:
     """A line of JSON for each row that has ended. It is open in its ``with`` block.
 
-    ``secrets`` are hidden in it.
+    ``secrets`` are hidden in it. Without a ``path``, nothing is written. ``goes_on``: rows are
+    numbered on from those that are listed.
 
-    Raises UsageError if an earlier batch wrote it and ``resume`` is not given, if it cannot be read
-    and, at the beginning of the block, if it cannot be opened; SaveError if it cannot be written.
+    Raises UsageError if an earlier batch wrote it and neither ``resume`` nor ``goes_on`` is given,
+    if it cannot be read and, at the beginning of the block, if it cannot be opened; SaveError if it
+    cannot be written.
     """
 
-    def __init__(self, path: str, resume: bool, secrets: Secrets) -> None:
-        self.path = name_on_disk(path)
+    def __init__(self, path: str, resume: bool, secrets: Secrets, goes_on: bool = False) -> None:
+        self.path = name_on_disk(path) if path else ""
         self._secrets = secrets
-        self._done = read_manifest(self.path, resume)
+        self._listed = read_manifest(self.path, resume, goes_on)
+        self.first_row = self._listed.first_row(resume) if goes_on else 1
         self._file: Optional[FileIO] = None
 
     def __enter__(self) -> "Manifest":
+        if not self.path:
+            return self
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             # Without a buffer, in which what could not be written would wait for the next try.
@@ -216,7 +244,8 @@ class Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         try:
             self._file.close()
         except OSError as error:  # a network drive may notice only now that it is full
@@ -234,10 +263,12 @@ class Manifest:
 
     def lists_as_done(self, row: Row) -> bool:
         """Whether an earlier batch has done this very row."""
-        return self._done.get(row.number) == row_key(row.values)
+        return self._listed.done.get(row.number) == row_key(row.values)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Writes a line, whole or not at all. Raises SaveError."""
+        if self._file is None:
+            return
         shown = self._secrets.hide_in(plain_json(entry))
         line = json.dumps(shown, ensure_ascii=False) + "\n"
         self._write(line.encode(errors="replace"))
@@ -262,21 +293,21 @@ class Manifest:
         return f"The manifest {self.path} cannot be written: {reason_not_written(error)}."
 
 
-def read_manifest(path: str, resume: bool) -> Dict[int, str]:
-    """The rows that a manifest lists as done, with their keys. Raises UsageError."""
+def read_manifest(path: str, resume: bool, goes_on: bool) -> ListedRows:
+    """The rows that a manifest lists. Raises UsageError."""
     if os.path.isdir(path):
         raise UsageError(f"The manifest {path} is a folder.", "Name a file in it.")
     is_new = not os.path.exists(path) or not os.path.getsize(path)
     if is_new:
-        return {}
-    if not resume:
+        return ListedRows()
+    if not resume and not goes_on:
         raise UsageError(
             f"{path} is the manifest of an earlier batch.",
             "Add --resume to go on with that batch, or choose another file with --manifest.",
         )
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
-            return rows_done(lines)
+            return read_listed_rows(lines)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"The manifest {path} cannot be read: {reason}.") from None

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import time
-from typing import Any, AsyncIterator, Dict, Iterator, Mapping, Optional
+from typing import Any, AsyncIterator, Dict, Iterator, List, Mapping, Optional
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI
@@ -31,6 +31,7 @@ from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import expand_pattern
 from comfyui_runner.meter import Meter
+from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.reports import Report, exit_status_of
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
@@ -48,7 +49,7 @@ from comfyui_runner.steps import (
     require_terminal_or_yes,
     show_workflow,
 )
-from comfyui_runner.text import duration, plural
+from comfyui_runner.text import plural
 from comfyui_runner.threads import end_tasks, in_thread
 from comfyui_runner.watch import Watch
 
@@ -79,11 +80,13 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         # In threads: Ctrl+C must not wait for a drive that is slow.
         counting = in_thread(count_rows, settings, workflow, console.stdin)
         total = await console.unless_stopped(counting)
-        path, resume, secrets = manifest_path(settings), settings.resume, console.secrets
-        reading = in_thread(Manifest, path, resume, secrets)
+        goes_on = not settings.has_rows
+        path, resume = manifest_path(settings), settings.resume
+        reading = in_thread(Manifest, path, resume, console.secrets, goes_on)
         manifest = await console.unless_stopped(reading)
+        settings = settings._replace(first_row=manifest.first_row)
         spending = await find_spending(workflow, server, settings, console)
-        confirm(spending.before(question_about(total)), settings, console)
+        confirm(spending.before(question_about(total, settings)), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, server, manifest, total)
@@ -94,10 +97,13 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         return job.report_end()
 
 
-def question_about(total: Optional[int]) -> str:
+def question_about(total: Optional[int], settings: Settings) -> str:
     """What a person is asked before ``total`` rows run; None: their number is not known yet."""
     if total is None:
         return "Run the rows as they come? [y/N] "
+    if settings.batch is None:
+        times = "once" if total == 1 else f"{total} times"
+        return f"Run it {times}? [y/N] "
     return f"Run {plural(total, 'row')}? [y/N] "
 
 
@@ -122,6 +128,15 @@ def exit_status_of_failed_row(
     return None
 
 
+def status_of_row(exit_status: ExitStatus) -> str:
+    """What the manifest says of a row that ended with ``exit_status``."""
+    if exit_status is ExitStatus.OK:
+        return "done"
+    if exit_status in (ExitStatus.CANCELLED, ExitStatus.TERMINATED):
+        return "cancelled"
+    return "failed"
+
+
 def stop_of_row(state: PromptState, has_dropped: bool, stop: Optional[Stop]) -> Optional[Stop]:
     """``stop``, with the row's own exit status if the row had succeeded by then: it is done."""
     stop = stop_that_counts(state, stop)
@@ -140,6 +155,19 @@ def pattern_of_folder(settings: Settings) -> str:
 
 
 # -- the job ---------------------------------------------------------------------------------------
+
+
+def files_of(entry: Mapping[str, Any]) -> List[str]:
+    """Where a row's files are: their paths, or what ComfyUI calls them where nothing was saved.
+
+    Texts come last: a picture says more of a row.
+    """
+    outputs = sorted(entry.get("outputs", []), key=lambda output: output["kind"] == "text")
+    names = [
+        output.get("path") or "/".join(filter(None, (output["subfolder"], output["filename"])))
+        for output in outputs
+    ]
+    return [name for name in names if name]
 
 
 class Attempt:
@@ -176,7 +204,8 @@ class BatchJob:
         self.console = console
         self.server = server
         self.manifest = manifest
-        self.tally = Tally(total)
+        noun = "run" if settings.batch is None else "row"
+        self.tally = Tally(total, noun=noun)
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
         self.fatal: Optional[RunnerError] = None  #: why no row can run any more
@@ -364,26 +393,31 @@ class BatchJob:
 
         Where the line cannot be written, no more rows are begun: nobody would know of them.
         """
-        is_done = exit_status is ExitStatus.OK
+        status = status_of_row(exit_status)
         end: Dict[str, Any] = {
-            "status": "done" if is_done else "failed",
+            "status": status,
             "exit_status": int(exit_status),
             "message": message,
         }
+        if self.settings.first_row > 1:
+            attempt.entry["first"] = self.settings.first_row  # for --resume
         try:
             self.manifest.append({**attempt.entry, **end, "time": round(time.time(), 3)})
         except SaveError as error:
             self.fatal = self.fatal or error
-        if is_done:
-            self.tally = self.tally._replace(done=self.tally.done + 1)
-        else:
-            self.tally = self.tally._replace(failed=self.tally.failed + 1)
+        count = getattr(self.tally, status)
+        self.tally = self.tally._replace(**{status: count + 1})
+        number = attempt.row.number
         report: Report = {
             "event": "row",
-            "row": attempt.row.number,
+            "row": number,
+            "place": number - self.settings.first_row + 1,
+            "values": dict(attempt.row.values),
             "seeds": attempt.entry.get("seeds", {}),
             "draw": attempt.entry.get("draw"),
             "texts": attempt.entry.get("texts", {}),
+            "files": files_of(attempt.entry),
+            "seconds": attempt.entry.get("seconds"),
             **end,
             "done": self.tally.ended,
             "total": self.tally.total,
@@ -434,8 +468,9 @@ class BatchJob:
             "done": tally.done,
             "failed": tally.failed,
             "skipped": tally.skipped,
+            "cancelled": tally.cancelled,
             "seconds": round(tally.seconds, 3),
-            "manifest": self.manifest.path,
+            "manifest": self.manifest.path or None,
             "message": self._end_in_words(tally, exit_status),
             "exit_status": int(exit_status),
         }
@@ -443,14 +478,13 @@ class BatchJob:
         return exit_status
 
     def _end_in_words(self, tally: Tally, exit_status: ExitStatus) -> str:
-        message = f"{plural(tally.done, 'row')} done in {duration(tally.seconds)}"
-        if tally.skipped:
-            message += f", {tally.skipped} done before"
-        if tally.failed:
-            message += f", {tally.failed} failed"
+        is_cut_short = self.console.stopping or self.fatal is not None
+        message = tally.end_in_words(is_cut_short)
+        if tally.done and self.settings.output:
+            message += f"\nSaved in {folder_before_fields(self.settings.output)}"
         if self.fatal is not None:
             message += f"\n{self.fatal.message} {self.fatal.remedy}"
-        if exit_status is not ExitStatus.OK:
+        if exit_status is not ExitStatus.OK and self.manifest.path:
             message += "\nRun the same command with --resume to do the rest."
             message += f" The manifest is {self.manifest.path}."
         return message
@@ -460,6 +494,6 @@ class BatchJob:
             return self.console.what_stopped.exit_status
         if self.fatal is not None:
             return self.fatal.exit_status
-        if self.tally.failed:
+        if self.tally.failed or self.tally.cancelled:
             return ExitStatus.FAILED
         return ExitStatus.OK

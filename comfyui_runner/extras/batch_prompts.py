@@ -96,6 +96,8 @@ def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
     """With --repeat and --seed NUMBER, seeds count up from that number. None: they do not."""
     if settings.repeat == 1 or not settings.seed.isdigit():
         return None
+    if not settings.has_rows:
+        return int(settings.seed) + row_number - 1  # a second call goes on with them
     return int(settings.seed) + (row_number - 1) % settings.repeat
 
 

@@ -20,7 +20,7 @@ from comfyui_runner.edits import (
 )
 from comfyui_runner.errors import UsageError
 from comfyui_runner.json_text import parse_json
-from comfyui_runner.meter import Bar, Meter, divide
+from comfyui_runner.meter import Bar, Meter, divide, overall_bar
 from comfyui_runner.nodes import InputRef, spec_of, value_of
 from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import Phase, PromptState, run_seconds
@@ -159,20 +159,38 @@ def row_key(values: JsonObject) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def rows_done(lines: Iterable[str]) -> Dict[int, str]:
-    """The rows that a manifest lists as done, with their keys.
+class ListedRows(NamedTuple):
+    """What a manifest lists: the rows that are done, with their keys, and where it ends."""
 
-    A line that was cut off by a crash is passed over.
-    """
+    done: Mapping[int, str] = {}
+    last: int = 0  # the highest number of a row
+    first_of_last: int = 1  # the number at which the call began that ran it
+
+    def first_row(self, resume: bool) -> int:
+        """The number at which a --repeat begins: it goes on, or resumes the last one."""
+        if resume:
+            return self.first_of_last
+        return self.last + 1
+
+
+def read_listed_rows(lines: Iterable[str]) -> ListedRows:
+    """The rows that a manifest lists. A line that was cut off by a crash is passed over."""
     done: Dict[int, str] = {}
+    last, first_of_last = 0, 1
     for line in lines:
         try:
             entry = as_dict(parse_json(line))
         except ValueError:
             continue
-        if entry.get("status") == "done" and isinstance(entry.get("row"), int):
-            done[entry["row"]] = str(entry.get("key"))
-    return done
+        number = entry.get("row")
+        if not isinstance(number, int):
+            continue
+        if entry.get("status") == "done":
+            done[number] = str(entry.get("key"))
+        if number > last:
+            first = entry.get("first")
+            last, first_of_last = number, first if isinstance(first, int) else 1
+    return ListedRows(done, last, first_of_last)
 
 
 class Tally(NamedTuple):
@@ -182,19 +200,21 @@ class Tally(NamedTuple):
     done: int = 0
     failed: int = 0
     skipped: int = 0  # done before
+    cancelled: int = 0  # by Ctrl+C
     seconds: float = 0.0
+    noun: str = "row"  # or "run", where there are no rows
 
     @property
     def ended(self) -> int:
         """Rows that need no more work."""
-        return self.done + self.failed + self.skipped
+        return self.done + self.failed + self.skipped + self.cancelled
 
     def in_words(self) -> str:
         """``12/40 rows, 1 failed, 3.1/min, 9:02 left``."""
         if self.total is None:
-            words = [plural(self.ended, "row")]
+            words = [plural(self.ended, self.noun)]
         else:
-            words = [f"{self.ended}/{plural(self.total, 'row')}"]
+            words = [f"{self.ended}/{plural(self.total, self.noun)}"]
         if self.failed:
             words.append(f"{self.failed} failed")
         worked = self.done + self.failed
@@ -204,6 +224,22 @@ class Tally(NamedTuple):
             left = (self.total or 0) - self.ended
             if left > 0:
                 words.append(f"{duration(left / rows_per_second)} left")
+        return ", ".join(words)
+
+    def end_in_words(self, is_cut_short: bool) -> str:
+        """``4 rows done in 12.3 s, 1 failed, 2 cancelled, 6 not started``.
+
+        ``is_cut_short``: it ended before its last row.
+        """
+        counts = [
+            (self.skipped, "done before"),
+            (self.failed, "failed"),
+            (self.cancelled, "cancelled"),
+        ]
+        if is_cut_short:
+            counts.append((max((self.total or 0) - self.ended, 0), "not started"))
+        words = [f"{plural(self.done, self.noun)} done in {duration(self.seconds)}"]
+        words += [f"{count} {what}" for count, what in counts if count]
         return ", ".join(words)
 
 
@@ -219,9 +255,20 @@ def make_batch_meter(
     """The meter of a batch: all of it, and the rows that have begun, by number."""
     bars = [Bar("Overall", divide(tally.ended, tally.total or 0), tally.in_words(), "bold")]
     for number, state in runs:
-        done, total = nodes_done(state).values()
-        text = f"{done}/{total} nodes  {duration(run_seconds(state, now))}"
+        label = f"{tally.noun.capitalize()} {number}"
         if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
-            text = "waiting"
-        bars.append(Bar(f"Row {number}", divide(done, total), text))
+            bars.append(Bar(label, 0.0, "waiting"))
+        else:
+            text = _describe_row(state, now)
+            bars.append(overall_bar(state, now)._replace(label=label, text=text, style="ok"))
     return Meter(bars=tuple(bars), note=note)
+
+
+def _describe_row(state: PromptState, now: float) -> str:
+    """``12/25 steps  1.4 s``; nodes, while no node has steps."""
+    done, total = nodes_done(state).values()
+    text = f"{done}/{total} nodes"
+    for progress in state.running.values():
+        if progress.max > 1:
+            text = f"{progress.value:g}/{progress.max:g} steps"
+    return f"{text}  {duration(run_seconds(state, now))}"
