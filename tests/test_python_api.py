@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, Iterator, List
 
@@ -310,6 +311,21 @@ def test_a_refused_prompt_says_what_is_wrong(comfy: Comfy) -> None:
     assert "the server does not have the class NorThis" in str(error.value)
 
 
+def test_a_traceback_has_nothing_of_the_steps_of_a_run(comfy: Comfy, simulator: Any) -> None:
+    with pytest.raises(PromptRejected) as error:
+        comfy.run({"1": node("NotThere")})
+    assert [frame.name for frame in traceback.extract_tb(error.value.__traceback__)[1:]] == ["run", "result_of_call"]
+
+    async def program() -> None:
+        async with connect_async(simulator.url, limits=FAST) as connection:
+            await connection.run({"1": node("NotThere")})
+
+    with pytest.raises(PromptRejected) as error:
+        run_loop(program())
+    names = [frame.name for frame in traceback.extract_tb(error.value.__traceback__)]
+    assert names[-3:] == ["program", "run", "result_of_call"]
+
+
 def test_of_many_problems_a_traceback_shows_the_first(comfy: Comfy) -> None:
     with pytest.raises(PromptRejected, match=r"2 more: see the error's problems\.") as error:
         comfy.run({str(number): node(f"Missing{number}") for number in range(12)})
@@ -447,6 +463,24 @@ def test_ctrl_c_cancels_the_run_and_no_other(comfy: Comfy, simulator: Any) -> No
     assert "execution_interrupted" in phases(simulator, prompt_id)
     assert "execution_success" in phases(simulator, other.json()["prompt_id"])
     assert comfy.run(slow_prompt()).status == "success"  # the connection is as good as before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one thread")
+def test_a_second_ctrl_c_does_not_wait_for_the_server(comfy: Comfy, simulator: Any) -> None:
+    simulator.faults.ignore_interrupt = True
+
+    def press_twice() -> None:
+        wait_until(lambda: executions(simulator), what="the run")
+        press_ctrl_c_in_main_thread()
+        wait_until(lambda: any("cancel" in path for _, path in simulator.requests), what="the cancelling")
+        press_ctrl_c_in_main_thread()
+
+    thread = threading.Thread(target=press_twice)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        comfy.run(slow_prompt(**FOREVER))
+    assert comfy._comfy._calls, "it waited until the run was cancelled"
+    thread.join()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one thread")

@@ -239,7 +239,7 @@ class AsyncComfy:
             while True:
                 report = await reports.get()
                 if report is None:
-                    return task.result()
+                    return result_of_call(task)
                 if on_progress is not None:
                     waiting = on_progress(report)
                     if isawaitable(waiting):  # of an "async def"
@@ -441,9 +441,7 @@ class Comfy:
             for report in reports_until_end(reports):
                 if on_progress is not None:
                     on_progress(report)
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise RunCancelled(f"{CLOSED.name}.") from None
+            return result_of_call(future)
         finally:
             if not future.done():
                 # Ctrl+C, or on_progress() raised. A second Ctrl+C ends this wait.
@@ -456,6 +454,21 @@ class Comfy:
             if not self._is_open:
                 raise connection_is_closed()
             return asyncio.run_coroutine_threadsafe(self._comfy.perform(call), self._loop)
+
+
+def result_of_call(
+    future: Union["asyncio.Future[RunResult]", "concurrent.futures.Future[RunResult]"],
+) -> RunResult:
+    """The result of AsyncComfy.perform(), which is done.
+
+    Raises its error, with a traceback that begins at the caller: the steps of a run are not theirs.
+    """
+    try:
+        return future.result()
+    except RunnerError as error:
+        raise error.with_traceback(None) from None
+    except concurrent.futures.CancelledError:  # the loop ended first
+        raise RunCancelled(f"{CLOSED.name}.") from None
 
 
 def wait_for_any(futures: Sequence["concurrent.futures.Future[Any]"]) -> None:
