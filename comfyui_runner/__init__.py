@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from comfyui_runner.edits import EditError
     from comfyui_runner.errors import (
         NodeFailed,
+        NotConfirmed,
         PromptRejected,
         RunCancelled,
         RunFailed,
@@ -40,6 +41,7 @@ _MODULES = {
     "comfyui_runner.edits": ("EditError",),
     "comfyui_runner.errors": (
         "NodeFailed",
+        "NotConfirmed",
         "PromptRejected",
         "RunCancelled",
         "RunFailed",
@@ -62,6 +64,7 @@ __all__ = [
     "Comfy",
     "EditError",
     "NodeFailed",
+    "NotConfirmed",
     "PromptRejected",
     "RunCancelled",
     "RunFailed",

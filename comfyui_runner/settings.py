@@ -175,7 +175,7 @@ def make_settings(
         yes=flags.yes,
         allow_spend=flags.allow_spend,
         # Never a flag: others can read the command lines of programs.
-        api_key=environment.get("COMFY_API_KEY", "").strip(),
+        api_key=read_api_key(environment),
         output=choose(flags.output, "COMFYUI_OUTPUT"),
         overwrite=flags.overwrite,
         timeout=choose(flags.timeout, "COMFYUI_TIMEOUT", read=read_seconds),
@@ -208,6 +208,11 @@ def make_settings(
         keep_runs=flags.keep_runs or 2000,
         guard=choose_guard(flags, choose(flags.token, "COMFYUI_RUNNER_TOKEN")),
     )
+
+
+def read_api_key(environment: Mapping[str, str]) -> str:
+    """The key of a Comfy account, for nodes that cost credits; "" where none is set."""
+    return environment.get("COMFY_API_KEY", "").strip()
 
 
 def choose_value(

@@ -30,6 +30,7 @@ from comfyui_runner.edits import EditError
 from comfyui_runner.errors import (
     ExitStatus,
     NodeFailed,
+    NotConfirmed,
     PromptRejected,
     RunCancelled,
     RunInterrupted,
@@ -919,6 +920,31 @@ def test_notices_about_the_server_are_logged(make_simulator: Make, caplog: Any) 
     with connect(url, limits=FAST):
         pass
     assert "0.0.0.0 is where ComfyUI listens (everywhere)" in caplog.text
+
+
+# -- nodes that cost credits -------------------------------------------------------------------------
+
+PAID: Json = {
+    "1": node("PartnerImage", "Painter", text="a fox", seed=5),
+    "2": node("SaveImage", images=["1", 0], filename_prefix="paid"),
+}
+
+
+def test_credits_are_spent_where_that_is_allowed(simulator: Any, monkeypatch: Any) -> None:
+    key = "comfyui-5ec2e7f0a1b2c3d4"
+    monkeypatch.setenv("COMFY_API_KEY", key)
+    with connect(simulator.url, limits=FAST) as comfy:
+        with pytest.raises(NotConfirmed, match="does not allow nodes that cost credits") as error:
+            comfy.run(PAID)
+        assert '"Painter"' in str(error.value) and "connect(allow_spend=True)" in str(error.value)
+        assert "--" not in str(error.value)
+        assert comfy.run(slow_prompt()).status == "success"
+    assert simulator.partner_keys == []
+    with connect(simulator.url, limits=FAST, allow_spend=True) as comfy:
+        result = comfy.run(PAID)
+    assert result.status == "success"
+    assert simulator.partner_keys == [key]
+    assert key not in repr(result)
 
 
 # -- words -----------------------------------------------------------------------------------------

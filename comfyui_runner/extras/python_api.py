@@ -63,8 +63,8 @@ from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
-from comfyui_runner.settings import Settings, choose_addresses, given_secrets
-from comfyui_runner.steps import draw_texts, name_models
+from comfyui_runner.settings import Settings, choose_addresses, given_secrets, read_api_key
+from comfyui_runner.steps import draw_texts, find_spending, name_models
 from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import end_tasks, in_thread, run_loop, start_thread
 from comfyui_runner.watch import Watch
@@ -92,18 +92,20 @@ def connect(
     *,
     demo: bool = False,
     headers: Mapping[str, str] = {},
+    allow_spend: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> "Comfy":
     """A connection to the ComfyUI at ``url``, for ``with``. Otherwise, call its close().
 
     Without a URL it is looked for where COMFYUI_URL says, or on this machine; with ``demo``, a
     simulator is started. ``headers`` are sent with each request, besides those of COMFYUI_HEADERS;
-    the URL may have a user and a password. ``limits`` say how long each wait may take.
+    the URL may have a user and a password. ``allow_spend``: nodes that cost credits of the account
+    whose key is in COMFY_API_KEY may run. ``limits`` say how long each wait may take.
 
     Raises UsageError, and ServerError if no ComfyUI answers.
     """
     with errors_in_python_words():
-        return Comfy(make_api_settings(url, demo, headers, limits))
+        return Comfy(make_api_settings(url, demo, headers, allow_spend, limits))
 
 
 def connect_async(
@@ -111,15 +113,16 @@ def connect_async(
     *,
     demo: bool = False,
     headers: Mapping[str, str] = {},
+    allow_spend: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> "AsyncComfy":
     """connect() for programs with an event loop of their own: ``async with connect_async()``."""
     with errors_in_python_words():
-        return AsyncComfy(make_api_settings(url, demo, headers, limits))
+        return AsyncComfy(make_api_settings(url, demo, headers, allow_spend, limits))
 
 
 def make_api_settings(
-    url: Optional[str], demo: bool, headers: Mapping[str, str], limits: Limits
+    url: Optional[str], demo: bool, headers: Mapping[str, str], allow_spend: bool, limits: Limits
 ) -> Settings:
     """The settings of a connection. Raises UsageError."""
     if demo and url is not None:
@@ -133,6 +136,9 @@ def make_api_settings(
         auto_execute=False,
         servers=addresses,
         demo=demo,
+        yes=True,  # there is nobody to ask
+        allow_spend=allow_spend,
+        api_key=read_api_key(os.environ),
         limits=limits,
     )
 
@@ -278,7 +284,12 @@ class AsyncComfy:
         object_info = workflow.loaded.object_info
         prompt = await name_models(prompt, object_info, session.server, console)
         new = draw_texts(workflow.loaded, prompt)
-        run = session.new_run(new.prompt, console.prompt_id, new.extra, new.origin, new.texts)
+        loaded = workflow.loaded._replace(prompt=new.prompt)
+        spending = await find_spending(loaded, session.server, settings, console)
+        run = session.new_run(
+            *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
+            own_extra_data=spending.extra_data,
+        )
         self._consoles[run.prompt_id] = console
         try:
             watch = Watch(session, run, settings, console)

@@ -28,6 +28,8 @@ _WORDS = (
     (r"--server", "connect()"),
     (r'--header "([\w-]+): ([^"]*)"', r'connect(headers={"\1": "\2"})'),
     (r"--header", "connect(headers=…)"),
+    (r"--yes does not allow", "connect() does not allow"),
+    (r"Add --allow-spend, or leave .*", "Allow them: connect(allow_spend=True)."),
     (r"--demo", "connect(demo=True)"),
     (r"add --seed random", 'add seed="random"'),
     (r"--seed random", 'seed="random"'),
