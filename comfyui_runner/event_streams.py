@@ -21,7 +21,12 @@ KEEP_ALIVE = b": nothing new\n\n"
 
 def encode_event(name: str, data: Any, secrets: Secrets) -> bytes:
     """A Server-Sent Event with ``data`` as JSON, in which ``secrets`` are hidden."""
-    shown = secrets.hide_in_json(strict_json(data))
+    return encode_text_event(name, strict_json(data), secrets)
+
+
+def encode_text_event(name: str, text: str, secrets: Secrets) -> bytes:
+    """A Server-Sent Event with ``text``, which is JSON, in which ``secrets`` are hidden."""
+    shown = secrets.hide_in_json(text)
     return f"event: {name}\ndata: {shown}\n\n".encode()
 
 

@@ -19,9 +19,16 @@ from comfyui_runner.reports import Report, Throttle, nodes_done
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
+from comfyui_runner.shown_runs import (
+    may_have_lost_files,
+    with_absolute_urls,
+    with_address,
+    with_open_address,
+    without_lost_files,
+)
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.state_keeper import StateKeeper
-from comfyui_runner.stored_state import StoredRun, without_lost_files
+from comfyui_runner.stored_state import StoredRun
 from comfyui_runner.text import JsonObject
 
 #: Runs that have ended and stay in memory: with a state file, and without one.
@@ -56,7 +63,7 @@ class RunRecord:
         self.over = threading.Event()
         self.published_preview: Optional[Preview] = None
         self.throttle = Throttle(0.0)  #: of the `run` events about it
-        self._shown_at_end: Optional[str] = None  # to_json() as a text, which takes less memory
+        self._shown_at_end: Optional[str] = None  # a text takes less memory
 
     @property
     def prompt_id(self) -> str:
@@ -91,7 +98,7 @@ class RunRecord:
             self.prompt_id,
             self.created,
             self.phase,
-            shown=strict_json(self._show(is_over)),
+            shown=with_open_address(self._show(is_over)),
             is_cancelled=self.is_cancelled,
             spooled=self.spooled,
         )
@@ -99,7 +106,7 @@ class RunRecord:
     def end(self, message: str) -> None:
         """Note that the run is over and how it ended, and let go of what is not shown of it."""
         self.message = message
-        self._shown_at_end = strict_json(self._show(is_over=True))
+        self._shown_at_end = with_open_address(self._show(is_over=True))
         # Threads may still look at the old one.
         self.run = self.run.without_content()
         if self.outputs is not None:  # the files of some can be fetched
@@ -114,10 +121,15 @@ class RunRecord:
         Where ``service_url`` is known, its outputs have absolute URLs too.
         """
         if self._shown_at_end is None:
-            shown = self._show(is_over=False)
-        else:
-            shown = json.loads(self._shown_at_end)
-        return with_absolute_urls(shown, service_url)
+            return with_absolute_urls(self._show(is_over=False), service_url)
+        shown: JsonObject = json.loads(self.to_text(service_url))
+        return shown
+
+    def to_text(self, service_url: str = "") -> str:
+        """to_json() as a text."""
+        if self._shown_at_end is None:
+            return strict_json(self.to_json(service_url))
+        return with_address(self._shown_at_end, service_url)
 
     def _show(self, is_over: bool) -> Dict[str, Any]:
         run = self.run  # the same one all the time: end() may be called meanwhile
@@ -180,32 +192,36 @@ class EndedRecord:
     Clients are shown the same as of its RunRecord. Made by read_ended().
     """
 
-    def __init__(self, stored: StoredRun, shown: JsonObject) -> None:
+    def __init__(self, stored: StoredRun, text: str) -> None:
         self.prompt_id = stored.prompt_id
         self.number = stored.number
         self.phase = stored.phase
         self.server: Optional[Server] = None  #: any ComfyUI has its files, as far as is known
         self.over = threading.Event()
         self.over.set()
-        self._shown = shown
+        self._text = text
         self._spooled = stored.spooled
 
     @property
     def message(self) -> str:
         """How it ended."""
-        return str(self._shown["message"])
+        return str(self.to_json()["message"])
 
     @property
     def outputs(self) -> List[Output]:
         """What it made, without contents."""
         fields = [name for name in Output._fields if name != "content"]
-        return [
-            Output(**{name: output[name] for name in fields}) for output in self._shown["outputs"]
-        ]
+        outputs = self.to_json()["outputs"]
+        return [Output(**{name: output[name] for name in fields}) for output in outputs]
 
     def to_json(self, service_url: str = "") -> JsonObject:
         """The run, as RunRecord.to_json() shows it."""
-        return with_absolute_urls(self._shown, service_url)
+        shown: JsonObject = parse_json(self.to_text(service_url))
+        return shown
+
+    def to_text(self, service_url: str = "") -> str:
+        """to_json() as a text."""
+        return with_address(self._text, service_url)
 
     def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
         """The output of that turn and its key in the spool; None if it has none."""
@@ -217,22 +233,13 @@ AnyRun = Union[RunRecord, EndedRecord]
 
 def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
     """The run of a row of the state file; None if the row is broken, as on a disk with faults."""
-    try:
-        shown = without_lost_files(parse_json(stored.shown), stored.spooled)
-    except (ValueError, KeyError, TypeError):
+    text = stored.shown
+    if not text:
         return None
-    return EndedRecord(stored, shown)
-
-
-def with_absolute_urls(shown: JsonObject, service_url: str) -> JsonObject:
-    """``shown``, a run, with absolute URLs too where ``service_url`` is known."""
-    if not service_url:
-        return shown
-    outputs = [
-        {**output, "absolute_url": output["url"] and f"{service_url}/{output['url']}"}
-        for output in shown["outputs"]
-    ]
-    return {**shown, "outputs": outputs}
+    if may_have_lost_files(text, stored.spooled):
+        shown = parse_json(text)
+        text = strict_json(without_lost_files(shown, stored.spooled))
+    return EndedRecord(stored, text)
 
 
 def find_spooled(

@@ -19,7 +19,7 @@ from comfyui_runner.edits import (
     upload_inputs,
 )
 from comfyui_runner.errors import PromptRejected, ServerAnswer
-from comfyui_runner.event_streams import encode_event
+from comfyui_runner.event_streams import encode_text_event
 from comfyui_runner.forms import check_form
 from comfyui_runner.guard import FailedGuesses, starts_or_changes, too_many_guesses, url_of_host
 from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
@@ -41,6 +41,7 @@ from comfyui_runner.messages import (
     parse_fields,
     parse_object,
     parse_object_or_form,
+    strict_json,
 )
 from comfyui_runner.model_names import model_values
 from comfyui_runner.nodes import InputRef, class_of, quote_name
@@ -574,8 +575,9 @@ class RouteCall:
         if len(runs) > limit:
             next_page = f"runs?limit={limit}&before={runs[limit - 1].number}"
         url = self.url_for(self.request)
-        shown = [run.to_json(url) for run in runs[:limit]]
-        return json_response(200, {"runs": shown, "next": next_page})
+        listed = ", ".join(run.to_text(url) for run in runs[:limit])
+        text = f'{{"runs": [{listed}], "next": {strict_json(next_page)}}}\n'
+        return Response(200, text.encode())
 
     def get_run(self, prompt_id: str) -> Response:
         """One run, at once or when it has ended."""
@@ -625,9 +627,11 @@ class RouteCall:
                 stream = streams.open(prompt_id)
                 url = self.options.public_url  # as in the events that follow
                 listed = records.with_records(stored, RUNS_LISTED)
-                runs = [run.to_json(url) for run in listed if prompt_id in (None, run.prompt_id)]
-                state = {"status": self.service.status(), "runs": runs}
-                stream.put(encode_event("state", state, self.options.secrets))
+                wanted = [run for run in listed if prompt_id in (None, run.prompt_id)]
+                runs = ", ".join(run.to_text(url) for run in wanted)
+                status = strict_json(self.service.status())
+                state = f'{{"status": {status}, "runs": [{runs}]}}'
+                stream.put(encode_text_event("state", state, self.options.secrets))
             try:
                 stream.send_until_end(send, streams.keep_alive_seconds)
             finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import zlib
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from comfyui_runner.files import name_on_disk, when_not_in_use
@@ -43,6 +44,7 @@ CREATE TABLE runs (
     is_cancelled INTEGER NOT NULL,
     spooled TEXT NOT NULL,
     shown TEXT NOT NULL,
+    checksum INTEGER NOT NULL,
     prompt BLOB NOT NULL
 );
 CREATE INDEX open_runs ON runs (number) WHERE is_over = 0;
@@ -50,7 +52,7 @@ CREATE TABLE held (name TEXT PRIMARY KEY, content BLOB NOT NULL);
 """
 
 # Everything but the prompt.
-_COLUMNS = "number, prompt_id, created, phase, shown, is_cancelled, spooled"
+_COLUMNS = "number, prompt_id, created, phase, is_cancelled, spooled, shown, checksum"
 
 
 class StateFileError(Exception):
@@ -203,10 +205,11 @@ class StateFile:
             run.is_cancelled,
             spooled_as_text(run.spooled),
             run.shown,
+            checksum_of(run.shown),
             run.prompt,
         )
         with sqlite_errors(), self._transaction():
-            self._run("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+            self._run("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
             oldest_kept = self._value(
                 "SELECT number FROM runs ORDER BY number DESC LIMIT 1 OFFSET ?", kept - 1
             )
@@ -227,13 +230,14 @@ class StateFile:
         """Notes how a run has ended: one whose end is not known is taken up at the next start."""
         with sqlite_errors():
             self._run(
-                "UPDATE runs SET phase = ?, is_over = ?, spooled = ?, shown = ?, "
+                "UPDATE runs SET phase = ?, is_over = ?, spooled = ?, shown = ?, checksum = ?, "
                 "prompt = CASE WHEN length(prompt) > ? THEN x'' ELSE prompt END "
                 "WHERE prompt_id = ?",
                 run.phase.value,
                 run.phase.over,
                 spooled_as_text(run.spooled),
                 run.shown,
+                checksum_of(run.shown),
                 MOST_BYTES_OF_PROMPT,
                 run.prompt_id,
             )
@@ -296,13 +300,20 @@ class StateFile:
         self._run("COMMIT")
 
 
+def checksum_of(text: str) -> int:
+    """What shows that ``text`` is still as it was written."""
+    return zlib.crc32(text.encode())
+
+
 def _as_run(row: Any) -> StoredRun:
     """The run of a row of _COLUMNS. Raises StateFileError."""
-    number, prompt_id, created, phase, shown, is_cancelled, spooled = row[:7]
+    number, prompt_id, created, phase, is_cancelled, spooled, shown, checksum = row[:8]
     try:
         known_phase = Phase(phase)
     except ValueError:
         raise StateFileError("it has a phase that does not exist", damaged=True) from None
+    if checksum_of(shown) != checksum:
+        shown = ""  # SQLite itself notices only what breaks its own structure
     return StoredRun(
         number,
         prompt_id,

