@@ -52,10 +52,6 @@ def test_only_what_is_in_the_spool_has_an_address_there() -> None:
     shown = with_absolute_urls(run(*urls), "http://x")
     left = without_lost_files(shown, {1: "7"})
     assert [output["url"] for output in left["outputs"]] == [None, *urls[1:]]
-    assert [output["absolute_url"] for output in left["outputs"]] == [
-        None,
-        "http://x/" + str(urls[1]),
-        "http://x/" + VIEW,
-        None,
-    ]
+    absolute_urls = [output["absolute_url"] for output in left["outputs"]]
+    assert absolute_urls == [None, f"http://x/{urls[1]}", "http://x/" + VIEW, None]
     assert left["message"] == shown["message"] and shown["outputs"][0]["url"] == urls[0]
