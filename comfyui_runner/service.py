@@ -96,6 +96,9 @@ CHECK_INTERVAL, CHECK_INTERVAL_IN_TROUBLE = 15.0, 2.0
 #: Seconds between two looks for runs that have changed.
 PUBLISH_INTERVAL = 0.1
 
+#: Seconds after a GET /preview for which somebody is thought to look.
+LOOK_SECONDS = 60.0
+
 #: Seconds for which the number of other people's prompts is the same before it is shown.
 OTHERS_SETTLE = 0.5
 
@@ -159,6 +162,7 @@ class Service:
         self.records = RunRecords(self.lock, keeper, restored.last_number)
         self.refusals = RefusalLog()
         self.spool = Spool()
+        self.looked_at = float("-inf")  #: when somebody asked for a preview last
         self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
         self.held = HeldWorkflow(loaded, self.lock, self._note_revision)
@@ -356,7 +360,7 @@ class Service:
             await self._require_new(prompt_id, session)
         run = session.new_run(
             *(prompt, prompt_id or new_uuid(), new.extra, new.origin, new.texts),
-            own_extra_data=key,
+            own_extra_data={**self._preview_wish(time.monotonic()), **key},
         )
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
@@ -374,6 +378,15 @@ class Service:
         if not answer:  # it was lost, but the prompt is there
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
+
+    def _preview_wish(self, now: float) -> Mapping[str, str]:
+        """What asks ComfyUI for previews of a run that begins now, if somebody looks.
+
+        They cost it time, and it makes none by itself. Versions before 0.5.0 ignore the wish, and
+        what the request itself says comes before it.
+        """
+        is_looked_at = len(self.streams) > 0 or now - self.looked_at < LOOK_SECONDS
+        return {"preview_method": "auto"} if is_looked_at else {}
 
     def _key_for(self, prompt: Prompt, extra: JsonObject) -> Mapping[str, str]:
         """The key of the account, if ``prompt`` has nodes that cost credits.

@@ -641,6 +641,7 @@ class RouteCall:
 
     def get_preview(self) -> Response:
         """The newest preview picture, of one run or of any."""
+        self.service.looked_at = time.monotonic()
         prompt_id = self.request.query.get("prompt_id")
         for record in self.records.newest_in_memory():
             preview = record.run.preview
@@ -649,7 +650,10 @@ class RouteCall:
                 type_, disposition = choose_disposition(preview.mime)
                 headers = (("Content-Disposition", disposition),)
                 return Response(200, preview.image, type_, headers)
-        message = "There is no preview. (ComfyUI sends them with --preview-method auto.)"
+        message = (
+            "There is no preview. ComfyUI sends them for runs that are started while somebody "
+            "looks, or (before 0.5.0) if it was started with --preview-method auto."
+        )
         raise HttpError(404, "no_preview", message)
 
     def get_view(self) -> Response:

@@ -264,7 +264,7 @@ def test_flags_in_the_text_exist(name: str, monkeypatch: Any) -> None:
     known = set(options_of(make_parser(script.collect_defaults())))
     for path in (SIMULATOR, "tests/run.py", "docs/build_assets.py"):
         known |= set(options_of(own_parser(path, monkeypatch)))
-    known |= {"--listen", "--data-urlencode"}  # ComfyUI's own, and curl's
+    known |= {"--listen", "--preview-method", "--data-urlencode"}  # ComfyUI's own, and curl's
     text = re.sub(r"(?ms)^```.*?^```$", "", read(name))
     pieces = " ".join(re.findall(r"`([^`\n]+)`", text))
     assert flags_in(pieces) <= known
