@@ -24,9 +24,11 @@ from comfyui_runner.serving import (
     make_service,
     open_state,
     refuse_own_address,
+    restore_workflow,
     url_of_service,
 )
 from comfyui_runner.settings import Settings
+from comfyui_runner.state_keeper import Restored
 
 
 class WindowsError(OSError):
@@ -186,3 +188,33 @@ def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_
         assert from_input.options.reload() is first
 
     tell(story, str(path))
+
+
+@pytest.mark.parametrize(
+    ("is_edited", "by_client", "has_changed", "words"),
+    [
+        (False, False, False, ""),  # it is what its file has
+        (True, False, False, "The workflow is held as it was when the last service ended, with its edits."),
+        (False, True, False, "The workflow is held as it was when the last service ended, with its edits."),
+        (False, False, True, ""),
+        (True, False, True, "a.json has changed since the last service ended"),
+        (False, True, True, "a.json has changed since the last service ended"),
+    ],
+)
+def test_what_the_last_service_held_is_said_where_it_is_not_the_file(
+    is_edited: bool, by_client: bool, has_changed: bool, words: str
+) -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        loaded = Loaded(slow_prompt(), "a.json")
+        state = await open_state(settings, loaded, desk.console)
+        service = make_service([desk.server], loaded, state, settings, desk.console)
+        held = service.held.as_stored()._replace(is_edited=is_edited)
+        if by_client:
+            held = held._replace(client=loaded._replace(path="of a client"))
+        if has_changed:
+            held = held._replace(fingerprint="another")
+        restore_workflow(service, Restored(held), desk.console)
+        restore_workflow(service, Restored(), desk.console)  # nothing was kept
+
+    shown = tell(story)
+    assert shown.startswith(words) and bool(shown) is bool(words)
