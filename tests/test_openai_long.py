@@ -17,7 +17,7 @@ import uuid
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import pytest
-from served import PNG, TEXTS, Json, Middleware
+from served import PNG, TEXTS, Json, Middleware, submitted
 from support import FAST, ROOT, node, wait_until
 from test_service_openai import EDITING, INPAINTING, prompt_of, slow_with_text
 
@@ -70,8 +70,9 @@ def hold(service: Middleware, prompt: Json) -> None:
     assert answer.status == 200, answer
 
 
-def count_runs(service: Middleware) -> int:
-    return len(service.service.records.newest_first())
+def count_runs(comfyui: Any) -> int:
+    """The runs that ComfyUI has finished."""
+    return len(submitted(comfyui))
 
 
 # -- the official package --------------------------------------------------------------------------
@@ -144,8 +145,8 @@ def test_it_lists_the_workflow_as_a_model(client: Any) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_its_errors_say_what_is_wrong(client: Any, service: Middleware) -> None:
-    before = count_runs(service)
+def test_its_errors_say_what_is_wrong(client: Any, comfyui: Any) -> None:
+    before = count_runs(comfyui)
     with pytest.raises(openai.BadRequestError) as wrong:
         client.images.generate(prompt="a fox", n=11)
     assert (wrong.value.param, wrong.value.code) == ("n", "invalid_value")
@@ -156,22 +157,24 @@ def test_its_errors_say_what_is_wrong(client: Any, service: Middleware) -> None:
     with pytest.raises(openai.ConflictError) as nowhere:
         client.images.edit(image=PNG, prompt="a fox")
     assert (nowhere.value.param, nowhere.value.code) == ("image", "no_loader")
-    assert count_runs(service) == before
+    assert count_runs(comfyui) == before
 
 
-def test_a_node_that_fails_renders_once_although_the_client_repeats_errors(client: Any, service: Middleware) -> None:
+def test_a_node_that_fails_renders_once_although_the_client_repeats_errors(
+    client: Any, service: Middleware, comfyui: Any
+) -> None:
     assert client.max_retries == 2
     hold(service, FAILING)
-    before = count_runs(service)
+    before = count_runs(comfyui)
     with pytest.raises(openai.InternalServerError) as caught:
         client.images.generate(prompt="a fox")
     assert caught.value.code == "node_failed" and "out of luck" in str(caught.value)
-    assert count_runs(service) == before + 1
+    assert count_runs(comfyui) == before + 1
 
 
-def test_a_cancelled_run_is_not_started_again(client: Any, service: Middleware) -> None:
+def test_a_cancelled_run_is_not_started_again(client: Any, service: Middleware, comfyui: Any) -> None:
     hold(service, slow_with_text())
-    before = count_runs(service)
+    before = count_runs(comfyui)
 
     def cancel_when_running() -> None:
         wait_until(lambda: service.service.records.running(), what="the run")
@@ -183,7 +186,7 @@ def test_a_cancelled_run_is_not_started_again(client: Any, service: Middleware) 
         client.images.generate(prompt="a fox")
     thread.join(20)
     assert caught.value.code == "run_cancelled"
-    assert count_runs(service) == before + 1
+    assert count_runs(comfyui) == before + 1
 
 
 def test_a_client_that_gives_up_cancels_its_run(client: Any, service: Middleware) -> None:
