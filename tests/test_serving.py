@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import time
 from typing import Any, Callable, List
 
 import pytest
@@ -218,3 +219,26 @@ def test_what_the_last_service_held_is_said_where_it_is_not_the_file(
 
     shown = tell(story)
     assert shown.startswith(words) and bool(shown) is bool(words)
+
+
+def test_what_a_session_reports_is_shown_and_published_with_its_time() -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        loaded = Loaded(slow_prompt(), "a.json")
+        state = await open_state(settings, loaded, desk.console)
+        service = make_service([desk.server], loaded, state, settings, desk.console)
+        before = time.time()
+        stream = service.streams.open(None)
+        service.report(desk.run, {"event": "notice", "message": "of the run"})
+        service.report(None, {"event": "notice", "message": "of all"})
+        service.report(desk.run, {"event": "output", "filename": "a.png"})  # the list of the run has it
+        service.streams.end()
+        sent: List[bytes] = []
+        stream.send_until_end(sent.append, 60.0)
+        lines = [line for line in b"".join(sent).decode().splitlines() if line.startswith("data: ")]
+        first, second, *rest = (json.loads(line[len("data: ") :]) for line in lines)
+        assert not any("filename" in event for event in rest)
+        assert (first["prompt_id"], first["event"], first["message"]) == ("id", "notice", "of the run")
+        assert (second["prompt_id"], second["message"]) == (None, "of all")
+        assert all(before - 1.0 <= event["time"] <= time.time() + 1.0 for event in (first, second))
+
+    assert tell(story) == "[id] of the run\nof all\n"
