@@ -6,7 +6,10 @@ import base64
 import contextlib
 import http.client
 import json
+import os
+import shutil
 import socket
+import subprocess
 import threading
 import urllib.parse
 from typing import Any, Dict, Iterator, List
@@ -549,3 +552,20 @@ def test_a_call_and_an_edit_at_once_do_not_mix(service: Middleware, comfyui: Any
     assert answer.json["prompt_id"] == prompt_id
     assert answer.json["seeds"] == {"1.seed": 1}
     assert service.held()["1"]["inputs"]["seed"] == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# a client that people use
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="this machine has no curl")
+def test_curl_saves_the_picture_under_its_name(service: Middleware, tmp_path: Any) -> None:
+    large = tmp_path / "large.png"
+    large.write_bytes(PNG + os.urandom(3_000_000))  # so large that curl waits for 100 Continue
+    service.hold(LOADER)
+    url = f"http://127.0.0.1:{service.port}"
+    command = ["curl", "-s", "-S", "-f", "-OJ", "-F", "image=@large.png", "-H", "Accept: image/*", f"{url}/run"]
+    done = subprocess.run(command, cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    assert done.returncode == 0, done.stdout
+    (saved,) = tmp_path.glob("loaded_*.png")
+    assert saved.read_bytes().startswith(b"\x89PNG")
