@@ -133,7 +133,14 @@ def read_wanted_file(request: Request, *, is_required: bool = False) -> Optional
         form = "file" if prefers_file(qualities) else "json"
     if form == "json" and not is_required:
         return None
+    if not _names_files(qualities):
+        qualities = {}  # the URL asks for a file, whatever the client accepts elsewhere
     return WantedFile(qualities, int(text))
+
+
+def _names_files(qualities: Mapping[str, float]) -> bool:
+    """Whether an Accept header has types of pictures, videos or sounds."""
+    return any(name.partition("/")[0] in _KINDS for name in qualities)
 
 
 def parse_accept(text: str) -> Dict[str, float]:

@@ -113,6 +113,7 @@ def test_a_file_is_wanted_where_accept_prefers_one_to_json(accept: str, wants: b
 
 def test_the_url_may_say_what_is_wanted() -> None:
     assert read_wanted_file(request(as_="file")) == WantedFile({}, 0)
+    assert read_wanted_file(request("application/json", as_="file")) == WantedFile({}, 0)
     assert read_wanted_file(request("image/*", as_="json")) is None
     assert read_wanted_file(request(as_="file", index="3")) == WantedFile({}, 3)
     assert read_wanted_file(request(), is_required=True) == WantedFile({}, 0)
