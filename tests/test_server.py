@@ -70,6 +70,14 @@ def test_one_prompt_is_taken_off_the_queue_or_interrupted(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "length"),
+    [({"exec_info": {"queue_remaining": 3}}, 3), ({"exec_info": {"queue_remaining": 0}}, 0), ({}, None), ([], None)],
+)
+def test_the_length_of_the_queue_is_that_of_comfyuis_word(answer: Any, length: Optional[int], serve: Serve) -> None:
+    assert Asked(serve, {"/prompt": (200, answer)}).server.queue_length() == length
+
+
+@pytest.mark.parametrize(
     ("history", "entry"),
     [({}, None), ({"a": {"outputs": {}}}, {"outputs": {}}), ({"a": []}, None), ({"b": {}}, None), ([], None)],
 )

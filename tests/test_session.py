@@ -264,3 +264,41 @@ def test_a_cancel_that_nobody_confirms_has_an_end() -> None:
         assert desk.run.cancelling and desk.run.state.phase is Phase.RUNNING
 
     tell(story)
+
+
+# -- submitting ------------------------------------------------------------------------------------
+
+
+def submit_to(answer: Any) -> Any:
+    """The run that was submitted to a server that answers so, and the error."""
+    outcomes: List[Any] = []
+
+    async def story(desk: Desk, session: Session, reports: List[Report]) -> None:
+        def refuse(body: Any) -> Any:
+            outcomes.append(body)
+            raise answer
+
+        desk.server.submit = refuse  # type: ignore[method-assign]
+        with pytest.raises(RunnerError) as caught:
+            await session.submit(desk.run)
+        outcomes.extend([desk.run, caught.value])
+
+    tell(story)
+    return outcomes
+
+
+def test_a_prompt_that_is_refused_is_over_and_says_why() -> None:
+    error = {"type": "value_not_in_list", "message": "Value not in list", "details": "", "extra_info": {}}
+    node_errors = {"1": {"errors": [error], "dependent_outputs": [], "class_type": "SlowProgress"}}
+    rejection = PromptRejected("refused", answer={"error": {"type": "x"}, "node_errors": node_errors})
+    body, run, raised = submit_to(rejection)
+    assert sorted(body) == ["client_id", "prompt", "prompt_id"] and body["prompt_id"] == "id"
+    assert raised is rejection and run.state.phase is Phase.REJECTED and not run.posting
+    assert run.problems == rejection.problems
+    assert [(problem.node_id, problem.type) for problem in run.problems] == [("1", "value_not_in_list")]
+
+
+def test_an_error_that_is_not_about_the_prompt_ends_the_run_as_it_is() -> None:
+    login = ServerAnswer("Log in.", status=401)
+    _, run, raised = submit_to(login)
+    assert raised is login and run.state.phase is Phase.REJECTED and run.problems == []
