@@ -34,12 +34,23 @@ class Meter(NamedTuple):
 
 
 def make_meter(
-    state: PromptState, prompt: Mapping[str, Any], now: float, began: float, note: str = ""
+    state: PromptState,
+    prompt: Mapping[str, Any],
+    now: float,
+    began: float,
+    note: str = "",
+    *,
+    attached: bool = False,
 ) -> Meter:
-    """The meter of one run. ``began`` is when it was submitted, by the same clock as ``now``."""
+    """The meter of one run. ``began`` is when it was submitted, by the same clock as ``now``.
+
+    ``attached``: somebody else has submitted it, so nothing is known of its nodes.
+    """
     if state.phase in (Phase.SUBMITTING, Phase.QUEUED):
         headline = f"{describe_wait(state)}  {duration(now - began)}"
         return Meter(headline=headline, note=note)
+    if attached:
+        return Meter(headline=f"Running  {duration(run_seconds(state, now))}", note=note)
     return Meter(bars=(overall_bar(state, now), *node_bars(state, prompt, now)), note=note)
 
 

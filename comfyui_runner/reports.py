@@ -105,12 +105,17 @@ def changes(
     now: float,
     *,
     run_texts: RunTexts = NO_RUN_TEXTS,
+    attached: bool = False,
 ) -> Iterator[Report]:
     """The reports that lead from ``before`` to ``after``, wherever the change was learned.
 
     ``throttle`` is the run's own: this is the one place that decides which steps are reported.
+    ``attached``: somebody else has submitted the prompt.
     """
-    yield from _changes_in_queue(before, after, prompt, run_texts)
+    if attached and before.phase is Phase.SUBMITTING and after.phase is Phase.QUEUED:
+        yield {"event": "following", "seeds": seeds_by_name(prompt)}
+    else:
+        yield from _changes_in_queue(before, after, prompt, run_texts)
     if after.cached != before.cached:
         nodes = sorted(after.cached)
         yield {"event": "cached", "nodes": nodes, "nodes_total": len(after.planned)}
@@ -459,6 +464,10 @@ def describe_submitted(report: Report) -> List[Line]:
     return lines
 
 
+def describe_following(report: Report) -> List[Line]:
+    return [("dim", f"Following {report['prompt_id']}.")]
+
+
 def seeds_in_words(seeds: Mapping[str, Any]) -> str:
     """``seed 42``; of several, which is which; "" of none."""
     if len(seeds) == 1:
@@ -703,6 +712,7 @@ _DESCRIPTIONS: Mapping[str, Callable[[Report], List[Line]]] = {
     "server": describe_server,
     "listening": describe_listening,
     "submitted": describe_submitted,
+    "following": describe_following,
     "queued": describe_queued,
     "started": describe_started,
     "cached": describe_cached,

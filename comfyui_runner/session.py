@@ -482,7 +482,13 @@ class Session:
 
         now = time.monotonic()
         reports = changes(
-            before, after, run.prompt, run.progress_throttle, now, run_texts=run.texts
+            before,
+            after,
+            run.prompt,
+            run.progress_throttle,
+            now,
+            run_texts=run.texts,
+            attached=run.attached,
         )
         for report in reports:
             self.report(run, report)

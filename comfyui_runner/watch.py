@@ -88,4 +88,11 @@ class Watch:
     def meter(self) -> Meter:
         """How far the run is, for the moving part of the screen."""
         run = self.run
-        return make_meter(run.state, run.prompt, time.monotonic(), run.began, self.session.note)
+        return make_meter(
+            run.state,
+            run.prompt,
+            time.monotonic(),
+            run.began,
+            self.session.note,
+            attached=run.attached,
+        )

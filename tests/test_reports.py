@@ -128,6 +128,16 @@ def test_submitted_is_reported_when_it_is_and_not_before() -> None:
     assert reported(new(Phase.SUBMITTING), new(Phase.SUBMITTING, over_seen=True)) == []
 
 
+def test_a_prompt_of_somebody_else_is_followed_and_was_not_submitted_by_us() -> None:
+    before, after = new(Phase.SUBMITTING), new()
+    assert list(changes(before, after, PROMPT, Throttle(0.1), 1.0, attached=True)) == [
+        {"event": "following", "seeds": {"2.seed": 7}}
+    ]
+    assert list(changes(after, new(ahead=2), PROMPT, Throttle(0.1), 1.0, attached=True)) == [
+        {"event": "queued", "ahead": 2}
+    ]
+
+
 def test_a_prompt_that_was_refused_is_not_reported_as_submitted() -> None:
     assert reported(new(Phase.SUBMITTING), new(Phase.REJECTED)) == []
 
@@ -283,6 +293,7 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             {"prompt_id": "6c1e", "seeds": {}, "texts": {"6.text": "a red fox\n" + "x" * 80, "9.name": "2026/a"}},
             ["Submitted as 6c1e.", "Texts: 6.text=a red fox " + "x" * 49 + "…, 9.name=2026/a"],
         ),
+        ("following", {"prompt_id": "6c1e", "seeds": {}}, ["Following 6c1e."]),
         ("queued", {"ahead": 0}, ["Waiting: next in the queue."]),
         ("queued", {"ahead": 1}, ["Waiting: 1 prompt ahead."]),
         ("queued", {"ahead": 2}, ["Waiting: 2 prompts ahead."]),
@@ -755,6 +766,13 @@ def shown(state: PromptState, note: str = "", now: float = 20.0) -> Meter:
 )
 def test_the_meter_before_a_prompt_runs(state: PromptState, headline: str) -> None:
     assert shown(state) == Meter(headline)
+
+
+def test_the_meter_of_somebody_elses_run_has_no_bars() -> None:
+    running = new(Phase.RUNNING, started_at=10.0)
+    assert make_meter(running, PROMPT, 20.0, 7.7, "note", attached=True) == Meter("Running  10.0 s", note="note")
+    waiting = new(ahead=1)
+    assert make_meter(waiting, PROMPT, 20.0, 7.7, attached=True) == Meter("Waiting, 1 prompt ahead  12.3 s")
 
 
 def test_the_meter_of_a_run() -> None:

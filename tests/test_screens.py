@@ -10,7 +10,7 @@ from typing import Any, Iterator, List
 
 import pytest
 from screens import SIZES, InTerminal, Size, compare, has_colors
-from served import LOADER, PNG, TEXTS
+from served import LOADER, PNG, TEXTS, post_elsewhere
 from support import node, slow_prompt
 
 pytest.importorskip("pty", reason="Windows has no pseudo-terminals of this kind")
@@ -139,3 +139,14 @@ def test_a_batch_that_is_stopped(terminals: Terminals, simulator: Any) -> None:
     shown.type("\x03")
     assert shown.end() == 130
     terminals.compare("batch-stopped", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_somebody_elses_prompt(terminals: Terminals, simulator: Any) -> None:
+    prompt_id = post_elsewhere(simulator, slow_prompt(steps=4, seconds=3600.0))
+    shown = terminals.start("--server", simulator.url, "--attach", prompt_id)
+    shown.wait_for("Running  ")
+    terminals.compare("attached", shown)
+    shown.type("\x03")
+    assert shown.end() == 130
+    terminals.compare("attached-left", shown)

@@ -1208,6 +1208,8 @@ def test_a_waiting_prompt_is_followed_to_its_end(simulator: Any) -> None:
     result = go(simulator, "--attach", second, limits=SOON)
     assert result.status == 0
     assert "slow_00002_.png" in result.out and "Done in" in result.out
+    assert f"Following {second}.\n" in result.out and "Submitted" not in result.out
+    assert "(ComfyUI sends steps only to the client that submitted it" in result.out
     assert phase_elsewhere(simulator, first) == "success"
 
 
@@ -1217,6 +1219,7 @@ def test_a_prompt_that_is_over_reports_how_it_ended(simulator: Any, workflow_fil
     result = go(simulator, "--attach", prompt_id)
     assert result.status == 0
     assert "slow_00001_.png" in result.out and "1 output" in result.out
+    assert f"Following {prompt_id}.\n" in result.out and "steps" not in result.out
 
 
 def test_a_prompt_that_failed_reports_why(simulator: Any) -> None:

@@ -23,6 +23,11 @@ from comfyui_runner.watch import Watch
 #: Connections that are opened behind a load balancer before no server counts as having the prompt.
 ATTACH_TRIES = 32
 
+#: What a person wonders who follows a prompt.
+WHY_NO_STEPS = (
+    "(ComfyUI sends steps only to the client that submitted it: none can be shown here.)"
+)
+
 
 async def attach(settings: Settings, console: Console) -> ExitStatus:
     """Follows the prompt ``settings.attach`` to its end.
@@ -35,6 +40,8 @@ async def attach(settings: Settings, console: Console) -> ExitStatus:
         server = await comfyui.find()
         session, run = await find_prompt(settings.attach, server, console)
         async with session:
+            if not run.state.phase.over:
+                console.say(WHY_NO_STEPS)
             watch = Watch(session, run, settings, console)
             with console.live(watch.meter):
                 await watch.until_stopped(session.follow)
