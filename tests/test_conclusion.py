@@ -215,3 +215,17 @@ def test_what_nobody_asked_to_save_is_mentioned_if_no_server_keeps_it(
 def test_an_output_that_is_not_saved_is_named_by_its_file_or_its_node() -> None:
     assert name_output(PICTURE) == "a.png"
     assert name_output(Output("1", "Caption", "text", text="a fox")) == "Caption"
+
+
+@pytest.mark.parametrize("has_urls", [True, False])
+def test_an_output_has_its_address_where_people_can_open_it(has_urls: bool) -> None:
+    async def story() -> None:
+        desk = Desk()
+        reports = with_reports(desk)
+        report_outputs(desk.session, desk.run, [PICTURE._replace(type="output")], None, has_urls=has_urls)
+        url = reports[0]["url"]
+        assert bool(url) is has_urls
+        if has_urls:
+            assert url.startswith("http://127.0.0.1:1/view?filename=a.png")
+
+    asyncio.run(story())

@@ -302,3 +302,12 @@ def test_an_error_that_is_not_about_the_prompt_ends_the_run_as_it_is() -> None:
     login = ServerAnswer("Log in.", status=401)
     _, run, raised = submit_to(login)
     assert raised is login and run.state.phase is Phase.REJECTED and run.problems == []
+
+
+def test_a_server_that_refuses_the_websocket_is_not_waited_for() -> None:
+    async def story(desk: Desk, session: Session, reports: List[Report]) -> None:
+        with pytest.raises(ServerUnreachable, match=r"^http://127\.0\.0\.1:1 does not answer any more\.$") as caught:
+            await asyncio.wait_for(session.open(), 20.0)
+        assert caught.value.refused and reports == [] and not session._tasks
+
+    tell(story)
