@@ -21,7 +21,8 @@ PURE_MODULES = [
     "text", "redaction", "json_text", "contents", "answer_body",
     "documents", "extras/pictures", "nodes", "summary", "problems", "extras/conversion",
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
-    "extras/pack_values", "extras/proxy_widgets", "extras/sweeps", "extras/templates", "extras/widgets",
+    "extras/pack_values", "extras/proxy_widgets", "extras/python_words", "extras/sweeps", "extras/templates",
+    "extras/widgets",
     "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
@@ -33,7 +34,7 @@ PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module i
 SUBJECTS = [
     "run_prompts", "addresses", "versions", "http_failures", "retries", "events", "state", "outputs", "media",
     "text", "redaction", "json_text", "contents", "answer_body",
-    "workflow_documents", "problems", "conversion", "edits", "values", "batches", "sweeps", "reports",
+    "workflow_documents", "problems", "conversion", "python_words", "edits", "values", "batches", "sweeps", "reports",
     "settings", "guard", "messages", "routes", "http_head", "http_body", "event_streams", "held_workflow",
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",

@@ -23,9 +23,11 @@ import pytest
 import requests
 from simulated import output_of, png_text, txt2img
 from support import FAST, ROOT, node, script, slow_prompt, wait_until
+from test_cookies import Sticky, make_balancer  # noqa: F401 - a fixture
 
 import comfyui_runner
 from comfyui_runner.call_values import CallFile
+from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.edits import EditError
 from comfyui_runner.errors import (
     ExitStatus,
@@ -45,8 +47,8 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.python_api import USUAL_URLS, AsyncComfy, Comfy, connect, connect_async
 from comfyui_runner.extras.python_calls import RunReport, read_python_value
 from comfyui_runner.extras.python_results import RunOutput, RunResult, choose_destination
-from comfyui_runner.extras.python_words import in_python_words
 from comfyui_runner.simulator import draw
+from comfyui_runner.simulator.installation import MODELS as MODELS_OF_SIMULATOR
 from comfyui_runner.threads import run_loop
 
 Make = Callable[..., Any]
@@ -290,10 +292,19 @@ def test_an_error_of_on_progress_cancels_the_run(comfy: Comfy, simulator: Any) -
     assert "execution_interrupted" in phases(simulator, str(error.value))
 
 
-def test_notices_are_part_of_the_result(comfy: Comfy) -> None:
-    prompt = {**txt2img(), "4": node("CheckpointLoaderSimple", ckpt_name="SDXL\\sd_xl_base_1.0.safetensors")}
-    prompt["4"]["inputs"]["ckpt_name"] = "sd_xl_base_1.0.safetensors"
-    assert comfy.run(prompt).notices == ()
+@pytest.mark.parametrize("values", [{}, {"3.steps": 1}])
+def test_a_model_with_another_name_is_a_notice_of_the_result(
+    values: Json, comfy: Comfy, simulator: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(MODELS_OF_SIMULATOR, "checkpoints", ["SDXL/sd_xl_base_1.0.safetensors"])
+    result = comfy.run(txt2img(steps=1), values)
+    (notice,) = result.notices
+    assert "SDXL/sd_xl_base_1.0.safetensors is used for sd_xl_base_1.0.safetensors" in notice
+    assert prompts_of(simulator)[0]["4"]["inputs"]["ckpt_name"] == "SDXL/sd_xl_base_1.0.safetensors"
+
+
+def test_a_run_without_the_outputs_that_were_refused_is_partial(comfy: Comfy) -> None:
+    assert comfy.run(slow_prompt()).notices == ()
     partial = {**slow_prompt(), "3": node("SaveImage", "Broken", filename_prefix="y", images=["404", 0])}
     result = comfy.run(partial)
     assert result.status == "partial"
@@ -545,6 +556,43 @@ def test_it_works_inside_a_running_event_loop(simulator: Any) -> None:
             return comfy.run(slow_prompt()).status
 
     assert asyncio.run(cell()) == "success"
+
+
+def test_behind_a_load_balancer_the_next_run_goes_to_another_server(
+    make_simulator: Make,
+    make_balancer: Make,  # noqa: F811
+) -> None:
+    servers = [make_simulator(), make_simulator()]
+    rule = Sticky(2)
+    with connect(make_balancer(servers, rule).url, limits=FAST) as comfy:
+        first = comfy.run(slow_prompt())
+        (at,) = [number for number, server in enumerate(servers) if executions(server)]
+        other = 1 - at
+
+        def lose(report: RunReport) -> None:
+            if report["event"] == "node_started":
+                rule.up.remove(at)
+                servers[at].cut_websockets()
+
+        with pytest.raises(RunLost, match="its server is gone"):
+            comfy.run(slow_prompt(**FOREVER), on_progress=lose)
+        assert comfy.run(slow_prompt(seed=3)).status == "success"
+        assert executions(servers[other]) == 1
+        with pytest.raises(SaveError):
+            _ = first.outputs[0].bytes  # it is where nobody leads us any more
+
+
+def test_a_comfyui_that_goes_away_while_it_is_connected_to_is_an_error(simulator: Any, monkeypatch: Any) -> None:
+    find = ComfyUI.find
+
+    async def find_and_crash(comfyui: ComfyUI) -> Any:
+        server = await find(comfyui)
+        simulator.crash()
+        return server
+
+    monkeypatch.setattr(ComfyUI, "find", find_and_crash)
+    with pytest.raises(ServerUnreachable, match="does not answer any more"):
+        connect(simulator.url, limits=FAST)
 
 
 # -- programs with a loop of their own -------------------------------------------------------------
@@ -945,32 +993,3 @@ def test_credits_are_spent_where_that_is_allowed(simulator: Any, monkeypatch: An
     assert result.status == "success"
     assert simulator.partner_keys == [key]
     assert key not in repr(result)
-
-
-# -- words -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("flags", "arguments"),
-    [
-        ("Check the spelling in --server.", "Check the spelling in connect()."),
-        ("Give --server URL.", "Give connect(URL)."),
-        (
-            "To render again, change a value or add --seed random.",
-            'To render again, change a value or add seed="random".',
-        ),
-        (
-            'Give the credentials: --server https://user:password@host, or --header "Authorization: Bearer …".',
-            'Give the credentials: connect("https://user:password@host"), '
-            'or connect(headers={"Authorization": "Bearer …"}).',
-        ),
-        ("Cancelled by --timeout: it", "Cancelled by timeout: it"),
-        (
-            'It is on this machine: --image "6=in/cat.png" uploads it.',
-            'It is on this machine: pathlib.Path("in/cat.png") as the value uploads it.',
-        ),
-        ("start ComfyUI with --lowvram.", "start ComfyUI with --lowvram."),
-    ],
-)
-def test_messages_name_arguments_and_not_flags(flags: str, arguments: str) -> None:
-    assert in_python_words(flags) == arguments

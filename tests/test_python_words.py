@@ -1,0 +1,81 @@
+"""Messages in the words of the Python API. No socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
+from comfyui_runner.extras.python_words import errors_in_python_words, hide_in_problems, in_python_words
+from comfyui_runner.problems import Problem
+from comfyui_runner.redaction import Secrets
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        ("Check the spelling in --server.", "Check the spelling in connect()."),
+        ("Give --server URL.", "Give connect(URL)."),
+        (
+            "To render again, change a value or add --seed random.",
+            'To render again, change a value or add seed="random".',
+        ),
+        (
+            'Give the credentials: --server https://user:password@host, or --header "Authorization: Bearer …".',
+            'Give the credentials: connect("https://user:password@host"), '
+            'or connect(headers={"Authorization": "Bearer …"}).',
+        ),
+        ("Cancelled by --timeout: it", "Cancelled by timeout: it"),
+        (
+            'It is on this machine: --image "6=in/cat.png" uploads it.',
+            'It is on this machine: pathlib.Path("in/cat.png") as the value uploads it.',
+        ),
+        ("start ComfyUI with --lowvram.", "start ComfyUI with --lowvram."),
+    ],
+)
+def test_messages_name_arguments_and_not_flags(flags: str, arguments: str) -> None:
+    assert in_python_words(flags) == arguments
+
+
+def raised(error: RunnerError, *secrets: str) -> Any:
+    """What a program gets of ``error``."""
+    with pytest.raises(RunnerError) as caught, errors_in_python_words(Secrets(secrets)):
+        raise error
+    assert caught.value is error
+    return error
+
+
+def test_a_traceback_shows_the_message_and_what_to_do_next() -> None:
+    error = raised(ServerUnreachable("No ComfyUI answers.", "Give its address with\n--server URL, or --demo"))
+    assert error.message == "No ComfyUI answers."
+    assert error.remedy == "Give its address with\nconnect(URL), or connect(demo=True)"
+    assert str(error) == f"{error.message}\n{error.remedy}"
+    assert str(raised(RunnerError("Nothing to add."))) == "Nothing to add."
+
+
+def test_an_error_has_no_escape_codes_and_no_secrets() -> None:
+    error = raised(RunnerError("\x1b[31mno s3cret-token", "not s3cret-token either"), "s3cret-token")
+    assert str(error) == "no ***\nnot *** either"
+
+
+def test_a_refusal_lists_its_problems_up_to_a_number() -> None:
+    error = PromptRejected("Refused.", answer={"error": "has s3cret-token"})
+    error.problems = [
+        Problem(
+            "t", f"s3cret-token {number}: use --seed random.", "3", "Sampler", "KSampler", hints=("add s3cret-token",)
+        )
+        for number in range(12)
+    ]
+    lines = str(raised(error, "s3cret-token")).split("\n")
+    assert lines[:3] == ["Refused.", '"Sampler" (KSampler, node 3): *** 0: use seed="random".', "    add ***"]
+    assert lines[-1] == "2 more: see the error's problems."
+    assert len(lines) == 22
+    assert error.answer == {"error": "has ***"}
+    assert len(error.problems) == 12
+
+
+def test_secrets_are_hidden_in_every_part_of_a_problem() -> None:
+    problem = Problem("t", "m s3cret-token", "1", value=["s3cret-token"], hints=("h s3cret-token",))
+    (hidden,) = hide_in_problems([problem], Secrets(["s3cret-token"]))
+    assert (hidden.message, hidden.value, hidden.hints) == ("m ***", ["***"], ("h ***",))
