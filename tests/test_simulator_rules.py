@@ -179,6 +179,8 @@ def test_a_form_is_read_whatever_the_pieces(most: int, tmp_path: Path) -> None:
     image = form["image"]
     assert isinstance(image, Upload)
     assert (image.filename, form["type"]) == ("a.bin", "input")
+    assert Path(image.path).parent == tmp_path
+    assert Path(image.path).name.startswith(".upload-")  # a hidden file
     assert Path(image.path).read_bytes() == b"line\r\n--not the end\r\n"
     discard_form(form)
     assert list(tmp_path.iterdir()) == []
