@@ -20,6 +20,11 @@ def test_a_behavior_begins_with_a_version(version: str) -> None:
     assert has_behavior(version, "jobs") is (version in VERSIONS_WITH_JOBS)
 
 
+@pytest.mark.parametrize(("version", "expected"), [("0.5", True), ("0.5.0", True), ("0.4.9", False), ("0.3.64", False)])
+def test_previews_are_chosen_per_prompt_since_a_version(version: str, expected: bool) -> None:
+    assert has_behavior(version, "preview_method") is expected
+
+
 def test_older_servers_have_no_jobs(simulate: Callable[..., Simulator]) -> None:
     sim = simulate(version="0.3.64")
     prompt_id = submit(sim, slow())

@@ -10,7 +10,7 @@ import re
 #: The first version that has a behavior.
 SINCE: dict[str, tuple[int, ...]] = {
     # extra_data.preview_method chooses the previews of a prompt (execution.py, execute_async()).
-    "preview_method": (0, 5, 0),
+    "preview_method": (0, 5),
     # /api/jobs; also prompt_ids that must be UUIDs, create_time, missing_node_type, cycles that
     # are named, feature flags beyond the first two, and no outputs of cached nodes in /history.
     "jobs": (0, 26),
