@@ -36,7 +36,7 @@ def test_object_info_is_that_of_a_real_server(sim: Simulator) -> None:
     recorded = json.loads((RECORDINGS[0].parent.parent / "object_info.json").read_text())
     Path(sim.root, "input", "example.png").write_bytes(b"")
     mine = get(sim, "/object_info").json()
-    assert set(recorded) | {"SlowProgress", "FailNode", "TextOut", "SimulatedOutput"} == set(mine)
+    assert set(recorded) | {"SlowProgress", "FailNode", "TextOut", "SimulatedOutput", "PartnerImage"} == set(mine)
     for name, node in recorded.items():
         for key in ("output", "output_name", "output_is_list", "output_node", "category"):
             assert mine[name][key] == node[key], (name, key)
