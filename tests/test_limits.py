@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comfyui_runner.files import PAUSES_WHILE_IN_USE
+from comfyui_runner.interrupts import FAREWELL_SECONDS
 from comfyui_runner.limits import (
     DEFAULT_LIMITS,
     RECEIVED_BYTES,
@@ -69,3 +70,7 @@ def test_the_service_keeps_as_much_as_this() -> None:
 def test_a_file_that_is_in_use_is_tried_again_for_two_and_a_half_seconds() -> None:
     assert sum(PAUSES_WHILE_IN_USE) == pytest.approx(2.5)
     assert list(PAUSES_WHILE_IN_USE) == sorted(PAUSES_WHILE_IN_USE) and PAUSES_WHILE_IN_USE[0] == 0.05
+
+
+def test_the_last_words_have_half_a_second() -> None:
+    assert FAREWELL_SECONDS == 0.5

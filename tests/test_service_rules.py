@@ -9,6 +9,10 @@ from support import node
 
 from comfyui_runner.messages import HttpError, Request
 from comfyui_runner.service_routes import (
+    COOKIE_SECONDS,
+    INTERRUPT_WAIT,
+    LOGIN_LIMIT,
+    MAX_WAIT,
     check_prompt_request,
     name_of_node,
     refusal_of,
@@ -112,3 +116,9 @@ def test_the_console_shows_who_was_refused_and_no_query(headers: Any, type_: str
 def test_who_comes_when_all_places_are_taken_is_to_come_again() -> None:
     error = too_many_connections()
     assert (error.http_status, error.type, dict(error.headers)) == (503, "too_many_connections", {"Retry-After": "1"})
+
+
+def test_how_long_the_service_waits_and_a_login_lasts() -> None:
+    assert MAX_WAIT == 60.0  # docs/MIDDLEWARE.md: 60 at most
+    assert COOKIE_SECONDS == 31536000  # a year
+    assert (INTERRUPT_WAIT, LOGIN_LIMIT) == (5.0, 4096)

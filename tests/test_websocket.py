@@ -14,7 +14,7 @@ from support import FAST, seconds_since
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.errors import ServerAnswer, ServerUnreachable
 from comfyui_runner.server import Server
-from comfyui_runner.websocket import close_websocket, connect_websocket
+from comfyui_runner.websocket import _route_options, close_websocket, connect_websocket
 
 
 def server_at(port: int, seconds: float = 3.0) -> Server:
@@ -92,3 +92,14 @@ def test_a_status_to_the_handshake_is_an_answer(serve_tcp: Any) -> None:
     with pytest.raises(ServerAnswer, match=r"^HTTP 302 to the WebSocket handshake$") as caught:
         asyncio.run(connect_websocket(server_at(serve_tcp(Refusing)), "id"))
     assert caught.value.status == 302
+
+
+@pytest.mark.parametrize(
+    ("version", "knows_proxies"), [("13.1", False), ("14.2", False), ("15.0", True), ("16.0", True)]
+)
+def test_a_version_that_uses_proxies_is_told_to_use_none_for_this_machine(
+    version: str, knows_proxies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("websockets.version.version", version)
+    options = asyncio.run(_route_options(server_at(8188)))
+    assert options == {"host": "127.0.0.1", "port": 8188, **({"proxy": None} if knows_proxies else {})}
