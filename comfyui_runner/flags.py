@@ -335,6 +335,9 @@ def add_saving_flags(group: Any) -> None:
         help="replace existing files instead of adding ' (1)' to the name",
     )
     group.add_argument(
+        "--open", action="store_true", help="show what was saved: the picture, or a batch's sheet"
+    )
+    group.add_argument(
         "--save-run",
         metavar="FILE",
         type=partial(read_text, "--save-run"),

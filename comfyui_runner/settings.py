@@ -56,6 +56,7 @@ PROGRAMS_THAT_USE = {
     "--hook": _PROGRAMS_THAT_FOLLOW_RUNS,
     "--free": _PROGRAMS_THAT_FOLLOW_RUNS,
     "--name": ("run", "batch", "attach"),
+    "--open": ("run", "batch", "attach"),
     "--retries": ("run", "batch"),
     "--in-flight": ("batch",),
     "--manifest": ("batch",),
@@ -90,6 +91,7 @@ class Settings(NamedTuple):
     api_key: str = ""  # of a Comfy account, for these nodes
     output: Optional[str] = None
     overwrite: bool = False
+    open: bool = False  # what was saved is shown by the system's programs
     timeout: Optional[float] = None
     printer: str = "human"  # or "quiet", "json"
     verbose: bool = False
@@ -147,7 +149,7 @@ def make_settings(
     flags = parse_flags(arguments, defaults)
     mode = choose_mode(flags, environment, defaults)
     task = choose_task(flags)
-    refuse_contradictions(flags, mode, task)
+    refuse_contradictions(flags, environment, mode, task)
 
     def choose(
         flag: Any, variable: str, default: Any = None, read: Callable[[str, str], Any] = read_text
@@ -178,6 +180,7 @@ def make_settings(
         api_key=read_api_key(environment),
         output=choose(flags.output, "COMFYUI_OUTPUT"),
         overwrite=flags.overwrite,
+        open=flags.open,
         timeout=choose(flags.timeout, "COMFYUI_TIMEOUT", read=read_seconds),
         printer=choose_printer_kind(flags),
         verbose=flags.verbose,
@@ -352,7 +355,7 @@ def short_values_given(flags: Any) -> Tuple[Tuple[str, str], ...]:
     return tuple((name, text) for name, text in texts.items() if text is not None)
 
 
-def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
+def refuse_contradictions(flags: Any, environment: Mapping[str, str], mode: str, task: str) -> None:
     """Raises UsageError for flags that cannot all be followed."""
     if flags.setup:  # the script itself follows it, and takes it away
         raise UsageError(
@@ -376,6 +379,8 @@ def refuse_contradictions(flags: Any, mode: str, task: str) -> None:
         raise UsageError(
             "--save-run is for a single run.", "Leave it out. A batch writes a manifest."
         )
+    if flags.open and not (flags.output or environment.get("COMFYUI_OUTPUT")):
+        raise UsageError("--open opens what -o saves, and nothing is saved.", "Add -o DIR.")
     sets_values = flags.set or flags.image or flags.seed or short_values_given(flags)
     if flags.attach and sets_values:
         raise UsageError(

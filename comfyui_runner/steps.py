@@ -258,9 +258,24 @@ async def conclude_run(
         whole_traceback=settings.verbose,
         has_urls=not settings.demo,
     )
+    if settings.open:
+        open_saved((ending.saved or {}).values(), console)
     if settings.demo:
         show_next_step(ending, settings, console)
     return ending
+
+
+def open_saved(paths: Iterable[str], console: Console) -> None:
+    """--open: shows the first of the saved files that can be shown."""
+    from comfyui_runner.extras.opening import choose_what_to_open, open_file  # --open alone
+
+    path = choose_what_to_open(paths)
+    if path is None:
+        console.notice("--open: there is no picture, video or sound to open.")
+        return
+    trouble = open_file(path)
+    if trouble:
+        console.notice(trouble)
 
 
 def show_next_step(ending: Ending, settings: Settings, console: Console) -> None:

@@ -381,6 +381,44 @@ def test_the_question_says_how_many_runs_each_makes(batch: Batch) -> None:
     assert batch.posts() == 0
 
 
+def test_a_batch_that_saves_leaves_a_sheet_beside_its_manifest(batch: Batch) -> None:
+    out = batch.folder / "out"
+    batch.csv("3.text", "a fox", "a cat")
+    result = batch("-o", str(out))
+    assert result.status == ExitStatus.OK
+    assert result.event("batch")["sheet"] == str(out / "sheet.html")
+    page = (out / "sheet.html").read_text(encoding="utf-8")
+    assert "3.text: a fox" in page and "3.text: a cat" in page
+    for address in re.findall(r'<img src="([^"]+)"', page):
+        assert (out / address).exists()
+    assert page.count("<img") == 2
+
+
+def test_a_batch_that_saves_nothing_leaves_no_sheet(batch: Batch) -> None:
+    batch.csv("3.text", "a fox")
+    assert batch().event("batch")["sheet"] is None
+    assert not (batch.folder / "sheet.html").exists()
+
+
+def test_a_sheet_says_what_failed(batch: Batch) -> None:
+    out = batch.folder / "out"
+    batch.csv("1.steps", "1", "-5")
+    assert batch("-o", str(out)).status == ExitStatus.FAILED
+    page = (out / "sheet.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 1 and "Failed: " in page
+
+
+def test_a_page_of_somebody_else_is_not_replaced_by_a_sheet(batch: Batch) -> None:
+    out = batch.folder / "out"
+    out.mkdir()
+    (out / "sheet.html").write_text("<p>mine", encoding="utf-8")
+    batch.csv("3.text", "a fox")
+    result = batch("-o", str(out))
+    assert result.status == ExitStatus.OK
+    assert "is not one of our sheets" in result.out
+    assert (out / "sheet.html").read_text(encoding="utf-8") == "<p>mine"
+
+
 def test_a_text_file_is_a_prompt_per_line(batch: Batch) -> None:
     batch.prompt = txt2img()
     texts = batch.folder / "prompts.txt"

@@ -27,6 +27,7 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.batch_files import Manifest, count_rows, manifest_path, open_rows
 from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
+from comfyui_runner.extras.sheet import Sheet
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import expand_pattern
@@ -46,6 +47,7 @@ from comfyui_runner.steps import (
     find_spending,
     load_workflow,
     make_destination,
+    open_saved,
     require_terminal_or_yes,
     show_workflow,
 )
@@ -61,6 +63,9 @@ READ_BY_PEOPLE = (
 
 #: How many of the rows that are on their way are drawn.
 DRAWN_ROWS = 8
+
+#: Seconds between two sheets at least, and how many times as long as it took to write the last one.
+SHEET_INTERVAL, SHEET_PAUSES = 2.0, 20.0
 
 #: Seconds for what runs have made to be saved, after Ctrl+C has cancelled the others.
 LAST_SAVING = 2.0
@@ -154,6 +159,13 @@ def pattern_of_folder(settings: Settings) -> str:
     return os.path.join(folder, "{row}")
 
 
+def make_sheet_of_batch(settings: Settings, manifest: Manifest) -> Optional[Sheet]:
+    """The sheet beside the manifest; None for a batch that saves nothing."""
+    if not settings.output or not manifest.path:
+        return None
+    return Sheet(manifest.path, os.path.basename(settings.workflow))
+
+
 # -- the job ---------------------------------------------------------------------------------------
 
 
@@ -213,6 +225,9 @@ class BatchJob:
         self.afterwards = make_afterwards(settings, console)
         self._written = WrittenFiles()
         self._reading = asyncio.Lock()
+        self._sheet = make_sheet_of_batch(settings, manifest)
+        self._trouble_with_sheet = ""
+        self._row_has_ended = asyncio.Event()
 
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
         """Runs the rows with --in-flight workers, until there are no more or Ctrl+C comes."""
@@ -223,6 +238,7 @@ class BatchJob:
             asyncio.ensure_future(self._work(rows, prompts)) for _ in range(self.settings.in_flight)
         ]
         all_work: "asyncio.Future[Any]" = asyncio.ensure_future(asyncio.wait(workers))
+        keeping_sheet = asyncio.ensure_future(self._keep_sheet())
         try:
             with self.console.live(self.meter):
                 await self.console.done_or_stopped(all_work)
@@ -232,8 +248,9 @@ class BatchJob:
                 if worker.done():
                     worker.result()  # a fault of ours must not pass in silence
         finally:
-            await end_tasks([*workers, all_work])
+            await end_tasks([*workers, all_work, keeping_sheet])
         self.console.printer.close()
+        await self._write_last_sheet()
 
     async def _let_rows_end(self, all_work: "asyncio.Future[Any]") -> None:
         """Waits, after Ctrl+C, until each row has cancelled its run, and saved what was made."""
@@ -244,6 +261,39 @@ class BatchJob:
         await asyncio.wait([all_over], timeout=self.server.limits.cancel)
         await asyncio.wait([all_work], timeout=LAST_SAVING)
         await end_tasks([all_over])
+
+    # -- the sheet ---------------------------------------------------------------------------------
+
+    async def _keep_sheet(self) -> None:
+        """Writes the sheet anew when rows have ended, in a small part of the time."""
+        while self._sheet is not None:
+            await self._row_has_ended.wait()
+            self._row_has_ended.clear()
+            began = time.monotonic()
+            await in_thread(self._write_sheet)
+            seconds = time.monotonic() - began
+            await asyncio.sleep(max(SHEET_INTERVAL, SHEET_PAUSES * seconds))
+
+    async def _write_last_sheet(self) -> None:
+        """Writes the sheet with all rows, and shows it if --open asks for it."""
+        if self._sheet is None or not self.tally.ended:
+            return
+        writing = asyncio.ensure_future(in_thread(self._write_sheet))
+        # Ctrl+C must not wait for a drive that is slow.
+        await asyncio.wait([writing], timeout=LAST_SAVING if self.console.stopping else None)
+        await end_tasks([writing])
+        if self._trouble_with_sheet:
+            self.console.notice(f"The sheet is not complete: {self._trouble_with_sheet}")
+        elif self.settings.open and not self.console.stopping:
+            open_saved([self._sheet.path], self.console)
+
+    def _write_sheet(self) -> None:
+        assert self._sheet is not None
+        try:
+            self._sheet.write()
+            self._trouble_with_sheet = ""
+        except SaveError as error:
+            self._trouble_with_sheet = error.message
 
     # -- the workers -------------------------------------------------------------------------------
 
@@ -405,6 +455,7 @@ class BatchJob:
             self.manifest.append({**attempt.entry, **end, "time": round(time.time(), 3)})
         except SaveError as error:
             self.fatal = self.fatal or error
+        self._row_has_ended.set()
         count = getattr(self.tally, status)
         self.tally = self.tally._replace(**{status: count + 1})
         number = attempt.row.number
@@ -471,6 +522,7 @@ class BatchJob:
             "cancelled": tally.cancelled,
             "seconds": round(tally.seconds, 3),
             "manifest": self.manifest.path or None,
+            "sheet": self._sheet.path if self._sheet is not None else None,
             "message": self._end_in_words(tally, exit_status),
             "exit_status": int(exit_status),
         }
@@ -482,6 +534,8 @@ class BatchJob:
         message = tally.end_in_words(is_cut_short)
         if tally.done and self.settings.output:
             message += f"\nSaved in {folder_before_fields(self.settings.output)}"
+        if self._sheet is not None and self.tally.ended:
+            message += f"\nSheet: {self._sheet.path}"
         if self.fatal is not None:
             message += f"\n{self.fatal.message} {self.fatal.remedy}"
         if exit_status is not ExitStatus.OK and self.manifest.path:

@@ -1,0 +1,327 @@
+"""The contact sheet of a batch: a static page with what each row made, beside the manifest."""
+
+from __future__ import annotations
+
+import html
+import os
+import threading
+import urllib.parse
+from pathlib import Path
+from typing import (
+    Any,
+    BinaryIO,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+from comfyui_runner.errors import SaveError
+from comfyui_runner.files import write_text_file
+from comfyui_runner.json_text import parse_json
+from comfyui_runner.media import kind_of_name
+from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
+
+#: The name of the page, and the line by which we know a page of ours.
+SHEET_NAME, SHEET_MARK = (
+    "sheet.html",
+    "<!-- made by comfyui-workflow-runner: it may be replaced -->",
+)
+
+#: Values of one name that make an axis of a grid, and that are told apart at all.
+MOST_ON_AXIS, MOST_DISTINCT = 40, 200
+
+#: Characters of a value in a caption; all of it is shown when the pointer is on it.
+CAPTION_LENGTH = 120
+
+STYLE = """\
+:root { color-scheme: light dark; --line: #8885; --failed: #c33; }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem; }
+h1 { font-size: 1.2rem; } h2 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+.flow { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+th { font-weight: 600; padding: .4rem; text-align: left; vertical-align: top; max-width: 16rem; }
+td { border: 1px solid var(--line); padding: .4rem; vertical-align: top; min-width: 10rem;
+  max-width: 18rem; }
+figure { margin: 0; }
+img, video { display: block; width: 100%; max-height: 24rem; object-fit: contain;
+  background: #8882; }
+audio { width: 100%; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
+figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+.failed { border-left: 4px solid var(--failed); padding-left: .5rem; }
+"""
+
+
+class Cell(NamedTuple):
+    """A row that has ended, as the manifest has it."""
+
+    number: int
+    values: Mapping[str, Any]
+    seeds: Sequence[Any]
+    seconds: float
+    outputs: Sequence[JsonObject]
+    failure: str  # how it failed or was cancelled, in words; "" if it is done
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        return f"Row {self.number}"
+
+
+class Index(NamedTuple):
+    """Where each row's last line of a manifest begins, and the values that differ between rows."""
+
+    places: Mapping[int, int]
+    varying: Mapping[str, Sequence[str]]  # the distinct values by name, in their order
+
+
+class Axes(NamedTuple):
+    """The names whose values make sections, and the rows and the columns of the grids in them."""
+
+    sections: Sequence[str]
+    rows: str
+    columns: str
+
+
+# -- the manifest ----------------------------------------------------------------------------------
+
+
+def read_cell(entry: JsonObject) -> Cell:
+    """The row in a line of the manifest."""
+    status = str(entry.get("status"))
+    failure = ""
+    if status != "done":
+        failure = (
+            f"{status.capitalize()}: {entry.get('message') or 'the manifest does not say why.'}"
+        )
+    seconds = entry.get("seconds")
+    outputs = entry.get("outputs")
+    return Cell(
+        number=entry["row"],
+        values=as_dict(entry.get("values")),
+        seeds=list(dict.fromkeys(map(str, as_dict(entry.get("seeds")).values()))),
+        seconds=seconds if isinstance(seconds, (int, float)) else 0.0,
+        outputs=[as_dict(output) for output in outputs] if isinstance(outputs, list) else [],
+        failure=failure,
+    )
+
+
+def read_line(line: bytes) -> JsonObject:
+    """The entry in a line of the manifest; {} for any other line."""
+    try:
+        entry = as_dict(parse_json(line))
+    except ValueError:  # cut off by a crash, or empty
+        return {}
+    return entry if isinstance(entry.get("row"), int) else {}
+
+
+def index_manifest(manifest: BinaryIO) -> Index:
+    """Reads all lines once. A row that ran again counts as it ended last."""
+    places: Dict[int, int] = {}
+    distinct: Dict[str, Dict[str, None]] = {}
+    place = 0
+    for line in manifest:
+        entry = read_line(line)
+        if entry:
+            places[entry["row"]] = place
+            for name, value in as_dict(entry.get("values")).items():
+                values = distinct.setdefault(name, {})
+                if len(values) < MOST_DISTINCT:
+                    values[value_in_words(value)] = None
+        place += len(line)
+    varying = {name: list(values) for name, values in distinct.items() if len(values) > 1}
+    return Index(places, varying)
+
+
+def read_cells(manifest: BinaryIO, index: Index) -> Iterator[Cell]:
+    """The rows in the order of their numbers."""
+    for number in sorted(index.places):
+        manifest.seek(index.places[number])
+        yield read_cell(read_line(manifest.readline()))
+
+
+def value_in_words(value: Any) -> str:
+    """A value on the sheet. ``@FILE`` is a file that was uploaded."""
+    text = str(value)
+    return text[1:] if text.startswith("@") and len(text) > 1 else text
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+def choose_axes(index: Index) -> Optional[Axes]:
+    """The axes of a batch whose rows are all combinations of values; None for any other."""
+    names = list(index.varying)
+    if len(names) < 2:
+        return None
+    combinations = 1
+    for name in names:
+        if len(index.varying[name]) > MOST_ON_AXIS:
+            return None
+        combinations *= len(index.varying[name])
+    if combinations < len(index.places):  # some combination is there twice
+        return None
+    is_mostly_empty = combinations > 2 * len(index.places)
+    if is_mostly_empty:
+        return None
+    return Axes(names[:-2], names[-2], names[-1])
+
+
+def make_sheet(title: str, cells: Iterable[Cell], index: Index, folder: str) -> Iterator[str]:
+    """The pieces of the page. Files are named as seen from ``folder``, where the page is."""
+    ended = plural(len(index.places), "row")
+    yield (
+        f'<!DOCTYPE html>\n{SHEET_MARK}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" content="script-src \'none\'">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{html.escape(title)}: {ended}</h1>\n"
+    )
+    axes = choose_axes(index)
+    if axes is None:
+        yield '<div class="flow">\n'
+        for cell in cells:
+            yield make_figure(cell, index.varying, folder)
+        yield "</div>\n"
+    else:
+        yield from make_grids(list(cells), index, axes, folder)
+    yield "</body>\n</html>\n"
+
+
+def make_grids(cells: Sequence[Cell], index: Index, axes: Axes, folder: str) -> Iterator[str]:
+    """A table for each section: a line for each value of one name, a column for each of another."""
+    by_place: Dict[Tuple[str, ...], Cell] = {}
+    sections: Dict[Tuple[str, ...], None] = {}
+    for cell in cells:
+        section = tuple(value_in_words(cell.values.get(name, "")) for name in axes.sections)
+        place = tuple(
+            value_in_words(cell.values.get(name, "")) for name in (axes.rows, axes.columns)
+        )
+        sections[section] = None
+        by_place[(*section, *place)] = cell
+
+    for section in sections:
+        if section:
+            pairs = zip(axes.sections, section)
+            words = ", ".join(f"{name}: {shorten(value)}" for name, value in pairs)
+            yield f"<h2>{html.escape(words)}</h2>\n"
+        corner = f"{html.escape(axes.rows)} \N{RIGHTWARDS ARROW} {html.escape(axes.columns)}"
+        yield f'<div class="scroll"><table>\n<tr><th>{corner}</th>'
+        for column in index.varying[axes.columns]:
+            yield f'<th scope="col">{caption_of(column)}</th>'
+        yield "</tr>\n"
+        for row in index.varying[axes.rows]:
+            yield f'<tr><th scope="row">{caption_of(row)}</th>'
+            for column in index.varying[axes.columns]:
+                found = by_place.get((*section, row, column))
+                figure = make_figure(found, {}, folder) if found is not None else ""
+                yield f"<td>{figure}</td>"
+            yield "</tr>\n"
+        yield "</table></div>\n"
+
+
+def make_figure(cell: Cell, varying: Mapping[str, Any], folder: str) -> str:
+    """What a row made, and under it the values that differ, the seed, and how long it took."""
+    lines = [
+        f"{html.escape(name)}: {caption_of(cell.values[name])}"
+        for name in varying
+        if name in cell.values
+    ]
+    facts = [cell.name, *(f"seed {seed}" for seed in cell.seeds)]
+    if cell.seconds:
+        facts.append(duration(cell.seconds))
+    lines.append(html.escape(", ".join(facts)))
+    if cell.failure:
+        message = html.escape(one_line(cell.failure, 500))
+        caption = "<br>".join([f"<strong>{message}</strong>", *lines])
+        return f'<figure class="failed"><figcaption>{caption}</figcaption></figure>\n'
+    shown = [make_output(cell, output, folder) for output in cell.outputs]
+    caption = "<br>".join(lines)
+    return f"<figure>{''.join(shown)}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def make_output(cell: Cell, output: JsonObject, folder: str) -> str:
+    """One output: a picture, something that plays, a text, or a link to any other file."""
+    path = output.get("path")
+    if not isinstance(path, str) or not path:
+        return f"<pre>{html.escape(one_line(output.get('text') or '', 2000))}</pre>"
+    name = os.path.basename(path)
+    address = html.escape(address_from(path, folder))
+    label = html.escape(f"{cell.name}: {name}")
+    kind = kind_of_name(name)
+    picture = player = ""
+    if kind == "image":
+        picture = f'<img src="{address}" alt="{label}" loading="lazy">'
+    elif kind == "video":
+        plays = 'controls loop muted preload="metadata"'
+        player = f'<video src="{address}" title="{label}" {plays}></video>'
+    elif kind == "audio":
+        player = f'<audio src="{address}" title="{label}" controls preload="none"></audio>'
+    return f'{player}<a href="{address}">{picture}{html.escape(name)}</a>'
+
+
+def address_from(path: str, folder: str) -> str:
+    """The address of a file for a page in ``folder``: it may be moved together with the files."""
+    try:
+        relative = os.path.relpath(path, folder)
+    except ValueError:  # on another drive of Windows
+        return Path(path).as_uri()
+    return urllib.parse.quote(relative.replace(os.sep, "/"))
+
+
+def caption_of(value: Any) -> str:
+    """A value for a caption, as HTML."""
+    text = value_in_words(value)
+    short = shorten(text)
+    if short == text:
+        return html.escape(text)
+    return f'<span title="{html.escape(text)}">{html.escape(short)}</span>'
+
+
+def shorten(text: str) -> str:
+    """``text`` in one line, and not too long."""
+    return one_line(text, CAPTION_LENGTH)
+
+
+class Sheet:
+    """The page beside a manifest."""
+
+    def __init__(self, manifest: str, title: str) -> None:
+        self.path = os.path.join(os.path.dirname(os.path.abspath(manifest)), SHEET_NAME)
+        self._manifest = manifest
+        self._title = title
+        self._writing = threading.Lock()  # an older page must not come after a newer one
+
+    def write(self) -> None:
+        """Writes the page anew. Raises SaveError, also where somebody else's page has its name."""
+        with self._writing:
+            self._require_ours()
+            write_text_file(self.path, self._make())
+
+    def _make(self) -> str:
+        try:
+            with open(self._manifest, "rb") as manifest:
+                index = index_manifest(manifest)
+                cells = read_cells(manifest, index)
+                folder = os.path.dirname(self.path)
+                return "".join(make_sheet(self._title, cells, index, folder))
+        except OSError as error:
+            raise SaveError(
+                f"{self._manifest} cannot be read: {error.strerror or error}."
+            ) from None
+
+    def _require_ours(self) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                beginning = file.read(200)
+        except OSError:
+            return  # there is none yet
+        if SHEET_MARK.encode() not in beginning:
+            raise SaveError(f"{self.path} is not one of our sheets, so it is left as it is.")
