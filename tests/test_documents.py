@@ -182,7 +182,7 @@ def test_the_statuses_in_the_documents_are_the_programs() -> None:
 
 def test_the_events_of_a_stream_are_documented() -> None:
     events = read("docs/MIDDLEWARE.md").partition("## Events")[2].partition("\n## ")[0]
-    used = set(re.findall(r'(?:publish|encode_event)\(\s*"(\w+)"', program_text()))
+    used = set(re.findall(r'(?:publish|encode_event|encode_text_event)\(\s*"(\w+)"', program_text()))
     assert set(re.findall(r"(?m)^\| `(\w+)` \|", events)) == used
 
 

@@ -9,7 +9,7 @@ from support import node
 
 from comfyui_runner.edits import EditError
 from comfyui_runner.extras.batch_files import numbers_in_order
-from comfyui_runner.extras.sweeps import Axis, FileAccess, count_runs, read_axes, rows_of_product
+from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 
 PROMPT: Dict[str, Any] = {
     "1": node("CLIPTextEncode", "A = B", text="a fox"),
@@ -99,7 +99,7 @@ def test_the_same_name_again_adds_to_its_values() -> None:
 def test_several_names_make_the_product_and_the_last_one_changes_first() -> None:
     product = axes("positive=@prompts.txt", "seed=1..3")
     rows = list(rows_of_product(product))
-    assert count_runs(product) == len(rows) == 6
+    assert len(rows) == 6
     assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row.values["seed"] for row in rows] == [1, 2, 3, 1, 2, 3]
     assert rows[3].values == {"positive": "a cat, red", "seed": 1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence
 
@@ -54,11 +53,6 @@ def read_axes(
             edits = row_edits(prompt, Row(0, {axis.name: value}), object_info)
             apply_edits(prompt, [edit for edit in edits if not edit.file], object_info)
     return axes
-
-
-def count_runs(axes: Iterable[Axis]) -> int:
-    """How many runs the product of the axes is."""
-    return math.prod(len(axis.values) for axis in axes)
 
 
 def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
