@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
-from support import limited_disk, no_more_files
+from support import Terminal, limited_disk, no_more_files
 
 from comfyui_runner.edits import InputEdit
 from comfyui_runner.errors import (
@@ -21,7 +23,7 @@ from comfyui_runner.errors import (
     Stopped,
     UsageError,
 )
-from comfyui_runner.extras.batch_files import Manifest, is_streamed, manifest_path, repeat_row
+from comfyui_runner.extras.batch_files import Manifest, decode_input, is_streamed, manifest_path, repeat_row
 from comfyui_runner.extras.batch_job import (
     exit_status_of_failed_row,
     files_of,
@@ -271,3 +273,16 @@ def test_a_text_that_begins_with_at_is_sent_as_it_is_and_warned_of_where_there_i
     (warning,) = warn_of_unread_files(edits)
     assert warning.startswith("6.text0: a text such as @")
     assert warning.endswith("In rows, @FILE is for the columns of loaders only.")
+
+
+def test_standard_input_stays_open_after_its_rows_are_read() -> None:
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO("text\n狐\n".encode())), encoding="latin-1")
+    with decode_input(stdin) as rows:
+        assert rows.read() == "text\n狐\n"  # whatever Python takes its encoding for
+    del rows
+    gc.collect()
+    assert not stdin.buffer.closed
+    console = Terminal("typed")
+    with decode_input(console) as rows:
+        assert rows is console
+    assert not console.closed
