@@ -345,9 +345,15 @@ class RunRecords:
         """The newest ``limit`` runs, with numbers below ``before``. May wait for a disk."""
         return self.with_records(self._keeper.page(limit, before), limit, before)
 
-    def read_page(self, limit: int) -> List[StoredRun]:
-        """What is stored of the newest ``limit`` runs, for with_records(). May wait for a disk."""
-        return self._keeper.page(limit, None)
+    def read_page(self, limit: int, prompt_id: Optional[str] = None) -> List[StoredRun]:
+        """What is stored of the newest ``limit`` runs, or of one, for with_records().
+
+        May wait for a disk.
+        """
+        if prompt_id is None:
+            return self._keeper.page(limit, None)
+        stored = self._keeper.get(prompt_id)
+        return [] if stored is None else [stored]
 
     def with_records(
         self, stored: Sequence[StoredRun], limit: int, before: Optional[int] = None

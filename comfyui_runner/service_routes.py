@@ -622,7 +622,7 @@ class RouteCall:
         streams, records = self.service.streams, self.records
 
         def send_events(send: Callable[[bytes], None]) -> None:
-            stored = records.read_page(RUNS_LISTED)  # without the lock: a disk may be slow
+            stored = records.read_page(RUNS_LISTED, prompt_id)  # without the lock: disks are slow
             with self.service.lock:  # nothing is published between the state and what follows it
                 stream = streams.open(prompt_id)
                 url = self.options.public_url  # as in the events that follow

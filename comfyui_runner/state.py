@@ -505,13 +505,18 @@ def run_seconds(state: PromptState, now: float) -> float:
     It is measured by the clock that the nodes are measured by: no node takes longer than the run.
     That is ours, since messages about nodes carry no time. Where no node was measured (all of them
     cached, or nobody listened), it is the server's, if that is known: it has seen all of the run.
+    So it is the server's too where it is longer, and nobody listened for a while: at the beginning,
+    where another process has submitted it.
     """
     if state.server_seconds is not None and not state.finished:
         return state.server_seconds
     if state.started_at is None:
         return 0.0
     end = now if state.ended_at is None else state.ended_at
-    return max(end - state.started_at, 0.0)
+    seconds = max(end - state.started_at, 0.0)
+    if state.gaps and state.server_seconds is not None:
+        return max(seconds, state.server_seconds)
+    return seconds
 
 
 #: Seconds from a hint to the look at the history: the end's own messages come right behind it.

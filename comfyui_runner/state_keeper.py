@@ -96,6 +96,7 @@ class StateKeeper:
         self._notify = notify
         self._works: "queue.Queue[Optional[Work]]" = queue.Queue(MOST_JOBS)
         self._lock = threading.Lock()
+        self._is_closed = False
         self._to_hold: Optional[StoredWorkflow] = None  # what is held and not yet written
         self._held_client: Any = None  # the client's workflow that was written last
         self._thread: Optional["concurrent.futures.Future[None]"] = None
@@ -172,6 +173,8 @@ class StateKeeper:
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        with self._lock:
+            self._is_closed = True
         with suppress(queue.Full):
             self._works.put(None, timeout=STATE_SECONDS)
         with suppress(concurrent.futures.TimeoutError):
@@ -181,14 +184,16 @@ class StateKeeper:
         """Have ``job`` done with the file: its result, None where there is no file or it fails."""
         future: "concurrent.futures.Future[Any]" = concurrent.futures.Future()
         future.set_running_or_notify_cancel()  # who waits may stop, but the job is done
-        if not self.has_file:
-            future.set_result(None)
-            return future
-        try:
-            self._works.put_nowait(Work(job, future))
-        except queue.Full:
-            future.set_result(None)
-            self._give_up(NO_ANSWER)
+        with self._lock:  # nothing comes behind the end that close() puts there
+            if not self.has_file or self._is_closed:
+                future.set_result(None)
+                return future
+            try:
+                self._works.put_nowait(Work(job, future))
+                return future
+            except queue.Full:
+                future.set_result(None)
+        self._give_up(NO_ANSWER)
         return future
 
     def _wait(self, future: "concurrent.futures.Future[Any]") -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Dict, List, Optional, Set
 
@@ -49,10 +52,10 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """SIGKILL; on Windows TerminateProcess()."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate(timeout=20)
-            self.process = None
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.communicate(timeout=20)
 
     def stop(self) -> None:
         """SIGTERM."""
@@ -130,3 +133,61 @@ def files_in_history(simulator: Any, prompt_id: str) -> Set[str]:
     with life.lock:
         outputs = life.history[prompt_id]["outputs"]
     return {image["filename"] for ui in outputs.values() for image in ui.get("images", [])}
+
+
+class Story:
+    """Clients that start runs and edit, while the service is killed again and again."""
+
+    def __init__(self, process: ServiceProcess, chance: random.Random) -> None:
+        self.process = process
+        self.chance = chance
+        self.number = 0  # of the last run that was asked for
+        self.answered: List[str] = []  # the prompt_ids that clients were told
+        self.edited = 0  # the last edit that was answered
+
+    def live(self, seconds: float) -> None:
+        """Starts runs and edits for so long, and then kills the service at any point."""
+        client = threading.Thread(target=self._use)
+        killer = threading.Timer(seconds, self.process.process.kill)
+        client.start()
+        killer.start()
+        client.join(30.0)
+        killer.join(30.0)
+        assert not client.is_alive(), "a client waits for an answer that never comes"
+        self.process.kill()
+
+    def _use(self) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):  # until the service is killed
+            while True:
+                self.number += 1
+                seconds = self.chance.choice([0.0, 0.0, 0.05, 0.2])
+                answer = self.process.call("POST", "/prompt", {"prompt": numbered_prompt(self.number, seconds)})
+                if answer.status == 503:  # it has not found ComfyUI yet
+                    time.sleep(0.02)
+                    continue
+                assert answer.status == 200, answer
+                self.answered.append(answer.json["prompt_id"])
+                edit = {"node_id": "1", "inputs": {"seed": self.number}}
+                assert self.process.call("POST", "/update/inputs", edit).status == 200
+                self.edited = self.number
+
+    def check_edits(self) -> None:
+        """What was answered is held; the edit that was not may be, too."""
+        held = self.process.get("/workflow")["prompt"]["1"]["inputs"]["seed"]
+        assert held in (self.edited, self.edited + 1, self.number), (held, self.edited, self.number)
+
+    def check_runs(self) -> None:
+        """No run is missing, none was sent twice, and each has the outputs of its own prompt."""
+        simulator = self.process.simulator
+        runs = {run["prompt_id"]: run for run in self.process.all_over()}
+        assert len(runs) == len(self.process.runs())
+        received = prompts_received(simulator)
+        assert set(received) <= set(runs) and set(self.answered) <= set(received)
+        life = simulator._server.life
+        for prompt_id, run in runs.items():
+            if prompt_id not in received:
+                assert run["phase"] == "rejected", run
+                continue
+            assert run["phase"] == "success", run
+            assert run["seeds"] == {"1.seed": life.history[prompt_id]["prompt"][2]["1"]["inputs"]["seed"]}
+            assert {output["filename"] for output in run["outputs"]} == files_in_history(simulator, prompt_id)

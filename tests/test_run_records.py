@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 import time
 import tracemalloc
@@ -17,7 +18,7 @@ from comfyui_runner.events import Preview
 from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets
-from comfyui_runner.run_records import AnyRun, RunRecord, RunRecords, read_ended
+from comfyui_runner.run_records import RunRecord, RunRecords, read_ended
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
@@ -77,7 +78,7 @@ def stored_after_end(session: Session, prompt_id: str, number: int, **more: Any)
     return record.as_stored()._replace(**more)
 
 
-def ids_of(runs: Sequence[AnyRun]) -> List[str]:
+def ids_of(runs: Sequence[Any]) -> List[str]:
     return [run.prompt_id for run in runs]
 
 
@@ -268,6 +269,8 @@ def test_what_left_the_memory_is_listed_from_the_file(session: Session) -> None:
     assert listed[:3] == [new, ended, waiting]
     assert ids_of(records.page(2)) == ["e", "d"] and ids_of(records.page(2, before=4)) == ["c", "b"]
     assert ids_of(records.with_records(records.read_page(2), 2)) == ["e", "d"]
+    assert [ids_of(records.read_page(2, prompt_id)) for prompt_id in ("a", "x")] == [["a"], []]
+    assert json.loads(waiting.to_text()) == waiting.to_json() and not waiting.to_json()["over"]
     found = records.get("b")
     assert found is not None and found.to_json()["message"] == "Done." and records.get("none") is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import pytest
-from restarted import ServiceProcess, files_in_history, prompts_received
+from restarted import ServiceProcess, Story, files_in_history, numbered_prompt, prompts_received
 from served import Json, Make, Middleware, phase_elsewhere
 from support import node, run, slow_prompt, wait_until
 
@@ -177,6 +178,19 @@ def test_sigterm_cancels_our_runs_and_the_list_is_back(make_process: Start, simu
     assert [each["phase"] for each in process.runs()] == ["interrupted"]
 
 
+def test_nothing_is_missing_and_nothing_is_done_twice_wherever_it_is_killed(
+    make_process: Start, simulator: Any
+) -> None:
+    """test_service_state_long.py does so many times."""
+    process = make_process(numbered_prompt(0))
+    story = Story(process, random.Random(7))
+    for seconds in (0.4, 0.05, 0.9):
+        story.live(seconds)
+        process.start()
+        story.check_edits()
+    story.check_runs()
+
+
 # -- from one start to the next ------------------------------------------------------------------------
 
 
@@ -286,6 +300,8 @@ def test_the_runs_are_listed_page_by_page(make_middleware: Make, simulator: Any)
     (_, state), *_ = service.events().until(lambda name, _: name == "state")
     assert [each["prompt_id"] for each in state["runs"]] == listed
     assert service.get("/runs/" + started[0]).status == 404
+    (_, state), *_ = service.events("/events?prompt_id=" + started[3]).until(lambda name, _: name == "state")
+    assert [each["prompt_id"] for each in state["runs"]] == [started[3]]
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "before=0", "before=", "before=-1"])

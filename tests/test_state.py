@@ -879,6 +879,10 @@ def test_a_run_of_nothing_is_not_wholly_cached() -> None:
         ({"started_at": 10.0, "ended_at": 15.0}, 5.0),
         ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 4.9}, 4.9),
         ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 4.9, "finished": {"1": 4.95}}, 5.0),
+        # Another process has submitted it, and nobody heard how it began.
+        ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 30.0, "finished": {"1": 2.0}, "gaps": 1}, 30.0),
+        ({"started_at": 10.0, "ended_at": 15.0, "server_seconds": 4.9, "finished": {"1": 2.0}, "gaps": 1}, 5.0),
+        ({"started_at": 10.0, "ended_at": 15.0, "finished": {"1": 2.0}, "gaps": 1}, 5.0),
         ({"started_at": 15.0, "ended_at": 14.0}, 0.0),
         ({"ended_at": 15.0}, 0.0),
     ],

@@ -201,6 +201,17 @@ def test_a_disk_that_stands_still_holds_nobody_up(make_keeper: Make, monkeypatch
     go_on.set()
 
 
+def test_after_the_end_nobody_waits(make_keeper: Make) -> None:
+    keeper, notices = make_keeper()
+    add(keeper, make_run(1))
+    keeper.close()
+    began = time.monotonic()
+    assert keeper.page(9, None) == []
+    keeper.hold(held("x"))
+    keeper.flush()
+    assert time.monotonic() - began < 2.0 and notices == []
+
+
 def test_no_more_jobs_wait_than_a_disk_can_do(make_keeper: Make) -> None:
     keeper, notices = make_keeper()
     go_on = threading.Event()
