@@ -11,7 +11,7 @@ from support import FAST, run, slow_prompt, wait_until
 from test_cookies import Sticky, make_balancer  # noqa: F401 - a fixture
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.extras import attach
+from comfyui_runner.extras.attach import find_prompt
 
 
 def count_sockets(simulator: Any) -> int:
@@ -48,7 +48,7 @@ def test_a_prompt_that_no_server_has_is_looked_for_a_limited_number_of_times(
     make_balancer: Make,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attach, "ATTACH_TRIES", 4)
+    monkeypatch.setitem(find_prompt.__globals__, "ATTACH_TRIES", 4)
     simulator = make_simulator()
     url = make_balancer([simulator], Sticky(1)).url if has_balancer else simulator.url
     result = run("--server", url, "--attach", "00000000-0000-4000-8000-000000000000", limits=FAST)
