@@ -330,7 +330,6 @@ class Service:
             await asyncio.sleep(PUBLISH_INTERVAL)
 
         run = record.run
-        self.options.afterwards.note_run()
         self.session.adopt(run)
         record.is_found = True
         how = how_to_take_up(record.stored_phase, record.is_cancelled)
@@ -365,7 +364,6 @@ class Service:
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
-        self.options.afterwards.note_run()
         if not self.records.add(record, self.options.max_queue):
             await self._leave(record)
             raise self._queue_full()
@@ -484,6 +482,7 @@ class Service:
     async def _finish(self, record: RunRecord) -> None:
         """Follow a run to its end, and conclude it."""
         run, session = record.run, record.session
+        self.options.afterwards.note_run()
         try:
             stop = await self._follow_run(record)
         except Exception as error:  # a fault of ours must not leave a run that never ends

@@ -366,6 +366,8 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("notice", {"message": "Cancelling."}, ["Cancelling."]),
         ("checked", {"problems": 0, "message": "Nothing."}, ["Nothing."]),
         ("exported", {"path": "a.json"}, ["Wrote a.json"]),
+        ("hook_failed", {"command": "curl", "message": "The hook curl failed."}, ["The hook curl failed."]),
+        ("freed", {"message": "Asked ComfyUI to unload its models."}, ["Asked ComfyUI to unload its models."]),
         ("uploaded", {"message": "Uploaded a as b."}, ["Uploaded a as b."]),
         ("row", ROW, ["3/12  seed 8812, 255, red  out/a.png  1.4 s"]),
         ("row", {**ROW, "files": ["out/a.png", "out/b.png", "c.txt"], "seconds": None},
@@ -448,7 +450,8 @@ def test_what_a_report_gives_as_a_result(report: Report, result: Optional[str]) 
     ("report", "is_trouble"),
     [
         *(({"event": event}, True) for event in ("error", "problem", "refused", "failure", "not_saved", "notice")),
-        *(({"event": event}, False) for event in ("started", "progress", "saved", "output")),
+        ({"event": "hook_failed"}, True),
+        *(({"event": event}, False) for event in ("started", "progress", "saved", "output", "freed")),
         *(({"event": event, "exit_status": 7}, True) for event in ("end", "row", "batch", "checked")),
         *(({"event": event, "exit_status": 0}, False) for event in ("end", "row", "batch", "checked")),
         ({"event": "end", "exit_status": 7, "row": 2}, False),  # its "row" says the same

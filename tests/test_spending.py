@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import sys
+import zlib
 from typing import Any, Callable, Dict, List
 
 import requests
-from simulated import png_text
+from simulated import png_text, txt2img
 from support import Outcome, node, run, slow_prompt, wait_until
 
 Make = Callable[..., Any]
@@ -149,10 +152,19 @@ def test_the_question_of_a_batch_names_them_too(simulator: Any, workflow_file: M
     assert refused.status == 4 and "--allow-spend" in refused.err and simulator.partner_keys == []
     result = run(*arguments, answers="y\n", environment=WITH_KEY)
     assert result.status == 0
-    assert '"Painter" (PartnerImage, node 1).\nRun 2 rows? [y/N]' in result.out
+    assert '"Painter" (PartnerImage, node 1).\nRun it 2 times? [y/N]' in result.out
     assert simulator.partner_keys == [KEY, KEY]
     with open(manifest, encoding="utf-8") as file:
         assert KEY not in file.read()
+
+
+def unpack(cell: Any) -> str:
+    """What is in a cell of the state file, which compresses prompts."""
+    if not isinstance(cell, bytes):
+        return str(cell)
+    with contextlib.suppress(zlib.error):
+        cell = zlib.decompress(cell)
+    return cell.decode("latin-1")
 
 
 # -- continuous mode -------------------------------------------------------------------------------
@@ -167,6 +179,38 @@ def test_the_service_refuses_them_without_allow_spend(simulator: Any, make_middl
     service.hold(FREE)
     service.end(service.start())
     assert simulator.partner_keys == [] and KEY not in service.out.getvalue() + service.err.getvalue()
+
+
+def test_calls_are_refused_in_the_form_of_their_route(simulator: Any, make_middleware: Make) -> None:
+    save = node("SaveImage", images=["21", 0], filename_prefix="paid")
+    prompt = {**txt2img(), "21": PAID["1"], "22": save}
+    service = make_middleware(simulator, prompt=prompt, environment=WITH_KEY)
+    call = service.post("/run", {"seed": 6})
+    assert call.status == 403 and call.error == "spending_not_allowed"
+    images = service.post("/v1/images/generations", {"prompt": "a fox"})
+    assert images.status == 403 and "--allow-spend" in images.json["error"]["message"]
+    assert simulator.executions == {}
+
+    arguments = ["--allow-spend", "--state", "none"]
+    paying = make_middleware(simulator, *arguments, prompt=prompt, environment=WITH_KEY)
+    assert paying.post("/run", {"seed": 7}).json["phase"] == "success"
+    assert simulator.partner_keys == [KEY]
+
+
+def test_the_key_is_not_in_the_state_file(simulator: Any, make_middleware: Make, tmp_path: Any) -> None:
+    state = tmp_path / "state.sqlite3"
+    arguments = ["--allow-spend", "--state", str(state)]
+    service = make_middleware(simulator, *arguments, prompt=PAID, environment=WITH_KEY)
+    service.end(service.start())
+    body = {"prompt": PAID, "extra_data": {"api_key_comfy_org": KEY + "-of-a-client"}}
+    service.end(service.post("/prompt", body).json["prompt_id"])
+    assert service.stop() == 0 and len(simulator.partner_keys) == 1  # the second run is cached
+    with contextlib.closing(sqlite3.connect(str(state))) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        cells = [cell for name in tables for row in connection.execute(f"SELECT * FROM {name}") for cell in row]
+    texts = [unpack(cell) for cell in cells]
+    assert any("PartnerImage" in text for text in texts)
+    assert not any(KEY in text for text in texts)
 
 
 def test_the_service_sends_the_key_with_allow_spend_and_shows_it_nowhere(simulator: Any, make_middleware: Make) -> None:

@@ -28,6 +28,7 @@ from comfyui_runner.state import (
     lost,
     place_in_queue,
     prompt_on_server,
+    prompts_in_queue,
     reconcile,
     reduce,
     run_seconds,
@@ -520,6 +521,11 @@ def test_a_prompt_that_runs() -> None:
     queue = {"queue_running": [item(1, "p", "3")], "queue_pending": [item(2, "q")]}
     place = place_in_queue(queue, "p")
     assert place == QueuePlace(1, 0, 0, frozenset({"3"})) and place.found
+
+
+def test_all_prompts_in_the_queue_are_counted_and_what_is_broken_is_not() -> None:
+    assert prompts_in_queue({}) == prompts_in_queue({"queue_running": None, "queue_pending": [3, [1]]}) == 0
+    assert prompts_in_queue({"queue_running": [item(1, "p")], "queue_pending": [item(2, "q"), item(3, "q")]}) == 3
 
 
 def test_the_pending_list_is_a_heap_and_not_in_order() -> None:
