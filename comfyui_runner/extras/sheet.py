@@ -294,7 +294,7 @@ class Sheet:
     """The page beside a manifest."""
 
     def __init__(self, manifest: str, title: str) -> None:
-        self.path = os.path.join(os.path.dirname(os.path.abspath(manifest)), SHEET_NAME)
+        self.path = os.path.join(os.path.dirname(manifest), SHEET_NAME)
         self._manifest = manifest
         self._title = title
         self._writing = threading.Lock()  # an older page must not come after a newer one
@@ -310,7 +310,7 @@ class Sheet:
             with open(self._manifest, "rb") as manifest:
                 index = index_manifest(manifest)
                 cells = read_cells(manifest, index)
-                folder = os.path.dirname(self.path)
+                folder = os.path.dirname(os.path.abspath(self.path))
                 return "".join(make_sheet(self._title, cells, index, folder))
         except OSError as error:
             raise SaveError(
