@@ -87,6 +87,12 @@ def test_two_values_that_differ_make_a_grid() -> None:
     assert page.values("img", "src")[4] == "00005/a.png"
 
 
+def test_a_grid_is_in_the_order_of_the_rows_however_they_ended() -> None:
+    rows = [(p, s) for p in ("a fox", "a cat") for s in ("1", "2", "3")]
+    entries = [entry(n, positive=p, seed=s) for n, (p, s) in enumerate(rows, 1)]
+    assert page_of(*reversed(entries)).tags == page_of(*entries).tags
+
+
 def test_a_third_one_makes_a_section_for_each_of_its_values() -> None:
     rows = [(a, b, c) for a in "xy" for b in "12" for c in "34"]
     page = page_of(*(entry(n, a=a, b=b, c=c) for n, (a, b, c) in enumerate(rows, 1)))

@@ -24,9 +24,7 @@ from comfyui_runner.watch import Watch
 ATTACH_TRIES = 32
 
 #: What a person wonders who follows a prompt.
-WHY_NO_STEPS = (
-    "(ComfyUI sends steps only to the client that submitted it: none can be shown here.)"
-)
+WHY_NO_STEPS = "(ComfyUI sends steps only to the client that submitted it: none can be shown here.)"
 
 
 async def attach(settings: Settings, console: Console) -> ExitStatus:

@@ -79,7 +79,7 @@ class Index(NamedTuple):
     """Where each row's last line of a manifest begins, and the values that differ between rows."""
 
     places: Mapping[int, int]
-    varying: Mapping[str, Sequence[str]]  # the distinct values by name, in their order
+    varying: Mapping[str, Sequence[str]]  # the distinct values by name, as the rows have them
 
 
 class Axes(NamedTuple):
@@ -125,18 +125,23 @@ def read_line(line: bytes) -> JsonObject:
 def index_manifest(manifest: BinaryIO) -> Index:
     """Reads all lines once. A row that ran again counts as it ended last."""
     places: Dict[int, int] = {}
-    distinct: Dict[str, Dict[str, None]] = {}
+    first_rows: Dict[str, Dict[str, int]] = {}  # rows end in any order
     place = 0
     for line in manifest:
         entry = read_line(line)
         if entry:
             places[entry["row"]] = place
             for name, value in as_dict(entry.get("values")).items():
-                values = distinct.setdefault(name, {})
-                if len(values) < MOST_DISTINCT:
-                    values[value_in_words(value)] = None
+                rows = first_rows.setdefault(name, {})
+                text = value_in_words(value)
+                if len(rows) < MOST_DISTINCT or text in rows:
+                    rows[text] = min(entry["row"], rows.get(text, entry["row"]))
         place += len(line)
-    varying = {name: list(values) for name, values in distinct.items() if len(values) > 1}
+    varying = {
+        name: sorted(rows, key=rows.__getitem__)
+        for name, rows in first_rows.items()
+        if len(rows) > 1
+    }
     return Index(places, varying)
 
 
