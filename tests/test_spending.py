@@ -164,7 +164,7 @@ def unpack(cell: Any) -> str:
         return str(cell)
     with contextlib.suppress(zlib.error):
         cell = zlib.decompress(cell)
-    return cell.decode("latin-1")
+    return str(cell, "latin-1")
 
 
 # -- continuous mode -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from typing import Any, BinaryIO, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from comfyui_runner.conclusion import Ending, output_entry
@@ -218,8 +219,9 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
         else:
             os.killpg(process.pid, signal.SIGKILL)
     except (OSError, subprocess.SubprocessError):
-        pass  # its group is gone, or cannot be found
-    process.kill()
+        pass  # the group is gone, or there is no taskkill
+    with suppress(OSError):  # it has just ended
+        process.kill()
 
 
 # -- all of them -----------------------------------------------------------------------------------
