@@ -45,7 +45,7 @@ FIRST_LINE_OF_NAMES = "# -- the Python API: "
 
 #: The module that reads files of the package, and the files that become part of the one file.
 RESOURCES_MODULE = "comfyui_runner.resources"
-RESOURCES = ("console.html", "openapi.json")
+RESOURCES = ("console.html", "console.css", "console.js", "openapi.json")
 
 WIDTH = 100
 

@@ -16,8 +16,8 @@ from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
 from comfyui_runner.http_server import HttpListener
 from comfyui_runner.loading import Loaded, load_document, prepare_workflow
+from comfyui_runner.page import read_page
 from comfyui_runner.reports import Report
-from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import curl_lines
 from comfyui_runner.server import Server
 from comfyui_runner.service import Service, ServiceOptions
@@ -246,7 +246,7 @@ def listen(
 
     Raises UsageError if the port cannot be used, or if ``servers`` lead to it.
     """
-    routes = ServiceRoutes(service, page=read_resource("console.html").encode())
+    routes = ServiceRoutes(service, page=read_page())
     try:
         listener = HttpListener(routes, settings.host, settings.port)
     except OSError as error:

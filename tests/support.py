@@ -182,7 +182,9 @@ def slow_prompt(steps: int = 4, seconds: float = 0.2, seed: int = 1, preview: bo
 def copy_with_crlf(folder: Any) -> None:
     """Copies the script and its package into ``folder``, with CRLF as git may have written them on Windows."""
     for parent, _, names in os.walk(os.path.join(ROOT, "comfyui_runner")):
-        paths = [os.path.join(parent, name) for name in names if name.endswith((".py", ".html", ".json"))]
+        paths = [
+            os.path.join(parent, name) for name in names if name.endswith((".py", ".html", ".css", ".js", ".json"))
+        ]
         if parent.endswith("comfyui_runner"):
             paths.append(os.path.join(ROOT, "comfyui_workflow_runner.py"))
         for path in paths:

@@ -157,7 +157,8 @@ def test_the_installed_command_shows_its_help(installed: str, tmp_path: Any) -> 
 def test_what_the_service_serves_is_installed_too(installed: str, tmp_path: Any) -> None:
     code = (
         "from comfyui_runner.resources import read_resource;"
-        "print(len(read_resource('console.html')), len(read_resource('openapi.json')))"
+        "from comfyui_runner.page import read_page;"
+        "print(len(read_page()), len(read_resource('openapi.json')))"
     )
     done = call(os.path.join(installed, "python"), "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

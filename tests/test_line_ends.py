@@ -15,6 +15,8 @@ from typing import Any, Iterator, List
 import pytest
 from support import ROOT, copy_with_crlf
 
+from comfyui_runner.page import PAGE_FILES
+
 PICTURES = (".gif", ".png")
 
 #: What opens a text file, if its mode says so.
@@ -24,8 +26,8 @@ OPENERS = ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile", "SpooledTemp
 SERVED = """
 import sys
 from comfyui_runner.messages import security_headers
-from comfyui_runner.resources import read_resource
-page = read_resource("console.html").encode()
+from comfyui_runner.page import read_page
+page = read_page()
 sys.stdout.buffer.write(dict(security_headers(page))["Content-Security-Policy"].encode() + bytes([0]) + page)
 """
 
@@ -68,7 +70,8 @@ def hashes_by_a_browser(page: bytes) -> List[str]:
 def test_the_policy_lets_the_scripts_of_a_page_with_crlf_run(tmp_path: Any) -> None:
     """In a clone that was made before git was told to write LF."""
     copy_with_crlf(tmp_path)
-    assert b"\r\n" in (tmp_path / "comfyui_runner" / "extras" / "console.html").read_bytes()
+    for name in PAGE_FILES:
+        assert b"\r\n" in (tmp_path / "comfyui_runner" / "extras" / name).read_bytes()
     served = subprocess.run([sys.executable, "-c", SERVED], cwd=str(tmp_path), stdout=subprocess.PIPE, check=True)
     policy, _, page = served.stdout.partition(b"\0")
     allowed = re.findall(r"'sha256-([^']+)'", policy.decode())

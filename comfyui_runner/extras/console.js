@@ -1,0 +1,1023 @@
+// The page of continuous mode: what it does. What a server sends reaches the page as text, never as markup.
+"use strict";
+
+// ---------------------------------------------------------------- tools
+
+const $ = (id) => document.getElementById(id);
+
+/** An element. Properties are attributes, or listeners when they begin with "on". */
+function h(tag, properties, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
+}
+
+/** Sets text only when it changes: a live region would speak again. */
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Builds a part anew only when what it shows has changed, so focus, scroll place and playing videos stay. */
+function redraw(element, signature, build) {
+  if (element.signature === signature) return;
+  element.signature = signature;
+  element.replaceChildren(...build().filter(Boolean));
+}
+
+// Seeds go to 2^64 and a JavaScript number holds 2^53: such integers become BigInt where the browser gives the source text.
+const fromJSON = (text) => JSON.parse(text, (key, value, context) =>
+  typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context && /^-?\d+$/.test(context.source) ? BigInt(context.source) : value);
+const toJSON = (value) => JSON.stringify(value, (key, item) => typeof item !== "bigint" ? item : JSON.rawJSON ? JSON.rawJSON(String(item)) : Number(item));
+
+const seconds = (value) => value < 9.95 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+const words = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replace(/_/g, " ");
+const narrow = () => !matchMedia("(min-width: 900px)").matches;
+
+// ---------------------------------------------------------------- the runner over HTTP
+
+/** An answer other than 2xx, or none (status 0). */
+class Refused extends Error {
+  constructor(status, error, retryAfter) {
+    super((error && error.message) || (status ? `The runner answered with HTTP ${status}.` : "The runner does not answer."));
+    this.status = status;
+    this.problems = (error && error.details && error.details.problems) || [];
+    this.unsaid = this.problems.filter((problem) => !this.message.includes(problem.message)); // the message may have the first one
+    const candidates = ((error && error.details && error.details.candidates) || []).map((one) => one && typeof one === "object" ? one.title || one.node_id : one);
+    const hints = this.problems.length ? [] : candidates.length ? [`Candidates: ${candidates.join(", ")}.`] : [];
+    if (retryAfter) hints.push(/^\d+$/.test(retryAfter) ? `Try again in ${retryAfter} s.` : "Try again later.");
+    this.words = [this.message, ...hints].join(" ");
+  }
+}
+
+function answered(status, text, retryAfter) {
+  let data = null;
+  try { data = text ? fromJSON(text) : null; } catch { /* a proxy's page in HTML: the status tells enough */ }
+  if (status >= 200 && status < 300) return data;
+  if (status === 401) askToken();
+  throw new Refused(status, data && data.error, retryAfter);
+}
+
+async function api(path, { method = "GET", body, timeout = 15 } = {}) {
+  const stop = new AbortController();
+  const timer = setTimeout(() => stop.abort(), timeout * 1000);
+  let response, text;
+  try {
+    response = await fetch(path, { method, body, signal: stop.signal, cache: "no-store", headers: body === undefined ? {} : { "Content-Type": "application/json" } });
+    text = await response.text();
+  } catch { throw new Refused(0); } finally { clearTimeout(timer); }
+  return answered(response.status, text, response.headers.get("Retry-After"));
+}
+
+/** XMLHttpRequest, because fetch does not tell how far an upload is. */
+function upload(path, file, progressed) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(), form = new FormData();
+    form.append("image", file, file.name || "pasted.png");
+    request.upload.addEventListener("progress", (event) => event.lengthComputable && progressed(event.loaded / event.total));
+    request.addEventListener("load", () => { try { resolve(answered(request.status, request.responseText, request.getResponseHeader("Retry-After"))); } catch (error) { reject(error); } });
+    request.addEventListener("error", () => reject(new Refused(0)));
+    request.open("POST", path);
+    request.send(form);
+  });
+}
+
+const viewURL = (file) => "view?" + new URLSearchParams({ filename: file.filename || "", subfolder: file.subfolder || "", type: file.type || "output" });
+
+/** The address of an output; one of another origin or scheme (javascript:) is not taken from the server. */
+function outputURL(output) {
+  try {
+    if (output.url && new URL(output.url, document.baseURI).origin === location.origin) return output.url;
+  } catch { /* no URL */ }
+  return viewURL(output);
+}
+
+/** A value of an upload field, "folder/name.png [output]", as a file. */
+function fileOf(value) {
+  const [, path, type] = /^(.*?)(?: \[(input|output|temp)\])?$/s.exec(String(value || ""));
+  const cut = path.lastIndexOf("/");
+  return { filename: path.slice(cut + 1), subfolder: path.slice(0, Math.max(cut, 0)), type: type || "input" };
+}
+
+// ---------------------------------------------------------------- what the page knows
+
+const app = {
+  link: "connecting", // connecting, open, lost, login
+  status: null, held: null, revision: null,
+  runs: new Map(), // by prompt_id
+  selected: null, // the run whose results the person chose to see
+  started: new Set(), // the runs that were started in this tab, by prompt_id
+  sending: false, stopping: null, live: false, news: "",
+};
+const fields = new Map(); // by node and input
+
+const sorted = () => [...app.runs.values()].sort((a, b) => b.created - a.created);
+const busy = (run) => !run.over;
+
+/** The run whose progress is shown: the running one, else the one that comes first. */
+function activeRun() {
+  const open = sorted().filter(busy).reverse();
+  return open.find((run) => run.phase === "running") || open[0] || null;
+}
+
+/** The run whose results are shown: the chosen one; while one works its own, or the last pictures; else the last. */
+function shownRun(active) {
+  if (app.selected && app.runs.has(app.selected)) return app.runs.get(app.selected);
+  if (active && active.outputs.length) return active;
+  const over = sorted().filter((run) => run.over);
+  return over.find((run) => run.outputs.length || (!active && (run.failure || run.problems.length || run.phase === "lost"))) || null;
+}
+
+// ---------------------------------------------------------------- the form: one field an input
+
+const keyOf = (node_id, input) => `${node_id}\n${input}`;
+
+/** Each kind: build(field) puts controls into field.box and gives {input, show(value), raw()}; raw() is JSON text, or throws what is wrong. */
+const kinds = {
+  text(field) {
+    const { multiline, value } = field.spec;
+    const input = multiline ? h("textarea", { rows: Math.min(12, Math.max(3, Math.ceil(String(value ?? "").length / 38))) }) : h("input", { type: "text" });
+    field.box.append(input);
+    return { input, show: (now) => { input.value = now ?? ""; }, raw: () => toJSON(input.value) };
+  },
+
+  seed(field) {
+    const input = h("input", { type: "text", inputmode: "numeric", autocomplete: "off", oninput: () => field.note.replaceChildren() });
+    const dice = h("button", { type: "button", title: "Random seed", "aria-label": `Random seed: ${field.name}`, onclick: () => { setError(field, ""); post(field, '"random"'); } }, $("dice").content.cloneNode(true));
+    field.box.append(h("div", { class: "joined" }, input, dice));
+    return {
+      input,
+      show(value) { // while it is random, the number that the workflow holds is not the one that will run
+        const number = typeof value === "number" || typeof value === "bigint" ? String(value) : "";
+        const again = () => { input.value = number; edited(field, true); };
+        input.value = field.spec.random ? "" : number;
+        input.placeholder = "random";
+        field.note.replaceChildren(...field.spec.random ? ["A new one for every run."] : [], ...field.spec.random && number ? [h("button", { type: "button", class: "plain", onclick: again }, `Use ${number}`)] : []);
+      },
+      raw() {
+        const text = input.value.trim();
+        if (!/^-?\d+$/.test(text)) throw "A seed is a whole number. The dice gives one.";
+        const { min, max } = field.spec;
+        if ((min !== null && min !== undefined && BigInt(text) < min) || (max !== null && max !== undefined && BigInt(text) > max)) throw `Allowed: ${min ?? "any"} to ${max ?? "any"}.`;
+        return String(BigInt(text)); // JSON has no leading zeros
+      },
+    };
+  },
+
+  number(field) {
+    const { kind, min, max, step } = field.spec;
+    const by = Number(step) || (kind === "int" ? 1 : 0.1);
+    const digits = Math.max(0, ...[by, field.spec.value].map((one) => (String(one).split(".")[1] || "").length));
+    const input = h("input", { type: "number", inputmode: kind === "int" ? "numeric" : "decimal", min, max, step: by, autocomplete: "off" });
+    const nudge = (sign) => () => {
+      const next = Number((Number(input.value) + sign * by).toFixed(Math.min(digits, 10)));
+      input.value = Math.min(Math.max(next, Number(min ?? -Infinity)), Number(max ?? Infinity));
+      edited(field);
+    };
+    // Out of the order of Tab: the arrow keys do the same in the field.
+    const button = (sign, label) => h("button", { type: "button", tabindex: -1, "aria-label": `${label}: ${field.name}`, onclick: nudge(sign) }, sign < 0 ? "−" : "+");
+    field.box.append(h("div", { class: "number" }, button(-1, "Less"), input, button(1, "More")));
+    return {
+      input,
+      show: (value) => { input.value = value ?? ""; },
+      raw() {
+        const value = input.valueAsNumber;
+        if (!Number.isFinite(value)) throw "This needs a number.";
+        if (kind === "int" && !Number.isInteger(value)) throw "This needs a whole number.";
+        if ((min !== null && min !== undefined && value < min) || (max !== null && max !== undefined && value > max)) throw `Allowed: ${min ?? "any"} to ${max ?? "any"}.`;
+        return String(value);
+      },
+    };
+  },
+
+  choice(field) {
+    const options = [...field.spec.options || []];
+    const input = h("select", {}, ...options.map((option, at) => h("option", { value: at }, String(option))));
+    field.box.append(input);
+    return {
+      input,
+      show(value) {
+        let at = options.indexOf(value);
+        if (at < 0) { // held by the workflow, unknown to the server: show it as it is
+          at = options.push(value) - 1;
+          input.append(h("option", { value: at }, field.spec.options.length && field.spec.kind === "choice" ? `${value} (the server does not have it)` : String(value)));
+        }
+        input.value = at;
+      },
+      raw: () => toJSON(options[input.value]),
+    };
+  },
+
+  toggle(field) {
+    const input = h("input", { type: "checkbox", role: "switch" });
+    field.label.classList.add("toggle");
+    field.label.append(input);
+    return { input, show: (value) => { input.checked = Boolean(value); }, raw: () => String(input.checked) };
+  },
+
+  upload(field) {
+    const media = field.spec.media || "file";
+    const name = { image: "picture", video: "video", audio: "sound", file: "file" }[media] || "file";
+    const accept = media === "file" ? null : `${media}/*`;
+    const picked = (event) => { const [file] = event.target.files; event.target.value = ""; if (file) sendFile(field, file); };
+    const picker = (text, extra) => h("label", { class: "button" }, text, h("input", { type: "file", class: "unseen", accept, "aria-label": `${text}: ${field.name}`, onchange: picked, ...extra }));
+    const show = h("div", { class: "row" }), zone = h("div", { class: "drop" }, show);
+    const choose = picker(`Choose a ${name}`, { id: `file-${field.spec.node_id}-${field.spec.input}` });
+    // A computer shows the same window for "capture": only where there is touch.
+    const camera = accept && matchMedia("(any-pointer: coarse)").matches ? picker(media === "audio" ? "Record" : "Camera", { capture: "environment" }) : null;
+    const there = (field.spec.options || []).length ? kinds.choice({ spec: field.spec, box: { append: () => {} } }) : null;
+    if (there) {
+      there.input.setAttribute("aria-label", `On the server: ${field.name}`);
+      there.input.addEventListener("change", () => edited(field, true));
+    }
+    zone.append(h("div", { class: "row" }, choose, camera), ...matchMedia("(any-pointer: fine)").matches ? [h("small", {}, "or drop or paste one here")] : []);
+    if (there) zone.append(there.input);
+    zone.addEventListener("dragover", () => zone.classList.add("over"));
+    zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+    field.box.append(zone);
+    let value = null;
+    return {
+      input: choose.querySelector("input"), zone,
+      show(now) {
+        value = now;
+        if (there && now) there.show(now);
+        const src = viewURL(fileOf(now));
+        redraw(show, toJSON([now, field.uploaded]), () => {
+          zone.querySelectorAll(":scope > img, :scope > video, :scope > audio").forEach((old) => old.remove());
+          if (!now) return [h("span", { class: "soft" }, `No ${name} yet`)];
+          const missing = () => { element.remove(); say(label, `${now} (cannot be shown)`); };
+          const label = h("small", {}, String(now));
+          const element = media === "image" ? h("img", { src, alt: `Chosen: ${now}`, onerror: missing }) : media === "video" ? h("video", { src, controls: true, playsinline: true, muted: true, preload: "metadata" })
+            : media === "audio" ? h("audio", { src, controls: true, preload: "metadata" }) : null;
+          if (element) zone.prepend(element);
+          return [label];
+        });
+      },
+      raw: () => there && there.input.selectedIndex >= 0 ? there.raw() : toJSON(value),
+    };
+  },
+};
+kinds.int = kinds.float = kinds.number;
+
+function makeField(spec, signature, label, aside) {
+  const id = `field-${spec.node_id}-${spec.input}`;
+  const field = {
+    spec, signature, name: label, server: undefined, // what the runner holds
+    dirty: false, // typed, and not yet held by the runner
+    refused: false, timer: 0,
+    label: h("label", { for: id }, label, aside ? h("small", {}, ` ${aside}`) : ""),
+    error: h("p", { class: "error", id: `error-${spec.node_id}-${spec.input}`, "aria-live": "polite" }), note: h("p", { class: "note", id: `note-${spec.node_id}-${spec.input}` }),
+  };
+  const long = (spec.options || []).some((option) => String(option).length > 24);
+  const wide = ["text", "seed", "upload", "toggle"].includes(spec.kind) || long;
+  field.box = h("div", { class: wide ? "field wide" : "field", "data-node-id": spec.node_id, "data-input": spec.input }, field.label);
+  Object.assign(field, (kinds[spec.kind] || kinds.text)(field));
+  field.box.append(field.error, field.note);
+  if (spec.kind === "upload") { // the label names the whole, the file button has its own
+    field.label.replaceWith(h("span", { class: "label" }, label));
+    field.box.setAttribute("role", "group");
+    field.box.setAttribute("aria-label", label);
+  } else {
+    field.input.id = id;
+    field.input.addEventListener("input", () => edited(field));
+    field.input.addEventListener("change", () => edited(field, true));
+    field.input.addEventListener("blur", () => receive(field)); // what another tab wrote while we were in here
+  }
+  field.input.setAttribute("aria-describedby", `${field.error.id} ${field.note.id}`);
+  return field;
+}
+
+/** Shows the runner's value, unless a person is at this field. */
+function receive(field, value = field.server) {
+  field.server = value;
+  if (field.dirty || (document.activeElement === field.input && ["text", "seed", "int", "float", "choice"].includes(field.spec.kind))) return;
+  field.sent = undefined;
+  field.show(value);
+}
+
+function setError(field, text) {
+  say(field.error, text);
+  field.input.setAttribute("aria-invalid", Boolean(text));
+  if (text && $("more").contains(field.box)) $("more").open = true;
+}
+
+const told = (problem) => [problem.message, ...problem.hints || []].filter(Boolean).join("\n");
+
+/** The field that a problem is about: its input's; for a node that raised, its field if it has but one. */
+function fieldOf(problem) {
+  if (problem.input) return fields.get(keyOf(problem.node_id, problem.input));
+  const all = fieldsOf(problem.node_id);
+  return all.length === 1 ? all[0] : undefined;
+}
+
+const fieldsOf = (node_id) => [...fields.values()].filter((field) => field.spec.node_id === node_id);
+
+/** Puts problems beside their fields; gives those that have one. */
+function mark(problems) {
+  return problems.map((problem) => {
+    const field = fieldOf(problem);
+    if (field) setError(field, told(problem));
+    return field;
+  }).filter(Boolean);
+}
+
+// ---------------------------------------------------------------- edits: typed, sent after a pause, one after the other
+
+let lastEdit = Promise.resolve();
+
+function edited(field, now = false) {
+  clearTimeout(field.timer);
+  // "change" after "input": sent already. Another tab may have written since, and that stays.
+  if (now && !field.dirty && field.spec.kind !== "seed" && field.server !== undefined && [toJSON(field.server), field.sent].includes(safeRaw(field))) return;
+  if (!field.dirty || field.refused || !now) setError(field, "");
+  field.dirty = true;
+  field.refused = false;
+  field.timer = setTimeout(() => sendEdit(field), now ? 0 : 400);
+}
+
+function safeRaw(field) {
+  try { return field.raw(); } catch { return null; }
+}
+
+function sendEdit(field) {
+  clearTimeout(field.timer);
+  field.timer = 0;
+  try { return post(field, field.raw()); } catch (wrong) {
+    field.refused = true;
+    setError(field, String(wrong));
+  }
+}
+
+/** `raw` is JSON text, so that a seed of 64 bits arrives as it was typed. */
+function post(field, raw) {
+  const { node_id, input } = field.spec;
+  field.dirty = true;
+  field.sent = raw;
+  const send = async () => {
+    const same = () => raw === '"random"' ? !field.timer : safeRaw(field) === raw && !field.timer; // nothing was typed meanwhile
+    try {
+      const answer = await api("update/inputs", { method: "POST", body: `{"node_id": ${toJSON(node_id)}, "inputs": {${toJSON(input)}: ${raw}}}` });
+      if (same()) {
+        field.dirty = field.refused = false;
+        setError(field, "");
+        if (answer.changed && input in answer.changed) receive(field, answer.changed[input]);
+        else field.server = fromJSON(raw);
+        if (answer.checked === false && field.spec.kind !== "seed") say(field.note, "Not checked: ComfyUI does not answer.");
+        else if (field.spec.kind !== "seed") say(field.note, "");
+      }
+      if (app.revision !== null && answer.revision === app.revision + 1 && field.spec.kind !== "seed") { // only our own edit lies between
+        app.revision = answer.revision;
+        if (app.status) app.status.workflow.changed = true;
+        draw();
+      } else wantWorkflow(answer.revision);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      if (!same()) return;
+      field.refused = error.status >= 400 && error.status !== 401 && error.status < 500; // else it is sent again when the runner is back
+      setError(field, error.problems.length ? error.problems.map(told).join("\n") : error.status ? error.words : "Not sent yet: the runner does not answer.");
+    }
+  };
+  return (lastEdit = lastEdit.then(send, send));
+}
+
+/** Sends all that is typed; gives the fields that the runner does not hold as they are shown. */
+async function flush() {
+  // Ctrl+Enter leaves no field: what a person sees in this one runs, even if another tab has written since.
+  const overtaken = (field) => field.input === document.activeElement && field.sent !== undefined && safeRaw(field) === field.sent && field.sent !== toJSON(field.server);
+  for (const field of fields.values()) if ((field.dirty && !field.refused) || overtaken(field)) sendEdit(field);
+  await lastEdit.catch(() => {});
+  return [...fields.values()].filter((field) => field.dirty);
+}
+
+async function sendFile(target, file) {
+  let field = target;
+  const now = () => (field = fields.get(keyOf(target.spec.node_id, target.spec.input)) || target); // it is built anew when the list of files grows
+  setError(field, "");
+  say(field.note, "Uploading …");
+  field.zone.setAttribute("aria-busy", "true");
+  try {
+    const answer = await upload(`upload/image?${new URLSearchParams({ node_id: field.spec.node_id })}`, file, (part) => say(now().note, `Uploading … ${Math.round(part * 100)}%`));
+    now();
+    field.server = (answer.subfolder ? `${answer.subfolder}/` : "") + answer.name;
+    field.dirty = field.refused = false;
+    field.uploaded = (field.uploaded || 0) + 1; // the same name may be another picture
+    field.show(field.server);
+    say(field.note, "Loaded.");
+    if (answer.prompt_id) started(answer);
+  } catch (error) {
+    say(now().note, "");
+    setError(field, `${file.name || "The file"} was not loaded. ${error.words || error}`);
+  } finally {
+    field.zone.removeAttribute("aria-busy");
+  }
+}
+
+// Files may be dropped anywhere: on a field, or on the page, where the first field of their kind takes them.
+function takeFile(file, target) {
+  const uploads = [...fields.values()].filter((field) => field.spec.kind === "upload");
+  const fits = (field) => field.spec.media === "file" || !file.type || file.type.startsWith(field.spec.media);
+  const field = uploads.find((one) => one.box.contains(target)) || uploads.find(fits);
+  if (field) sendFile(field, file);
+  else notice("This workflow has no field for that file.");
+}
+addEventListener("dragover", (event) => { if ([...event.dataTransfer.types].includes("Files")) event.preventDefault(); });
+addEventListener("drop", (event) => {
+  document.querySelectorAll(".drop.over").forEach((zone) => zone.classList.remove("over"));
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault(); // else the browser would leave the page for the picture
+  const [file] = event.dataTransfer.files;
+  if (/\.json$/i.test(file.name)) loadWorkflowFile(file);
+  else takeFile(file, event.target);
+});
+addEventListener("paste", (event) => {
+  const { files } = event.clipboardData;
+  const typing = event.target.matches && event.target.matches("input, textarea") && event.clipboardData.types.includes("text/plain");
+  if (!files.length || typing) return;
+  event.preventDefault();
+  takeFile(files[0], event.target);
+});
+
+// ---------------------------------------------------------------- the held workflow
+
+let reading = false, wanted = null;
+
+/** Reads the workflow again unless it is the one we have; one read at a time. */
+async function wantWorkflow(revision) {
+  wanted = revision;
+  if (reading || wanted === app.revision) return;
+  reading = true;
+  try {
+    const [workflow, status] = await Promise.all([api("workflow"), api("status")]); // the status says whether it is still the file's
+    app.status = status;
+    app.revision = workflow.revision;
+    app.held = { prompt: workflow.prompt, draws: workflow.draws };
+    showForm(workflow.fields);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status > 0 && error.status !== 401) notice(`The workflow cannot be read: ${error.words}`);
+    wanted = app.revision; // the next event or poll asks again
+  } finally { reading = false; }
+  if (wanted !== null && wanted > app.revision) wantWorkflow(wanted);
+}
+
+function groupsOf(specs) {
+  const groups = new Map();
+  for (const spec of specs) groups.set(spec.node_id, [...groups.get(spec.node_id) || [], spec]);
+  return [...groups.values()];
+}
+
+function showForm(specs) {
+  const shown = new Map(), titles = new Map();
+  for (const spec of specs) titles.set(spec.title, (titles.get(spec.title) || new Set()).add(spec.node_id));
+  const focused = document.activeElement;
+
+  const fieldFor = (spec, alone) => {
+    const title = titles.get(spec.title).size > 1 ? `${spec.title} #${spec.node_id}` : spec.title;
+    const role = spec.role && !new RegExp(spec.role, "i").test(spec.title) ? `${words(spec.role)} text` : "";
+    const label = alone ? role || title : role || words(spec.input);
+    const aside = alone && role ? title : alone && !["text", "upload"].includes(spec.kind) ? words(spec.input) : "";
+    const signature = toJSON([label, aside, { ...spec, value: spec.kind === "text" ? spec.multiline : 0, random: 0 }]);
+    const key = keyOf(spec.node_id, spec.input);
+    let field = fields.get(key);
+    if (!field || field.signature !== signature) {
+      const old = field;
+      field = makeField(spec, signature, label, aside);
+      if (old) clearTimeout(old.timer);
+      if (old && old.spec.kind === spec.kind && spec.kind === "upload") {
+        field.uploaded = old.uploaded;
+        say(field.note, old.note.textContent);
+        setError(field, old.error.textContent);
+      }
+    }
+    shown.set(key, field);
+    field.spec = spec;
+    receive(field, spec.value);
+    if (spec.kind === "seed" && !field.dirty && document.activeElement !== field.input) field.show(spec.value);
+    return field.box;
+  };
+  const group = (specsOfNode, card) => {
+    const alone = specsOfNode.length === 1;
+    const boxes = h("div", { class: "fields" }, ...specsOfNode.map((spec) => fieldFor(spec, alone)));
+    if (alone) return h("div", { class: card }, boxes);
+    const { title, node_id } = specsOfNode[0];
+    return h("fieldset", { class: card }, h("legend", { class: card ? "unseen" : "" }, title), card ? h("p", { class: "legend", "aria-hidden": "true" }, title) : null,
+      titles.get(title).size > 1 ? h("small", {}, `#${node_id}`) : null, boxes);
+  };
+
+  const important = specs.filter((spec) => spec.important), rest = specs.filter((spec) => !spec.important);
+  const layout = toJSON(specs.map((spec) => [spec.node_id, spec.input, spec.title, spec.kind, spec.important, spec.options, spec.min, spec.max, spec.step]));
+  if (app.layout === layout) specs.forEach((spec) => { const field = fields.get(keyOf(spec.node_id, spec.input)); field.spec = spec; receive(field, spec.value); });
+  else {
+    app.layout = layout;
+    $("form").replaceChildren(...groupsOf(important).map((one) => group(one, "card")));
+    if (!important.length) {
+      $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has nothing that must be set." : "The form is complete when ComfyUI answers."));
+      $("more").open = true;
+    }
+    $("more-form").replaceChildren(...groupsOf(rest).map((one) => group(one, "")));
+    $("more").hidden = !rest.length;
+    say($("more-title"), `More settings (${rest.length})`);
+    for (const [key, field] of fields) if (shown.get(key) !== field) { clearTimeout(field.timer); fields.delete(key); }
+    for (const [key, field] of shown) fields.set(key, field);
+    if (document.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
+  }
+  draw();
+}
+
+const workflowPath = (name) => "workflow?" + new URLSearchParams({ name: name || "" });
+const problemLine = (problem) => `${problem.title || problem.node_id}: ${told(problem)}`;
+
+/** PUT or reset, with a way back: what was held is put again by Undo, and its seeds are `drawn` again. */
+async function replaceWorkflow(what, path, options, drawn = []) {
+  const before = app.held, name = app.status ? app.status.workflow.file : "", random = [...fields.values()].map((field) => field.spec).filter((spec) => spec.random);
+  try {
+    const answer = await api(path, { timeout: 60, ...options }), problems = answer.problems || [];
+    let { revision } = answer;
+    for (const { node_id, input } of drawn) ({ revision } = await api("update/inputs", { method: "POST", body: toJSON({ node_id, inputs: { [input]: "random" } }) }));
+    for (const field of fields.values()) { clearTimeout(field.timer); field.dirty = field.refused = false; setError(field, ""); }
+    app.layout = null;
+    fields.clear();
+    const undo = before && (() => replaceWorkflow("Undone.", workflowPath(name), { method: "PUT", body: toJSON(before) }, random));
+    notice([what, ...problems.length ? ["ComfyUI would refuse to run it now:"] : [], ...problems.map(problemLine)].join("\n"), undo, !problems.length);
+    wantWorkflow(revision);
+  } catch (error) {
+    notice([error.words, ...(error.unsaid || []).map(problemLine)].join("\n"));
+  }
+}
+
+async function loadWorkflowFile(file) {
+  await replaceWorkflow(`${file.name} is loaded.`, workflowPath(file.name), { method: "PUT", body: file });
+}
+
+// ---------------------------------------------------------------- run and stop
+
+/** A message above the buttons until it is closed; with `undo` it is good news, unless it is not `calm`. */
+function notice(text, undo, calm = true) {
+  const box = $("alert");
+  box.classList.toggle("calm", calm && undo !== undefined);
+  const close = () => box.replaceChildren();
+  box.replaceChildren(...text ? [h("span", {}, text), undo ? h("button", { type: "button", class: "plain", onclick: () => { close(); undo(); } }, "Undo") : "",
+    h("button", { type: "button", class: "plain", "aria-label": "Close the message", onclick: close }, "✕")].filter(Boolean) : []);
+}
+
+function started(answer) {
+  app.selected = null;
+  app.started.add(answer.prompt_id);
+  const known = app.runs.has(answer.prompt_id); // its events may have overtaken the answer
+  app.news = known ? "" : answer.ahead ? `Waiting: ${answer.ahead} ahead` : "Sent to ComfyUI";
+  app.look = narrow(); // on a phone the page goes to the run when it is drawn
+  if (app.link !== "open") poll();
+  draw();
+}
+
+function showField(field) {
+  if ($("more").contains(field.box)) $("more").open = true;
+  field.input.focus({ preventScroll: true });
+  field.box.scrollIntoView({ block: "nearest" });
+}
+
+async function run() {
+  if (app.sending || app.link === "login") return;
+  app.sending = true; // a second press while the first is on its way would run twice
+  notice("");
+  for (const field of fields.values()) if (!field.refused) setError(field, ""); // of the run before
+  draw();
+  try {
+    const [open] = await flush();
+    if (open) {
+      notice(`${open.name}: ${open.error.textContent || "not sent yet"}`);
+      showField(open);
+    } else started(await api("queue", { method: "POST", body: "{}", timeout: 60 }));
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    const marked = mark(error.problems), elsewhere = error.unsaid.filter((one) => !fieldOf(one));
+    const names = marked.map((field) => `${field.spec.title} – ${words(field.spec.input)}`);
+    if (error.status !== 401) notice([error.words, ...names.length ? [`See ${names.join(", ")}.`] : [], ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"));
+    app.news = "Not started";
+    if (marked.length) showField(marked[0]);
+  } finally {
+    app.sending = false;
+    draw();
+  }
+}
+
+async function stop(prompt_id) {
+  app.stopping = prompt_id;
+  draw();
+  try {
+    const answer = await api("interrupt", { method: "POST", body: toJSON({ prompt_id }), timeout: 30 });
+    app.news = answer && answer.message || "";
+  } catch (error) { notice(error.words || String(error)); }
+  app.stopping = null;
+  draw();
+}
+
+// ---------------------------------------------------------------- drawing
+
+const phases = { submitting: "Sending to ComfyUI", queued: "Waiting", running: "Running", success: "Done", error: "Failed", interrupted: "Stopped", deleted: "Taken off the queue", lost: "Lost", rejected: "Refused" };
+const marks = { success: "✓", error: "!", rejected: "!", lost: "?", interrupted: "■", deleted: "■", running: "▶" };
+
+function phaseText(run) {
+  if (run.phase !== "queued") return phases[run.phase] || run.phase;
+  return run.ahead === null || run.ahead === undefined ? "Waiting in the queue" : run.ahead ? `Waiting: ${run.ahead} ahead` : "Next in the queue";
+}
+
+function fraction(run) {
+  const part = (run.running || []).reduce((sum, node) => sum + (node.max ? Math.min(1, node.value / node.max) : 0), 0);
+  return run.nodes_total ? Math.min(1, (run.nodes_done + part) / run.nodes_total) : 0;
+}
+
+function setBar(bar, part, text) {
+  bar.firstElementChild.style.transform = `scaleX(${part})`;
+  bar.setAttribute("aria-valuenow", Math.round(part * 100));
+  bar.setAttribute("aria-valuetext", text);
+}
+
+let drawing = 0;
+function draw() { // a timer and not an animation frame: a tab in the background shows progress in its title
+  if (!drawing) drawing = setTimeout(() => { drawing = 0; drawNow(); }, 40);
+}
+
+function drawNow() {
+  const login = app.link === "login";
+  $("login").hidden = !login;
+  $("page").hidden = login;
+  const active = activeRun(), latest = sorted()[0], part = active ? fraction(active) : 0;
+  drawHeader(active, latest, part);
+  drawProgress(active, part);
+  drawResults(shownRun(active));
+  drawRuns();
+  $("stage").classList.toggle("ran", app.runs.size > 0);
+  if (app.look && app.runs.size) {
+    app.look = false;
+    $("stage").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+}
+
+function drawHeader(active, latest, part) {
+  const { status } = app;
+  const workflow = status && status.workflow, comfyui = status && status.comfyui;
+  const file = workflow && workflow.file ? String(workflow.file).split(/[\\/]/).pop() : "Workflow Runner";
+  say($("file"), file + (workflow && workflow.changed ? " (changed)" : ""));
+  const trouble = app.link === "lost" ? "Connection lost, trying again …" : comfyui && !comfyui.connected ? `ComfyUI at ${comfyui.url} does not answer. Trying again …` : "";
+  say($("server"), app.link === "lost" ? "Connection lost" : !comfyui ? "Connecting …" : comfyui.connected ? ["ComfyUI", comfyui.version, comfyui.device && `· ${comfyui.device}`].filter(Boolean).join(" ") : "ComfyUI does not answer");
+  $("server").dataset.on = app.link !== "lost" && comfyui && comfyui.connected ? "yes" : "no";
+  const idle = latest ? app.news || latest.message || phaseText(latest) : app.news || (app.link === "open" ? "Ready" : "Connecting …");
+  say($("state"), trouble || (active ? phaseText(active) : idle));
+  const waiting = [...app.runs.values()].filter((run) => busy(run) && run !== active).length;
+  say($("waiting"), waiting ? `+${waiting} waiting` : "");
+  say($("others"), othersText(comfyui));
+  $("others").hidden = !$("others").textContent;
+  const percent = active && active.phase === "running" ? `${Math.round(part * 100)}%` : "";
+  say($("percent"), percent);
+  $("strip").style.transform = `scaleX(${part})`;
+  $("run").setAttribute("aria-busy", app.sending);
+  say($("run"), app.sending ? "Sending …" : "Run");
+  $("stop").disabled = !active || app.stopping === active.prompt_id;
+  say($("stop"), active && app.stopping === active.prompt_id ? "Stopping …" : "Stop");
+  document.title = percent ? `${percent} – ${file}` : active ? `${phases[active.phase]} – ${file}` : app.unseen ? `${app.unseen} – ${file}` : file;
+}
+
+/** Who else is in ComfyUI's queue: "Others in ComfyUI's queue: 1 running, 2 waiting". Nothing if nobody is. */
+function othersText(comfyui) {
+  const others = comfyui && comfyui.connected && comfyui.others;
+  if (!others) return "";
+  const counts = [others.running && `${others.running} running`, others.waiting && `${others.waiting} waiting`].filter(Boolean);
+  return counts.length ? `Others in ComfyUI's queue: ${counts.join(", ")}` : "";
+}
+
+/** The seeds that a run uses: "Seed: 42"; of several, each with its node. */
+function seedsText(run) {
+  const seeds = Object.entries(run && run.seeds || {});
+  if (seeds.length < 2) return seeds.map(([, value]) => `Seed: ${value}`).join("");
+  const titleOf = (name) => {
+    const dot = name.indexOf("."), field = fields.get(keyOf(name.slice(0, dot), name.slice(dot + 1)));
+    return field ? `${field.spec.title} #${field.spec.node_id}` : name;
+  };
+  return `Seeds: ${seeds.map(([name, value]) => `${titleOf(name)}: ${value}`).join(", ")}`;
+}
+
+/** What a run alone has: its seeds, and the texts that were drawn for it. */
+function ownText(run) {
+  const drawn = Object.entries(run && run.texts || {}).filter(([name]) => !name.endsWith(".filename_prefix")).map(([, text]) => text);
+  return [seedsText(run), drawn.length ? `Drawn: ${drawn.join(" / ")}` : ""].filter(Boolean).join("\n");
+}
+
+function drawProgress(run, part) {
+  $("progress").hidden = !run;
+  say($("progress-seeds"), ownText(run));
+  if (!run) {
+    $("preview").hidden = true;
+    redraw($("nodes"), "", () => []);
+    return;
+  }
+  say($("progress-title"), phaseText(run));
+  say($("elapsed"), run.phase === "running" ? seconds(run.seconds + (performance.now() - run.received) / 1000) : "");
+  $("overall-meter").hidden = run.phase !== "running";
+  const count = `${run.nodes_done} of ${run.nodes_total} nodes`;
+  say($("overall-text"), count);
+  setBar($("overall"), part, `${Math.round(part * 100)}%, ${count}`);
+  const nodes = run.running || [];
+  redraw($("nodes"), toJSON([run.prompt_id, nodes.map((node) => node.node_id)]), () => nodes.map((node) => h("div", { class: "meter" },
+    h("div", { class: "line" }, h("span", {}, node.title || node.class_type), h("span", {})),
+    h("div", { class: "track thin", role: "progressbar", "aria-label": `Progress of ${node.title || node.class_type}`, "aria-valuemin": 0, "aria-valuemax": 100 }, h("div", {})))));
+  nodes.forEach((node, at) => {
+    const meter = $("nodes").children[at], text = node.max ? `${node.value} of ${node.max}` : "working";
+    say(meter.firstElementChild.lastElementChild, text);
+    setBar(meter.lastElementChild, node.max ? Math.min(1, node.value / node.max) : 0, text);
+    if (!node.max) meter.lastElementChild.removeAttribute("aria-valuenow"); // how far is not known
+  });
+  if ($("preview").run !== run.prompt_id) { $("preview").hidden = true; $("preview").run = run.prompt_id; }
+}
+
+/** Where a problem is: "KSampler – Steps: ". */
+function place(fault) {
+  const names = [fault.title || fault.class_type, fault.input && words(fault.input)].filter(Boolean);
+  return names.length ? `${names.join(" – ")}: ` : "";
+}
+
+/** One problem or failure in words, with the way to its field. */
+function faultItem(fault) {
+  const field = fieldOf(fault), [first] = fieldsOf(fault.node_id);
+  return h("li", {}, h("strong", {}, place(fault)), fault.message || fault.type || "", ...(fault.hints || []).map((hint) => h("div", { class: "soft" }, hint)),
+    first ? h("div", { style: "margin-top: 8px" }, h("button", { type: "button", onclick: () => showField(field || first) }, field ? "Go to the field" : "Go to its settings")) : "",
+    (fault.traceback || []).length ? h("details", {}, h("summary", {}, "Traceback"), h("pre", {}, fault.traceback.join("\n").replace(/\n+/g, "\n"))) : "");
+}
+
+function figure(output) {
+  const url = outputURL(output), download = url + (url.includes("?") ? "&" : "?") + "download=1", name = output.filename || output.title || output.kind;
+  if (output.text !== null) { // else it is a file, of text too
+    const copy = navigator.clipboard ? h("button", { type: "button", onclick: (event) => navigator.clipboard.writeText(output.text || "").then(() => say(event.target, "Copied"), () => {}) }, "Copy") : "";
+    return h("figure", {}, h("pre", { tabindex: 0, "aria-label": output.title }, output.text || ""), h("figcaption", {}, h("span", {}, output.title), copy));
+  }
+  if (!output.url) return h("figure", {}, h("figcaption", {}, `${output.title}: ${name} is not kept.`));
+  const media = { image: () => h("a", { href: url, target: "_blank", rel: "noopener" }, h("img", { src: url, alt: `${output.title}: ${name}` })),
+    video: () => h("video", { src: url, controls: true, loop: true, playsinline: true, preload: "metadata", "aria-label": name }),
+    audio: () => h("audio", { src: url, controls: true, preload: "metadata", "aria-label": name }) }[output.kind];
+  return h("figure", {}, media ? media() : h("a", { href: url, target: "_blank", rel: "noopener" }, name),
+    h("figcaption", {}, h("span", {}, output.title || "", h("br"), h("small", {}, output.filename || "")), h("a", { class: "button", href: download, download: output.filename || "", "aria-label": `Download ${name}` }, "Download")));
+}
+
+function drawResults(run) {
+  $("nothing").hidden = app.runs.size > 0;
+  $("results").hidden = !run && app.runs.size > 0;
+  const outputs = run ? run.outputs : [];
+  say($("results-about"), run ? [clock(run.created), run.over ? run.message || phaseText(run) : phaseText(run)].join(" · ") : "");
+  say($("seeds"), ownText(run));
+  redraw($("faults"), toJSON(run && [run.prompt_id, run.failure, run.problems, run.phase]), () => {
+    const faults = run ? [...run.failure ? [run.failure] : [], ...run.problems || []] : [];
+    return faults.length ? [h("div", { class: "card bad" }, h("ul", {}, ...faults.map(faultItem)))] : [];
+  });
+  $("faults").style.marginBottom = $("faults").childElementCount ? "14px" : "";
+  redraw($("outputs"), toJSON(run && [run.prompt_id, outputs]), () => outputs.map(figure));
+  $("outputs").classList.toggle("many", outputs.length > 1);
+  const nodes = run && run.over ? run.nodes || [] : [];
+  $("times").hidden = !nodes.length;
+  redraw($("times").lastElementChild, toJSON(nodes), () => nodes.map((node) => h("li", {}, h("span", {}, node.title || node.class_type), h("span", { class: "soft" }, node.seconds === null ? "" : seconds(node.seconds)))));
+}
+
+const rows = new Map();
+function drawRuns() {
+  const runs = sorted(), active = activeRun(), shown = shownRun(active); // the active run has the big Stop
+  $("earlier").hidden = !runs.length;
+  $("latest").hidden = !app.selected;
+  for (const id of rows.keys()) if (!app.runs.has(id)) { rows.get(id).remove(); rows.delete(id); }
+  runs.forEach((run, at) => {
+    let row = rows.get(run.prompt_id);
+    if (!row) rows.set(run.prompt_id, row = h("li", {}));
+    if ($("runs").children[at] !== row) $("runs").insertBefore(row, $("runs").children[at] || null);
+    const picture = run.outputs.find((output) => output.kind === "image" && output.url), waits = busy(run) && run !== active;
+    redraw(row, toJSON([run.phase, run.ahead, run.message, picture, waits]), () => [
+      h("button", { type: "button", class: "plain show", onclick: () => { app.selected = run.prompt_id; draw(); if (narrow()) $("results").scrollIntoView(); } },
+        picture ? h("img", { class: "thumb", src: outputURL(picture), alt: "", loading: "lazy" }) : h("span", { class: "thumb", "aria-hidden": "true" }, marks[run.phase] || "…"),
+        h("span", {}, h("b", {}, phaseText(run)), h("small", {}, [clock(run.created), run.over && run.message].filter(Boolean).join(" · ")))),
+      waits ? h("button", { type: "button", "aria-label": `Stop the run of ${clock(run.created)}`, onclick: () => stop(run.prompt_id) }, "Stop") : null]);
+    row.firstElementChild.setAttribute("aria-current", shown === run);
+  });
+}
+
+// ---------------------------------------------------------------- staying connected
+
+// Browsers allow six connections to one host, and a stream of events holds one of them. So the tabs of one browser share a stream:
+// they stand in line for a lock, and the one that holds it listens and hands on to the others what it hears. Browsers have locks only
+// with HTTPS or on the machine itself; without them every tab that is shown listens for itself.
+const streamName = `events of ${location.pathname}`;
+const channel = navigator.locks && window.BroadcastChannel ? new BroadcastChannel(streamName) : null;
+let turn = null; // our place in the line: {listens, leave()}
+
+let source = null, streaming = false, failures = 0, listenAt = 0; // the events; streaming: also what another tab hands on
+let heard = 0, polling = false, retry = 0, hiddenAt = 0;
+
+function takeRun(run) {
+  const before = app.runs.get(run.prompt_id);
+  if (before && before.over && !run.over) return; // an answer to /runs that an event has overtaken
+  app.runs.set(run.prompt_id, Object.assign(run, { outputs: run.outputs || [], problems: run.problems || [], received: performance.now() }));
+  if (!before || before.phase !== run.phase) app.news = "";
+  if (!app.live || !run.over || (before && before.over)) return;
+  // Words beside a field move the page: who looks at the run goes on looking at it.
+  if (narrow() && Math.abs($("stage").getBoundingClientRect().top) < 100) app.look = true;
+  mark([...run.problems || [], ...run.failure ? [run.failure] : []]); // only when it happens: later the value may be mended
+  if (document.hidden) app.unseen = phases[run.phase];
+}
+
+function takeStatus(status) {
+  const before = app.status;
+  app.status = status;
+  if (before && !before.comfyui.connected && status.comfyui.connected) app.revision = null; // now it is known what the fields are
+  wantWorkflow(status.workflow.revision);
+}
+
+function takeState(status, runs) {
+  const first = app.link !== "open";
+  app.link = "open";
+  const ids = new Set(runs.map((run) => run.prompt_id));
+  for (const id of app.runs.keys()) if (!ids.has(id)) app.runs.delete(id);
+  runs.forEach(takeRun);
+  app.live = true;
+  takeStatus(status);
+  if (first) for (const field of fields.values()) if (field.dirty && !field.refused && !field.timer) sendEdit(field);
+  draw();
+}
+
+/** Whether what happens matters now: a hidden tab catches up when it is shown, unless a run that was started in it is not over. */
+function attentive() {
+  if (app.link === "login") return false;
+  return !document.hidden || [...app.started].some((id) => app.runs.has(id) && busy(app.runs.get(id)));
+}
+
+/** Listens, or gets in line for it, or leaves the line: as it should be now. */
+function attend() {
+  if (!attentive()) leave();
+  else if (channel && !turn) getInLine();
+  else if (!channel && document.hidden) hangUp(); // it asks now and then instead
+  const mayListen = attentive() && (channel ? turn.listens : !document.hidden);
+  if (mayListen && !source && app.link === "open" && performance.now() >= listenAt) listen();
+}
+
+function getInLine() {
+  const out = new AbortController(), place = turn = { listens: false };
+  const left = new Promise((resolve) => { place.leave = () => { out.abort(); resolve(); }; });
+  navigator.locks.request(streamName, { signal: out.signal }, () => {
+    place.listens = true;
+    if (turn === place) attend();
+    return left;
+  }).catch(() => {}); // it left before its turn
+}
+
+function leave() {
+  hangUp();
+  if (turn) turn.leave();
+  turn = null;
+}
+
+function hangUp() {
+  if (source) source.close();
+  source = null;
+  streaming = false;
+}
+
+const takers = {
+  state: (data) => takeState(data.status, data.runs),
+  run: takeRun,
+  status: takeStatus,
+  workflow: (data) => wantWorkflow(data.revision),
+  preview: showPreview,
+};
+
+function take(name, text) {
+  heard = performance.now();
+  takers[name](fromJSON(text));
+  draw();
+}
+
+function listen() {
+  hangUp();
+  const stream = source = new EventSource("events");
+  for (const name of Object.keys(takers)) stream.addEventListener(name, (event) => {
+    if (stream !== source) return;
+    if (name === "state") { streaming = true; failures = 0; }
+    if (channel) channel.postMessage([name, event.data]);
+    take(name, event.data);
+  });
+  // It would connect again by itself, but not after an answer of 401 or 502, and without telling which: so /status is asked.
+  stream.addEventListener("error", () => {
+    if (stream !== source) return;
+    if (!streaming) listenAt = performance.now() + Math.min(30, 2 ** ++failures) * 1000; // a proxy without events: /status and /runs meanwhile
+    hangUp();
+    if (channel) channel.postMessage(["lost"]);
+    askAgain();
+  });
+}
+
+if (channel) channel.addEventListener("message", ({ data: [name, text] }) => {
+  if (!turn || turn.listens) return;
+  streaming = name !== "lost";
+  if (streaming) take(name, text);
+  else askAgain();
+});
+
+function askAgain() {
+  app.revision = null; // a runner that was restarted counts from the start again: the same number may be another workflow
+  poll();
+}
+
+/** Asks for everything once. It mends a lost connection, finds a deaf one, and is the way where a proxy holds events back. */
+async function poll() {
+  if (polling) return;
+  polling = true;
+  clearTimeout(retry);
+  try {
+    const status = await api("status", { timeout: 6 });
+    const { runs } = await api("runs", { timeout: 10 });
+    const deaf = streaming && (status.workflow.revision !== app.revision || runs.some((run) => (app.runs.get(run.prompt_id) || {}).phase !== run.phase));
+    heard = performance.now();
+    takeState(status, runs);
+    if (deaf) hangUp();
+    attend();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (app.link !== "login") {
+      app.link = "lost";
+      retry = setTimeout(poll, 2500);
+    }
+    draw();
+  } finally { polling = false; }
+}
+
+function askToken() {
+  leave();
+  clearTimeout(retry);
+  const first = app.link !== "login";
+  app.link = "login";
+  drawNow();
+  if (first) $("token").focus();
+}
+
+// One picture at a time is on its way; of those that come meanwhile the last counts.
+let previews = 0, loading = false, pending = null;
+function showPreview(data) {
+  if (document.hidden) return;
+  if (loading) { pending = data; return; }
+  loading = true;
+  const picture = new Image();
+  const next = () => { loading = false; if (pending) { const then = pending; pending = null; showPreview(then); } };
+  picture.addEventListener("load", () => {
+    const active = activeRun();
+    if (active && active.prompt_id === data.prompt_id) { $("preview").src = picture.src; $("preview").run = data.prompt_id; $("preview").hidden = false; }
+    next();
+  });
+  picture.addEventListener("error", next);
+  picture.src = `preview?${new URLSearchParams({ prompt_id: data.prompt_id, n: ++previews })}`;
+}
+
+// ---------------------------------------------------------------- the page's own controls
+
+$("run").addEventListener("click", run);
+$("stop").addEventListener("click", () => { const active = activeRun(); if (active) stop(active.prompt_id); });
+$("latest").addEventListener("click", () => { app.selected = null; draw(); });
+$("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
+$("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
+$("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow is as in the file again.", "workflow/reset", { method: "POST", body: "{}" }); });
+addEventListener("click", (event) => { if (!$("menu").contains(event.target)) $("menu").open = false; });
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) { event.preventDefault(); run(); }
+  if (event.key === "Escape" && $("menu").open) { $("menu").open = false; $("menu").firstElementChild.focus(); }
+});
+$("login").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    await api("login", { method: "POST", body: toJSON({ token: $("token").value }) });
+    $("token").value = "";
+    say($("token-error"), "");
+    app.link = "connecting";
+    poll();
+  } catch (error) {
+    say($("token-error"), error.status === 403 || error.status === 401 ? "That is not the token." : error.words || String(error));
+    $("token").focus();
+  }
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) { hiddenAt = performance.now(); attend(); return; }
+  app.unseen = "";
+  // A phone that slept often holds a connection that is dead and does not know it.
+  if (performance.now() - hiddenAt > 30000) hangUp();
+  attend();
+  if (app.link !== "login") poll(); // for what happened meanwhile
+  draw();
+});
+addEventListener("pagehide", leave);
+addEventListener("pageshow", (event) => { if (event.persisted && app.link !== "login") poll(); });
+setInterval(() => {
+  if (activeRun()) draw(); // seconds go on
+  attend();
+  const patience = streaming ? 25000 : 2500;
+  if (attentive() && (app.link === "open" || app.link === "connecting") && performance.now() - heard > patience) poll();
+}, 1000);
+
+$("page").hidden = false;
+poll();
