@@ -495,6 +495,40 @@ def test_a_second_ctrl_c_does_not_wait_for_the_server(comfy: Comfy, simulator: A
     thread.join()
 
 
+PROGRAM = f"""
+from comfyui_runner import connect
+with connect() as comfy:
+    comfy.run({slow_prompt(**FOREVER)!r})
+"""
+PROGRAM_WITH_A_LOOP = f"""
+import asyncio
+from comfyui_runner import connect_async
+
+async def main():
+    async with connect_async() as comfy:
+        await comfy.run({slow_prompt(**FOREVER)!r})
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.script_and_folder
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one process")
+@pytest.mark.parametrize("program", [PROGRAM, PROGRAM_WITH_A_LOOP], ids=["plain", "asyncio"])
+def test_ctrl_c_ends_a_program_and_its_run(program: str, simulator: Any) -> None:
+    variables = {**os.environ, "COMFYUI_URL": simulator.url}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=variables, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: executions(simulator), seconds=60.0, what="the run")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert is_idle(simulator)
+    assert said.rstrip().endswith(b"KeyboardInterrupt"), said
+    assert b"never retrieved" not in said and b"never awaited" not in said
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one thread")
 def test_ctrl_c_while_it_connects_leaves_nothing_behind(simulator: Any) -> None:
     simulator.faults.http_hang = {"/system_stats": 2.0}

@@ -73,6 +73,8 @@ def test_a_refusal_lists_its_problems_up_to_a_number() -> None:
     assert len(lines) == 22
     assert error.answer == {"error": "has ***"}
     assert len(error.problems) == 12
+    error.problems = error.problems[:1]
+    assert len(str(raised(error)).split("\n")) == 3
 
 
 def test_secrets_are_hidden_in_every_part_of_a_problem() -> None:

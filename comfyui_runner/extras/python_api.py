@@ -298,6 +298,10 @@ class AsyncComfy:
             ending = await conclude(
                 session, run, watch.stop, None, whole_traceback=True, is_served=True
             )
+        except asyncio.CancelledError:
+            # Before Python 3.11, asyncio.run() answers Ctrl+C by cancelling every task at once.
+            await session.cancel(run)
+            raise
         except PromptRejected:
             self._known = KnownDefinitions(self._server)  # what is known may be out of date
             raise
