@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Callable
 
 import requests
@@ -54,17 +55,14 @@ def test_a_run_that_failed_frees_the_memory_too(simulator: Any, workflow_file: M
 
 
 def test_nothing_is_unloaded_while_somebody_else_waits(simulator: Any, workflow_file: Make) -> None:
-    path = workflow_file(slow_prompt(seconds=0.5))
-    ours = []
-
-    def submit_behind_ours(_: Any) -> None:
+    def submit_behind_ours() -> None:
         wait_until(lambda: requests.get(simulator.url + "/queue", timeout=5).json()["queue_running"])
-        ours.append(post_elsewhere(simulator, slow_prompt(steps=600, seconds=60.0, seed=9)))
+        post_elsewhere(simulator, slow_prompt(steps=600, seconds=60.0, seed=9))
 
-    import threading
-
-    threading.Thread(target=submit_behind_ours, args=(None,), daemon=True).start()
-    result = go(simulator, path, "--free")
+    other = threading.Thread(target=submit_behind_ours)
+    other.start()
+    result = go(simulator, workflow_file(slow_prompt(seconds=1.5)), "--free")
+    other.join(30)
     assert result.status == 0 and simulator.unloads == 0
     notices = [event["message"] for event in result.events if event["event"] == "notice"]
     assert notices == [

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-import threading
 import time
 from typing import Any, Callable, Dict, List
 
@@ -189,7 +188,7 @@ def test_a_hook_that_does_not_end_is_ended_with_its_children(
     child = f"import time\nwhile True:\n    open({str(alive)!r}, 'a').write('x')\n    time.sleep(0.05)"
     parent = python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])")
     began = time.monotonic()
-    limits = FAST._replace(hook=2.0)
+    limits = FAST._replace(hook=4.0)
     result = go(simulator, workflow_file(slow_prompt()), "--hook", parent, limits=limits)
     assert result.status == 0 and time.monotonic() - began < 20
     assert "and was ended." in result.event("hook_failed")["message"]
@@ -210,7 +209,7 @@ def test_a_hook_may_leave_something_behind_and_is_not_waited_for(
     assert result.status == 0 and "hook_failed" not in result.names()
 
 
-def test_ctrl_c_ends_the_wait_for_a_hook(simulator: Any, workflow_file: Make, make_middleware: Make) -> None:
+def test_ctrl_c_ends_the_wait_for_a_hook() -> None:
     """The event of Ctrl+C is set while a hook runs that would take much longer."""
 
     async def story() -> float:
@@ -326,8 +325,7 @@ def test_a_hook_of_an_interrupted_run_of_the_service_says_so(
     assert note["variables"]["COMFYUI_RUN_STATUS"] == "cancelled"
 
 
-def test_without_the_flag_nothing_of_it_is_loaded(simulator: Any, workflow_file: Make) -> None:
-    threads = threading.active_count()
-    assert run("--server", simulator.url, "--yes", workflow_file(slow_prompt())).status == 0
-    assert run("--yes", "--hook", "", workflow_file(slow_prompt())).status == 2
-    assert threading.active_count() <= threads + 5
+def test_an_empty_command_is_refused(workflow_file: Make) -> None:
+    """A shell variable that is not set must not look like a hook."""
+    result = run("--yes", "--hook", "", workflow_file(slow_prompt()))
+    assert result.status == 2 and "--hook is empty." in result.err
