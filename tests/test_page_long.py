@@ -943,9 +943,10 @@ def test_the_page_survives_a_restart_of_the_service(make_service: Any, visit: An
     expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
     expect(error(page, "2-text")).to_have_text("")
     wait_until(lambda: service.value("2", "text") == "typed while it was gone", what="the edit")
-    expect(page.locator("#runs li")).to_have_count(0)  # it knows of none
+    expect(page.locator("#runs li")).to_have_count(1)  # it has forgotten nothing
     run(page)
     finished(page)
+    expect(page.locator("#runs li")).to_have_count(2)
     assert prompts(service.simulator)[-1]["2"]["inputs"]["text"] == "typed while it was gone"
 
 
