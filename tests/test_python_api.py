@@ -248,6 +248,12 @@ def test_what_was_refused_is_looked_at_with_new_definitions(comfy: Comfy, simula
     assert len(again) == len(asked) + 1
 
 
+def test_a_class_that_was_looked_for_in_vain_is_missing_in_a_conversion_too(comfy: Comfy) -> None:
+    with pytest.raises(PromptRejected, match="does not have the class NotThere"):
+        comfy.run({**slow_prompt(), "8": node("NotThere", a=1)}, {"1.steps": 1})
+    assert comfy.run(os.path.join(ROOT, "workflow.json"), {"KSampler.steps": 1, "size": "64x64"}).status == "success"
+
+
 # -- progress --------------------------------------------------------------------------------------
 
 

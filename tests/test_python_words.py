@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from comfyui_runner.comfyui import START_COMFYUI, START_COMFYUI_THERE
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.extras.python_words import errors_in_python_words, hide_in_problems, in_python_words
+from comfyui_runner.http_failures import CREDENTIALS_REMEDY, LOGIN_REMEDY
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets
 
@@ -15,7 +17,8 @@ from comfyui_runner.redaction import Secrets
 @pytest.mark.parametrize(
     ("flags", "arguments"),
     [
-        ("Check the spelling in --server.", "Check the spelling in connect()."),
+        ("Check the spelling in --server.", "Check the spelling in the URL of connect()."),
+        ("Give --server the address that it means.", "Give connect() the address that it means."),
         ("Give --server URL.", "Give connect(URL)."),
         (
             "To render again, change a value or add --seed random.",
@@ -36,6 +39,12 @@ from comfyui_runner.redaction import Secrets
 )
 def test_messages_name_arguments_and_not_flags(flags: str, arguments: str) -> None:
     assert in_python_words(flags) == arguments
+
+
+@pytest.mark.parametrize("remedy", [START_COMFYUI, START_COMFYUI_THERE, LOGIN_REMEDY, CREDENTIALS_REMEDY])
+def test_what_to_do_about_the_server_is_said_without_flags(remedy: str) -> None:
+    assert "--" not in in_python_words(remedy)
+    assert "connect(" in in_python_words(remedy)
 
 
 def raised(error: RunnerError, *secrets: str) -> Any:

@@ -158,10 +158,11 @@ class KnownDefinitions:
     def define(self, classes: Optional[Iterable[str]]) -> JsonObject:
         """What loading.Define says. Blocks."""
         if classes is None:
-            self._known.update(self._look_up(None))
-            return self._known
+            everything = self._look_up(None)
+            self._known.update(everything)
+            return everything
         wanted = set(classes)
-        self._known.update(self._look_up(wanted - set(self._known)))
+        self._known.update(self._look_up([name for name in wanted if name not in self._known]))
         return {name: self._known[name] for name in wanted}
 
 
@@ -277,19 +278,8 @@ class AsyncComfy:
         printer = ReportPrinter(call.send, self._secrets)
         console = Console(printer, call.interrupts, silent_environment())
         settings = self._settings._replace(timeout=call.timeout)
-
         session = await console.unless_stopped(self._use_session())
-        workflow = await self._load(call, console)
-        prompt = await complete_called_prompt(workflow, session.server, console)
-        object_info = workflow.loaded.object_info
-        prompt = await name_models(prompt, object_info, session.server, console)
-        new = draw_texts(workflow.loaded, prompt)
-        loaded = workflow.loaded._replace(prompt=new.prompt)
-        spending = await find_spending(loaded, session.server, settings, console)
-        run = session.new_run(
-            *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
-            own_extra_data=spending.extra_data,
-        )
+        run = await self._make_run(call, session, settings, console)
         self._consoles[run.prompt_id] = console
         try:
             watch = Watch(session, run, settings, console)
@@ -313,6 +303,22 @@ class AsyncComfy:
         result = make_result(run, ending, outputs, printer.notices, self._secrets)
         raise_unless_succeeded(run, ending, result, self._secrets)
         return result
+
+    async def _make_run(
+        self, call: Call, session: Session, settings: Settings, console: Console
+    ) -> Run:
+        """The run that ``call`` asks for, whose files are on the server. Raises RunnerError."""
+        workflow = await self._load(call, console)
+        prompt = await complete_called_prompt(workflow, session.server, console)
+        loaded = workflow.loaded
+        prompt = await name_models(prompt, loaded.object_info, session.server, console)
+        new = draw_texts(loaded, prompt)
+        loaded = loaded._replace(prompt=new.prompt)
+        spending = await find_spending(loaded, session.server, settings, console)
+        return session.new_run(
+            *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
+            own_extra_data=spending.extra_data,
+        )
 
     async def _load(self, call: Call, console: Console) -> CalledWorkflow:
         """The workflow of a call. What is refused is looked at once more, with new definitions."""
