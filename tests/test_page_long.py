@@ -461,7 +461,7 @@ def test_settings_are_set_and_what_is_out_of_range_is_said_beside_its_field(
     page.locator(SAMPLER + "seed").fill("seven")
     expect(error(page, "5-seed")).to_contain_text("whole number")
     run(page)
-    expect(alerts(page)).to_contain_text("Seed: A seed is a whole number.")
+    expect(alerts(page).locator("span")).to_have_text("Not started. See Seed, Steps.")
     expect(page.locator(SAMPLER + "seed")).to_be_focused()
     shot(page, "out_of_range")
     assert service.get("/workflow")["prompt"] == before and service.phases() == []
@@ -777,6 +777,7 @@ def test_stop_cancels_ours_while_it_runs_and_nobody_elses(make_service: Any, vis
     foreign = post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0, seed=9))
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#runs li")).to_contain_text("Stopped")
+    expect(state(page)).to_have_text(re.compile(r"^Stopped at .+, step \d+ of 400$"))
     expect(page.locator("#stop")).to_be_disabled()
     assert service.phases() == ["interrupted"]
     wait_until(lambda: phase_elsewhere(service.simulator, foreign) == "running", what="the other's run")
@@ -837,7 +838,7 @@ def test_a_node_that_raises_is_named_with_its_words(make_service: Any, visit: An
     faults = page.locator("#faults")
     expect(faults).to_contain_text("Fragile")
     expect(faults).to_contain_text("the moon is in the way")
-    expect(state(page)).to_contain_text('The run failed after 0.0 s at "Fragile"')
+    expect(state(page)).to_have_text("Failed at Fragile after 0.0 s")
     expect(error(page, "2-message")).to_have_text("the moon is in the way")  # its only field
     faults.locator("summary").click()
     expect(faults.locator("pre")).to_contain_text("ValueError")
@@ -851,15 +852,17 @@ def test_a_prompt_that_comfyui_refuses_is_explained_beside_its_field(make_servic
     service = make_service(prompt)
     page = visit(service)
     run(page)
-    expect(alerts(page)).to_contain_text("See ")
+    expect(alerts(page).locator("span")).to_have_text("Not started. See Load Checkpoint, Steps.")
     expect(error(page, "5-steps")).to_have_text("steps = 0 is too small.\nAllowed: 1 to 10000.")
     expect(error(page, "1-ckpt_name")).to_contain_text("sd_xl_base_1.0.safetensors")
     expect(page.locator("#field-1-ckpt_name")).to_be_visible()  # what is folded away is opened
     expect(page.locator("#runs li")).to_contain_text("Refused")
+    expect(page.get_by_text("is too small")).to_have_count(1)  # it is said once, beside the field
     shot(page, "refused")
     page.locator("#field-1-ckpt_name").select_option(label="sd_xl_base_1.0.safetensors")
     page.locator(SAMPLER + "steps").fill("3")
     expect(error(page, "1-ckpt_name")).to_have_text("")
+    expect(alerts(page)).to_have_text("")  # nothing is wrong any more
     run(page)
     finished(page)
 
@@ -938,15 +941,19 @@ def test_the_page_survives_a_restart_of_the_service(make_service: Any, visit: An
     expect(state(page)).to_contain_text("Connection lost")
     page.locator(TEXT).fill("typed while it was gone")
     expect(error(page, "2-text")).to_contain_text("Not sent yet")
+    run(page)
+    expect(alerts(page)).to_contain_text("Not started. See")
     shot(page, "lost")
     service.start()
     expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
     expect(error(page, "2-text")).to_have_text("")
     wait_until(lambda: service.value("2", "text") == "typed while it was gone", what="the edit")
-    expect(page.locator("#runs li")).to_have_count(1)  # it has forgotten nothing
+    expect(alerts(page)).to_have_text("")  # it was sent
+    expect(page.locator("#runs li")).to_have_count(1)  # it still knows the run, and its picture
+    loaded(page.locator("#outputs img"), 256)
     run(page)
-    finished(page)
     expect(page.locator("#runs li")).to_have_count(2)
+    finished(page)
     assert prompts(service.simulator)[-1]["2"]["inputs"]["text"] == "typed while it was gone"
 
 
@@ -1162,7 +1169,7 @@ def test_on_a_phone_nothing_is_cut_off_and_run_is_in_reach(make_service: Any, vi
     page.locator(SAMPLER + "steps").fill("0")
     page.locator("#run").tap()
     expect(error(page, "5-steps")).to_be_in_viewport(ratio=1)
-    expect(alerts(page)).to_contain_text("Allowed: 1 to 10000.")
+    expect(alerts(page)).to_contain_text("Not started. See Steps.")
     expect(page.locator("#run")).to_be_in_viewport(ratio=1)
     shot(page, "phone_error")
     assert overflow(page) <= 360

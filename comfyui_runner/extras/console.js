@@ -124,12 +124,13 @@ function activeRun() {
   return open.find((run) => run.phase === "running") || open[0] || null;
 }
 
-/** The run whose results are shown: the chosen one; while one works its own, or the last pictures; else the last. */
+/** The run whose results are shown: the chosen one; while one works its own, or the last pictures; else the last that began.
+    One that was refused is explained beside the fields, and here only for those who choose it. */
 function shownRun(active) {
   if (app.selected && app.runs.has(app.selected)) return app.runs.get(app.selected);
   if (active && active.outputs.length) return active;
   const over = sorted().filter((run) => run.over);
-  return over.find((run) => run.outputs.length || (!active && (run.failure || run.problems.length || run.phase === "lost"))) || null;
+  return over.find((run) => run.outputs.length || (!active && (run.failure || run.phase === "lost"))) || null;
 }
 
 // ---------------------------------------------------------------- the form: one field an input
@@ -301,11 +302,20 @@ function receive(field, value = field.server) {
 
 function setError(field, text) {
   say(field.error, text);
+  if (!text) forgetNotice(field);
   field.input.setAttribute("aria-invalid", Boolean(text));
   if (text && $("more").contains(field.box)) $("more").open = true;
 }
 
-const told = (problem) => [problem.message, ...problem.hints || []].filter(Boolean).join("\n");
+/** What the runner says to people at a terminal, in the words of the page. */
+const wordings = [
+  [/For a random seed, use --seed random, or set it to "random"\./, "For a random seed, press the dice."],
+  [/add --seed random/, "press the dice of a seed"],
+  [/It is on this machine: --image "[^"]*" uploads it\./, "Choose the file here to upload it."],
+];
+const inPageWords = (text) => wordings.reduce((before, [terminal, page]) => before.replace(terminal, page), String(text ?? ""));
+
+const told = (problem) => [problem.message, ...problem.hints || []].filter(Boolean).map(inPageWords).join("\n");
 
 /** The field that a problem is about: its input's; for a node that raised, its field if it has but one. */
 function fieldOf(problem) {
@@ -555,14 +565,24 @@ async function loadWorkflowFile(file) {
 
 // ---------------------------------------------------------------- run and stop
 
+let noticeAbout = new Set(); // the fields that the message above the buttons is about
+
 /** A message above the buttons until it is closed; with `undo` it is good news, unless it is not `calm`. */
-function notice(text, undo, calm = true) {
+function notice(text, undo, calm = true, about = []) {
   const box = $("alert");
+  noticeAbout = new Set(about);
   box.classList.toggle("calm", calm && undo !== undefined);
   const close = () => box.replaceChildren();
   box.replaceChildren(...text ? [h("span", {}, text), undo ? h("button", { type: "button", class: "plain", onclick: () => { close(); undo(); } }, "Undo") : "",
     h("button", { type: "button", class: "plain", "aria-label": "Close the message", onclick: close }, "✕")].filter(Boolean) : []);
 }
+
+/** Closes the message when nothing is wrong any more with the fields that it names. */
+function forgetNotice(field) {
+  if (noticeAbout.delete(field) && !noticeAbout.size) notice("");
+}
+
+const namesOf = (some) => some.map((field) => field.name).join(", ");
 
 function started(answer) {
   app.selected = null;
@@ -580,23 +600,29 @@ function showField(field) {
   field.box.scrollIntoView({ block: "nearest" });
 }
 
+const noAnswer = "Not started: the runner does not answer.";
+
 async function run() {
   if (app.sending || app.link === "login") return;
+  app.unanswered = false;
   app.sending = true; // a second press while the first is on its way would run twice
   notice("");
   for (const field of fields.values()) if (!field.refused) setError(field, ""); // of the run before
   draw();
   try {
-    const [open] = await flush();
-    if (open) {
-      notice(`${open.name}: ${open.error.textContent || "not sent yet"}`);
-      showField(open);
+    const open = await flush();
+    if (open.length) {
+      notice(`Not started. See ${namesOf(open)}.`, undefined, true, open);
+      showField(open[0]);
     } else started(await api("queue", { method: "POST", body: "{}", timeout: 60 }));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     const marked = mark(error.problems), elsewhere = error.unsaid.filter((one) => !fieldOf(one));
-    const names = marked.map((field) => `${field.spec.title} – ${words(field.spec.input)}`);
-    if (error.status !== 401) notice([error.words, ...names.length ? [`See ${names.join(", ")}.`] : [], ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"));
+    // What is wrong with a field is said beside it; here it is only named.
+    const line = marked.length ? `Not started. See ${namesOf(marked)}.` : error.status ? inPageWords(error.words) : noAnswer;
+    const about = elsewhere.length ? [] : marked;
+    if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"), undefined, true, about);
+    app.unanswered = error.status === 0;
     app.news = "Not started";
     if (marked.length) showField(marked[0]);
   } finally {
@@ -610,7 +636,7 @@ async function stop(prompt_id) {
   draw();
   try {
     const answer = await api("interrupt", { method: "POST", body: toJSON({ prompt_id }), timeout: 30 });
-    app.news = answer && answer.message || "";
+    app.news = answer && answer.phase && !(app.runs.get(prompt_id) || {}).over ? "Stopping …" : "";
   } catch (error) { notice(error.words || String(error)); }
   app.stopping = null;
   draw();
@@ -624,6 +650,20 @@ const marks = { success: "✓", error: "!", rejected: "!", lost: "?", interrupte
 function phaseText(run) {
   if (run.phase !== "queued") return phases[run.phase] || run.phase;
   return run.ahead === null || run.ahead === undefined ? "Waiting in the queue" : run.ahead ? `Waiting: ${run.ahead} ahead` : "Next in the queue";
+}
+
+/** How a run ended, in the words of the page. */
+function endText(run) {
+  if (run.phase === "success" && run.wholly_cached) return "Done. Nothing new was rendered: all of it was in ComfyUI's cache. Press the dice of a seed, or change a value.";
+  if (run.phase === "success") return `Done in ${seconds(run.seconds)}`;
+  const [node] = run.ranLast || [], at = node || run.failure;
+  const title = at && (at.title || at.class_type), step = node && node.max ? `, step ${node.value} of ${node.max}` : "";
+  const where = title ? ` at ${title}` : "";
+  if (run.phase === "error") return `Failed${where} after ${seconds(run.seconds)}`;
+  if (run.phase === "interrupted") return `Stopped${where}${step}`;
+  if (run.phase === "deleted") return "Taken off the queue before it ran";
+  if (run.phase === "rejected") return "Refused by ComfyUI: nothing ran";
+  return inPageWords(run.message) || phaseText(run);
 }
 
 function fraction(run) {
@@ -666,7 +706,7 @@ function drawHeader(active, latest, part) {
   const trouble = app.link === "lost" ? "Connection lost, trying again …" : comfyui && !comfyui.connected ? `ComfyUI at ${comfyui.url} does not answer. Trying again …` : "";
   say($("server"), app.link === "lost" ? "Connection lost" : !comfyui ? "Connecting …" : comfyui.connected ? ["ComfyUI", comfyui.version, comfyui.device && `· ${comfyui.device}`].filter(Boolean).join(" ") : "ComfyUI does not answer");
   $("server").dataset.on = app.link !== "lost" && comfyui && comfyui.connected ? "yes" : "no";
-  const idle = latest ? app.news || latest.message || phaseText(latest) : app.news || (app.link === "open" ? "Ready" : "Connecting …");
+  const idle = latest ? app.news || (latest.over ? endText(latest) : phaseText(latest)) : app.news || (app.link === "open" ? "Ready" : "Connecting …");
   say($("state"), trouble || (active ? phaseText(active) : idle));
   const waiting = [...app.runs.values()].filter((run) => busy(run) && run !== active).length;
   say($("waiting"), waiting ? `+${waiting} waiting` : "");
@@ -743,7 +783,7 @@ function place(fault) {
 /** One problem or failure in words, with the way to its field. */
 function faultItem(fault) {
   const field = fieldOf(fault), [first] = fieldsOf(fault.node_id);
-  return h("li", {}, h("strong", {}, place(fault)), fault.message || fault.type || "", ...(fault.hints || []).map((hint) => h("div", { class: "soft" }, hint)),
+  return h("li", {}, h("strong", {}, place(fault)), inPageWords(fault.message || fault.type), ...(fault.hints || []).map((hint) => h("div", { class: "soft" }, inPageWords(hint))),
     first ? h("div", { style: "margin-top: 8px" }, h("button", { type: "button", onclick: () => showField(field || first) }, field ? "Go to the field" : "Go to its settings")) : "",
     (fault.traceback || []).length ? h("details", {}, h("summary", {}, "Traceback"), h("pre", {}, fault.traceback.join("\n").replace(/\n+/g, "\n"))) : "");
 }
@@ -766,7 +806,7 @@ function drawResults(run) {
   $("nothing").hidden = app.runs.size > 0;
   $("results").hidden = !run && app.runs.size > 0;
   const outputs = run ? run.outputs : [];
-  say($("results-about"), run ? [clock(run.created), run.over ? run.message || phaseText(run) : phaseText(run)].join(" · ") : "");
+  say($("results-about"), run ? [clock(run.created), run.over ? endText(run) : phaseText(run)].join(" · ") : "");
   say($("seeds"), ownText(run));
   redraw($("faults"), toJSON(run && [run.prompt_id, run.failure, run.problems, run.phase]), () => {
     const faults = run ? [...run.failure ? [run.failure] : [], ...run.problems || []] : [];
@@ -794,7 +834,7 @@ function drawRuns() {
     redraw(row, toJSON([run.phase, run.ahead, run.message, picture, waits]), () => [
       h("button", { type: "button", class: "plain show", onclick: () => { app.selected = run.prompt_id; draw(); if (narrow()) $("results").scrollIntoView(); } },
         picture ? h("img", { class: "thumb", src: outputURL(picture), alt: "", loading: "lazy" }) : h("span", { class: "thumb", "aria-hidden": "true" }, marks[run.phase] || "…"),
-        h("span", {}, h("b", {}, phaseText(run)), h("small", {}, [clock(run.created), run.over && run.message].filter(Boolean).join(" · ")))),
+        h("span", {}, h("b", {}, phaseText(run)), h("small", {}, [clock(run.created), run.over && endText(run)].filter(Boolean).join(" · ")))),
       waits ? h("button", { type: "button", "aria-label": `Stop the run of ${clock(run.created)}`, onclick: () => stop(run.prompt_id) }, "Stop") : null]);
     row.firstElementChild.setAttribute("aria-current", shown === run);
   });
@@ -815,6 +855,8 @@ let heard = 0, polling = false, retry = 0, hiddenAt = 0;
 function takeRun(run) {
   const before = app.runs.get(run.prompt_id);
   if (before && before.over && !run.over) return; // an answer to /runs that an event has overtaken
+  // An end comes without the nodes that ran: where it stopped is what was seen last.
+  run.ranLast = run.running && run.running.length ? run.running : before ? before.ranLast : [];
   app.runs.set(run.prompt_id, Object.assign(run, { outputs: run.outputs || [], problems: run.problems || [], received: performance.now() }));
   if (!before || before.phase !== run.phase) app.news = "";
   if (!app.live || !run.over || (before && before.over)) return;
@@ -834,6 +876,10 @@ function takeStatus(status) {
 function takeState(status, runs) {
   const first = app.link !== "open";
   app.link = "open";
+  if (app.unanswered) { // it is back
+    app.unanswered = false;
+    notice("");
+  }
   const ids = new Set(runs.map((run) => run.prompt_id));
   for (const id of app.runs.keys()) if (!ids.has(id)) app.runs.delete(id);
   runs.forEach(takeRun);
