@@ -175,6 +175,22 @@ ROUTES: Tuple[Route, ...] = (
         curl='"{url}/runs/PROMPT_ID?wait=30"',
     ),
     Route(
+        method="DELETE",
+        path="/runs/{prompt_id}",
+        handler="remove_run",
+        summary="Takes a run that has ended off the list; its files stay in ComfyUI.",
+        statuses=(204, 404, 409),
+        curl="-X DELETE {url}/runs/PROMPT_ID",
+    ),
+    Route(
+        method="GET",
+        path="/runs/{prompt_id}/prompt",
+        handler="get_run_prompt",
+        summary="Shows the prompt of a run: the settings that it ran with.",
+        statuses=(200, 404),
+        curl="{url}/runs/PROMPT_ID/prompt",
+    ),
+    Route(
         method="GET",
         path="/runs/{prompt_id}/output",
         handler="get_run_output",

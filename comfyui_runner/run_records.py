@@ -8,11 +8,12 @@ import time
 import urllib.parse
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
-from comfyui_runner.edits import seeds_by_name
+from comfyui_runner.documents import Prompt
+from comfyui_runner.edits import prompt_texts, seeds_by_name
 from comfyui_runner.events import Preview
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.messages import strict_json
-from comfyui_runner.nodes import describe_nodes
+from comfyui_runner.nodes import describe_nodes, value_of
 from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import Report, Throttle, nodes_done
@@ -28,12 +29,18 @@ from comfyui_runner.shown_runs import (
 )
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.state_keeper import StateKeeper
-from comfyui_runner.stored_state import StoredRun
+from comfyui_runner.stored_state import StoredRun, pack_text, unpack_prompt
 from comfyui_runner.text import JsonObject
 
 #: Runs that have ended and stay in memory: with a state file, and without one.
 RECENT_IN_MEMORY = 20
 MOST_IN_MEMORY = 200
+
+#: A longer prompt, packed, of a run that has ended is not kept in memory.
+MOST_PROMPT_BYTES_IN_MEMORY = 1 << 16
+
+#: Characters of the positive text that a run shows of itself.
+POSITIVE_CHARACTERS = 500
 
 
 class RunRecord:
@@ -53,6 +60,7 @@ class RunRecord:
         self.stored_phase = Phase.SUBMITTING  #: what the state file knows
         self.is_found = True  #: False for one of an earlier process that is yet to be looked for
         self.seeds = seeds_by_name(run.prompt)
+        self.positive = positive_text(run.prompt)
         self.message = ""  #: how it ended
         self.failure: Optional[Report] = None
         #: what it made, when it has ended; without contents
@@ -64,6 +72,7 @@ class RunRecord:
         self.published_preview: Optional[Preview] = None
         self.throttle = Throttle(0.0)  #: of the `run` events about it
         self._shown_at_end: Optional[str] = None  # a text takes less memory
+        self._packed_prompt = b""  # when it has ended
 
     @property
     def prompt_id(self) -> str:
@@ -107,6 +116,9 @@ class RunRecord:
         """Note that the run is over and how it ended, and let go of what is not shown of it."""
         self.message = message
         self._shown_at_end = with_open_address(self._show(is_over=True))
+        packed = pack_text(strict_json(self.run.prompt))
+        if len(packed) <= MOST_PROMPT_BYTES_IN_MEMORY:
+            self._packed_prompt = packed
         # Threads may still look at the old one.
         self.run = self.run.without_content()
         if self.outputs is not None:  # the files of some can be fetched
@@ -114,6 +126,14 @@ class RunRecord:
         self.published_preview = None
         self.failure = None
         self.over.set()
+
+    @property
+    def prompt(self) -> Optional[Prompt]:
+        """What it runs; None where that was not kept after its end."""
+        run = self.run  # the same one all the time
+        if run.prompt:
+            return run.prompt
+        return unpack_prompt(self._packed_prompt) if self._packed_prompt else None
 
     def to_json(self, service_url: str = "") -> JsonObject:
         """The run as GET /runs/{prompt_id} shows it.
@@ -145,6 +165,7 @@ class RunRecord:
             "created": round(self.created, 3),
             "seconds": round(run_seconds(state, time.monotonic()), 3),
             "seeds": self.seeds,
+            "positive": self.positive,
             **run.texts.to_json(),
             "running": running_nodes(run.prompt, state),
             "nodes": finished_nodes(run.prompt, state),
@@ -240,6 +261,12 @@ def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
         shown = parse_json(text)
         text = strict_json(without_lost_files(shown, stored.spooled))
     return EndedRecord(stored, text)
+
+
+def positive_text(prompt: JsonObject) -> str:
+    """The text that reaches a sampler as the positive one, or its beginning; "" if none does."""
+    texts = [value_of(prompt, ref) for ref in prompt_texts(prompt, "positive")]
+    return next((text[:POSITIVE_CHARACTERS] for text in texts if isinstance(text, str)), "")
 
 
 def find_spooled(
@@ -340,6 +367,20 @@ class RunRecords:
     def in_memory(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
         """The run of that prompt_id if it has not ended, or not long ago; or None."""
         return self._records.get(prompt_id or "")
+
+    def prompt_of(self, run: AnyRun) -> Optional[Prompt]:
+        """What a run runs; None where that was not kept after its end. May wait for a disk."""
+        prompt = run.prompt if isinstance(run, RunRecord) else None
+        if prompt is not None:
+            return prompt
+        packed = self._keeper.prompt_of(run.prompt_id)
+        return unpack_prompt(packed) if packed else None
+
+    def remove(self, prompt_id: str) -> None:
+        """Forget a run that has ended. May wait for a disk."""
+        with self._lock:
+            self._records.pop(prompt_id, None)
+        self._keeper.remove(prompt_id)
 
     def page(self, limit: int, before: Optional[int] = None) -> List[AnyRun]:
         """The newest ``limit`` runs, with numbers below ``before``. May wait for a disk."""

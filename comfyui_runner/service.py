@@ -290,6 +290,11 @@ class Service:
             record.published_preview = record.run.preview
             self.streams.publish("preview", {"prompt_id": prompt_id}, prompt_id)
 
+    def remove_run(self, prompt_id: str) -> None:
+        """Forget a run that has ended, and publish that. Called in a thread."""
+        self.records.remove(prompt_id)
+        self.streams.publish("removed", {"prompt_id": prompt_id}, prompt_id)
+
     def _publish_revision(self, revision: int) -> None:
         self.streams.publish("workflow", {"revision": revision})
 

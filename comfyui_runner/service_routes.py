@@ -585,6 +585,22 @@ class RouteCall:
         self._wait_for(record, min(read_wait(self.request.query, 0.0), MAX_WAIT))
         return json_response(200, record.to_json(self.url_for(self.request)))
 
+    def get_run_prompt(self, prompt_id: str) -> Response:
+        """The prompt of a run: its settings, as ComfyUI got them."""
+        prompt = self.records.prompt_of(self._find_run(prompt_id))
+        if prompt is None:
+            message = "The prompt of this run was too large to be kept after its end."
+            raise HttpError(404, "prompt_not_kept", message)
+        return json_response(200, {"prompt": prompt})
+
+    def remove_run(self, prompt_id: str) -> Response:
+        """Take a run off the list; what it made stays in ComfyUI."""
+        if not self._find_run(prompt_id).over.is_set():
+            message = "The run has not ended yet: POST /interrupt stops it."
+            raise HttpError(409, "not_over", message, headers=prompt_id_header(prompt_id))
+        self.service.remove_run(prompt_id)
+        return Response(204)
+
     def _find_run(self, prompt_id: str) -> AnyRun:
         """A run of this service. Raises HttpError 404."""
         record = self.records.get(prompt_id)

@@ -249,6 +249,18 @@ class StateFile:
             rows = self._run(query, prompt_id)
         return next((_as_run(row) for row in rows), None)
 
+    def prompt_of(self, prompt_id: str) -> bytes:
+        """The packed prompt of a run; empty where it was not kept, or the run is not there."""
+        query = "SELECT prompt FROM runs WHERE prompt_id = ?"
+        with sqlite_errors():
+            rows = self._run(query, prompt_id)
+        return next((bytes(prompt) for (prompt,) in rows), b"")
+
+    def remove(self, prompt_id: str) -> None:
+        """Removes a run that has ended."""
+        with sqlite_errors():
+            self._run("DELETE FROM runs WHERE prompt_id = ? AND is_over", prompt_id)
+
     def page(self, limit: int, before: Optional[int]) -> List[StoredRun]:
         """The newest ``limit`` runs (with numbers below ``before``), without their prompts."""
         query = f"SELECT {_COLUMNS} FROM runs WHERE number < ? ORDER BY number DESC LIMIT ?"

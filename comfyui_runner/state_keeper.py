@@ -132,6 +132,15 @@ class StateKeeper:
         run: Optional[StoredRun] = self._wait(self._do(lambda file: file.get(prompt_id)))
         return run
 
+    def prompt_of(self, prompt_id: str) -> bytes:
+        """The packed prompt of a stored run; empty where it was not kept. Blocks."""
+        packed: Optional[bytes] = self._wait(self._do(lambda file: file.prompt_of(prompt_id)))
+        return packed or b""
+
+    def remove(self, prompt_id: str) -> None:
+        """Have a run that has ended forgotten. Blocks."""
+        self._wait(self._do(lambda file: file.remove(prompt_id)))
+
     def page(self, limit: int, before: Optional[int]) -> List[StoredRun]:
         """The newest ``limit`` runs, with numbers below ``before`` if it is given. Blocks."""
         return self._wait(self._do(lambda file: file.page(limit, before))) or []

@@ -42,7 +42,7 @@ def test_head_is_taken_wherever_get_is() -> None:
         ("PUT", "/queue", "GET, POST, HEAD, OPTIONS"),
         ("DELETE", "/workflow", "GET, PUT, HEAD, OPTIONS"),
         ("GET", "/interrupt", "POST, OPTIONS"),
-        ("POST", "/runs/x", "GET, HEAD, OPTIONS"),
+        ("POST", "/runs/x", "GET, DELETE, HEAD, OPTIONS"),
         ("BREW", "/status", "GET, HEAD, OPTIONS"),
         ("get", "/status", "GET, HEAD, OPTIONS"),
     ],
@@ -186,7 +186,7 @@ def test_options_lists_the_methods_of_a_path() -> None:
     response = options_response("/runs/x")
     assert (response.status, response.body) == (204, b"")
     headers = dict(response.headers)
-    assert headers["Allow"] == headers["Access-Control-Allow-Methods"] == "GET, HEAD, OPTIONS"
+    assert headers["Allow"] == headers["Access-Control-Allow-Methods"] == "GET, DELETE, HEAD, OPTIONS"
     assert headers["Access-Control-Allow-Headers"] == "authorization, content-type"
     for wanted, answer in {
         "authorization,x-stainless-os": "authorization,x-stainless-os",

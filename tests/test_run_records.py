@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import threading
 import time
 import tracemalloc
@@ -18,13 +19,13 @@ from comfyui_runner.events import Preview
 from comfyui_runner.outputs import Output
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets
-from comfyui_runner.run_records import RunRecord, RunRecords, read_ended
+from comfyui_runner.run_records import EndedRecord, RunRecord, RunRecords, positive_text, read_ended
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.state import NodeProgress, Phase
 from comfyui_runner.state_keeper import StateKeeper
-from comfyui_runner.stored_state import StoredRun
+from comfyui_runner.stored_state import StoredRun, pack_text
 
 PROMPT: Dict[str, Any] = {"1": node("KSampler", "Sampler", seed=42), "2": node("SaveImage", "Save")}
 
@@ -67,6 +68,12 @@ class Keeper(StateKeeper):
     def page(self, limit: int, before: Optional[int]) -> List[StoredRun]:
         runs = [run for run in self.runs.values() if before is None or run.number < before]
         return sorted(runs, key=lambda run: -run.number)[:limit]
+
+    def prompt_of(self, prompt_id: str) -> bytes:
+        return self.runs[prompt_id].prompt
+
+    def remove(self, prompt_id: str) -> None:
+        del self.runs[prompt_id]
 
 
 def stored_after_end(session: Session, prompt_id: str, number: int, **more: Any) -> StoredRun:
@@ -340,3 +347,39 @@ def test_changes_are_taken_once(session: Session) -> None:
     assert records.take_changed() == [record]
     assert (record.phase, record.server) == (Phase.QUEUED, session.server)
     assert records.take_changed() == []
+
+
+def test_a_run_knows_its_prompt_after_its_end_if_that_is_not_large(session: Session) -> None:
+    records = make_records()
+    run = make_record(session, "a")
+    assert records.prompt_of(run) == PROMPT
+    run.end("Done.")
+    assert records.prompt_of(run) == PROMPT
+    large = make_record(session, "b")
+    large.run.prompt = {"1": node("Text", text=os.urandom(100_000).hex())}
+    large.end("Done.")
+    assert records.prompt_of(large) is None  # there is no file that could have it
+
+
+def test_the_prompt_of_a_run_that_left_the_memory_is_in_the_file(session: Session) -> None:
+    stored = stored_after_end(session, "a", 1, prompt=pack_text(json.dumps(PROMPT)))
+    records = RunRecords(threading.RLock(), Keeper(9, stored), last_number=1)
+    ended = records.get("a")
+    assert isinstance(ended, EndedRecord) and records.prompt_of(ended) == PROMPT
+
+
+def test_a_run_that_is_removed_is_neither_in_memory_nor_in_the_file(session: Session) -> None:
+    records = RunRecords(threading.RLock(), Keeper(9, stored_after_end(session, "a", 1)), last_number=1)
+    records.take_up(make_record(session, "a", over=True), 1)
+    records.remove("a")
+    assert records.page(9) == [] and records.get("a") is None
+
+
+def test_the_positive_text_of_a_run_is_shown_in_short() -> None:
+    def prompt(text: Any) -> Any:
+        sampler = node("KSampler", model=["4", 0], positive=["1", 0], negative=["1", 0])
+        return {"1": node("CLIPTextEncode", text=text), "2": sampler}
+
+    assert positive_text(prompt("a fox")) == "a fox"
+    assert positive_text(prompt("x" * 600)) == "x" * 500
+    assert positive_text(prompt(["3", 0])) == positive_text({}) == ""

@@ -332,3 +332,36 @@ def test_a_full_disk_loses_the_pictures_and_nothing_else(service: Middleware, mo
     shown = service.end(service.start())
     assert shown["phase"] == "success" and [output["url"] for output in shown["outputs"]] == [None] * 3
     wait_until(lambda: "could not be kept: No space left on device." in service.out.getvalue())
+
+
+def test_the_settings_of_a_run_are_shown_during_it_and_after_its_end(service: Middleware) -> None:
+    service.hold(slow_prompt(steps=10, seconds=3.0, seed=1))
+    running = service.start()
+    service.running(running)
+    assert service.get(f"/runs/{running}/prompt").json["prompt"]["1"]["inputs"]["seed"] == 1
+    assert service.post("/interrupt", {"prompt_id": running}).status == 200
+    service.post("/update/inputs", {"node_id": "1", "inputs": {"seed": 2}})
+    assert service.get(f"/runs/{running}/prompt").json["prompt"]["1"]["inputs"]["seed"] == 1
+    assert service.get("/runs/nobody/prompt").status == 404
+
+
+def test_a_run_that_has_ended_is_taken_off_the_list_and_no_other(service: Middleware, comfyui: Any) -> None:
+    service.hold(slow_prompt(steps=1, seconds=0.0))
+    done, kept = service.start(), service.start()
+    service.end(done)
+    service.end(kept)
+    service.hold(slow_prompt(steps=10, seconds=20.0, seed=3))
+    running = service.start()
+    refused = service.call("DELETE", f"/runs/{running}")
+    assert (refused.status, refused.error) == (409, "not_over")
+
+    events = service.events()
+    events.until(lambda name, _: name == "state")
+    assert service.call("DELETE", f"/runs/{done}").status == 204
+    (_, data) = events.until(lambda name, _: name == "removed")[-1]
+    assert data == {"prompt_id": done}
+    listed = [run["prompt_id"] for run in service.get("/runs").json["runs"]]
+    assert listed[:2] == [running, kept] and done not in listed
+    assert service.call("DELETE", f"/runs/{done}").status == service.get(f"/runs/{done}").status == 404
+    assert done in comfyui._server.life.history  # what it made stays
+    service.post("/interrupt", {"prompt_id": running})

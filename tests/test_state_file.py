@@ -258,3 +258,15 @@ def test_a_python_without_sqlite3_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sqlite3", None)
     with pytest.raises(StateFileError, match="this Python was built without sqlite3"):
         open_state_file(str(tmp_path / NAME))
+
+
+def test_a_run_that_has_ended_is_removed_with_its_prompt(tmp_path: Path) -> None:
+    file = open_state_file(str(tmp_path / "x.runs.sqlite3"))
+    file.add(StoredRun(1, "done", 5.0, Phase.SUCCESS, "{}", b"packed"), kept=9)
+    file.add(StoredRun(2, "open", 5.0, Phase.RUNNING, "{}", b"packed"), kept=9)
+    assert file.prompt_of("done") == b"packed" and file.prompt_of("x") == b""
+    for prompt_id in ("done", "open"):
+        file.remove(prompt_id)
+    assert [run.prompt_id for run in file.page(9, None)] == ["open"]  # its end is still to be seen
+    assert file.prompt_of("done") == b""
+    file.close()
