@@ -27,26 +27,31 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_nodes,
+    did_you_mean,
     find_part,
     input_specs,
     inputs_of,
     is_link,
     is_seed,
-    nearest_first,
     node_in_words,
     node_title,
+    only_other_case,
     own_title,
     quote_name,
     spec_of,
     value_of,
 )
-from comfyui_runner.text import JsonObject, as_number
+from comfyui_runner.text import JsonObject, as_number, one_line
 from comfyui_runner.values import (
     describe_fault,
     find_fault_to_set,
+    is_model_name,
     name_on_server,
     read_value,
 )
+
+#: Names that a message lists where none is like the one that was meant.
+MOST_LISTED = 3
 
 #: The request is right, but this workflow is not made for it.
 _CONFLICTS = (
@@ -95,9 +100,25 @@ def find_node(prompt: JsonObject, name: str) -> str:
         listed = ", ".join(node_in_words(prompt, node_id) for node_id in matches[:20])
         message = f"{len(matches)} nodes are called {shown}. Use an id: {listed}."
         raise EditError("ambiguous_node", message, describe_nodes(prompt, matches))
-    nearest = nearest_first(name, sorted(_names_of_nodes(prompt)))
-    message = f"The workflow has no node {shown}. Nearest: {nearest}."
-    raise EditError("no_such_node", message, describe_nodes(prompt, prompt))
+    offer = did_you_mean(name, sorted(_names_of_nodes(prompt))) or _offer_some_nodes(prompt)
+    message = f"The workflow has no node {shown}. {offer}"
+    raise EditError("no_such_node", message.rstrip(), describe_nodes(prompt, prompt))
+
+
+def _offer_some_nodes(prompt: JsonObject) -> str:
+    """The first nodes, and how many more there are: nothing is like the name."""
+    listed = [node_in_words(prompt, node_id) for node_id in itertools.islice(prompt, MOST_LISTED)]
+    if not listed:
+        return ""
+    return f"It has {list_first(listed, len(prompt))}."
+
+
+def list_first(first: Sequence[str], count: int) -> str:
+    """The ``first`` of ``count`` names, and how many more there are."""
+    listed = ", ".join(first)
+    if count > len(first):
+        listed += f" and {count - len(first)} more"
+    return listed
 
 
 def _names_of_nodes(prompt: JsonObject) -> Set[str]:
@@ -115,26 +136,85 @@ def _nodes_called(prompt: JsonObject, name: str) -> List[str]:
         return []
     titled = [node_id for node_id in prompt if own_title(prompt, node_id) == name]
     of_class = [node_id for node_id in prompt if class_of(prompt, node_id) == name]
-    return titled or of_class
+    if titled or of_class:
+        return titled or of_class
+    folded = name.casefold()
+    in_other_case = [
+        node_id
+        for node_id in prompt
+        if folded in (own_title(prompt, node_id).casefold(), class_of(prompt, node_id).casefold())
+    ]
+    if len(in_other_case) == 1:
+        return in_other_case
+    return []
 
 
 def find_input(prompt: JsonObject, name: str) -> InputRef:
     """The input that ``NODE.INPUT`` means. Raises EditError.
 
-    Titles and inputs may contain dots: the longest NODE that exists wins.
+    Titles and inputs may contain dots: the longest NODE that exists wins. Where one differs in
+    upper and lower case alone, that is the one.
     """
     parts = name.split(".")
     known_names = _names_of_nodes(prompt)  # once: NAME may have thousands of dots
+    known_names |= {known.casefold() for known in known_names}
     for count in range(len(parts) - 1, 0, -1):
         node_name = ".".join(parts[:count])
         input_name = ".".join(parts[count:])
-        if input_name and node_name in known_names:
-            return InputRef(find_node(prompt, node_name), input_name)
+        if input_name and (node_name in known_names or node_name.casefold() in known_names):
+            node_id = find_node(prompt, node_name)
+            names = map(str, inputs_of(prompt, node_id))
+            return InputRef(node_id, only_other_case(input_name, names) or input_name)
     if len(parts) == 1:
-        message = f"{quote_name(name)} does not name an input: write NODE.INPUT, such as 5.steps."
+        example = example_of_input(prompt)
+        such_as = f", such as {example}" if example else ""
+        message = f"{quote_name(name)} does not name an input: write NODE.INPUT{such_as}."
         raise EditError("wrong_name", message)
     node_name = ".".join(parts[:-1])
     return InputRef(find_node(prompt, node_name), "")  # raises, unless the input is missing: "3."
+
+
+def example_of_input(prompt: JsonObject) -> str:
+    """An input of ``prompt`` for a message, as NODE.INPUT: steps, else a number, else a text.
+
+    "" if it has none.
+    """
+    settable = [
+        (node_id, name, value)
+        for node_id in prompt
+        for name, value in inputs_of(prompt, node_id).items()
+        if isinstance(value, (str, int, float))
+    ]
+    settable.sort(key=lambda item: (item[1] != "steps", isinstance(item[2], str)))
+    if not settable:
+        return ""
+    node_id, name, _ = settable[0]
+    return one_line(f"{node_id}.{name}", 60)
+
+
+def notices_of_names(prompt: JsonObject, edits: Iterable["InputEdit"]) -> List[str]:
+    """The notices of ``edits`` whose names were typed in another case, as NODE.INPUT.
+
+    Those of values that ``prompt`` has now in another case too.
+    """
+    notices = []
+    for edit in edits:
+        ref = edit.ref
+        name = f"{ref.node_id}.{ref.input}"
+        if edit.typed and not _is_spelled_so(prompt, edit.typed, ref):
+            notices.append(f"{name} is what {quote_name(edit.typed)} is taken for.")
+        value = value_of(prompt, ref)
+        if edit.file or not isinstance(value, str) or is_model_name(value):
+            continue  # of models, other_names_of_edits() says it
+        if value != edit.value and value.casefold() == str(edit.value).casefold():
+            notices.append(f"{name}: {one_line(value, 100)} is used for {quote_name(edit.value)}.")
+    return notices
+
+
+def _is_spelled_so(prompt: JsonObject, typed: str, ref: InputRef) -> bool:
+    """Whether ``typed`` names ``ref`` letter for letter."""
+    names = (ref.node_id, own_title(prompt, ref.node_id), class_of(prompt, ref.node_id))
+    return any(typed == f"{name}.{ref.input}" for name in names)
 
 
 # -- setting inputs --------------------------------------------------------------------------------
@@ -146,6 +226,7 @@ class InputEdit(NamedTuple):
     ref: InputRef
     value: Any
     file: str = ""
+    typed: str = ""  # the name, where a person has typed it
 
 
 def input_edit(ref: InputRef, value: Any) -> InputEdit:
@@ -170,12 +251,14 @@ def parse_set(prompt: JsonObject, text: str) -> InputEdit:
     for equals in itertools.islice(re.finditer("=", text), 10):
         name, value = text[: equals.start()], text[equals.end() :]
         try:
-            return input_edit(find_input(prompt, name), value)
+            return input_edit(find_input(prompt, name), value)._replace(typed=name)
         except EditError as error:
             first_error = first_error or error
     if first_error is not None:
         raise first_error
-    raise EditError("wrong_name", "--set takes NODE.INPUT=VALUE, such as 5.steps=30.")
+    example = example_of_input(prompt)
+    such_as = f", such as {example}=VALUE" if example else ""
+    raise EditError("wrong_name", f"--set takes NODE.INPUT=VALUE{such_as}.")
 
 
 def apply_edits(
@@ -257,9 +340,12 @@ def check_can_be_set(prompt: JsonObject, ref: InputRef, spec: DeclaredInput) -> 
     is_there = ref.input in names or find_part(names, ref.input)
     if not is_there and not spec.type:
         node = node_in_words(prompt, ref.node_id)
-        listed = nearest_first(ref.input, sorted(map(str, names)), 20) or "none"
-        message = f"{node} has no input {quote_name(ref.input)}. It has: {listed}."
-        raise EditError("no_such_input", message)
+        known = sorted(str(name) for name, value in names.items() if not is_link(value))
+        offer = did_you_mean(ref.input, known)
+        if not offer and known:
+            offer = f"It has {list_first(known[:MOST_LISTED], len(known))}."
+        message = f"{node} has no input {quote_name(ref.input)}. {offer}"
+        raise EditError("no_such_input", message.rstrip())
 
 
 def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:

@@ -108,14 +108,24 @@ def parse_flags(
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
-    flags, unknown = make_parser(defaults).parse_known_args(list(arguments))
+    parser = make_parser(defaults)
+    flags, unknown = parser.parse_known_args(list(arguments))
     refuse_swallowed_rest(flags, is_windows)
     options = [name_option(word) for word in unknown if word.startswith("-")]
     if options:
-        raise UsageError(f"Unknown option: {', '.join(options)}.", "See --help.")
+        raise UsageError(f"Unknown option: {', '.join(options)}.", offer_options(options, parser))
     if unknown:
         raise UsageError("More than one workflow was given.", "Name one. See --help.")
     return flags
+
+
+def offer_options(unknown: Sequence[str], parser: Any) -> str:
+    """What may have been meant by the first of the ``unknown`` options."""
+    from comfyui_runner.nodes import did_you_mean  # --help imports little
+
+    names = [name for action in parser._actions for name in action.option_strings]
+    known = [name[len("--") :] for name in names if name.startswith("--")]
+    return did_you_mean(unknown[0].lstrip("-"), known, prefix="--") or "See --help."
 
 
 #: The flags whose values are paths, by their names in the namespace.

@@ -38,11 +38,14 @@ from comfyui_runner.documents import (
     parse_document,
 )
 from comfyui_runner.edits import (
+    MOST_LISTED,
     EditError,
     InputEdit,
     apply_edits,
     find_loaders,
     input_edit,
+    list_first,
+    notices_of_names,
     parse_set,
     prompt_texts,
     seed_inputs,
@@ -56,6 +59,7 @@ from comfyui_runner.model_names import other_names_of_edits, with_names_of_serve
 from comfyui_runner.nodes import (
     InputRef,
     class_of,
+    did_you_mean,
     inputs_of,
     node_in_words,
     spec_of,
@@ -121,38 +125,46 @@ def expand_pattern(path: str, error: Type[RunnerError]) -> str:
 
 def _read_workflow(path: str) -> bytes:
     if os.path.isdir(path):  # Windows says of a folder that permission is denied
-        raise WorkflowError(f"{path} is a folder, not a workflow.", _list_workflows(path))
+        raise WorkflowError(f"{path} is a folder, not a workflow.", _list_workflows(path, ""))
     try:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        folder = os.path.dirname(path) or "."
+        folder, name = os.path.split(path)
         raise WorkflowError(
-            f"The workflow {path} does not exist.", _list_workflows(folder)
+            f"The workflow {path} does not exist.", _list_workflows(folder or ".", name)
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise WorkflowError(f"{path} cannot be read: {reason}.") from None
 
 
-def _list_workflows(folder: str) -> str:
-    """A remedy: the workflows that ``folder`` has."""
+def _list_workflows(folder: str, name: str) -> str:
+    """A remedy: the workflows of ``folder`` that are like ``name``, else its first ones."""
+    workflows = _files_in(folder, (".json", ".png", ".webp"))
+    if not workflows:
+        return f"There are no workflows in {os.path.abspath(folder)}."
+    return did_you_mean(name, workflows) or f"Workflows there: {_listed(workflows)}."
+
+
+def _files_in(folder: str, endings: Tuple[str, ...] = ("",)) -> List[str]:
+    """The names in ``folder`` with one of ``endings``, sorted; [] if it cannot be read."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
-        names = []
-    workflows = [name for name in names if name.lower().endswith((".json", ".png", ".webp"))]
-    if not workflows:
-        return f"There are no workflows in {os.path.abspath(folder)}."
-    return f"Workflows there: {_listed(workflows)}."
+        return []
+    return [name for name in names if name.lower().endswith(endings)]
+
+
+def offer_files(path: str) -> str:
+    """A remedy for a file that does not exist: those beside it that are called like it."""
+    folder, name = os.path.split(path)
+    return did_you_mean(name, _files_in(folder or ".")) or "Check its path."
 
 
 def _listed(names: Sequence[str]) -> str:
     """The first of ``names``, and how many more there are."""
-    listed = list(names[:20])
-    if len(names) > 20:
-        listed.append(f"{len(names) - 20} more")
-    return ", ".join(listed)
+    return list_first(names[:MOST_LISTED], len(names))
 
 
 def read_object_info(path: str) -> Dict[str, Any]:
@@ -310,7 +322,12 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
             uploads.append((ref, file))
     _check_one_file_each(uploads, prompt)
     prompt, drawn = apply_edits(prompt, edits, info)
-    warnings = (*warnings, *notices, *other_names_of_edits(prompt, edits))
+    warnings = (
+        *warnings,
+        *notices,
+        *other_names_of_edits(prompt, edits),
+        *notices_of_names(prompt, wanted),
+    )
 
     seeds: List[InputRef] = []
     if settings.seed != "keep":
@@ -402,7 +419,10 @@ def read_text_file(path: str) -> str:
         data = read_regular_file(path, MOST_BYTES_OF_TEXT)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or no file
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"@{path} cannot be read: {reason}.", "@@ stands for a plain @.") from None
+        remedy = "@@ stands for a plain @."
+        if isinstance(error, FileNotFoundError):
+            remedy = f"{offer_files(path)} {remedy}"
+        raise UsageError(f"@{path} cannot be read: {reason}.", remedy) from None
 
     try:
         text = data.decode(text_encoding(data))
@@ -434,7 +454,7 @@ def _check_upload(path: str, media: str) -> None:
     try:
         head = read_head(path, HEAD_SIZE)
     except FileNotFoundError:
-        raise UsageError(f"There is no file {path} to upload.", "Check its path.") from None
+        raise UsageError(f"There is no file {path} to upload.", offer_files(path)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path} cannot be uploaded: {reason}.", "Name a file.") from None

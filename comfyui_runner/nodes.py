@@ -182,8 +182,61 @@ def quote_name(name: object) -> str:
 _COMPARED_LENGTH, _COMPARED_ROUGHLY, _COMPARED_EXACTLY = 200, 2000, 50
 
 
+#: How like a name must be to be offered as what was meant, and how many names are offered.
+_NEAR_ENOUGH, _MOST_OFFERED = 0.6, 3
+
+
 def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
     """Options as a list for people: those most like ``value``, then how many more there are."""
+    names = [str(option) for option in options]
+    listed = [one_line(name, 100) for name, _ in _rank(value, names)[:shown]]
+    if len(names) > shown:
+        listed.append(f"{len(names) - shown} more")
+    return ", ".join(listed)
+
+
+def did_you_mean(value: object, options: Iterable[object], prefix: str = "") -> str:
+    """``Did you mean a, b or c?``, of the options that are like ``value``; "" where none is.
+
+    ``prefix`` is shown before each of them. The endings of files, which many share, are not
+    compared.
+    """
+    wanted = _without_ending(str(value))
+    by_stem: Dict[str, List[str]] = {}
+    for name in dict.fromkeys(str(option) for option in options):
+        by_stem.setdefault(_without_ending(name), []).append(name)
+    near = [
+        prefix + one_line(name, 100)
+        for stem, likeness in _rank(wanted, list(by_stem))
+        if likeness >= _NEAR_ENOUGH or (len(wanted) > 2 and wanted in stem)
+        for name in by_stem[stem]
+    ]
+    offered = near[:_MOST_OFFERED]
+    if not offered:
+        return ""
+    *others, last = offered
+    listed = f"{', '.join(others)} or {last}" if others else last
+    return f"Did you mean {listed}?"
+
+
+def _without_ending(name: str) -> str:
+    return re.sub(r"\.[a-z]{2,12}$", "", _as_compared(name))
+
+
+def only_other_case(name: str, names: Iterable[str]) -> Optional[str]:
+    """The one of ``names`` that differs from ``name`` in upper and lower case alone, if it is one.
+
+    None where ``name`` itself is among them.
+    """
+    folded = name.casefold()
+    same = {other for other in names if other.casefold() == folded}
+    if len(same) != 1 or name in same:
+        return None
+    return same.pop()
+
+
+def _rank(value: object, names: List[str]) -> List[Tuple[str, float]]:
+    """The names that are most like ``value``, with how like they are, from 0 to 1."""
     import difflib  # only messages about errors need it
 
     wanted = _as_compared(str(value))
@@ -199,14 +252,11 @@ def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> s
         matcher.set_seq1(_as_compared(name))
         return matcher.quick_ratio()
 
-    names = [str(option) for option in options]
     candidates = _sharing_words(wanted, names)
     candidates.sort(key=rough_likeness, reverse=True)
-    nearest = sorted(candidates[:_COMPARED_EXACTLY], key=likeness, reverse=True)[:shown]
-    listed = [one_line(name, 100) for name in nearest]
-    if len(names) > shown:
-        listed.append(f"{len(names) - shown} more")
-    return ", ".join(listed)
+    measured = [(name, likeness(name)) for name in candidates[:_COMPARED_EXACTLY]]
+    measured.sort(key=lambda item: item[1], reverse=True)
+    return [(name, ratio) for name, (ratio, _) in measured]
 
 
 def _as_compared(name: str) -> str:
@@ -216,7 +266,7 @@ def _as_compared(name: str) -> str:
 def _sharing_words(wanted: str, names: List[str]) -> List[str]:
     """All of ``names``; of too many to compare, those that have most of the words of ``wanted``."""
     if len(names) <= _COMPARED_ROUGHLY:
-        return names
+        return list(names)
     words = re.findall(r"[^\W\d_]{3,}|\d+", wanted)
 
     def shared_words(name: str) -> int:

@@ -12,7 +12,13 @@ import re
 from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.json_text import parse_json
-from comfyui_runner.nodes import MODEL_ENDINGS, DeclaredInput, is_seed, nearest_first
+from comfyui_runner.nodes import (
+    MODEL_ENDINGS,
+    DeclaredInput,
+    did_you_mean,
+    is_seed,
+    only_other_case,
+)
 from comfyui_runner.text import one_line, plural
 
 _CONVERTERS: Mapping[str, Callable[[Any], float]] = {"INT": int, "FLOAT": float}
@@ -46,6 +52,9 @@ _BOOLEANS = {
 }
 
 _has_decimal_comma = re.compile(r"\s*[+-]?[0-9]*,[0-9]+\s*").fullmatch
+
+#: So many options are listed, where none is like what was asked for.
+FEW_OPTIONS = 3
 
 #: The folder where ComfyUI looks for what a loader's input names (its folder_paths.py).
 MODEL_FOLDERS = {
@@ -208,10 +217,13 @@ def _hint_at_point(spec: DeclaredInput, value: Any) -> List[str]:
 
 def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: bool) -> List[str]:
     hints = []
-    if spec.choices and not names_nearest:
-        hints.append(f"The server has {plural(len(spec.choices), 'option')} to choose from.")
+    nearest = did_you_mean(value, spec.choices) if spec.choices and names_nearest else ""
+    if nearest:
+        hints.append(nearest)
+    elif spec.choices and len(spec.choices) <= FEW_OPTIONS:
+        hints.append(f"The server has {', '.join(one_line(each, 100) for each in spec.choices)}.")
     elif spec.choices:
-        hints.append(f"Nearest: {nearest_first(value, spec.choices)}.")
+        hints.append(f"The server has {plural(len(spec.choices), 'option')} to choose from.")
     elif spec.choices is not None:
         hints.append("The server has none to choose from.")
     folder = MODEL_FOLDERS.get(name)
@@ -254,7 +266,11 @@ def read_value(spec: DeclaredInput, current: Any, text: str) -> Any:
     """
     input_type = type_of_input(spec, current)
     if spec.choices is not None:
-        return next((choice for choice in spec.choices if str(choice) == text), text)
+        same = next((choice for choice in spec.choices if str(choice) == text), None)
+        if same is not None:
+            return same
+        names = [choice for choice in spec.choices if isinstance(choice, str)]
+        return only_other_case(text, names) or text
     if input_type in ("STRING", "COMBO"):
         return text
     if input_type == "BOOLEAN":

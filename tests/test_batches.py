@@ -98,8 +98,9 @@ def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence()
 def test_what_a_row_sets() -> None:
     row = Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
     assert row_edits(PROMPT, row, {}) == [
-        InputEdit(InputRef("6", "text"), ""), InputEdit(InputRef("3", "seed"), "random"),
-        InputEdit(InputRef("6", "new"), None),
+        InputEdit(InputRef("6", "text"), "", typed="Positive.text"),
+        InputEdit(InputRef("3", "seed"), "random", typed="KSampler.seed"),
+        InputEdit(InputRef("6", "new"), None, typed="6.new"),
     ]  # fmt: skip
     linked = {**PROMPT, "6": node("CLIPTextEncode", text=["3", 0])}
     (edit,) = row_edits(linked, Row(1, {"6.text": "", "6.more": ""}), INFO)
@@ -111,10 +112,10 @@ def test_what_a_row_sets() -> None:
 def test_a_row_names_files_for_loaders_only() -> None:
     row = Row(1, {"6.text": "@a.txt", "1.image": "@a.png", "3.seed": "@@7", "6.new": ["@b.txt"]})
     assert row_edits({**PROMPT, "1": node("LoadImage", image="x.png")}, row, INFO) == [
-        InputEdit(InputRef("6", "text"), "@a.txt"),
-        InputEdit(InputRef("1", "image"), "", file="a.png"),
-        InputEdit(InputRef("3", "seed"), "@7"),
-        InputEdit(InputRef("6", "new"), ["@b.txt"]),
+        InputEdit(InputRef("6", "text"), "@a.txt", typed="6.text"),
+        InputEdit(InputRef("1", "image"), "", file="a.png", typed="1.image"),
+        InputEdit(InputRef("3", "seed"), "@7", typed="3.seed"),
+        InputEdit(InputRef("6", "new"), ["@b.txt"], typed="6.new"),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -18,8 +18,11 @@ from comfyui_runner.edits import (
     apply_edits,
     check_value,
     draw_seeds,
+    example_of_input,
+    find_input,
     find_node,
     find_text,
+    notices_of_names,
     parse_set,
     prompt_texts,
     read_inputs,
@@ -30,7 +33,7 @@ from comfyui_runner.edits import (
 )
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, form_fields
-from comfyui_runner.nodes import DeclaredInput, InputRef, is_seed, parse_spec
+from comfyui_runner.nodes import DeclaredInput, InputRef, did_you_mean, is_seed, parse_spec
 from comfyui_runner.problems import INSTALL_HINT
 from comfyui_runner.text import plain_json
 
@@ -164,7 +167,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
         return refused(check_value, parse_spec(spec), name, value).message
 
     assert message(OLD, "sampler_name", "eular") == (
-        'sampler_name = "eular" is not one of the server\'s options. Nearest: euler, heun.'
+        'sampler_name = "eular" is not one of the server\'s options. Did you mean euler?'
     )
     assert "The server has none to choose from. Or put the file into" in message([[]], "lora_name", "a")
     assert message(INT, "steps", 0) == "steps = 0 is too small. Allowed: 1 to 100."
@@ -222,8 +225,9 @@ def test_without_object_info_only_links_are_looked_at() -> None:
 
 def test_what_cannot_be_set_is_refused() -> None:
     error = refused(set_inputs, TEXTS, "5", {"steps": 3, "colour": 1}, SAMPLER)
-    assert error.type == "no_such_input" and "colour" in error.message and "sampler_name" in error.message
-    assert "It has: none." in refused(set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message
+    assert error.type == "no_such_input"
+    assert error.message.endswith('has no input "colour". It has cfg, denoise, sampler_name and 3 more.')
+    assert refused(set_inputs, {"1": node("X")}, "1", {"a": 1}, {}).message == '"X" (node 1) has no input "a".'
     assert refused(set_inputs, TEXTS, "5", {"steps": 0}, SAMPLER).type == "value_smaller_than_min"
     assert refused(set_inputs, TEXTS, "5", {"model": "x"}, SAMPLER).type == "linked_input"
     assert refused(set_inputs, {"1": node("KSampler")}, "1", {"model": ["9", 0]}, SAMPLER).type == "linked_input"
@@ -708,3 +712,88 @@ def test_texts_of_inputs_are_read_by_their_types() -> None:
     assert read_inputs(prompt, "1", texts, known) == {
         "steps": 30, "cfg": "x", "name": "7", "parts.strength": 0.5, "more": 1,
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
+# What was meant
+# ------------------------------------------------------------------------------------------------
+
+CASES = {
+    "1": node("KSampler", "Main Sampler", Steps=20, sampler_name="euler", model=["2", 0]),
+    "2": node("Loader", "loader", ckpt_name="a.pt"),
+    "3": node("Loader", "LOADER", ckpt_name="a.pt", a=1, A=2),
+}
+CASE_INFO = {"KSampler": {"input": {"required": {"sampler_name": [["euler", "Heun", "DDIM", "ddim"]]}}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "ref"),
+    [
+        ("main sampler.steps", ("1", "Steps")),
+        ("ksampler.Steps", ("1", "Steps")),
+        ("1.SAMPLER_NAME", ("1", "sampler_name")),
+        ("loader.ckpt_name", ("2", "ckpt_name")),  # its own spelling comes first
+        ("3.A", ("3", "A")),
+        ("1.sigma", ("1", "sigma")),
+    ],
+)
+def test_a_name_in_another_case_is_taken_where_only_one_fits(name: str, ref: Tuple[str, str]) -> None:
+    assert find_input(CASES, name) == ref
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Loadre.x", 'The workflow has no node "Loadre". Did you mean LOADER, Loader or loader?'),
+        ("LOader.x", 'The workflow has no node "LOader". Did you mean LOADER, Loader or loader?'),
+        (
+            "quite different.x",
+            'The workflow has no node "quite different". It has "Main Sampler" (KSampler, node 1), "loader" '
+            '(Loader, node 2), "LOADER" (Loader, node 3).',
+        ),
+        ("steps", '"steps" does not name an input: write NODE.INPUT, such as 1.Steps.'),
+    ],
+)
+def test_a_name_that_fits_nothing_comes_with_what_is_near(name: str, message: str) -> None:
+    assert refused(find_input, CASES, name).message == message
+
+
+def test_an_example_is_of_the_workflow_at_hand() -> None:
+    assert example_of_input({"1": node("A", text="a"), "2": node("B", width=3), "7": node("K", steps=3)}) == "7.steps"
+    assert example_of_input({"1": node("A", text="a"), "2": node("B", width=3)}) == "2.width"
+    assert example_of_input({"1": node("A", text="a", model=["2", 0])}) == "1.text"
+    assert example_of_input({"1": node("A", model=["2", 0])}) == ""
+    assert refused(parse_set, {}, "x").message == "--set takes NODE.INPUT=VALUE."
+    assert refused(parse_set, {"7": node("K", steps=3)}, "x").message.endswith("such as 7.steps=VALUE.")
+    assert refused(find_input, {}, "x").message == '"x" does not name an input: write NODE.INPUT.'
+    assert refused(find_input, {}, "x.y").message == 'The workflow has no node "x".'
+
+
+def test_what_was_taken_in_another_case_is_said() -> None:
+    texts = ["ksampler.steps=3", "1.sampler_name=EULER", "1.Steps=4", "2.ckpt_name=A.PT"]
+    edits = [parse_set(CASES, text) for text in texts]
+    prompt, _ = apply_edits(CASES, edits, CASE_INFO)
+    assert notices_of_names(prompt, edits) == [
+        '1.Steps is what "ksampler.steps" is taken for.',
+        '1.sampler_name: euler is used for "EULER".',
+    ]
+    assert prompt["1"]["inputs"]["sampler_name"] == "euler"
+    for text in ("Ddim", "DDIMM"):  # two fit, and none
+        error = refused(apply_edits, CASES, [parse_set(CASES, f"1.sampler_name={text}")], CASE_INFO)
+        assert error.type == "value_not_in_list"
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "offer"),
+    [
+        ("eular", ["euler", "heun", "euler_pp"], "Did you mean euler or euler_pp?"),
+        ("sd.safetensors", ["x.safetensors", "SD.ckpt", "sd.pt"], "Did you mean SD.ckpt or sd.pt?"),
+        ("sdxl", ["a/sdxl_base.safetensors", "flux.safetensors"], "Did you mean a/sdxl_base.safetensors?"),
+        ("ab", ["xxabxx"], ""),
+        ("abcd", ["abce", "abcf", "abcg", "abch"], "Did you mean abce, abcf or abcg?"),
+        (7, ["7", "7"], "Did you mean 7?"),
+        ("x", [], ""),
+    ],
+)
+def test_at_most_three_near_names_are_offered(value: Any, options: List[str], offer: str) -> None:
+    assert did_you_mean(value, options) == offer

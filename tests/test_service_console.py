@@ -41,7 +41,7 @@ def forget(service: Middleware) -> None:
             "POST",
             "/update/prompt",
             {"node_id": "77", "text": "a"},
-            'POST /update/prompt refused (400): The workflow has no node "77". Nearest:',
+            'POST /update/prompt refused (400): The workflow has no node "77". Did you mean 7?',
         ),
         (
             "POST",
@@ -157,7 +157,7 @@ def test_a_missing_model_is_reported_at_the_start(make_middleware: Make, simulat
     assert shown(service, "ComfyUI would refuse to run the workflow as it is:")
     [line] = shown(service, 'ckpt_name = "missing.safetensors"')
     assert line.startswith('"Load Checkpoint" (CheckpointLoaderSimple, node 1): ')
-    assert shown(service, "Nearest:")
+    assert shown(service, "options to choose from")
 
 
 def test_a_missing_model_is_reported_once_comfyui_comes_and_not_again(make_middleware: Make, simulator: Any) -> None:

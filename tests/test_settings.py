@@ -24,6 +24,7 @@ from comfyui_runner.loading import (
     Loaded,
     find_example,
     load_document,
+    offer_files,
     prepare_workflow,
     read_object_info,
 )
@@ -193,12 +194,25 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--nonsense"], {}, "Unknown option: --nonsense."),
         (["--nonsense=1", "--more"], {}, "Unknown option: --nonsense, --more."),
         (["--outp", "x"], {}, "Unknown option: --outp."),
+        (["--sed", "5"], {}, "Unknown option: --sed."),
         (["-x5"], {}, "Unknown option: -x."),
         (["a.json", "b.json"], {}, "More than one workflow was given."),
     ],
 )
 def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Dict[str, str], message: str) -> None:
     assert refusal(*arguments, **environment).message == message
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("--sed", "Did you mean --seed or --set?"),
+        ("--ouput=x", "Did you mean --output?"),
+        ("--nonsense", "See --help."),
+    ],
+)
+def test_an_option_that_there_is_not_comes_with_what_may_have_been_meant(option: str, remedy: str) -> None:
+    assert refusal(option).remedy == remedy
 
 
 @pytest.mark.parametrize(
@@ -357,7 +371,7 @@ def test_a_workflow_that_is_not_there_comes_with_those_that_are(folder: Any) -> 
         (folder / name).write_bytes(b"")
     assert message_of("typo.json") == (
         "The workflow typo.json does not exist.",
-        "Workflows there: a.JSON, b.json, d.png, e.WebP.",
+        "Workflows there: a.JSON, b.json, d.png and 1 more.",
     )
     (folder / "sub").mkdir()
     (folder / "sub" / "d.json").write_bytes(b"")
@@ -383,11 +397,16 @@ def test_a_folder_is_named_as_one_with_the_workflows_in_it(folder: Any) -> None:
     assert message_of("flows") == ("flows is a folder, not a workflow.", "Workflows there: a.json.")
 
 
-def test_of_many_files_twenty_are_listed(folder: Any) -> None:
+def test_of_many_files_the_nearest_three_are_listed(folder: Any) -> None:
     for number in range(23):
         (folder / ("%02d.json" % number)).write_bytes(b"")
-    _, remedy = message_of("typo.json")
-    assert remedy.startswith("Workflows there: 00.json, ") and remedy.endswith(", 19.json, 3 more.")
+    assert message_of("photo.png")[1] == "Workflows there: 00.json, 01.json, 02.json and 20 more."
+    assert message_of("7.json")[1].startswith("Did you mean 07.json")
+    (folder / "Flow.json").write_bytes(b"")
+    assert message_of("flwo.json")[1] == "Did you mean Flow.json?"
+    (folder / "cat.png").write_bytes(b"")
+    assert offer_files(str(folder / "cta.png")) == "Did you mean cat.png?"
+    assert offer_files(str(folder / "none" / "cta.png")) == "Check its path."
 
 
 def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:
@@ -571,7 +590,7 @@ def test_a_text_is_read_from_a_file(folder: Any) -> None:
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a 狐"
     assert prepared("--set", "1.text=@@home", data=PROMPT).prompt["1"]["inputs"]["text"] == "@home"
     error = not_prepared("--set", "1.text=@none.txt", data=PROMPT)
-    assert "@none.txt cannot be read: " in error.message and error.remedy == "@@ stands for a plain @."
+    assert "@none.txt cannot be read: " in error.message and error.remedy == "Check its path. @@ stands for a plain @."
     (folder / "t.txt").write_bytes(b"a\r\nb\rc\n")
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a\nb\nc\n"
 

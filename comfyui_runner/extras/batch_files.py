@@ -24,7 +24,7 @@ from comfyui_runner.extras.batches import (
 )
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 from comfyui_runner.files import name_on_disk, reason_not_read
-from comfyui_runner.loading import Loaded, read_text_file
+from comfyui_runner.loading import Loaded, offer_files, read_text_file
 from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
@@ -94,8 +94,10 @@ def read_all_rows(
             for row in read(file, workflow):
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
-        reason = reason_not_read(str(settings.batch), error)
-        raise UsageError(f"--batch {settings.batch} cannot be read: {reason}.") from None
+        path = str(settings.batch)
+        reason = reason_not_read(path, error)
+        remedy = offer_files(path) if isinstance(error, FileNotFoundError) else ""
+        raise UsageError(f"--batch {path} cannot be read: {reason}.", remedy) from None
     except UnicodeDecodeError as error:
         encoding = guess_encoding(error.object)
         reason = f"it is in {encoding}, not in UTF-8" if encoding else "it is not text in UTF-8"

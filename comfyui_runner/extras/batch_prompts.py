@@ -17,7 +17,13 @@ from typing import (
 )
 
 from comfyui_runner.console import Console
-from comfyui_runner.edits import InputEdit, apply_edits, seeds_by_name, with_values
+from comfyui_runner.edits import (
+    InputEdit,
+    apply_edits,
+    notices_of_names,
+    seeds_by_name,
+    with_values,
+)
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, resolve_edits
 from comfyui_runner.model_names import other_names_of_edits
@@ -62,7 +68,11 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
         prompt=prompt,
         drawn=tuple(drawn),
         uploads=tuple(uploads),
-        warnings=(*warn_of_unread_files(edits), *other_names_of_edits(prompt, edits)),
+        warnings=(
+            *warn_of_unread_files(edits),
+            *other_names_of_edits(prompt, edits),
+            *notices_of_names(prompt, wanted),
+        ),
     )
     return row_workflow, set_by_row
 

@@ -127,7 +127,8 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
             edit = input_edit(ref, value)
             if edit.file and ref not in loaders:
                 edit = InputEdit(ref, value)
-            edits.append(edit)
+            is_full_name = "." in name  # not "positive"
+            edits.append(edit._replace(typed=name if is_full_name else ""))
     return edits
 
 

@@ -8,7 +8,13 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Se
 
 from comfyui_runner.call_values import SHORT_NAMES
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import EditError, apply_edits, find_input, upload_inputs
+from comfyui_runner.edits import (
+    EditError,
+    apply_edits,
+    example_of_input,
+    find_input,
+    upload_inputs,
+)
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.nodes import DeclaredInput, quote_name, spec_of, value_of
 from comfyui_runner.text import JsonObject
@@ -68,9 +74,9 @@ def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
 
 def _split(text: str, prompt: JsonObject) -> Sequence[str]:
     """The name and the text of the values. Raises EditError."""
-    first_error = EditError(
-        "wrong_name", "--each takes NODE.INPUT=VALUES, such as 5.steps=10,20,30."
-    )
+    example = example_of_input(prompt) or "5.steps"
+    message = f"--each takes NODE.INPUT=VALUES, such as {example}=10,20,30."
+    first_error = EditError("wrong_name", message)
     # A title may contain a few "=", and VALUES any number of them.
     for number, equals in enumerate(itertools.islice(re.finditer("=", text), 10)):
         name, values = text[: equals.start()].strip(), text[equals.end() :]
