@@ -41,6 +41,7 @@ class ComfyUI:
         self.console = console
         self.server: Optional[Server] = None  #: once it is found
         self.stats: Dict[str, Any] = {}  #: its answer to GET /system_stats
+        self.searched: List[Tuple[Server, Optional[ServerError]]] = []  #: until it was found
         self._simulator: Any = None
         self._notices_are_shown = False
 
@@ -52,7 +53,11 @@ class ComfyUI:
             await in_thread(self._simulator.stop)
 
     async def find(self) -> Server:
-        """The first server that answers. Raises ServerError (NO_SERVER), or Stopped."""
+        """The first server that answers. Raises ServerError (NO_SERVER), or Stopped.
+
+        A batch that uses several looks for all of them: ``searched`` has the errors of those that
+        do not answer.
+        """
         if self.server is not None:
             return self.server
         server, self.stats = await self.console.unless_stopped(self._find())
@@ -60,14 +65,15 @@ class ComfyUI:
         return server
 
     async def _find(self) -> Tuple[Server, Dict[str, Any]]:
-        servers = [
-            Server(address, self.settings.limits, self.console.secrets)
-            for address in self._addresses()
-        ]
+        limits = self.settings.limits
+        if self.settings.spreads_rows:
+            limits = limits._replace(give_up=limits.give_up_one)
+        servers = [Server(address, limits, self.console.secrets) for address in self._addresses()]
         self._show_notices_of_addresses(servers)
 
         # At the same time: on Windows it takes two seconds until a port refuses.
         searches = [asyncio.ensure_future(ask_for_stats(server)) for server in servers]
+        found: Optional[Tuple[Server, Dict[str, Any]]] = None
         errors: List[ServerError] = []
         try:
             for server, search in zip(servers, searches):
@@ -75,12 +81,19 @@ class ComfyUI:
                     stats = await search
                 except ServerError as error:
                     errors.append(error)
+                    self.searched.append((server, error))
                     continue
-                self._report_server(server.address, stats, errors)
-                return server, stats
+                self.searched.append((server, None))
+                found = found or (server, stats)
+                if not self.settings.spreads_rows:
+                    self._report_server(server.address, stats, tried=errors)
+                    return found
+                self._report_server(server.address, stats, tried=())
         finally:
             await end_tasks(searches)
-        raise error_of_search(errors)
+        if found is None:
+            raise error_of_search(errors)
+        return found
 
     def _show_notices_of_addresses(self, servers: Sequence[Server]) -> None:
         """Shows what was changed in the addresses as they were typed, once."""
@@ -110,11 +123,11 @@ class ComfyUI:
         return parse_address(self._simulator.url)
 
     def _report_server(
-        self, address: Address, stats: Mapping[str, Any], errors: Sequence[ServerError]
+        self, address: Address, stats: Mapping[str, Any], tried: Sequence[ServerError]
     ) -> None:
-        tried = [error.message for error in errors]
+        messages = [error.message for error in tried]
         report: Report = {"event": "server", "url": address.url, **server_in_words(stats)}
-        self.console.report(None, {**report, "tried": tried})
+        self.console.report(None, {**report, "tried": messages})
         warning = version_warning(stats, address.url)
         if warning:
             self.console.notice(warning)

@@ -265,8 +265,9 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
     group.add_argument(
         "--server",
         metavar="URL",
+        action="append",
         help="the address of ComfyUI, http or https, with user:password@ and a base path if needed "
-        f"(default: {', then '.join(defaults.servers)}; env COMFYUI_URL)",
+        f"(default: {', then '.join(defaults.servers)}; env COMFYUI_URL); repeatable for many runs",
     )
     group.add_argument(
         "--header",
@@ -395,7 +396,7 @@ def add_batch_flags(group: Any) -> None:
         "--in-flight",
         metavar="K",
         type=partial(read_whole_number, "--in-flight", at_least=1),
-        help="keep this many runs in ComfyUI's queue (default: 2)",
+        help="keep this many runs in the queue of each ComfyUI (default: 2)",
     )
     group.add_argument(
         "--manifest",

@@ -20,6 +20,7 @@ class Limits(NamedTuple):
     silence: float = 30.0  # no message for this long while running: report what the queue says
     poll: float = 5.0  # silence before queue and history are read
     give_up: float = 300.0  # only failed tries for so long: the run counts as lost
+    give_up_one: float = 60.0  # the same of one server, where a batch has others
     cancel: float = 8.0  # ComfyUI's confirmation of a cancel
     hook: float = 30.0  # a command of --hook, and all of them at the end of the program
 

@@ -83,7 +83,7 @@ class Settings(NamedTuple):
     workflow_named: bool  # by flag or environment; else it is also looked for in example_folders
     mode: str
     auto_execute: bool
-    servers: Tuple[Address, ...]
+    servers: Tuple[Address, ...]  # the first one that answers is used
     example_folders: Tuple[str, ...] = ()
     demo: bool = False
     yes: bool = False
@@ -109,6 +109,7 @@ class Settings(NamedTuple):
     batch: Optional[str] = None
     each: Tuple[str, ...] = ()  # NODE.INPUT=VALUES
     in_flight: int = 2
+    spreads_rows: bool = False  # a batch uses all ``servers`` at a time
     manifest: str = ""
     resume: bool = False
     retries: int = 0  # of a run that its server lost
@@ -197,6 +198,7 @@ def make_settings(
         batch=flags.batch,
         each=tuple(flags.each or ()),
         in_flight=flags.in_flight or 2,
+        spreads_rows=len(flags.server or ()) > 1,
         manifest=flags.manifest or "",
         resume=flags.resume,
         retries=flags.retries or 0,
@@ -248,25 +250,37 @@ def choose_servers(
     flags: Any, environment: Mapping[str, str], defaults: Defaults
 ) -> Tuple[Address, ...]:
     """Where ComfyUI may be, by the flags."""
-    return choose_addresses(flags.server, flags.header or [], environment, defaults.servers)
+    addresses = choose_addresses(flags.server, flags.header or [], environment, defaults.servers)
+    refuse_repeated_addresses(addresses)
+    return addresses
+
+
+def refuse_repeated_addresses(addresses: Sequence[Address]) -> None:
+    """Raises UsageError if a server is given twice: it would get twice as many rows at a time."""
+    urls = [address.url for address in addresses]
+    repeated = next((url for url in urls if urls.count(url) > 1), None)
+    if repeated is not None:
+        raise UsageError(
+            f"--server {repeated} appears twice.",
+            "Name each server once. --in-flight says how many runs each of them gets at a time.",
+        )
 
 
 def choose_addresses(
-    url: Optional[str],
+    urls: Optional[Sequence[str]],
     headers: Sequence[str],
     environment: Mapping[str, str],
     default_urls: Sequence[str],
 ) -> Tuple[Address, ...]:
-    """Where ComfyUI may be: at ``url``, where COMFYUI_URL says, else at one of ``default_urls``.
+    """Where ComfyUI may be: at ``urls``, where COMFYUI_URL says, else at one of ``default_urls``.
 
     ``headers`` are "Name: value" lines; they replace those of COMFYUI_HEADERS. Raises UsageError.
     """
     lines = environment.get("COMFYUI_HEADERS", "").splitlines()
     headers = [line for line in lines if line] + list(headers)
-    url = choose_value(url, environment, "COMFYUI_URL", default=None, read=read_text)
-    urls = default_urls
-    if url is not None:
-        urls = (url,)
+    if urls is None:
+        url = environment.get("COMFYUI_URL")
+        urls = (url,) if url else default_urls
     ca_bundle = choose_ca_bundle(environment)
     return tuple(parse_address(url, headers, ca_bundle) for url in urls)
 
@@ -365,6 +379,12 @@ def refuse_contradictions(flags: Any, environment: Mapping[str, str], mode: str,
         raise UsageError(
             "--demo brings its own server, so it cannot be combined with --server.",
             "Leave one of them out.",
+        )
+    if len(flags.server or ()) > 1 and task != "batch":
+        raise UsageError(
+            "--server can be given more than once only with --batch, --each and --repeat, whose "
+            "rows are spread over the servers.",
+            "Name one server.",
         )
     if flags.demo and flags.state not in (None, NO_STATE):
         raise UsageError(

@@ -161,15 +161,21 @@ def complete_prompt(workflow: Loaded, uploaded: Mapping[InputRef, str]) -> Promp
 
 
 async def name_models(
-    prompt: Prompt, object_info: JsonObject, server: Server, console: Console
+    prompt: Prompt,
+    object_info: JsonObject,
+    server: Server,
+    console: Console,
+    *,
+    is_one_of_several: bool = False,
 ) -> Prompt:
     """A copy of ``prompt`` whose models have the names that ``server`` gives them.
 
-    ``object_info`` has what is known of the classes. Where nothing more can be known, it is left to
-    the server. Raises Stopped.
+    ``object_info`` has what is known of the classes; where the server ``is_one_of_several``, it may
+    be about another one. Where nothing more can be known, it is left to the server. Raises Stopped.
     """
     needed = classes_that_load_models(prompt)
-    has_own_models = bool(server.affinity)  # behind a load balancer each server may have others
+    # Behind a load balancer each server may have others too.
+    has_own_models = is_one_of_several or bool(server.affinity)
     unknown = [name for name in needed if has_own_models or name not in object_info]
     try:
         definitions = {**object_info, **await look_up_classes(unknown, server, console)}

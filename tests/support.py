@@ -68,6 +68,7 @@ FAST = Limits(
     silence=2.0,
     poll=0.6,
     give_up=8.0,
+    give_up_one=1.5,
     cancel=4.0,
     hook=3.0,
 )

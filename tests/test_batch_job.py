@@ -27,13 +27,13 @@ def job_of(desk: Desk, folder: Any, *arguments: str) -> BatchJob:
     """A batch of twelve rows, none of which has begun."""
     settings = settings_of("--repeat", "12", *arguments)
     manifest = Manifest(str(folder / "manifest.jsonl"), resume=False, secrets=Secrets())
-    return BatchJob(settings, desk.console, desk.server, manifest, 12)
+    return BatchJob(settings, desk.console, manifest, 12, [(desk.server, None)])
 
 
 def begin_row(job: BatchJob, number: int, note: str = "", has_run: bool = True) -> Attempt:
     session = Session(Server(parse_address(NOWHERE), FAST), job.report)
     session.note = note
-    attempt = Attempt(Row(number), session)
+    attempt = Attempt(Row(number), job.pool.members[0], session)
     if has_run:
         attempt.run = session.new_run(slow_prompt(), f"run {number}")
     job.attempts[number] = attempt

@@ -183,6 +183,13 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--timeout", "inf"], {}, "--timeout must be a number of seconds above 0."),
         (["--timeout", "1e8"], {}, "--timeout must be a number of seconds above 0."),
         ([], {"TIMEOUT": "soon"}, "COMFYUI_TIMEOUT must be a number of seconds above 0."),
+        (
+            ["--server", "a", "--server", "b"],
+            {},
+            "--server can be given more than once only with --batch, --each and --repeat, whose rows are spread over "
+            "the servers.",
+        ),
+        (["--repeat", "2", "--server", "a", "--server", "http://a"], {}, "--server http://a appears twice."),
         (["--demo", "--server", "h"], {}, "--demo brings its own server, so it cannot be combined with --server."),
         (
             ["--mode", "continuous", "--demo", "--state", "x"],
@@ -261,6 +268,16 @@ def test_the_key_of_an_account_comes_from_the_environment_alone_and_is_a_secret(
     assert with_key.api_key == "comfyui-1234" and with_key.allow_spend
     assert "comfyui-1234" in given_secrets(with_key, {})
     assert "--attach" in refusal("--allow-spend", "--attach", "p").message
+
+
+def test_a_batch_may_use_several_servers_and_all_get_the_headers() -> None:
+    servers = ["--server", "http://u:pa55@a", "--server", "b:8189", "--header", "X-Key: k3y"]
+    found = settings("--each", "seed=1..4", *servers)
+    assert [address.url for address in found.servers] == ["http://a", "http://b:8189"] and found.spreads_rows
+    assert all(("X-Key", "k3y") in address.headers for address in found.servers)
+    assert "pa55" in given_secrets(found, {})
+    one = settings("--each", "seed=1..4", "--server", "a", URL="http://b")
+    assert [address.url for address in one.servers] == ["http://a"] and not one.spreads_rows
 
 
 def test_an_empty_server_is_not_taken_for_none() -> None:

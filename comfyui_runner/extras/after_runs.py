@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Callable, Optional
+from typing import Callable, Dict, Optional
 
 from comfyui_runner.afterwards import Afterwards, TakeReport
 from comfyui_runner.conclusion import Ending
@@ -23,7 +23,7 @@ class HooksAndFreeing(Afterwards):
         self._hooks = Hooks(settings.hooks, console.variables, settings.limits.hook)
         self._frees = settings.free
         self._idleness = Idleness()
-        self._server: Optional[Server] = None  # of the run that ended last
+        self._servers: Dict[str, Server] = {}  # of the runs that ended last, by address
         self._freeing: Optional["asyncio.Future[None]"] = None
 
     def note_run(self) -> None:
@@ -37,20 +37,24 @@ class HooksAndFreeing(Afterwards):
         report: TakeReport,
         row: Optional[int] = None,
     ) -> None:
-        self._server = session.server
+        self._servers[session.server.address.url] = session.server
         if self._hooks.commands:
             self._hooks.start(ended_run(session, run, ending, row), report)
 
     def look_around(self, has_runs: Callable[[], bool], now: float, report: TakeReport) -> None:
-        if self._server is None or not self._frees:
+        if not self._servers or not self._frees:
             return
         if self._idleness.is_due(has_runs(), now):
             # Kept: the loop itself would let it be collected.
-            self._freeing = asyncio.ensure_future(free_memory(self._server, report))
+            self._freeing = asyncio.ensure_future(self._free_memory(report))
 
     async def finish(self, report: TakeReport, stopping: Optional["asyncio.Event"] = None) -> None:
         await self._hooks.finish(report, stopping)
         if self._freeing is not None:
             await self._freeing
-        if self._frees and self._server is not None and self._idleness.had_runs:
-            await free_memory(self._server, report)
+        if self._frees and self._idleness.had_runs:
+            await self._free_memory(report)
+
+    async def _free_memory(self, report: TakeReport) -> None:
+        for server in self._servers.values():
+            await free_memory(server, report)

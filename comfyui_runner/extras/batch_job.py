@@ -7,7 +7,19 @@ import contextlib
 import functools
 import os
 import time
-from typing import Any, AsyncIterator, Dict, Iterator, List, Mapping, Optional
+from typing import (
+    Any,
+    AsyncIterator,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI
@@ -21,12 +33,14 @@ from comfyui_runner.errors import (
     SaveError,
     ServerError,
     ServerGone,
+    ServerUnreachable,
     Stopped,
     UsageError,
 )
 from comfyui_runner.extras.batch_files import Manifest, count_rows, manifest_path, open_rows
 from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
+from comfyui_runner.extras.server_pool import Member, ServerPool, ask_whether_it_answers
 from comfyui_runner.extras.sheet import Sheet
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
@@ -54,6 +68,9 @@ from comfyui_runner.steps import (
 from comfyui_runner.text import plural
 from comfyui_runner.threads import end_tasks, in_thread
 from comfyui_runner.watch import Watch
+
+#: The servers that were looked for, with the errors of those that did not answer.
+Searched = Sequence[Tuple[Server, Optional[ServerError]]]
 
 #: What a person reads of a row's run, besides how the row ends.
 READ_BY_PEOPLE = (
@@ -94,7 +111,7 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         confirm(spending.before(question_about(total, settings)), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
-            job = BatchJob(settings, console, server, manifest, total)
+            job = BatchJob(settings, console, manifest, total, comfyui.searched)
             job.own_extra_data = spending.extra_data
             await job.run(rows, RowPrompts(workflow, settings, console))
             report = functools.partial(job.report, None)
@@ -150,6 +167,12 @@ def stop_of_row(state: PromptState, has_dropped: bool, stop: Optional[Stop]) -> 
     return stop._replace(exit_status=exit_status_of(state, has_dropped))
 
 
+def name_server(message: str, url: str) -> str:
+    """``message`` with the server that it is about, in its first line."""
+    first, *others = message.split("\n")
+    return "\n".join([f"{first} ({url})", *others])
+
+
 def pattern_of_folder(settings: Settings) -> str:
     """The pattern of a row's folder: one for each row, unless names or patterns differ anyway."""
     folder = settings.output or ""
@@ -183,22 +206,38 @@ def files_of(entry: Mapping[str, Any]) -> List[str]:
 
 
 class Attempt:
-    """One attempt to run a row, on a session of its own."""
+    """One attempt to run a row, on a session of its own with one of the servers."""
 
-    def __init__(self, row: Row, session: Session) -> None:
+    def __init__(self, row: Row, member: Member, session: Session) -> None:
         self.row = row
+        self.member = member
         self.session = session
         self.run: Optional[Run] = None  #: once there is a prompt to submit
         self.entry: Dict[str, Any] = {  #: what the manifest will say of it
             "row": row.number,
             "key": row_key(row.values),
             "values": row.values,
+            "server": member.url,
         }
 
 
 def is_lost_by(error: RunnerError, attempt: Attempt) -> bool:
     """Whether the attempt is lost with its server, by ``error``."""
     return isinstance(error, ServerError) and is_lost(attempt.session.server, error)
+
+
+def make_pool(searched: Searched, settings: Settings, notice: Callable[[str], None]) -> ServerPool:
+    """The servers of a batch. Those that do not answer get no rows yet.
+
+    ``searched`` has each server that was looked for, with its error if it did not answer.
+    """
+    if not settings.spreads_rows:
+        searched = [(server, error) for server, error in searched if error is None]
+    pool = ServerPool([server for server, _ in searched], settings.in_flight, notice)
+    for member, (_, error) in zip(pool.members, searched):
+        if error is not None:
+            pool.note_loss(member, error)
+    return pool
 
 
 class BatchJob:
@@ -208,14 +247,14 @@ class BatchJob:
         self,
         settings: Settings,
         console: Console,
-        server: Server,
         manifest: Manifest,
         total: Optional[int],
+        searched: Searched,
     ) -> None:
         self.settings = settings
         self.console = console
-        self.server = server
         self.manifest = manifest
+        self.pool = make_pool(searched, settings, console.notice)
         noun = "run" if settings.batch is None else "row"
         self.tally = Tally(total, noun=noun)
         self.began = time.monotonic()
@@ -235,7 +274,7 @@ class BatchJob:
             "Left at once: prompts of ours may still be running on the server."
         )
         workers = [
-            asyncio.ensure_future(self._work(rows, prompts)) for _ in range(self.settings.in_flight)
+            asyncio.ensure_future(self._work(rows, prompts)) for _ in range(self.pool.places)
         ]
         all_work: "asyncio.Future[Any]" = asyncio.ensure_future(asyncio.wait(workers))
         keeping_sheet = asyncio.ensure_future(self._keep_sheet())
@@ -249,6 +288,7 @@ class BatchJob:
                     worker.result()  # a fault of ours must not pass in silence
         finally:
             await end_tasks([*workers, all_work, keeping_sheet])
+            await self.pool.close()
         self.console.printer.close()
         await self._write_last_sheet()
 
@@ -258,7 +298,7 @@ class BatchJob:
         self.console.notice(f"{name}: cancelling our prompts and nothing else.")
         runs = [attempt.run for attempt in self.attempts.values() if attempt.run is not None]
         all_over: "asyncio.Future[Any]" = asyncio.gather(*(run.over.wait() for run in runs))
-        await asyncio.wait([all_over], timeout=self.server.limits.cancel)
+        await asyncio.wait([all_over], timeout=self.settings.limits.cancel)
         await asyncio.wait([all_work], timeout=LAST_SAVING)
         await end_tasks([all_over])
 
@@ -323,10 +363,13 @@ class BatchJob:
     async def _run_row(self, row: Row, prompts: RowPrompts) -> None:
         """Runs a row to its end; again, while its server loses it and --retries last.
 
-        Raises Stopped, and ServerError if no row can run any more.
+        A row that a server does not take goes to another one. Raises Stopped, and ServerError if no
+        row can run any more.
         """
-        for retries_left in reversed(range(self.settings.retries + 1)):
-            async with self._new_attempt(row) as attempt:
+        retries_left = self.settings.retries
+        refused_by: Set[str] = set()  # addresses of servers
+        while True:
+            async with self._new_attempt(row, refused_by) as attempt:
                 try:
                     ending = await self._run_attempt(attempt, prompts, retries_left > 0)
                 except RunnerError as error:
@@ -334,29 +377,65 @@ class BatchJob:
                     if must_repeat:
                         message = f"Row {row.number} is lost: {error.message} Submitting it again."
                         self.report(attempt.run, {"event": "notice", "message": message})
+                        retries_left -= 1
                         continue
-                    self._note_error(attempt, error, other_rows_can_run=prompts.has_uploaded)
+                    if self._must_move(attempt, error, prompts, refused_by):
+                        continue
+                    other_rows_can_run = prompts.has_uploaded_to(attempt.session.server)
+                    self._note_error(attempt, error, other_rows_can_run)
                 else:
                     self._note_ending(attempt, ending)
                 return
 
     @contextlib.asynccontextmanager
-    async def _new_attempt(self, row: Row) -> AsyncIterator[Attempt]:
+    async def _new_attempt(self, row: Row, refused_by: Set[str]) -> AsyncIterator[Attempt]:
         """An attempt on a connection of its own: by that a load balancer chooses a server anew."""
-        attempt = Attempt(row, Session(self.server.fresh(), self.report))
+        taking = self.pool.take_place(self.settings.limits.give_up, refused_by)
+        member = await self.console.unless_stopped(taking)
+        if self.fatal is not None:  # while this row waited
+            raise Stopped("No more rows are begun.")
+        attempt = Attempt(row, member, Session(member.server.fresh(), self.report))
         self.attempts[row.number] = attempt
         try:
             yield attempt
         finally:
             del self.attempts[row.number]
+            self.pool.leave_place(member)
             await attempt.session.close()
+
+    def _must_move(
+        self, attempt: Attempt, error: RunnerError, prompts: RowPrompts, refused_by: Set[str]
+    ) -> bool:
+        """Whether a row that its server did not take, by ``error``, goes to another server.
+
+        ``refused_by`` gets the address of a server that refuses the row itself: the row has failed
+        when all have refused it.
+        """
+        if not self.pool.has_several:
+            return False
+        member = attempt.member
+        if isinstance(error, PromptRejected):  # it may lack a class or a model that others have
+            refused_by.add(member.url)
+            return self.pool.has_other(refused_by)
+
+        other_rows_can_run = prompts.has_uploaded_to(member.server)
+        is_lost_with_server = is_lost_by(error, attempt)
+        ends_one_row = exit_status_of_failed_row(error, is_lost_with_server, other_rows_can_run)
+        if not isinstance(error, ServerError) or ends_one_row is not None:
+            return False
+        prompts.forget_uploads(member.server)
+        self.pool.note_loss(member, error)
+        return True
 
     async def _run_attempt(self, attempt: Attempt, prompts: RowPrompts, may_repeat: bool) -> Ending:
         """Connects, submits, follows and concludes. Raises ServerGone for a run to be repeated."""
         row, session = attempt.row, attempt.session
         if row.error:
             raise UsageError(f"The row cannot be read: {row.error}.")
-        await self.console.unless_stopped(session.open(self.server.limits.give_up))
+        patience = session.limits.give_up
+        if self.pool.has_several:
+            patience = 0.0  # another server takes the row
+        await self.console.unless_stopped(session.open(patience))
         new, seeds = await prompts.make(row, session.server)
         destination = self._make_destination(row, new.prompt)
         run = attempt.run = session.new_run(
@@ -371,13 +450,29 @@ class BatchJob:
         await watch.until_stopped(session.follow)
 
         is_lost_run = run.state.phase is Phase.LOST and watch.stop is None
+        if is_lost_run:
+            self._note_lost_run(attempt, run.state.reason, prompts)
         if is_lost_run and may_repeat:
             raise ServerGone(f"{run.state.reason}.")
         ending = await self._conclude(session, run, watch.stop, destination)
         is_lost_while_saved = ending.exit_status is ExitStatus.LOST and session.server.gone
         if is_lost_while_saved and may_repeat:
             raise ServerGone(f"{run.state.reason}.")
+        is_not_saved = ending.exit_status is ExitStatus.NOT_SAVED
+        if is_not_saved and self.pool.has_several and may_repeat:
+            error = await ask_whether_it_answers(attempt.member)
+            if error is not None:  # what was made is gone with the server
+                self._note_lost_run(attempt, error.message.rstrip("."), prompts)
+                raise ServerGone(error.message)
+        if ending.exit_status is ExitStatus.OK:
+            self.pool.note_done(attempt.member)
         return ending
+
+    def _note_lost_run(self, attempt: Attempt, reason: str, prompts: RowPrompts) -> None:
+        """A run was lost: its server gets no rows until it answers, where there are others."""
+        if self.pool.has_several:
+            prompts.forget_uploads(attempt.member.server)
+            self.pool.note_loss(attempt.member, ServerUnreachable(f"{reason}."))
 
     def _make_destination(self, row: Row, prompt: Prompt) -> Optional[Destination]:
         """Where the row's outputs are saved, if anywhere. Raises UsageError for a bad pattern."""
@@ -444,6 +539,8 @@ class BatchJob:
         Where the line cannot be written, no more rows are begun: nobody would know of them.
         """
         status = status_of_row(exit_status)
+        if status == "failed" and self.pool.has_several:
+            message = name_server(message, attempt.member.url)
         end: Dict[str, Any] = {
             "status": status,
             "exit_status": int(exit_status),
@@ -467,6 +564,7 @@ class BatchJob:
             "seeds": attempt.entry.get("seeds", {}),
             "draw": attempt.entry.get("draw"),
             "texts": attempt.entry.get("texts", {}),
+            "server": attempt.member.url,
             "files": files_of(attempt.entry),
             "seconds": attempt.entry.get("seconds"),
             **end,

@@ -115,20 +115,23 @@ def seed_of_repetition(row_number: int, settings: Settings) -> Optional[int]:
 
 
 class RowPrompts:
-    """Makes the prompt of each row. Files for all rows are uploaded once, before the first one."""
+    """Makes the prompt of each row. Files for all rows are uploaded once to each server."""
 
     def __init__(self, workflow: Loaded, settings: Settings, console: Console) -> None:
         self.workflow = workflow
         self.settings = settings
         self.console = console
-        self._uploaded: Optional[Dict[InputRef, str]] = None
+        self._uploaded: Dict[str, Dict[InputRef, str]] = {}  # by the address of the server
         self._warned_of: Set[str] = set()  # places of warnings that were shown
-        self._uploading = asyncio.Lock()
+        self._uploading: Dict[str, asyncio.Lock] = {}
 
-    @property
-    def has_uploaded(self) -> bool:
-        """Whether the files for all rows are on the server."""
-        return self._uploaded is not None
+    def has_uploaded_to(self, server: Server) -> bool:
+        """Whether the files for all rows are on ``server``."""
+        return server.address.url in self._uploaded
+
+    def forget_uploads(self, server: Server) -> None:
+        """``server`` is lost: when it comes back, it may have no files."""
+        self._uploaded.pop(server.address.url, None)
 
     async def make(self, row: Row, server: Server) -> RowPrompt:
         """The prompt of ``row``, whose files are on ``server`` then.
@@ -147,7 +150,13 @@ class RowPrompts:
         if self.console.stopping:  # while another row uploaded the files for all
             raise self.console.stopped()
         prompt = complete_prompt(workflow, uploaded)
-        prompt = await name_models(prompt, workflow.object_info, server, self.console)
+        prompt = await name_models(
+            prompt,
+            workflow.object_info,
+            server,
+            self.console,
+            is_one_of_several=self.settings.spreads_rows,
+        )
         run = draw_texts(workflow, prompt)
         # Rows name files by other means: @FILE in a cell.
         run = run._replace(origin=run.origin._replace(folder=None))
@@ -155,8 +164,9 @@ class RowPrompts:
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
         """Uploads the files for all rows, unless that is done: their names on ``server``."""
-        async with self._uploading:
+        url = server.address.url
+        async with self._uploading.setdefault(url, asyncio.Lock()):
             each_server_has_its_own_files = bool(server.affinity)
-            if self._uploaded is None or each_server_has_its_own_files:
-                self._uploaded = await upload_files(self.workflow, server, self.console)
-            return self._uploaded
+            if url not in self._uploaded or each_server_has_its_own_files:
+                self._uploaded[url] = await upload_files(self.workflow, server, self.console)
+            return self._uploaded[url]

@@ -128,7 +128,8 @@ def make_api_settings(
     if demo and url is not None:
         raise UsageError("demo=True brings its own server.", "Leave out the URL, or demo.")
     lines = [f"{name}: {value}" for name, value in headers.items()]
-    addresses = choose_addresses(url, lines, os.environ, USUAL_URLS)
+    urls = None if url is None else (url,)
+    addresses = choose_addresses(urls, lines, os.environ, USUAL_URLS)
     return Settings(
         workflow="",
         workflow_named=True,
