@@ -582,6 +582,11 @@ class Service:
         if records:
             self._notify(f"Stopping: cancelling {plural(len(records), 'run')} of this service.")
         await asyncio.gather(*map(self._cancel, records))
+        unconfirmed = [record for record in records if not record.phase.over]
+        if unconfirmed and self.keeper.has_file:
+            count = plural(len(unconfirmed), "run")
+            message = f"ComfyUI has not confirmed the end of {count}: the next start cancels the rest."
+            self._notify(message)
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
         await self.options.afterwards.finish(partial(self.report, None))

@@ -157,6 +157,7 @@ def test_runs_wait_for_a_comfyui_that_is_away_and_may_be_cancelled_meanwhile(
     restart_at = time.monotonic()
     process.stop()
     assert time.monotonic() - restart_at < 8.0  # nobody waits for a ComfyUI that is not there
+    assert "ComfyUI has not confirmed the end of 2 runs" in process.said
     process.command[address] = url
     process.start()
     runs = {each["prompt_id"]: each for each in process.all_over()}
