@@ -585,8 +585,9 @@ class Service:
         unconfirmed = [record for record in records if not record.phase.over]
         if unconfirmed and self.keeper.has_file:
             count = plural(len(unconfirmed), "run")
-            message = f"ComfyUI has not confirmed the end of {count}: the next start will see to it."
-            self._notify(message)
+            self._notify(
+                f"ComfyUI has not confirmed the end of {count}: the next start cancels what is left."
+            )
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
         await self.options.afterwards.finish(partial(self.report, None))
