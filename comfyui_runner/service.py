@@ -586,7 +586,7 @@ class Service:
         if unconfirmed and self.keeper.has_file:
             count = plural(len(unconfirmed), "run")
             self._notify(
-                f"ComfyUI has not confirmed the end of {count}: the next start cancels what is left."
+                f"ComfyUI has not confirmed the end of {count}: the next start cancels the rest."
             )
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=CONCLUDE_SECONDS)
