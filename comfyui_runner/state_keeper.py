@@ -32,6 +32,9 @@ from comfyui_runner.threads import start_thread
 #: Seconds that anybody waits for the disk. A network drive that is gone answers after minutes.
 STATE_SECONDS = 5.0
 
+#: Seconds that close() waits for a file that was given up.
+SECONDS_FOR_LOST_FILE = 0.2
+
 #: Jobs that may wait for the disk: more of them mean that it stands still.
 MOST_JOBS = 1000
 
@@ -184,10 +187,13 @@ class StateKeeper:
             return
         with self._lock:
             self._is_closed = True
+        seconds = STATE_SECONDS
+        if not self.has_file:  # it was given up, perhaps because its disk stands still
+            seconds = SECONDS_FOR_LOST_FILE
         with suppress(queue.Full):
-            self._works.put(None, timeout=STATE_SECONDS)
+            self._works.put(None, timeout=seconds)
         with suppress(concurrent.futures.TimeoutError):
-            thread.result(STATE_SECONDS)
+            thread.result(seconds)
 
     def _do(self, job: Job) -> "concurrent.futures.Future[Any]":
         """Have ``job`` done with the file: its result, None where there is no file or it fails."""

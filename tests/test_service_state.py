@@ -141,6 +141,7 @@ def test_what_comfyui_has_lost_meanwhile_is_lost(make_process: Start, simulator:
     assert prompts_received(simulator) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
 def test_runs_wait_for_a_comfyui_that_is_away_and_may_be_cancelled_meanwhile(
     make_process: Start, simulator: Any
 ) -> None:

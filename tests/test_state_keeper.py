@@ -197,7 +197,10 @@ def test_a_disk_that_stands_still_holds_nobody_up(make_keeper: Make, monkeypatch
     add(keeper, make_run(1))
     assert keeper.page(9, None) == [] and time.monotonic() - began < 5.0
     assert len(notices) == 1 and "its disk does not answer" in notices[0]
+    monkeypatch.undo()
+    began = time.monotonic()
     keeper.close()
+    assert time.monotonic() - began < 3.0  # Ctrl+C does not wait for it either
     go_on.set()
 
 
