@@ -183,7 +183,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         check_output_folder(settings)  # USAGE: -o is made, and cannot be written
         try:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
-            show_workflow(workflow, console)
+            show_workflow(workflow, console, is_brief=not settings.verbose)
             # ComfyUI may come later.
             servers = await find_or_expect_servers(settings, comfyui, console)
         except Stopped:

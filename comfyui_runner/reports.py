@@ -426,6 +426,8 @@ _ROLES = {"positive": "Positive", "negative": "Negative"}
 
 def describe_workflow(report: Report) -> List[Line]:
     lines: List[Line] = [("bold", f"{report['file']}: {plural(report['nodes'], 'node')}")]
+    if report["brief"]:
+        return lines
     for field, label in _PARTS_OF_SUMMARY:
         entries = report[field]
         has_title = len(entries) > 1 or field in ("texts", "values")
@@ -451,9 +453,10 @@ def describe_server(report: Report) -> List[Line]:
 
 
 def describe_listening(report: Report) -> List[Line]:
-    lines: List[Line] = [("bold", f"Continuous mode at {report['url']}")]
-    lines += [("", f"  {route}") for route in report["routes"]]
-    return lines
+    where = f"Open {report['url']} in a browser"
+    if report["lan_url"] is not None:
+        where += f", on a phone {report['lan_url']}"
+    return [("bold", where)]
 
 
 def describe_submitted(report: Report) -> List[Line]:

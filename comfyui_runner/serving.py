@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import errno
+import http.client
 import os
+import socket
+import urllib.parse
 from contextlib import suppress
 from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
@@ -41,6 +44,12 @@ LOAD_INTERVAL = 5.0
 
 #: Seconds for answers that have begun when the service ends.
 FINISH_ANSWERS = 2.0
+
+#: How the program names itself in the header Server of its answers.
+NAME_IN_ANSWERS = "comfyui-workflow-runner/"
+
+#: Seconds for another copy of this program to answer at a port that is taken.
+COPY_ANSWERS = 2.0
 
 #: Windows' error for a port that is in use (WSAEADDRINUSE).
 WINDOWS_PORT_IN_USE = 10048
@@ -250,7 +259,9 @@ def listen(
     try:
         listener = HttpListener(routes, settings.host, settings.port)
     except OSError as error:
-        raise cannot_listen(error, settings.host, settings.port) from None
+        url = url_of_service(settings.host, settings.port)
+        is_ours = is_port_in_use(error) and is_copy_of_ours(url)
+        raise cannot_listen(error, settings.host, settings.port, is_ours) from None
 
     port = listener.server_port
     try:
@@ -259,27 +270,64 @@ def listen(
         listener.server_close()
         raise
     url = url_of_service(settings.host, port)
-    report = {"event": "listening", "prompt_id": None, "url": url, "routes": curl_lines(url)}
+    report: Report = {
+        "event": "listening",
+        "prompt_id": None,
+        "url": url,
+        "lan_url": url_in_network(settings.host, port),
+        "routes": curl_lines(url),
+    }
+    if settings.verbose:
+        for route in report["routes"]:
+            console.say(f"  {route}")
     console.report(None, report)
     listener.start()
     return listener
 
 
-def cannot_listen(error: OSError, host: str, port: int) -> UsageError:
-    """The error for a person: ``error`` came of listening at ``host`` and ``port``."""
+def is_port_in_use(error: OSError) -> bool:
+    """Whether ``error`` came of listening at a port that is taken."""
     windows_error = getattr(error, "winerror", None)
-    is_in_use = error.errno == errno.EADDRINUSE or windows_error == WINDOWS_PORT_IN_USE
-    if is_in_use:
+    return error.errno == errno.EADDRINUSE or windows_error == WINDOWS_PORT_IN_USE
+
+
+def is_copy_of_ours(url: str) -> bool:
+    """Whether this program answers at ``url``: its answers name it."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(
+        address.hostname or "", address.port, timeout=COPY_ANSWERS
+    )
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().getheader("Server", "").startswith(NAME_IN_ANSWERS)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def cannot_listen(error: OSError, host: str, port: int, is_ours: bool = False) -> UsageError:
+    """The error for a person: ``error`` came of listening at ``host`` and ``port``.
+
+    ``is_ours``: another copy of this program listens there.
+    """
+    another = f"Choose another one: --port {port + 1}"
+    if is_ours:
+        url = url_of_service(host, port)
         return UsageError(
-            f"Port {port} is already in use.", f"Choose another one: --port {port + 1}"
+            f"Port {port} is already in use by another copy of this program.",
+            f"Open {url} in a browser, or let this one have a port of its own: --port {port + 1}",
         )
+    if is_port_in_use(error):
+        return UsageError(f"Port {port} is already in use.", another)
+    windows_error = getattr(error, "winerror", None)
     reason = str(error.strerror or error).rstrip(".")  # Windows ends its reasons with one
     remedy = "Check --host and --port."
     if windows_error == WINDOWS_PORT_IS_FORBIDDEN:
         remedy = (
             "Another program has the port for itself, or Windows has reserved it "
             "(netsh interface ipv4 show excludedportrange protocol=tcp lists what is reserved). "
-            f"Choose another one: --port {port + 1}"
+            + another
         )
     return UsageError(f"The service cannot listen on {host}, port {port}: {reason}.", remedy)
 
@@ -301,6 +349,27 @@ def url_of_service(host: str, port: int) -> str:
     if ":" in host:
         host = f"[{host}]"
     return f"http://{host}:{port}"
+
+
+def url_in_network(host: str, port: int) -> Optional[str]:
+    """Where other machines of the network, such as a phone, find the service; None for nowhere."""
+    if host in ("0.0.0.0", "::"):  # all addresses
+        own = address_in_network()
+        return url_of_service(own, port) if own is not None else None
+    if host == "localhost" or host == "::1" or host.startswith("127."):
+        return None
+    return url_of_service(host, port)
+
+
+def address_in_network() -> Optional[str]:
+    """The address by which this machine leaves it; None without a network. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of documentation (RFC 5737): nobody has it
+            own = str(probe.getsockname()[0])
+        except OSError:
+            return None
+    return None if own.startswith("127.") else own
 
 
 async def serve(service: Service, console: Console) -> None:

@@ -82,10 +82,14 @@ async def find_definitions(
     return definitions_in({})
 
 
-def show_workflow(workflow: Loaded, console: Console) -> None:
-    """Reports what is about to run, and then what is odd about it."""
+def show_workflow(workflow: Loaded, console: Console, *, is_brief: bool = False) -> None:
+    """Reports what is about to run, and then what is odd about it.
+
+    ``is_brief``: people read a line of it.
+    """
     summary = workflow.summary()
-    console.report(None, {"event": "workflow", "file": workflow.path, **summary._asdict()})
+    report: Report = {"event": "workflow", "file": workflow.path, **summary._asdict()}
+    console.report(None, {**report, "brief": is_brief})
     show_warnings(workflow, console)
 
 

@@ -33,7 +33,7 @@ _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{
 CHANGING = (
     (_UUID, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"),
     (re.compile(r"\[[0-9a-f]{8}\]"), "[xxxxxxxx]"),
-    (re.compile(r":[0-9]{5}\b"), ":54321"),
+    (re.compile(r"(:|[Pp]ort )[0-9]{5}\b"), r"\g<1>54321"),
     (re.compile(r"\b[0-9]+\.[0-9] s\b"), "0.0 s"),
     (re.compile(r"\b[0-9]+\.[0-9] KB\b"), "0.0 KB"),
     (re.compile(r"\b[0-9]+\.[0-9]/(s|min)\b"), r"0.0/\1"),

@@ -137,7 +137,7 @@ class Middleware:
             patch.setattr(HttpListener, "start", self._note_listener(HttpListener.start))
             patch.setattr(Interrupts, "bind", lambda _, loop, event: self.inside.update(loop=loop, event=event))
             self.thread.start()
-            ready = re.compile(r"Continuous mode at http://\S+:(\d+)\b")
+            ready = re.compile(r"Open http://\S+:(\d+)\b")
             wait_until(lambda: "listener" in self.inside or not self.thread.is_alive(), what="the start")
         match = ready.search(self.out.getvalue())
         assert match, self.out.getvalue() + self.err.getvalue()

@@ -267,7 +267,7 @@ def port_in(leader: int) -> int:
     shown = b""
     while True:
         shown += os.read(leader, 4096)
-        match = re.search(rb"Continuous mode at http://127\.0\.0\.1:(\d+)", shown)
+        match = re.search(rb"Open http://127\.0\.0\.1:(\d+)", shown)
         if match:
             return int(match.group(1))
 

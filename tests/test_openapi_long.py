@@ -61,7 +61,7 @@ def url(make_simulator: Callable[..., Any], workflow_file: Callable[..., str], t
     with open(console, "wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
-        pattern = r"Continuous mode at (http://127\.0\.0\.1:\d+)\n"
+        pattern = r"Open (http://127\.0\.0\.1:\d+) in a browser"
         found = wait_until(lambda: re.search(pattern, console.read_text("utf-8")), 20.0, "the service's address")
         wait_until(lambda: requests.get(found[1] + "/status", timeout=5).json()["comfyui"]["connected"])
         yield found[1]

@@ -145,7 +145,7 @@ class Service:
                 stderr=out,
                 env=environment,
             )
-        address = re.compile(r"Continuous mode at http://[\d.]+:(\d+)\n")
+        address = re.compile(r"Open http://[\d.]+:(\d+) in a browser")
         process = self._process
         wait_until(lambda: address.search(self.console) or process.poll() is not None, 20.0, "the service's start")
         found = address.search(self.console)

@@ -233,7 +233,7 @@ def test_a_throttle_lets_one_thing_through_in_its_interval() -> None:
 
 WORKFLOW: Json = {
     "file": "w.json", "nodes": 1, "models": [], "texts": [], "sampling": [], "sizes": [], "files": [], "saves": [],
-    "values": [],
+    "values": [], "brief": False,
 }  # fmt: skip
 ROW: Json = {
     "row": 9, "place": 3, "total": 12, "status": "done", "exit_status": 0, "message": "Done.", "seconds": 1.4,
@@ -276,6 +276,13 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
             "workflow",
             {**WORKFLOW, "nodes": 13, "saves": [("S", "x")] * 13},
             ["w.json: 13 nodes", *["  Saves     S: x"] * 12, "  Saves     1 more"],
+        ),
+        ("workflow", {**WORKFLOW, "nodes": 7, "saves": [("S", "x")], "brief": True}, ["w.json: 7 nodes"]),
+        ("listening", {"url": "http://127.0.0.1:8189", "lan_url": None}, ["Open http://127.0.0.1:8189 in a browser"]),
+        (
+            "listening",
+            {"url": "http://127.0.0.1:8189", "lan_url": "http://10.0.0.2:8189"},
+            ["Open http://127.0.0.1:8189 in a browser, on a phone http://10.0.0.2:8189"],
         ),
         (
             "server",
@@ -498,7 +505,8 @@ class Anything(Dict[str, Any]):
         **WORKFLOW, **OUTPUT, **PROBLEM, "message": "m", "remedy": "r", "seconds": 1.0, "ahead": 1, "nodes": 1,
         "traceback": ["t"], "path": "p", "bytes": 1, "prompt_id": "p", "tried": [], "version": "1", "device": "d",
         "state": "lost", "reason": "r", "server_says": "s", "exit_status": 0, "status": "success", "nodes_total": 1,
-        "will_be_saved": False, "seeds": {}, "routes": ["r"], "problems": 1, "row": 1, "value": 1, "max": 2,
+        "will_be_saved": False, "seeds": {}, "routes": ["r"], "lan_url": None, "problems": 1, "row": 1, "value": 1,
+        "max": 2,
         "nodes_done": 1, "client": "c", "page": "p", "method": "m", "count": 2,
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ The golden files are in tests/fixtures/screens; docs/TESTING.md says how to rene
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Iterator, List
 
 import pytest
@@ -150,3 +151,31 @@ def test_somebody_elses_prompt(terminals: Terminals, simulator: Any) -> None:
     shown.type("\x03")
     assert shown.end() == 130
     terminals.compare("attached-left", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_continuous_mode(terminals: Terminals, simulator: Any) -> None:
+    workflow = terminals.write("flow.json", TEXTS)
+    words = ("--server", simulator.url, "--mode", "continuous", "--port", "0", "--state", "none")
+    shown = terminals.start(workflow, *words)
+    shown.wait_for("in a browser")
+    terminals.compare("continuous", shown)
+    port = re.findall(r":([0-9]+) in a", shown.text().replace("\n", " "))[-1]
+    second = terminals.start(workflow, *words[:-3], port, "--state", "none")
+    assert second.end() == 2
+    terminals.compare("continuous-twice", second)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_typos(terminals: Terminals, simulator: Any) -> None:
+    workflow = terminals.write("flow.json", TEXTS)
+    shown = terminals.start(workflow, "--sed", "5")
+    assert shown.end() == 2
+    terminals.compare("typo-flag", shown)
+    shown = terminals.start("flo.json")
+    assert shown.end() == 3
+    terminals.compare("typo-file", shown)
+    words = ("--set", "ksampler.STEPS=4", "--set", "KSampler.sampler_name=eular")
+    shown = terminals.start(workflow, "--server", simulator.url, *words)
+    assert shown.end() == 2
+    terminals.compare("typo-value", shown)

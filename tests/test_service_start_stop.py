@@ -22,11 +22,27 @@ from comfyui_runner.errors import ExitStatus
 from comfyui_runner.routes import ROUTES
 
 
-def test_the_start_shows_the_address_the_routes_and_a_line_of_curl_for_each(service: Middleware) -> None:
+def test_the_start_is_three_lines_the_last_one_says_where(service: Middleware) -> None:
+    lines = [line for line in service.out.getvalue().splitlines() if not line.startswith("Runs and edits are kept")]
+    assert lines[0].endswith(": 7 nodes") and lines[1].startswith("ComfyUI ")
+    assert lines[2] == f"Open http://127.0.0.1:{service.port} in a browser"
+
+
+def test_the_routes_and_a_line_of_curl_for_each_come_when_asked_for(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, "--verbose")
     printed = service.out.getvalue()
     for row in ROUTES:
         if row.curl:
             assert row.curl_command("http://127.0.0.1:%d" % service.port) in printed
+    assert "  Sampling " in printed  # and the whole summary
+
+
+def test_a_port_that_another_copy_has_is_said_to_be_so(service: Middleware, comfyui: Any, workflow_file: Make) -> None:
+    port = str(service.port)
+    result = run("--mode", "continuous", "--server", comfyui.url, "--port", port, workflow_file(slow_prompt()))
+    assert result.status == ExitStatus.USAGE
+    assert f"Port {port} is already in use by another copy of this program." in result.err
+    assert f"Open http://127.0.0.1:{port} in a browser" in result.err
 
 
 def test_a_port_that_is_taken_is_named_with_the_way_out(simulator: Any, workflow_file: Make) -> None:
@@ -98,7 +114,7 @@ def test_the_output_as_json_stays_json(make_middleware: Make, simulator: Any, tm
         lines = [program.stdout.readline() for _ in range(4)]
         events = [json.loads(line) for line in lines]
         assert [event["event"] for event in events] == ["workflow", "server", "notice", "listening"]
-        assert set(events[-1]) == {"event", "time", "prompt_id", "url", "routes"}
+        assert set(events[-1]) == {"event", "time", "prompt_id", "url", "lan_url", "routes"}
     finally:
         program.terminate()
         program.communicate(timeout=15)
@@ -233,8 +249,7 @@ def test_an_ipv6_address_is_shown_in_brackets(simulator: Any, workflow_file: Mak
     service = Middleware(["--server", simulator.url, "--host", "::1", path], {}, FAST)
     try:
         url = "http://[::1]:%d" % service.port
-        assert "Continuous mode at %s" % url in service.out.getvalue()
-        assert "curl %s/queue" % url in service.out.getvalue()
+        assert "Open %s" % url in service.out.getvalue()
         with socket.create_connection(("::1", service.port), 10.0) as connection, connection.makefile("rb") as file:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]:%d\r\n\r\n" % service.port)
             assert read_answer(file).status == 200
@@ -262,7 +277,7 @@ def test_a_signal_stops_what_is_ours_and_leaves_the_rest_alone(number: int, simu
         while not match:
             line = program.stdout.readline().decode()
             assert line, "it ended"
-            match = re.search(r"Continuous mode at http://127\.0\.0\.1:(\d+)", line)
+            match = re.search(r"Open http://127\.0\.0\.1:(\d+)", line)
         port = int(match.group(1))
         events = Events(port)
         assert events.next()

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import json
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import pytest
 from asked import Asked, Serve
@@ -19,6 +19,7 @@ from comfyui_runner.errors import UsageError
 from comfyui_runner.loading import Loaded
 from comfyui_runner.server import Server
 from comfyui_runner.serving import (
+    address_in_network,
     cannot_listen,
     find_or_expect_servers,
     load_when_possible,
@@ -26,6 +27,7 @@ from comfyui_runner.serving import (
     open_state,
     refuse_own_address,
     restore_workflow,
+    url_in_network,
     url_of_service,
 )
 from comfyui_runner.settings import Settings
@@ -42,6 +44,29 @@ class WindowsError(OSError):
 def test_a_port_in_use_is_named_with_another_one(error: OSError) -> None:
     refusal = cannot_listen(error, "127.0.0.1", 8189)
     assert (refusal.message, refusal.remedy) == ("Port 8189 is already in use.", "Choose another one: --port 8190")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", None),
+        ("127.3.2.1", None),
+        ("localhost", None),
+        ("::1", None),
+        ("192.168.1.20", "http://192.168.1.20:8189"),
+        ("gpu.example", "http://gpu.example:8189"),
+        ("fe80::2", "http://[fe80::2]:8189"),
+    ],
+)
+def test_where_a_phone_finds_the_service(host: str, url: Optional[str]) -> None:
+    assert url_in_network(host, 8189) == url
+
+
+def test_the_address_of_this_machine_is_named_where_it_listens_to_the_network() -> None:
+    own = address_in_network()
+    expected = None if own is None else f"http://{own}:8189"
+    assert url_in_network("0.0.0.0", 8189) == url_in_network("::", 8189) == expected
+    assert own is None or not own.startswith("127.")
 
 
 @pytest.mark.parametrize(

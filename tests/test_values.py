@@ -95,7 +95,8 @@ def test_the_longest_node_that_exists_wins(name: str, ref: InputRef) -> None:
         ("steps", "wrong_name", '"steps" does not name an input: write NODE.INPUT'),
         ("", "wrong_name", "does not name an input"),
         ("Füchse", "wrong_name", '"Füchse" does not name'),
-        ("v1.6.text", "no_such_node", 'no node "v1.6". Did you mean v1.5 or v1.5.text?'), (".text", "no_such_node", 'no node ""'),
+        ("v1.6.text", "no_such_node", 'no node "v1.6". Did you mean v1.5 or v1.5.text?'),
+        (".text", "no_such_node", 'no node ""'),
         ("Twice.a", "ambiguous_node", "2 nodes are called"),
     ],
 )  # fmt: skip
