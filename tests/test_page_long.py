@@ -25,7 +25,11 @@ import requests
 from firefox import start_firefox
 from support import ROOT, SCRIPT, copy_with_crlf, node, slow_prompt, wait_until
 
+from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.simulator import Simulator, draw, measure
+from comfyui_runner.state import Phase
+from comfyui_runner.state_file import open_state_file
+from comfyui_runner.stored_state import StoredRun
 
 pytestmark = pytest.mark.long
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
@@ -690,6 +694,129 @@ def test_earlier_runs_can_be_looked_at(make_service: Any, visit: Any) -> None:
     loaded(page.locator("#outputs img"), 64)
 
 
+def test_the_settings_of_an_earlier_run_come_back(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    page.locator(TEXT).fill("a red fox " + HOSTILE)
+    page.locator(SAMPLER + "seed").fill("11")
+    run(page)
+    finished(page)
+    expect(page.locator("#runs-end")).to_have_text("")
+    page.locator(TEXT).fill("a blue fox")
+    page.locator(SAMPLER + "seed").fill("22")
+    page.locator(SAMPLER + "steps").fill("7")
+    run(page)
+    expect(page.locator("#runs li")).to_have_count(2)
+    wait_until(lambda: service.phases() == ["success"] * 2, what="the end of the run")
+    rows = page.locator("#runs li .show")
+    expect(rows.first).to_contain_text(re.compile(r"a blue fox.*Done in .* s.*Seed: 22"))
+    loaded(rows.first.locator("img"), 256)
+    assert "preview=webp" in rows.first.locator("img").get_attribute("src")
+    expect(page.locator("#differ")).to_be_hidden()  # those of the last run are in the form
+
+    rows.last.click()
+    expect(page.locator("#positive")).to_have_text("a red fox " + HOSTILE)
+    expect(page.locator("#differences li")).to_have_count(3)
+    expect(page.locator("#differences")).to_contain_text("Steps 10 now 7")
+    shot(page, "earlier_run")
+    page.get_by_role("button", name="Use these settings").click()
+    wait_until(lambda: service.value("5", "steps") == 10, what="the settings")
+    expect(alerts(page)).to_contain_text("The settings of that run are in the form.")
+    assert (service.value("2", "text"), service.value("5", "seed")) == ("a red fox " + HOSTILE, 11)
+    holds(page.locator(TEXT), "a red fox " + HOSTILE)
+    expect(page.locator("#differ")).to_be_hidden()
+    page.get_by_role("button", name="Undo").click()
+    wait_until(lambda: service.value("5", "seed") == 22, what="the way back")
+    wait_until(lambda: service.value("2", "text") == "a blue fox", what="the way back")
+
+    page.get_by_role("button", name="Run again with a new seed").click()
+    expect(page.locator("#runs li")).to_have_count(3)
+    wait_until(lambda: service.phases() == ["success"] * 3, what="the end of the run")
+    newest = prompts(service.simulator)[-1]
+    assert newest["2"]["inputs"]["text"] == "a red fox " + HOSTILE
+    assert newest["5"]["inputs"]["steps"] == 10 and newest["5"]["inputs"]["seed"] not in (11, 22)
+    assert not page.evaluate("() => window.hacked")
+
+
+def test_the_settings_of_a_run_of_another_workflow_bring_that_back(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=2, seconds=0.0))
+    page = visit(service)
+    run(page)
+    finished(page)
+    requests.put(service.url + "/workflow", json=LOADER, timeout=10).raise_for_status()
+    expect(page.locator("#file-1-image")).to_be_attached()
+    page.locator("#runs li .show").click()
+    page.get_by_role("button", name="Use these settings").click()
+    expect(alerts(page)).to_contain_text("The workflow of that run is loaded.")
+    assert service.get("/workflow")["prompt"]["1"]["class_type"] == slow_prompt()["1"]["class_type"]
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#file-1-image")).to_be_attached()
+
+
+def test_a_run_is_removed_from_the_list_of_every_tab(make_service: Any, visit: Any) -> None:
+    service = make_service(slow_prompt(steps=2, seconds=0.0))
+    page = visit(service)
+    for seed in ("1", "2"):
+        page.locator("#field-1-seed").fill(seed)
+        run(page)
+        finished(page)
+    expect(page.locator("#runs li")).to_have_count(2)
+    other = visit(service, beside=page)
+    expect(other.locator("#runs li")).to_have_count(2)
+    page.bring_to_front()
+    page.locator("#runs li .show").last.click()
+    page.get_by_role("button", name="Remove from the list").click()
+    expect(page.locator("#runs li")).to_have_count(1)
+    other.bring_to_front()
+    expect(other.locator("#runs li")).to_have_count(1)
+    assert service.phases() == ["success"]
+    assert len(os.listdir(service.simulator.folder("output"))) == 2  # its picture stays
+
+
+def store_runs(path: str, count: int) -> None:
+    """A state file with runs that have ended, each with a picture that ComfyUI has."""
+    file = open_state_file(path)
+    for number in range(1, count + 1):
+        output = Output("7", "Save", "image", f"old_{number}.png", "", "output")
+        shown = {
+            "prompt_id": f"id-{number}", "phase": "success", "over": True, "ahead": None, "nodes_done": 1,
+            "nodes_total": 1, "message": "Done.", "wholly_cached": False, "created": float(number), "seconds": 2.0,
+            "seeds": {"5.seed": number}, "positive": f"picture number {number}", "draw": None, "texts": {},
+            "running": [], "nodes": [], "problems": [], "failure": None,
+            "outputs": [{**output.to_json(), "url": view_path(output).lstrip("/")}],
+        }  # fmt: skip
+        run = StoredRun(number, f"id-{number}", float(number), Phase.SUCCESS, json.dumps(shown))
+        file.add(run, kept=count)
+    file.close()
+
+
+def test_two_thousand_runs_are_scrolled_and_searched(make_service: Any, visit: Any, tmp_path: Any, shot: Any) -> None:
+    store_runs(str(tmp_path / "held.runs.sqlite3"), 2000)
+    service = make_service(TEXTS)
+    page = visit(service)
+    expect(page.locator("#runs li").first).to_contain_text("picture number 2000")
+    assert page.locator("#runs li").count() <= 400  # the others come when they are scrolled to
+    pictures = page.evaluate("() => document.querySelectorAll('#runs img[src]').length")
+    assert 0 < pictures < 60  # those that are in view
+
+    def scroll_to_the_end() -> bool:
+        page.locator("#runs li").last.scroll_into_view_if_needed()
+        return bool(page.locator("#runs li").count() == 2000)
+
+    wait_until(scroll_to_the_end, 60.0, what="the oldest run")
+    expect(page.locator("#runs li").last).to_contain_text("picture number 1")
+    seconds = page.evaluate("() => { const start = performance.now(); drawNow(); return performance.now() - start; }")
+    assert seconds < 200  # on a machine that is busy
+    page.locator("#find").fill("number 777")
+    expect(page.locator("#runs li")).to_have_count(1)
+    shot(page, "found")
+    page.locator("#find").fill("nothing like it")
+    expect(page.locator("#runs-end")).to_have_text("No run has that.")
+    page.reload()
+    page.locator("#find").fill("number 1")
+    expect(page.locator("#runs li")).to_have_count(1111)  # on pages that were not scrolled to
+
+
 def record_video(browser: Any) -> bytes:
     """A short WebM, made by the browser itself."""
     page = browser.new_page()
@@ -783,6 +910,26 @@ def test_stop_cancels_ours_while_it_runs_and_nobody_elses(make_service: Any, vis
     wait_until(lambda: phase_elsewhere(service.simulator, foreign) == "running", what="the other's run")
 
 
+def test_several_runs_are_started_at_once_and_all_of_them_stopped(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(slow_prompt(steps=400, seconds=60.0))
+    page = visit(service)
+    page.get_by_role("button", name="Random seed").click()
+    page.get_by_label("How many runs").fill("4")
+    run(page)
+    expect(page.locator("#runs li")).to_have_count(4)
+    expect(state(page)).to_have_text("Running")
+    expect(page.locator("#waiting")).to_have_text("+3 waiting")
+    assert len({each["1"]["inputs"]["seed"] for each in prompts(service.simulator)}) == 4
+    shot(page, "several")
+    page.get_by_role("button", name=re.compile("^Remove the run of")).first.click()
+    expect(page.locator("#runs li").first).to_contain_text("Taken off the queue")
+    assert service.phases()[1:] == ["queued", "queued", "running"]
+    page.get_by_role("button", name="Stop all").click()
+    expect(page.locator("#stop")).to_be_disabled()
+    assert service.phases() == ["deleted", "deleted", "deleted", "interrupted"]  # none began when the first one stopped
+    expect(page.get_by_role("button", name="Stop all")).to_be_hidden()
+
+
 def test_the_page_says_who_else_is_in_comfyuis_queue(make_service: Any, visit: Any, shot: Any) -> None:
     service = make_service(slow_prompt())
     page = visit(service)
@@ -814,7 +961,7 @@ def test_stop_takes_ours_off_the_queue_and_leaves_the_one_that_runs(make_service
     run(page)
     expect(page.locator("#runs li")).to_have_count(2)
     expect(page.locator("#waiting")).to_have_text("+1 waiting")
-    page.get_by_role("button", name=re.compile("^Stop the run of")).click()  # the second, in the list
+    page.get_by_role("button", name=re.compile("^Remove the run of")).click()  # the second, in the list
     expect(page.locator("#runs li").first).to_contain_text("Taken off the queue")
     page.locator("#stop").click()
     expect(page.locator("#runs li").last).to_contain_text("Taken off the queue")
@@ -1288,7 +1435,7 @@ def test_a_screen_reader_finds_names_and_is_told(make_service: Any, visit: Any) 
     for role, least in (("textbox", 4), ("spinbutton", 5), ("combobox", 3), ("switch", 1), ("button", 10)):
         assert len(roles[role]) >= least, (role, roles[role])
     assert "Positive Prompt" in roles["textbox"] and "Random seed: Seed" in roles["button"]
-    expect(page.get_by_role("status")).to_have_id("state")
+    expect(page.get_by_role("status").first).to_have_id("state")
     assert page.locator("#alert").get_attribute("role") == "alert"
     assert page.locator("html").get_attribute("lang") == "en"
     described = page.locator(SAMPLER + "steps").get_attribute("aria-describedby")

@@ -111,8 +111,11 @@ const app = {
   runs: new Map(), // by prompt_id
   selected: null, // the run whose results the person chose to see
   started: new Set(), // the runs that were started in this tab, by prompt_id
+  restarts: 0, // how often the runner may have been restarted
+  next: undefined, // the path of the next page of earlier runs, null at the end
   sending: false, stopping: null, live: false, news: "",
 };
+const pageOfRuns = 200; // so many runs does the runner list at a time
 const fields = new Map(); // by node and input
 
 const sorted = () => [...app.runs.values()].sort((a, b) => b.created - a.created);
@@ -460,10 +463,11 @@ async function wantWorkflow(revision) {
   wanted = revision;
   if (reading || wanted === app.revision) return;
   reading = true;
+  const { restarts } = app;
   try {
     const [workflow, status] = await Promise.all([api("workflow"), api("status")]); // the status says whether it is still the file's
     app.status = status;
-    app.revision = workflow.revision;
+    app.revision = restarts === app.restarts ? workflow.revision : null; // else a runner that has ended may have answered
     app.held = { prompt: workflow.prompt, draws: workflow.draws };
     showForm(workflow.fields);
   } catch (error) {
@@ -471,7 +475,7 @@ async function wantWorkflow(revision) {
     if (error.status > 0 && error.status !== 401) notice(`The workflow cannot be read: ${error.words}`);
     wanted = app.revision; // the next event or poll asks again
   } finally { reading = false; }
-  if (wanted !== null && wanted > app.revision) wantWorkflow(wanted);
+  if (wanted !== null && (app.revision === null || wanted > app.revision)) wantWorkflow(wanted);
 }
 
 function groupsOf(specs) {
@@ -554,8 +558,10 @@ async function replaceWorkflow(what, path, options, drawn = []) {
     const undo = before && (() => replaceWorkflow("Undone.", workflowPath(name), { method: "PUT", body: toJSON(before) }, random));
     notice([what, ...problems.length ? ["ComfyUI would refuse to run it now:"] : [], ...problems.map(problemLine)].join("\n"), undo, !problems.length);
     wantWorkflow(revision);
+    return true;
   } catch (error) {
     notice([error.words, ...(error.unsaid || []).map(problemLine)].join("\n"));
+    return false;
   }
 }
 
@@ -604,7 +610,9 @@ const noAnswer = "Not started: the runner does not answer.";
 
 async function run() {
   if (app.sending || app.link === "login") return;
-  app.unanswered = false;
+  app.unanswered = app.stopsAll = false;
+  app.sent = 0;
+  const times = timesToRun();
   app.sending = true; // a second press while the first is on its way would run twice
   notice("");
   for (const field of fields.values()) if (!field.refused) setError(field, ""); // of the run before
@@ -614,21 +622,39 @@ async function run() {
     if (open.length) {
       notice(`Not started. See ${namesOf(open)}.`, undefined, true, open);
       showField(open[0]);
-    } else started(await api("queue", { method: "POST", body: "{}", timeout: 60 }));
+    } else {
+      for (app.sent = 0; app.sent < times && !app.stopsAll; app.sent += 1) {
+        draw();
+        started(await api("queue", { method: "POST", body: "{}", timeout: 60 }));
+      }
+    }
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     const marked = mark(error.problems), elsewhere = error.unsaid.filter((one) => !fieldOf(one));
     // What is wrong with a field is said beside it; here it is only named.
-    const line = marked.length ? `Not started. See ${namesOf(marked)}.` : error.status ? inPageWords(error.words) : noAnswer;
+    const line = marked.length ? `Not started. See ${namesOf(marked)}.` : app.sent ? `${app.sent} of ${times} started. ${inPageWords(error.words)}` : error.status ? inPageWords(error.words) : noAnswer;
     const about = elsewhere.length ? [] : marked;
     if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"), undefined, true, about);
     app.unanswered = error.status === 0;
-    app.news = "Not started";
+    app.news = app.sent ? "" : "Not started";
     if (marked.length) showField(marked[0]);
   } finally {
     app.sending = false;
     draw();
   }
+}
+
+/** How often Run runs: the number beside it, from 1 to 100. */
+function timesToRun() {
+  const times = Math.min(100, Math.max(1, Math.round($("times-to-run").valueAsNumber) || 1));
+  $("times-to-run").value = times;
+  return times;
+}
+
+/** Stops all runs of the runner, those that wait first: else the next one would begin. */
+async function stopAll() {
+  app.stopsAll = true; // no more are sent
+  for (const run of sorted().filter(busy)) if (busy(app.runs.get(run.prompt_id) || run)) await stop(run.prompt_id);
 }
 
 async function stop(prompt_id) {
@@ -640,6 +666,102 @@ async function stop(prompt_id) {
   } catch (error) { notice(error.words || String(error)); }
   app.stopping = null;
   draw();
+}
+
+// ---------------------------------------------------------------- the settings of an earlier run
+
+const promptsOfRuns = new Map(); // of those that were looked at, by prompt_id; null: on its way, or not kept
+
+async function wantPrompt({ prompt_id }) {
+  if (promptsOfRuns.has(prompt_id)) return;
+  promptsOfRuns.set(prompt_id, null);
+  if (promptsOfRuns.size > 50) promptsOfRuns.delete(promptsOfRuns.keys().next().value);
+  try {
+    promptsOfRuns.set(prompt_id, (await api(`runs/${encodeURIComponent(prompt_id)}/prompt`)).prompt);
+    draw();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (error.status !== 404) setTimeout(() => promptsOfRuns.delete(prompt_id), 5000); // 404: it was not kept
+  }
+}
+
+/** The fields whose value in a run's prompt is another one than now: [{field, value}]. */
+function differences(run, prompt) {
+  const isDatedName = ({ node_id, input }) => input === "filename_prefix" && `${node_id}.${input}` in (run.texts || {});
+  return [...fields.values()].map((field) => {
+    const { node_id, input } = field.spec, node = prompt[node_id];
+    const isThere = node && node.inputs && !isDatedName(field.spec); // the form has the name with its %date%
+    return { field, value: isThere ? node.inputs[input] : undefined };
+  }).filter(({ field, value }) => value !== undefined && !Array.isArray(value) && (field.spec.random || toJSON(value) !== toJSON(field.server)));
+}
+
+const isLink = (value) => Array.isArray(value) && value.length === 2 && typeof value[0] === "string";
+
+/** Nodes and links of a prompt, without values. */
+function shapeOf(prompt) {
+  return toJSON(Object.keys(prompt).sort().map((id) => [id, prompt[id].class_type, Object.entries(prompt[id].inputs || {}).filter(([, value]) => isLink(value)).sort()]));
+}
+
+/** Sets fields to JSON texts, "random" among them. */
+function setFields(changes) {
+  return Promise.all(changes.map(({ field, raw }) => {
+    setError(field, "");
+    if (raw !== '"random"') {
+      field.spec.random = false;
+      field.show(fromJSON(raw));
+    }
+    return post(field, raw);
+  }));
+}
+
+/** Puts the settings of a run into the form, or its whole workflow where that was another one; whether that worked. */
+async function useSettings(run, newSeed) {
+  await flush();
+  const prompt = promptsOfRuns.get(run.prompt_id);
+  const seeds = Object.keys(run.seeds || {}).map((name) => ({ node_id: name.slice(0, name.indexOf(".")), input: name.slice(name.indexOf(".") + 1) }));
+  if (shapeOf(prompt) !== shapeOf(app.held.prompt)) {
+    const name = app.status ? app.status.workflow.file : "";
+    return replaceWorkflow("The workflow of that run is loaded.", workflowPath(name), { method: "PUT", body: toJSON(prompt) }, newSeed ? seeds : []);
+  }
+  const drawn = newSeed ? seeds.map(({ node_id, input }) => fields.get(keyOf(node_id, input))).filter(Boolean) : [];
+  const changes = differences(run, prompt).filter(({ field }) => !drawn.includes(field)).map(({ field, value }) => ({ field, raw: toJSON(value) }));
+  changes.push(...drawn.map((field) => ({ field, raw: '"random"' })));
+  const before = changes.map(({ field }) => ({ field, raw: field.spec.random ? '"random"' : toJSON(field.server) }));
+  await setFields(changes);
+  const wrong = changes.map(({ field }) => field).filter((field) => field.refused);
+  if (wrong.length) notice(`Not all settings could be used. See ${namesOf(wrong)}.`, undefined, true, wrong);
+  else notice("The settings of that run are in the form.", () => setFields(before));
+  return !wrong.length;
+}
+
+async function runAgain(earlier) {
+  if (await useSettings(earlier, true)) await run();
+}
+
+async function removeRun(run) {
+  try {
+    await api(`runs/${encodeURIComponent(run.prompt_id)}`, { method: "DELETE" });
+    forgetRun(run.prompt_id);
+  } catch (error) { notice(error.words || String(error)); }
+  draw();
+}
+
+const shortValue = (value) => { const text = String(value); return text.length > 80 ? `${text.slice(0, 80)} …` : text; };
+
+/** What a run ran with, and what can be done with that. */
+function drawSettings(run) {
+  const ended = run && run.over;
+  if (ended) wantPrompt(run);
+  const prompt = ended ? promptsOfRuns.get(run.prompt_id) : null, differing = prompt ? differences(run, prompt) : [];
+  say($("positive"), run && run.positive || "");
+  redraw($("differences"), toJSON([run && run.prompt_id, differing.map(({ field, value }) => [field.name, value, field.spec.random ? "" : field.server])]), () =>
+    differing.map(({ field, value }) => h("li", {}, h("b", {}, field.spec.title === field.name ? field.name : `${field.spec.title} – ${words(field.spec.input)}`), ` ${shortValue(value)} `,
+      h("small", {}, `now ${field.spec.random ? "random" : shortValue(field.server)}`))));
+  $("differ").hidden = !differing.length;
+  $("use-settings").hidden = !prompt;
+  $("use-settings").disabled = !differing.length && prompt && app.held && shapeOf(prompt) === shapeOf(app.held.prompt);
+  $("run-again").hidden = !prompt || !Object.keys(run.seeds || {}).length;
+  $("remove-run").hidden = !ended;
 }
 
 // ---------------------------------------------------------------- drawing
@@ -716,7 +838,7 @@ function drawHeader(active, latest, part) {
   say($("percent"), percent);
   $("strip").style.transform = `scaleX(${part})`;
   $("run").setAttribute("aria-busy", app.sending);
-  say($("run"), app.sending ? "Sending …" : "Run");
+  say($("run"), !app.sending ? "Run" : app.sent ? `Sending ${app.sent + 1} …` : "Sending …");
   $("stop").disabled = !active || app.stopping === active.prompt_id;
   say($("stop"), active && app.stopping === active.prompt_id ? "Stopping …" : "Stop");
   document.title = percent ? `${percent} – ${file}` : active ? `${phases[active.phase]} – ${file}` : app.unseen ? `${app.unseen} – ${file}` : file;
@@ -808,6 +930,7 @@ function drawResults(run) {
   const outputs = run ? run.outputs : [];
   say($("results-about"), run ? [clock(run.created), run.over ? endText(run) : phaseText(run)].join(" · ") : "");
   say($("seeds"), ownText(run));
+  drawSettings(run);
   redraw($("faults"), toJSON(run && [run.prompt_id, run.failure, run.problems, run.phase]), () => {
     const faults = run ? [...run.failure ? [run.failure] : [], ...run.problems || []] : [];
     return faults.length ? [h("div", { class: "card bad" }, h("ul", {}, ...faults.map(faultItem)))] : [];
@@ -820,24 +943,79 @@ function drawResults(run) {
   redraw($("times").lastElementChild, toJSON(nodes), () => nodes.map((node) => h("li", {}, h("span", {}, node.title || node.class_type), h("span", { class: "soft" }, node.seconds === null ? "" : seconds(node.seconds)))));
 }
 
+// Thumbnails are loaded as they come into view, and few at a time: ComfyUI makes each from the whole picture.
+const thumbnails = { most: 4, loading: 0, waiting: new Set() };
+const thumbnailsInView = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) thumbnails.waiting.add(target);
+    else thumbnails.waiting.delete(target);
+  }
+  loadThumbnails();
+}, { rootMargin: "200px" });
+
+function loadThumbnails() {
+  for (const image of thumbnails.waiting) {
+    if (thumbnails.loading >= thumbnails.most) return;
+    thumbnails.waiting.delete(image);
+    thumbnailsInView.unobserve(image);
+    thumbnails.loading += 1;
+    const over = () => { thumbnails.loading -= 1; loadThumbnails(); };
+    image.addEventListener("load", over, { once: true });
+    image.addEventListener("error", over, { once: true });
+    image.src = image.dataset.src;
+  }
+}
+
+function thumbnail(output) {
+  const url = outputURL(output);
+  const image = h("img", { class: "thumb", "data-src": url.startsWith("view?") ? `${url}&preview=webp` : url, alt: "" });
+  thumbnailsInView.observe(image);
+  return image;
+}
+
+/** What a run is found by. */
+function textOf(run) {
+  return [run.positive, endText(run), ...Object.values(run.seeds || {}), ...run.outputs.map((output) => output.filename)].join("\n").toLowerCase();
+}
+
+function chooseRun(run) {
+  app.selected = run.prompt_id;
+  draw();
+  if (narrow()) $("results").scrollIntoView();
+}
+
+function runRow(run, waits) {
+  const picture = run.outputs.find((output) => output.kind === "image" && output.url), how = run.over ? endText(run) : phaseText(run);
+  return [
+    h("button", { type: "button", class: "plain show", onclick: () => chooseRun(run) },
+      picture ? thumbnail(picture) : h("span", { class: "thumb", "aria-hidden": "true" }, marks[run.phase] || "…"),
+      h("span", {}, h("b", {}, run.positive || how), h("small", {}, [clock(run.created), run.positive && how, seedsText(run)].filter(Boolean).join(" · ")))),
+    waits ? h("button", { type: "button", "aria-label": `Remove the run of ${clock(run.created)} from the queue`, onclick: () => stop(run.prompt_id) }, "Remove") : null];
+}
+
 const rows = new Map();
 function drawRuns() {
-  const runs = sorted(), active = activeRun(), shown = shownRun(active); // the active run has the big Stop
-  $("earlier").hidden = !runs.length;
+  const active = activeRun(), shown = shownRun(active), all = sorted(); // the active run has the big Stop
+  const wanted = $("find").value.trim().toLowerCase(), runs = wanted ? all.filter((run) => textOf(run).includes(wanted)) : all;
+  if (wanted) loadMore(1000); // earlier pages are looked through as well
+  $("earlier").hidden = !all.length;
   $("latest").hidden = !app.selected;
-  for (const id of rows.keys()) if (!app.runs.has(id)) { rows.get(id).remove(); rows.delete(id); }
-  runs.forEach((run, at) => {
+  $("stop-all").hidden = all.filter(busy).length < 2;
+  $("find-box").hidden = all.length < 5 && !wanted;
+  say($("runs-end"), app.next ? "Loading earlier runs …" : wanted && !runs.length ? "No run has that." : "");
+  const listed = new Set(runs.map((run) => run.prompt_id));
+  for (const [id, row] of rows) if (!listed.has(id)) { row.remove(); rows.delete(id); }
+  let next = $("runs").firstElementChild;
+  for (const run of runs) {
     let row = rows.get(run.prompt_id);
     if (!row) rows.set(run.prompt_id, row = h("li", {}));
-    if ($("runs").children[at] !== row) $("runs").insertBefore(row, $("runs").children[at] || null);
-    const picture = run.outputs.find((output) => output.kind === "image" && output.url), waits = busy(run) && run !== active;
-    redraw(row, toJSON([run.phase, run.ahead, run.message, picture, waits]), () => [
-      h("button", { type: "button", class: "plain show", onclick: () => { app.selected = run.prompt_id; draw(); if (narrow()) $("results").scrollIntoView(); } },
-        picture ? h("img", { class: "thumb", src: outputURL(picture), alt: "", loading: "lazy" }) : h("span", { class: "thumb", "aria-hidden": "true" }, marks[run.phase] || "…"),
-        h("span", {}, h("b", {}, phaseText(run)), h("small", {}, [clock(run.created), run.over && endText(run)].filter(Boolean).join(" · ")))),
-      waits ? h("button", { type: "button", "aria-label": `Stop the run of ${clock(run.created)}`, onclick: () => stop(run.prompt_id) }, "Stop") : null]);
-    row.firstElementChild.setAttribute("aria-current", shown === run);
-  });
+    if (row === next) next = next.nextElementSibling;
+    else $("runs").insertBefore(row, next);
+    const waits = busy(run) && run !== active, picture = run.outputs.find((output) => output.kind === "image" && output.url);
+    if (row.run !== run || row.waits !== waits) redraw(row, toJSON([run.phase, run.ahead, run.message, picture, waits, run.seeds]), () => { row.isCurrent = null; return runRow(run, waits); });
+    Object.assign(row, { run, waits });
+    if (row.isCurrent !== (shown === run)) row.firstElementChild.setAttribute("aria-current", row.isCurrent = shown === run);
+  }
 }
 
 // ---------------------------------------------------------------- staying connected
@@ -852,12 +1030,17 @@ let turn = null; // our place in the line: {listens, leave()}
 let source = null, streaming = false, failures = 0, listenAt = 0; // the events; streaming: also what another tab hands on
 let heard = 0, polling = false, retry = 0, hiddenAt = 0;
 
+/** A run as the page keeps it. */
+function withDefaults(run) {
+  return Object.assign(run, { outputs: run.outputs || [], problems: run.problems || [], received: performance.now() });
+}
+
 function takeRun(run) {
   const before = app.runs.get(run.prompt_id);
   if (before && before.over && !run.over) return; // an answer to /runs that an event has overtaken
   // An end comes without the nodes that ran: where it stopped is what was seen last.
   run.ranLast = run.running && run.running.length ? run.running : before ? before.ranLast : [];
-  app.runs.set(run.prompt_id, Object.assign(run, { outputs: run.outputs || [], problems: run.problems || [], received: performance.now() }));
+  app.runs.set(run.prompt_id, withDefaults(run));
   if (!before || before.phase !== run.phase) app.news = "";
   if (!app.live || !run.over || (before && before.over)) return;
   // Words beside a field move the page: who looks at the run goes on looking at it.
@@ -880,12 +1063,31 @@ function takeState(status, runs) {
     app.unanswered = false;
     notice("");
   }
-  const ids = new Set(runs.map((run) => run.prompt_id));
-  for (const id of app.runs.keys()) if (!ids.has(id)) app.runs.delete(id);
+  const ids = new Set(runs.map((run) => run.prompt_id)), oldest = runs.length < pageOfRuns ? 0 : runs[runs.length - 1].created;
+  for (const [id, run] of app.runs) if (!ids.has(id) && run.created >= oldest) app.runs.delete(id); // older ones are on later pages
   runs.forEach(takeRun);
   app.live = true;
   takeStatus(status);
   if (first) for (const field of fields.values()) if (field.dirty && !field.refused && !field.timer) sendEdit(field);
+  draw();
+}
+
+function forgetRun(prompt_id) {
+  app.runs.delete(prompt_id);
+  if (app.selected === prompt_id) app.selected = null;
+}
+
+/** Reads the next page of earlier runs. */
+async function loadMore(limit = pageOfRuns) {
+  if (app.loadingMore || !app.next || app.link !== "open") return;
+  app.loadingMore = true;
+  try {
+    const { runs, next } = await api(app.next.replace(/limit=\d+/, `limit=${limit}`), { timeout: 30 });
+    app.next = next;
+    for (const run of runs) if (!app.runs.has(run.prompt_id)) app.runs.set(run.prompt_id, withDefaults(run));
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error; // it is asked again when the end of the list is seen again
+  } finally { app.loadingMore = false; }
   draw();
 }
 
@@ -929,6 +1131,7 @@ function hangUp() {
 const takers = {
   state: (data) => takeState(data.status, data.runs),
   run: takeRun,
+  removed: (data) => forgetRun(data.prompt_id),
   status: takeStatus,
   workflow: (data) => wantWorkflow(data.revision),
   preview: showPreview,
@@ -967,6 +1170,7 @@ if (channel) channel.addEventListener("message", ({ data: [name, text] }) => {
 });
 
 function askAgain() {
+  app.restarts += 1;
   app.revision = null; // a runner that was restarted counts from the start again: the same number may be another workflow
   poll();
 }
@@ -978,7 +1182,8 @@ async function poll() {
   clearTimeout(retry);
   try {
     const status = await api("status", { timeout: 6 });
-    const { runs } = await api("runs", { timeout: 10 });
+    const { runs, next } = await api("runs", { timeout: 10 });
+    if (app.next === undefined) app.next = next;
     const deaf = streaming && (status.workflow.revision !== app.revision || runs.some((run) => (app.runs.get(run.prompt_id) || {}).phase !== run.phase));
     heard = performance.now();
     takeState(status, runs);
@@ -1024,6 +1229,12 @@ function showPreview(data) {
 
 $("run").addEventListener("click", run);
 $("stop").addEventListener("click", () => { const active = activeRun(); if (active) stop(active.prompt_id); });
+$("use-settings").addEventListener("click", () => useSettings(shownRun(activeRun()), false));
+$("run-again").addEventListener("click", () => runAgain(shownRun(activeRun())));
+$("remove-run").addEventListener("click", () => removeRun(shownRun(activeRun())));
+$("stop-all").addEventListener("click", stopAll);
+$("find").addEventListener("input", draw);
+new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) loadMore(); }, { rootMargin: "600px" }).observe($("runs-end"));
 $("latest").addEventListener("click", () => { app.selected = null; draw(); });
 $("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
 $("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
