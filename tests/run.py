@@ -29,6 +29,7 @@ from typing import List
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
+MORE_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements_more.txt")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
 #: The fast set mostly waits, so three files run at a time; the long set measures times and must be alone.
@@ -63,31 +64,55 @@ def make_environment(path: str) -> None:
     venv.create(path, symlinks=os.name != "nt", with_pip=True)
 
 
-def environment(folder: str, use_lowest: bool) -> str:
-    """The Python of the virtual environment in ``folder``, made if it is not there or is out of date."""
-    with open(REQUIREMENTS, encoding="utf-8") as file, open(TEST_REQUIREMENTS, encoding="utf-8") as tests:
-        texts = [file.read(), tests.read()]
-    wanted = hashlib.sha256("\n".join([sys.version, *texts]).encode()).hexdigest()
+def environment(folder: str, use_lowest: bool, needs_more: bool) -> str:
+    """The Python of the virtual environment in ``folder``, made if it is not there or is out of date.
+
+    ``needs_more``: also what the fast set does not use.
+    """
     path = os.path.join(ROOT, folder)
     python = os.path.join(path, "Scripts" if os.name == "nt" else "bin", "python")
-    stamp = os.path.join(path, "made-from")
+    requirements, tests = read(REQUIREMENTS), read(TEST_REQUIREMENTS)
+    made_from = [sys.version, requirements, tests]
     python_is_there = shutil.which(python) is not None  # the one that it is a link to may be gone
-    if python_is_there and os.path.exists(stamp):
-        with open(stamp, encoding="utf-8") as file:
-            if file.read() == wanted:
-                return python
-    shutil.rmtree(path, ignore_errors=True)
-    print("Making %s ..." % folder, flush=True)
-    make_environment(path)
-    wanted_packages = ["-r", REQUIREMENTS, "-r", TEST_REQUIREMENTS]
-    if use_lowest:  # the fast set needs no more, and schemathesis needs a newer rich
-        fast = [line for line in texts[1].splitlines() if line.startswith(("pytest", "hypothesis", "pyte>"))]
-        wanted_packages = lowest(texts[0]) + fast
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *wanted_packages], check=True)
-    with open(stamp, "w", encoding="utf-8", newline="\n") as file:
-        file.write(wanted)
+    if not python_is_there or not is_made_from(path, "made-from", made_from):
+        shutil.rmtree(path, ignore_errors=True)
+        print("Making %s ..." % folder, flush=True)
+        make_environment(path)
+        runner = lowest(requirements) if use_lowest else ["-r", REQUIREMENTS]
+        install(python, [*runner, "-r", TEST_REQUIREMENTS])
+        note_made_from(path, "made-from", made_from)
+
+    more = [read(MORE_REQUIREMENTS)]
+    if needs_more and not is_made_from(path, "made-from-more", more):
+        print("Adding to %s ..." % folder, flush=True)
+        install(python, ["-r", REQUIREMENTS, "-r", TEST_REQUIREMENTS, "-r", MORE_REQUIREMENTS])
+        note_made_from(path, "made-from-more", more)
     return python
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def install(python: str, packages: List[str]) -> None:
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *packages], check=True)
+
+
+def digest(texts: List[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def is_made_from(path: str, stamp: str, texts: List[str]) -> bool:
+    """Whether the environment in ``path`` has, by its file ``stamp``, what ``texts`` ask for."""
+    file = os.path.join(path, stamp)
+    return os.path.exists(file) and read(file) == digest(texts)
+
+
+def note_made_from(path: str, stamp: str, texts: List[str]) -> None:
+    with open(os.path.join(path, stamp), "w", encoding="utf-8", newline="\n") as file:
+        file.write(digest(texts))
 
 
 def lint(python: str) -> int:
@@ -141,7 +166,8 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     kind = "lowest" if options.lowest else "tests"
-    python = environment(".venv-%s-%d.%d" % (kind, *sys.version_info[:2]), options.lowest)
+    folder = ".venv-%s-%d.%d" % (kind, *sys.version_info[:2])
+    python = environment(folder, options.lowest, needs_more=options.long or options.lint)
     if options.onefile:
         return test_one_file(python, options.pytest)
     if options.lint:
