@@ -43,6 +43,11 @@ MOST_PROMPT_BYTES_IN_MEMORY = 1 << 16
 POSITIVE_CHARACTERS = 500
 
 
+#: The end of all runs that have ended: it is set.
+OVER = threading.Event()
+OVER.set()
+
+
 class RunRecord:
     """One run, and the session that follows it.
 
@@ -218,8 +223,7 @@ class EndedRecord:
         self.number = stored.number
         self.phase = stored.phase
         self.server: Optional[Server] = None  #: any ComfyUI has its files, as far as is known
-        self.over = threading.Event()
-        self.over.set()
+        self.over = OVER
         self._text = text
         self._spooled = stored.spooled
 
