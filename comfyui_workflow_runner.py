@@ -218,6 +218,8 @@ def main(environment: Environment) -> int:
             program = continuous
         else:
             program = single_shot
+        if settings.may_be_several:
+            program = import_for_several(program)
         return run_loop(run_program(program, settings, printer, interrupts, environment))
     except RunnerError as error:
         return report_error(printer, error)
@@ -246,6 +248,13 @@ def import_extra(task: str) -> Program:
     from comfyui_runner.extras.inspection import inspect  # --inputs, --check and --export-api
 
     return inspect
+
+
+def import_for_several(program: Program) -> Program:
+    """``program`` for several workflows in one call, one after the other."""
+    from comfyui_runner.extras.several_workflows import one_after_the_other
+
+    return one_after_the_other(program)
 
 
 async def run_program(

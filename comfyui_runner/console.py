@@ -34,6 +34,7 @@ class Console:
         self.variables = environment.variables
         self.stdout = environment.stdout  #: for what is not a report (--export-api -)
         self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
+        self.context: Report = {}  #: fields that all reports have
         self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM
         interrupts.bind(asyncio.get_running_loop(), self.stop)
 
@@ -51,7 +52,7 @@ class Console:
         """
         if run is not None:
             self.prompt_id = run.prompt_id
-        self.printer.report({"prompt_id": self.prompt_id, **report}, prefix)
+        self.printer.report({"prompt_id": self.prompt_id, **self.context, **report}, prefix)
 
     def notice(self, message: str, run: Optional[Run] = None) -> None:
         """Reports something that a person should know."""
@@ -65,7 +66,7 @@ class Console:
         """Reports the error that ends the call; the exit status that it leads to."""
         if isinstance(error, Stopped) and self.stopping:
             error.exit_status = self.interrupts.exit_status
-        return report_error(self.printer, error, self.prompt_id)
+        return report_error(self.printer, error, self.prompt_id, self.context)
 
     @contextmanager
     def live(self, read_meter: Callable[[], Meter]) -> Iterator[None]:

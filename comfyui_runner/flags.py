@@ -110,12 +110,11 @@ def parse_flags(
     """
     parser = make_parser(defaults)
     flags, unknown = parser.parse_known_args(list(arguments))
-    refuse_swallowed_rest(flags, is_windows)
     options = [name_option(word) for word in unknown if word.startswith("-")]
     if options:
         raise UsageError(f"Unknown option: {', '.join(options)}.", offer_options(options, parser))
-    if unknown:
-        raise UsageError("More than one workflow was given.", "Name one. See --help.")
+    flags.workflow += unknown  # argparse leaves those that come after an option
+    refuse_swallowed_rest(flags, is_windows)
     return flags
 
 
@@ -220,10 +219,11 @@ def width_of_help() -> int:
 def add_general_flags(parser: Any, defaults: Defaults) -> None:
     parser.add_argument(
         "workflow",
-        nargs="?",
+        nargs="*",
         metavar="WORKFLOW",
         help="a workflow in API or UI format, a PNG or WebP picture made by ComfyUI, or - for "
-        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
+        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW); several run one "
+        "after the other",
     )
     parser.add_argument("-y", "--yes", action="store_true", help="run without asking")
     parser.add_argument(

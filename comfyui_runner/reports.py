@@ -395,7 +395,7 @@ def is_about_trouble(report: Report) -> bool:
         return True
     if event == "end" and report.get("row"):
         return False  # a row's own report says the same
-    ends_something = event in ("end", "row", "batch", "checked")
+    ends_something = event in ("end", "row", "batch", "checked", "workflows")
     return ends_something and bool(report["exit_status"])
 
 
@@ -738,6 +738,7 @@ _DESCRIPTIONS: Mapping[str, Callable[[Report], List[Line]]] = {
     "freed": describe_freed,
     "row": describe_row,
     "batch": describe_batch,
+    "workflows": describe_batch,
     "error": describe_error,
     "end": describe_end,
 }

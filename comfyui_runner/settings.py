@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import has_magic
 from typing import Any, Callable, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.addresses import (
@@ -85,6 +86,7 @@ class Settings(NamedTuple):
     auto_execute: bool
     servers: Tuple[Address, ...]  # the first one that answers is used
     example_folders: Tuple[str, ...] = ()
+    workflows: Tuple[str, ...] = ()  # the words of the command line, patterns among them
     demo: bool = False
     yes: bool = False
     allow_spend: bool = False  # nodes that cost credits run without a question
@@ -126,6 +128,11 @@ class Settings(NamedTuple):
     limits: Limits = DEFAULT_LIMITS
 
     @property
+    def may_be_several(self) -> bool:
+        """Whether several workflows are named, or a pattern that several may fit."""
+        return len(self.workflows) > 1 or any(map(has_magic, self.workflows))
+
+    @property
     def has_rows(self) -> bool:
         """Whether a batch has rows of values, beyond the number of a --repeat."""
         return self.batch is not None or bool(self.each)
@@ -157,7 +164,8 @@ def make_settings(
     ) -> Any:
         return choose_value(flag, environment, variable, default=default, read=read)
 
-    workflow = choose(flags.workflow, "COMFYUI_WORKFLOW")
+    first_word = next(iter(flags.workflow), None)
+    workflow = choose(first_word, "COMFYUI_WORKFLOW")
     if workflow == "-" == flags.batch:
         raise UsageError(
             "Standard input cannot be both the workflow and the rows.", "Put one of them in a file."
@@ -174,6 +182,7 @@ def make_settings(
         ),
         servers=choose_servers(flags, environment, defaults),
         example_folders=defaults.example_folders,
+        workflows=tuple(flags.workflow),
         demo=flags.demo,
         yes=flags.yes,
         allow_spend=flags.allow_spend,

@@ -309,12 +309,19 @@ def choose_printer(kind: str, environment: Environment) -> Printer:
 
 
 def report_error(
-    printer: Printer, error: RunnerError, prompt_id: Optional[str] = None
+    printer: Printer,
+    error: RunnerError,
+    prompt_id: Optional[str] = None,
+    context: Mapping[str, Any] = {},
 ) -> ExitStatus:
-    """Reports the error that ends the call; the exit status that it leads to."""
+    """Reports the error that ends the call; the exit status that it leads to.
+
+    ``context`` are more fields of the report.
+    """
     report: Report = {
         "event": "error",
         "prompt_id": prompt_id,
+        **context,
         "type": type(error).__name__,
         "message": error.message,
         "remedy": error.remedy,

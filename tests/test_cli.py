@@ -358,7 +358,7 @@ def test_a_netrc_does_not_replace_what_was_given(
 @pytest.mark.parametrize("arguments", [
     ["--server", "http://user:hunter22@host:notaport"], ["--server", "ftp://user:hunter22@host"],
     ["--header", "hunter22"], ["--header", "X-Key: hunter22\x01"], ["--heeder", "hunter22"], ["--heeder=hunter22"],
-    ["--timeout", "hunter22"], ["--mode", "hunter22"], ["one.json", "hunter22"], ["--json=hunter22"],
+    ["--timeout", "hunter22"], ["--mode", "hunter22"], ["--json=hunter22"],
 ])  # fmt: skip
 def test_a_typing_error_does_not_repeat_what_may_be_a_secret(arguments: List[str]) -> None:
     result = run(*arguments)

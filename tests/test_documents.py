@@ -116,6 +116,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
     for more, names in (
         (["--inputs"], {"input"}),
         (["--check"], {"checked"}),
+        (["--check", str(workflow_file(slow_prompt(), "other.json"))], {"workflows"}),
         (["--image", str(picture), "--export-api", str(tmp_path / "api.json")], {"uploaded", "exported"}),
         (["--yes", "--repeat", "2", "--manifest", str(tmp_path / "m.jsonl")], {"row", "batch"}),
     ):
@@ -125,7 +126,7 @@ def test_every_event_has_the_fields_that_the_documents_say(
                 seen[event["event"]] = set(event) - {"event", "time", "prompt_id"}
     documented = documented_events()
     # These have stories of their own.
-    hard_to_meet = {"node_blocked", "silence", "listening", "refused", "hook_failed", "freed"}
+    hard_to_meet = {"node_blocked", "silence", "listening", "refused", "hook_failed", "freed", "following"}
     assert set(seen) | hard_to_meet == set(documented)
     for name, fields in seen.items():
         assert fields == documented[name], name

@@ -101,6 +101,16 @@ def test_a_run_that_is_stopped(terminals: Terminals, simulator: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_several_workflows(terminals: Terminals, simulator: Any) -> None:
+    first = terminals.write("first.json", slow_prompt(seconds=0.0))
+    second = terminals.write("second.json", {"1": node("Nope")})
+    shown = terminals.start(first, second, "--server", simulator.url, "-o", "out")
+    shown.wait_for("[y/N]").type("y\n")
+    assert shown.end() == 6
+    terminals.compare("several", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
 def test_the_inputs(terminals: Terminals, simulator: Any) -> None:
     workflow = terminals.write("flow.json", TEXTS)
     shown = terminals.start(workflow, "--server", simulator.url, "--inputs")

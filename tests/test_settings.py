@@ -203,7 +203,6 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--outp", "x"], {}, "Unknown option: --outp."),
         (["--sed", "5"], {}, "Unknown option: --sed."),
         (["-x5"], {}, "Unknown option: -x."),
-        (["a.json", "b.json"], {}, "More than one workflow was given."),
     ],
 )
 def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Dict[str, str], message: str) -> None:
@@ -268,6 +267,21 @@ def test_the_key_of_an_account_comes_from_the_environment_alone_and_is_a_secret(
     assert with_key.api_key == "comfyui-1234" and with_key.allow_spend
     assert "comfyui-1234" in given_secrets(with_key, {})
     assert "--attach" in refusal("--allow-spend", "--attach", "p").message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "may_be_several"),
+    [
+        ([], (), False),
+        (["a.json"], ("a.json",), False),
+        (["a.json", "b.json", "--check", "c.png"], ("a.json", "b.json", "c.png"), True),
+        (["--check", "pics/*.png"], ("pics/*.png",), True),
+    ],
+)
+def test_several_workflows_may_be_named(arguments: List[str], words: Tuple[str, ...], may_be_several: bool) -> None:
+    found = settings(*arguments)
+    assert (found.workflows, found.may_be_several) == (words, may_be_several)
+    assert found.workflow == (words[0] if words else "workflow_api.json")
 
 
 def test_a_batch_may_use_several_servers_and_all_get_the_headers() -> None:
