@@ -753,6 +753,62 @@ def test_the_settings_of_a_run_of_another_workflow_bring_that_back(make_service:
     expect(page.locator("#file-1-image")).to_be_attached()
 
 
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_pictures_are_looked_at_in_full_screen(make_service: Any, visit: Any, shot: Any, width: int) -> None:
+    service = make_service(slow_prompt(steps=2, seconds=0.0))
+    page = visit(service, has_touch=True, viewport={"width": width, "height": 800})
+    for seed in ("1", "2", "3"):
+        page.locator("#field-1-seed").fill(seed)
+        run(page)
+        expect(page.locator("#runs li")).to_have_count(int(seed))
+        finished(page)
+    about, viewer = page.locator("#viewer-about"), page.locator("#viewer")
+    page.locator("#outputs figure a").first.click()
+    expect(about).to_contain_text("1 of 3 · slow_00003_.png")
+    loaded(page.locator("#viewer-picture"), 64)
+    box = viewer.bounding_box()
+    assert (box["width"], box["height"]) == (width, 800)
+    page.keyboard.press("ArrowRight")
+    expect(about).to_contain_text("2 of 3 · slow_00002_.png")
+    shot(page, f"viewer_{width}")
+    page.get_by_role("button", name="Older picture").click()
+    expect(about).to_contain_text("3 of 3 · slow_00001_.png")
+    expect(page.get_by_role("button", name="Older picture")).to_be_disabled()
+    swipe(page, 80, 240)
+    expect(about).to_contain_text("2 of 3 · slow_00002_.png")
+    swipe(page, 240, 80)
+    expect(about).to_contain_text("3 of 3 · slow_00001_.png")
+    page.keyboard.press("Escape")
+    expect(viewer).to_be_hidden()
+    assert len(page.context.pages) == 1  # no tab was opened
+
+
+def swipe(page: Any, start: int, end: int) -> None:
+    """A finger that goes from one x to another."""
+    session = page.context.new_cdp_session(page)
+    for kind, x in (("touchStart", start), ("touchMove", (start + end) // 2), ("touchMove", end)):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": 300}]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    session.detach()
+
+
+def test_a_picture_that_was_made_becomes_the_input(make_service: Any, visit: Any, shot: Any) -> None:
+    service = make_service(LOADER)
+    page = visit(service)
+    run(page)
+    finished(page)
+    page.get_by_role("button", name="Use as input").click()
+    wait_until(lambda: str(service.value("1", "image")).startswith("loaded_00001_"), what="the picture in the loader")
+    expect(page.get_by_text("Loaded.")).to_be_visible()
+    shot(page, "used_as_input")
+    requests.put(
+        service.url + "/workflow",
+        json={**LOADER, "3": LOADER["1"], "4": node("PreviewImage", images=["3", 0])},
+        timeout=10,
+    )
+    expect(page.get_by_role("button", name=re.compile("^Use in Photo"))).to_have_count(2)  # each loader has its own
+
+
 def test_a_run_is_removed_from_the_list_of_every_tab(make_service: Any, visit: Any) -> None:
     service = make_service(slow_prompt(steps=2, seconds=0.0))
     page = visit(service)
@@ -1058,7 +1114,7 @@ def test_texts_of_others_are_shown_and_never_run(make_service: Any, visit: Any, 
     expect(page.locator("#faults li").first).to_contain_text(HOSTILE)
     expect(error(page, "5-ckpt_name")).to_contain_text("<script>")
     shot(page, "hostile")
-    expect(page.locator("img:not(#preview)")).to_have_count(0)
+    expect(page.locator("img:not(#preview, #viewer-picture)")).to_have_count(0)
     assert page.evaluate("() => [window.hacked, document.scripts.length]") == [None, 1]
 
 

@@ -910,6 +910,69 @@ function faultItem(fault) {
     (fault.traceback || []).length ? h("details", {}, h("summary", {}, "Traceback"), h("pre", {}, fault.traceback.join("\n").replace(/\n+/g, "\n"))) : "");
 }
 
+// ---------------------------------------------------------------- full screen: the pictures of all runs, the newest first
+
+const viewer = { pictures: [], at: 0, touch: null };
+
+function openViewer(output) {
+  viewer.pictures = sorted().flatMap((run) => run.outputs.filter(({ kind, url }) => kind === "image" && url).map((one) => ({ run, output: one })));
+  viewer.at = viewer.pictures.findIndex((one) => outputURL(one.output) === outputURL(output));
+  if (viewer.at < 0) viewer.at = viewer.pictures.push({ run: null, output }) - 1;
+  showPicture(0);
+  $("viewer").showModal();
+}
+
+/** The picture that is `by` places further in the list. */
+function showPicture(by) {
+  viewer.at = Math.min(viewer.pictures.length - 1, Math.max(0, viewer.at + by));
+  const { run, output } = viewer.pictures[viewer.at];
+  const about = [output.filename, run && run.positive, run && seedsText(run)].filter(Boolean).join(" · ");
+  $("viewer-picture").src = outputURL(output);
+  $("viewer-picture").alt = about;
+  say($("viewer-about"), `${viewer.at + 1} of ${viewer.pictures.length} · ${about}`);
+  $("viewer-newer").disabled = viewer.at === 0;
+  $("viewer-older").disabled = viewer.at === viewer.pictures.length - 1;
+}
+
+$("viewer-newer").addEventListener("click", () => showPicture(-1));
+$("viewer-older").addEventListener("click", () => showPicture(1));
+$("viewer-close").addEventListener("click", () => $("viewer").close());
+$("viewer").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") showPicture(-1);
+  if (event.key === "ArrowRight") showPicture(1);
+});
+$("viewer").addEventListener("touchstart", ({ touches }) => { viewer.touch = touches.length === 1 ? touches[0] : null; }, { passive: true }); // two fingers zoom
+$("viewer").addEventListener("touchend", ({ changedTouches: [end] }) => {
+  const start = viewer.touch, isZoomed = window.visualViewport && visualViewport.scale > 1.05;
+  viewer.touch = null;
+  if (!start || isZoomed) return;
+  const across = end.clientX - start.clientX, down = end.clientY - start.clientY;
+  if (Math.abs(across) > 50 && Math.abs(across) > Math.abs(down)) showPicture(across < 0 ? 1 : -1);
+});
+
+// ---------------------------------------------------------------- results
+
+const pictureLoaders = () => [...fields.values()].filter(({ spec }) => spec.kind === "upload" && spec.media === "image");
+
+/** Uploads a picture that a run made, for a node that loads one. */
+async function usePicture(output, field) {
+  try {
+    const answer = await fetch(outputURL(output));
+    if (!answer.ok) throw new Refused(answer.status);
+    const file = new File([await answer.blob()], output.filename || "picture.png", { type: answer.headers.get("Content-Type") || "" });
+    await sendFile(field, file);
+    showField(field);
+  } catch (error) {
+    notice(`The picture was not loaded. ${error.words || "The runner does not answer."}`);
+  }
+}
+
+/** The buttons that make a picture the input of a loader; of several each is named. */
+function useButtons(output) {
+  const loaders = pictureLoaders();
+  return loaders.map((field) => h("button", { type: "button", onclick: () => usePicture(output, field) }, loaders.length > 1 ? `Use in ${field.name}` : "Use as input"));
+}
+
 function figure(output) {
   const url = outputURL(output), download = url + (url.includes("?") ? "&" : "?") + "download=1", name = output.filename || output.title || output.kind;
   if (output.text !== null) { // else it is a file, of text too
@@ -917,11 +980,18 @@ function figure(output) {
     return h("figure", {}, h("pre", { tabindex: 0, "aria-label": output.title }, output.text || ""), h("figcaption", {}, h("span", {}, output.title), copy));
   }
   if (!output.url) return h("figure", {}, h("figcaption", {}, `${output.title}: ${name} is not kept.`));
-  const media = { image: () => h("a", { href: url, target: "_blank", rel: "noopener" }, h("img", { src: url, alt: `${output.title}: ${name}` })),
+  const media = { image: () => h("a", { href: url, target: "_blank", rel: "noopener", title: "Full screen", onclick: (event) => view(event, output) }, h("img", { src: url, alt: `${output.title}: ${name}` })),
     video: () => h("video", { src: url, controls: true, loop: true, playsinline: true, preload: "metadata", "aria-label": name }),
     audio: () => h("audio", { src: url, controls: true, preload: "metadata", "aria-label": name }) }[output.kind];
   return h("figure", {}, media ? media() : h("a", { href: url, target: "_blank", rel: "noopener" }, name),
-    h("figcaption", {}, h("span", {}, output.title || "", h("br"), h("small", {}, output.filename || "")), h("a", { class: "button", href: download, download: output.filename || "", "aria-label": `Download ${name}` }, "Download")));
+    h("figcaption", {}, h("span", {}, output.title || "", h("br"), h("small", {}, output.filename || "")), ...output.kind === "image" ? useButtons(output) : [], h("a", { class: "button", href: download, download: output.filename || "", "aria-label": `Download ${name}` }, "Download")));
+}
+
+/** A plain click shows a picture in full screen; with Ctrl it opens in a tab, as any link. */
+function view(event, output) {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  openViewer(output);
 }
 
 function drawResults(run) {
@@ -936,7 +1006,7 @@ function drawResults(run) {
     return faults.length ? [h("div", { class: "card bad" }, h("ul", {}, ...faults.map(faultItem)))] : [];
   });
   $("faults").style.marginBottom = $("faults").childElementCount ? "14px" : "";
-  redraw($("outputs"), toJSON(run && [run.prompt_id, outputs]), () => outputs.map(figure));
+  redraw($("outputs"), toJSON(run && [run.prompt_id, outputs, pictureLoaders().map((field) => field.name)]), () => outputs.map(figure));
   $("outputs").classList.toggle("many", outputs.length > 1);
   const nodes = run && run.over ? run.nodes || [] : [];
   $("times").hidden = !nodes.length;
