@@ -55,8 +55,12 @@ class Console:
         self.printer.report({"prompt_id": self.prompt_id, **self.context, **report}, prefix)
 
     def notice(self, message: str, run: Optional[Run] = None) -> None:
-        """Reports something that a person should know."""
+        """Reports something that a person should know: a warning."""
         self.report(run, {"event": "notice", "message": message})
+
+    def note(self, message: str, run: Optional[Run] = None) -> None:
+        """Reports what happens as it was asked for: it is no warning."""
+        self.report(run, {"event": "notice", "message": message, "warning": False})
 
     def say(self, text: str) -> None:
         """Shows people a line that is no report: programs do not get it."""

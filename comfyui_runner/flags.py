@@ -18,7 +18,7 @@ from comfyui_runner.last_words import try_for
 MODES = ("single_shot", "continuous")
 
 #: Columns of --help: at most (all of it where it is no terminal that shows it), and at least.
-HELP_WIDTH, LEAST_HELP_WIDTH = 100, 40
+HELP_WIDTH, LEAST_HELP_WIDTH = 80, 40
 
 #: What --state takes for no file.
 NO_STATE = "none"
@@ -188,23 +188,65 @@ def make_parser(defaults: Defaults) -> Any:
         def error(self, message: str) -> Any:
             raise UsageError(describe_parser_error(message), "See --help.")
 
-    statuses = "\n".join(f"  {status:3d}  {EXIT_MEANINGS[status]}" for status in ExitStatus)
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            """``-o, --output DIR``, as Python 3.13 writes it."""
+            value = self._format_args(action, str(action.metavar))
+            names = ", ".join(action.option_strings) or str(action.metavar)
+            return f"{names} {value}" if action.option_strings and value else names
+
+    class Help(argparse.Action):
+        def __call__(self, parser: Any, _: Any, values: Any, option: Any = None) -> None:
+            if values == "exit":
+                parser._print_message(describe_exit_statuses(), sys.stdout)
+            else:
+                parser.print_help()
+            parser.exit()
+
+    width = width_of_help()
+    gap = " " if width >= 60 else "\n       "  # argparse does not break a usage of ours
     parser = Parser(
-        description="Run a ComfyUI workflow: confirm it, follow it live, save its outputs.",
-        epilog=f"exit statuses:\n{statuses}",
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=width_of_help()),
+        usage=f"%(prog)s{gap}[WORKFLOW ...] [options]",
+        description="Run a ComfyUI workflow:\nconfirm it, follow it live, save its outputs.",
+        epilog=show_examples(os.path.basename(sys.argv[0])),
+        formatter_class=partial(Formatter, width=width),
         allow_abbrev=False,
+        add_help=False,
     )
-    add_general_flags(parser, defaults)
-    add_server_flags(parser.add_argument_group("which ComfyUI"), defaults)
-    add_value_flags(parser.add_argument_group("change values"))
+    add_value_flags(parser.add_argument_group("what to run"), defaults)
+    add_server_flags(parser.add_argument_group("server"), defaults)
     add_inspection_flags(parser.add_argument_group("inspect without running"))
-    add_saving_flags(parser.add_argument_group("save results"))
-    add_flags_for_afterwards(parser.add_argument_group("after a run"))
+    add_output_flags(parser.add_argument_group("output"))
     add_batch_flags(parser.add_argument_group("many runs"))
-    add_service_flags(parser.add_argument_group("continuous mode"))
-    add_printing_flags(parser.add_argument_group("output"))
+    add_service_flags(parser.add_argument_group("continuous mode"), defaults)
+    others = parser.add_argument_group("others")
+    others.add_argument(
+        "-h",
+        "--help",
+        action=Help,
+        nargs="?",
+        metavar="exit",
+        default=argparse.SUPPRESS,
+        help="show this help, or the exit statuses",
+    )
+    add_other_flags(others)
     return parser
+
+
+def describe_exit_statuses() -> str:
+    """What --help exit prints."""
+    lines = [f"  {status:3d}  {EXIT_MEANINGS[status]}" for status in ExitStatus]
+    return "\n".join(["exit statuses:", *lines, ""])
+
+
+def show_examples(program: str) -> str:
+    """The end of --help, where the program was called by the name ``program``."""
+    command = program
+    if program.endswith(".py"):
+        command = f"python {program}"
+    arguments = ("-o out --seed random", "--repeat 6 -o out", "--mode continuous")
+    examples = [f"  {command} flow.json {each}" for each in arguments]
+    return "\n".join(["examples:", *examples]).replace("%", "%%")
 
 
 def width_of_help() -> int:
@@ -216,159 +258,134 @@ def width_of_help() -> int:
     return max(min(columns, HELP_WIDTH), LEAST_HELP_WIDTH)
 
 
-def add_general_flags(parser: Any, defaults: Defaults) -> None:
-    parser.add_argument(
+def add_value_flags(group: Any, defaults: Defaults) -> None:
+    group.add_argument(
         "workflow",
         nargs="*",
         metavar="WORKFLOW",
-        help="a workflow in API or UI format, a PNG or WebP picture made by ComfyUI, or - for "
-        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW); several run one "
-        "after the other",
+        help="workflows, run one after the other, pictures that have one, or - for "
+        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
     )
-    parser.add_argument("-y", "--yes", action="store_true", help="run without asking")
-    parser.add_argument(
-        "--allow-spend",
-        action="store_true",
-        help="with --yes and in continuous mode: also run nodes that cost credits of a Comfy "
-        "account, whose key is in env COMFY_API_KEY",
-    )
-    parser.add_argument(
-        "--demo", action="store_true", help="run on the built-in simulator: no ComfyUI, no GPU"
-    )
-    parser.add_argument(
-        "--setup",
-        action="store_true",
-        help="make a .venv beside the script, once, with the packages, and go on with it",
-    )
-    parser.add_argument(
-        "--mode",
-        metavar="MODE",
-        type=partial(read_mode, "--mode"),
-        help=f"single_shot or continuous (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=partial(read_seconds, "--timeout"),
-        help="cancel a run that takes longer than this (env COMFYUI_TIMEOUT)",
-    )
-    parser.add_argument(
-        "--attach",
-        metavar="PROMPT_ID",
-        type=partial(read_text, "--attach"),
-        help="follow a prompt that is already in the queue, or report how it ended",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-
-
-def add_server_flags(group: Any, defaults: Defaults) -> None:
-    group.add_argument(
-        "--server",
-        metavar="URL",
-        action="append",
-        help="the address of ComfyUI, http or https, with user:password@ and a base path if needed "
-        f"(default: {', then '.join(defaults.servers)}; env COMFYUI_URL); repeatable for many runs",
-    )
-    group.add_argument(
-        "--header",
-        metavar="LINE",
-        action="append",
-        help='a header to send with HTTP and WebSocket, "Name: value"; repeatable '
-        "(env COMFYUI_HEADERS, one per line)",
-    )
-
-
-def add_value_flags(group: Any) -> None:
     group.add_argument("-p", "--positive", metavar="TEXT", help="set the positive text")
     group.add_argument("-n", "--negative", metavar="TEXT", help="set the negative text")
     group.add_argument("--size", metavar="WxH", help="set the size of the picture: 768x512")
     group.add_argument(
-        "--set",
-        metavar="NODE.INPUT=VALUE",
-        action="append",
-        help="set an input; NODE is an id, a title, or a class that occurs once; @FILE as the "
-        "VALUE reads it from a file; repeatable",
+        "--seed",
+        metavar="SEED",
+        type=partial(read_seed, "--seed"),
+        help="set every seed: a number, random, or keep (default)",
     )
     group.add_argument(
         "--image",
         metavar="[NODE=]FILE",
         action="append",
-        help="upload a file and load it in that node; repeatable",
+        help="upload a file for a node that loads one; repeatable",
     )
     group.add_argument(
-        "--seed",
-        metavar="SEED",
-        type=partial(read_seed, "--seed"),
-        help="set every seed of the workflow: a number, random, or keep (the default)",
+        "--set",
+        metavar="NODE.INPUT=VALUE",
+        action="append",
+        help="set an input; NODE is an id, a title or a class, and "
+        "@FILE the text of a file; repeatable",
+    )
+
+
+def add_server_flags(group: Any, defaults: Defaults) -> None:
+    short = [url.replace("http://127.0.0.1", "") for url in defaults.servers]
+    group.add_argument(
+        "--server",
+        metavar="URL",
+        action="append",
+        help="where ComfyUI is; repeatable for many runs (default: "
+        f"port {' or '.join(url.lstrip(':') for url in short)} of this machine; env COMFYUI_URL)",
+    )
+    group.add_argument(
+        "--header",
+        metavar="LINE",
+        action="append",
+        help='send "Name: value" along; repeatable (env COMFYUI_HEADERS)',
+    )
+    group.add_argument(
+        "--demo", action="store_true", help="use the built-in simulator: no ComfyUI, no GPU"
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=partial(read_seconds, "--timeout"),
+        help="cancel a run that takes longer (env COMFYUI_TIMEOUT)",
+    )
+    group.add_argument(
+        "--attach",
+        metavar="PROMPT_ID",
+        type=partial(read_text, "--attach"),
+        help="follow a prompt that somebody submitted",
+    )
+    group.add_argument(
+        "--retries",
+        metavar="N",
+        type=partial(read_whole_number, "--retries"),
+        help="submit a run again that its server lost (default: 0)",
+    )
+    group.add_argument(
+        "--allow-spend",
+        action="store_true",
+        help="run nodes that cost credits unasked (env COMFY_API_KEY)",
+    )
+    group.add_argument(
+        "--free", action="store_true", help="have ComfyUI unload its models after the last run"
     )
 
 
 def add_inspection_flags(group: Any) -> None:
+    group.add_argument("--inputs", action="store_true", help="list what can be set")
     group.add_argument(
-        "--inputs",
-        action="store_true",
-        help="list the inputs that can be set (with --json: one object per input)",
-    )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="report everything that is wrong: nodes, models, files, values",
+        "--check", action="store_true", help="report all that is wrong: nodes, models, values"
     )
     group.add_argument(
         "--export-api",
         metavar="FILE",
         type=partial(read_text, "--export-api"),
-        help="write the converted and edited prompt in API format (- for standard output)",
+        help="write the prompt in API format (- for standard output)",
     )
     group.add_argument(
         "--object-info",
         metavar="FILE",
         type=partial(read_text, "--object-info"),
-        help="for these three: read a saved /object_info instead of asking a server",
+        help="for these: a saved /object_info, in place of a server",
     )
 
 
-def add_saving_flags(group: Any) -> None:
+def add_output_flags(group: Any) -> None:
     group.add_argument(
         "-o",
         "--output",
         metavar="DIR",
-        help="save all outputs here; {row} and {NODE.INPUT} are filled in (env COMFYUI_OUTPUT)",
+        help="save the outputs here; {row} and {NODE.INPUT} are filled in (env COMFYUI_OUTPUT)",
     )
     group.add_argument(
-        "--name",
-        metavar="PATTERN",
-        help="how to name saved files: {name}, {row}, {NODE.INPUT}",
+        "--name", metavar="PATTERN", help="name the files so: {name}, {row}, {NODE.INPUT}"
     )
     group.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace existing files instead of adding ' (1)' to the name",
+        "--overwrite", action="store_true", help="replace files, instead of adding ' (1)'"
     )
     group.add_argument(
-        "--open", action="store_true", help="show what was saved: the picture, or a batch's sheet"
+        "--open", action="store_true", help="show what was saved: a picture, a batch's sheet"
     )
     group.add_argument(
         "--save-run",
         metavar="FILE",
         type=partial(read_text, "--save-run"),
-        help="write a record of the run, which can itself be run again",
+        help="write a record of the run, which can be run again",
     )
-
-
-def add_flags_for_afterwards(group: Any) -> None:
-    group.add_argument(
-        "--hook",
-        metavar="COMMAND",
-        action="append",
-        type=partial(read_text, "--hook"),
-        help="after each run, give this command to the shell, and the run as JSON to its standard "
-        "input; repeatable (docs/RECIPES.md)",
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "-q", "--quiet", action="store_true", help="print only results: a path or URL per line"
+    )
+    either.add_argument(
+        "--json", action="store_true", help="print a JSON object per line (docs/JSON.md)"
     )
     group.add_argument(
-        "--free",
-        action="store_true",
-        help="when the last run has ended and nobody else waits, ask ComfyUI to unload its models",
+        "-v", "--verbose", action="store_true", help="show whole tracebacks, and all routes"
     )
 
 
@@ -383,8 +400,8 @@ def add_batch_flags(group: Any) -> None:
         "--each",
         metavar="NODE.INPUT=VALUES",
         action="append",
-        help="run once per value: 4,6,8 or 1..8, @FILE with a text per line, a pattern of files; "
-        "repeatable: all combinations",
+        help="run once per value: 4,6,8 or 1..8, @FILE with a text "
+        "per line, or a pattern of files; repeatable",
     )
     group.add_argument(
         "--batch",
@@ -396,62 +413,47 @@ def add_batch_flags(group: Any) -> None:
         "--in-flight",
         metavar="K",
         type=partial(read_whole_number, "--in-flight", at_least=1),
-        help="keep this many runs in the queue of each ComfyUI (default: 2)",
+        help="runs in the queue of each ComfyUI (default: 2)",
     )
     group.add_argument(
-        "--manifest",
-        metavar="FILE",
-        help="file for how each row ended (default: next to the outputs or the batch)",
+        "--manifest", metavar="FILE", help="write here how each row ended (default: in -o)"
     )
-    group.add_argument(
-        "--retries",
-        metavar="N",
-        type=partial(read_whole_number, "--retries"),
-        help="submit a run again if its server lost it, up to N times (default: 0)",
-    )
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="skip the rows that the manifest lists as done",
-    )
+    group.add_argument("--resume", action="store_true", help="skip what the manifest has as done")
 
 
-def add_service_flags(group: Any) -> None:
+def add_service_flags(group: Any, defaults: Defaults) -> None:
     group.add_argument(
-        "--host",
-        metavar="NAME",
-        help="the address to listen on (default: 127.0.0.1; any other needs a token)",
+        "--mode",
+        metavar="MODE",
+        type=partial(read_mode, "--mode"),
+        help=f"continuous, or single_shot (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
+    )
+    group.add_argument(
+        "--host", metavar="NAME", help="where to listen (default: 127.0.0.1; else with a token)"
     )
     group.add_argument(
         "--port",
         metavar="PORT",
         type=partial(read_whole_number, "--port"),
-        help="the port to listen on (default: 8189; env COMFYUI_RUNNER_PORT)",
+        help="the port (default: 8189; env COMFYUI_RUNNER_PORT)",
     )
     group.add_argument(
-        "--token",
-        metavar="SECRET",
-        help="the token that clients must send (env COMFYUI_RUNNER_TOKEN)",
+        "--token", metavar="SECRET", help="what clients must send (env COMFYUI_RUNNER_TOKEN)"
     )
     group.add_argument(
         "--no-token", action="store_true", help="let other machines in without a token"
     )
     group.add_argument(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        help="also answer to this name or address; repeatable",
+        "--allow-host", metavar="NAME", action="append", help="also answer to this name; repeatable"
     )
     group.add_argument(
         "--allow-origin",
         metavar="URL",
         action="append",
-        help="also accept requests from web pages of this origin; repeatable",
+        help="also take requests of pages of this origin; repeatable",
     )
     group.add_argument(
-        "--public-url",
-        metavar="URL",
-        help="where clients reach the service through a proxy, with its path if it has one",
+        "--public-url", metavar="URL", help="where clients reach the service through a proxy"
     )
     group.add_argument(
         "--max-queue",
@@ -463,8 +465,8 @@ def add_service_flags(group: Any) -> None:
         "--state",
         metavar="FILE",
         type=partial(read_text, "--state"),
-        help="keep runs and edits in this file, or (none) in memory only "
-        "(default: beside the workflow, NAME.runs.sqlite3)",
+        help="keep runs and edits here, or (none) in memory "
+        "(default: NAME.runs.sqlite3 beside the workflow)",
     )
     group.add_argument(
         "--keep-runs",
@@ -475,22 +477,30 @@ def add_service_flags(group: Any) -> None:
     group.add_argument(
         "--auto-execute",
         action="store_true",
-        help="start a run with every upload (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
+        help="run at each upload (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
     )
 
 
-def add_printing_flags(group: Any) -> None:
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "-q",
-        "--quiet",
+def add_other_flags(group: Any) -> None:
+    group.add_argument("-y", "--yes", action="store_true", help="run without asking")
+    group.add_argument(
+        "--hook",
+        metavar="COMMAND",
+        action="append",
+        type=partial(read_text, "--hook"),
+        help="after each run, have the shell run this (docs/RECIPES.md); repeatable",
+    )
+    group.add_argument(
+        "--setup",
         action="store_true",
-        help="print only the results, one path or URL per line",
+        help="make a .venv with the packages beside the script",
     )
-    either.add_argument(
-        "--json", action="store_true", help="print one JSON object per line (docs/JSON.md)"
+    group.add_argument(
+        "--version",
+        action="version",
+        version=f"%(prog)s {__version__}",
+        help="show the version",
     )
-    group.add_argument("-v", "--verbose", action="store_true", help="show whole tracebacks")
 
 
 # -- leaving -------------------------------------------------------------------------------------

@@ -540,7 +540,8 @@ def describe_silence(report: Report) -> List[Line]:
 
 
 def describe_notice(report: Report) -> List[Line]:
-    return [("warn", report["message"])]
+    is_warning = report.get("warning", True)
+    return [("warn" if is_warning else "", report["message"])]
 
 
 def describe_problem(report: Report) -> List[Line]:
@@ -703,7 +704,7 @@ def describe_error(report: Report) -> List[Line]:
 
 
 def describe_end(report: Report) -> List[Line]:
-    styles = {"success": "ok", "cancelled": "warn", "timeout": "warn"}
+    styles = {"success": "ok", "cancelled": "bold", "timeout": "bold"}
     style = styles.get(report["status"], "bad")
     if report["status"] == "success" and report["exit_status"]:
         style = "warn"  # it succeeded, but outputs are missing

@@ -381,7 +381,8 @@ async def serve(service: Service, console: Console) -> None:
         if following.done():
             following.result()  # it ends only by a fault of ours, which is raised here
         message = f"{console.interrupts.name}: stopping."
-        console.report(None, {"event": "notice", "prompt_id": None, "message": message})
+        report = {"event": "notice", "prompt_id": None, "message": message, "warning": False}
+        console.report(None, report)
     finally:
         await end_tasks([following])
 

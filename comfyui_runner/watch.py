@@ -78,7 +78,7 @@ class Watch:
 
         if not self._is_row_of_batch:  # which says once what stops all of its rows
             message = f"{stop.name}: cancelling our prompt and nothing else."
-            self.console.notice(message, self.run)
+            self.console.note(message, self.run)
         await self.session.cancel(self.run)
 
         # The work ends by itself when the run is over: it may still take copies off the queue.

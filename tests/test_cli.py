@@ -614,13 +614,19 @@ def modules_imported_by(*arguments: str) -> Set[str]:
 
 
 @pytest.mark.script_and_folder
-def test_help_imports_little_and_lists_every_status() -> None:
+def test_help_imports_little_and_is_short_and_lists_every_status_when_asked() -> None:
     imported = modules_imported_by("--help")
     assert {name for name in imported if name.startswith("comfyui_runner")} == {
         "comfyui_runner", "comfyui_runner.errors", "comfyui_runner.flags", "comfyui_runner.last_words",
     }  # fmt: skip
     assert not imported & {"requests", "websockets", "rich", "asyncio", "json"}
-    shown = process("--help").stdout
+    help_lines = process("--help").stdout.splitlines()
+    assert len(help_lines) <= 100 and max(map(len, help_lines)) <= 80
+    assert help_lines[-3:] == [
+        f"  python {os.path.basename(SCRIPT)} flow.json {more}"
+        for more in ("-o out --seed random", "--repeat 6 -o out", "--mode continuous")
+    ]
+    shown = process("--help", "exit").stdout
     for status in ExitStatus:
         assert re.search(r"^ +%d  %s$" % (status, re.escape(EXIT_MEANINGS[status])), shown, re.M)
 

@@ -31,9 +31,10 @@ def read(name: str) -> str:
 @pytest.mark.skipif(not (3, 10) <= sys.version_info[:2] <= (3, 12), reason="argparse words its help otherwise")
 def test_the_help_in_the_readme_is_the_programs(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["comfyui_workflow_runner.py"])
-    assert script.main(Environment(["--help"])) == 0
-    shown = re.search(r"<!-- help -->\n```\n(.*?)```\n<!-- /help -->", read("README.md"), re.S)
-    assert shown and shown.group(1) == capsys.readouterr().out
+    for arguments, name in ((["--help"], "help"), (["--help", "exit"], "exit")):
+        assert script.main(Environment(arguments)) == 0
+        shown = re.search(rf"<!-- {name} -->\n```\n(.*?)```\n<!-- /{name} -->", read("README.md"), re.S)
+        assert shown and shown.group(1) == capsys.readouterr().out
 
 
 def test_every_setting_is_in_the_readme() -> None:

@@ -409,8 +409,8 @@ def test_a_report_in_words(event: str, fields: Json, shown: List[str]) -> None:
         ("success", 0, "ok"),
         ("success", 10, "warn"),
         ("success", 11, "warn"),
-        ("cancelled", 130, "warn"),
-        ("timeout", 124, "warn"),
+        ("cancelled", 130, "bold"),
+        ("timeout", 124, "bold"),
         ("error", 7, "bad"),
         ("interrupted", 8, "bad"),
         ("lost", 9, "bad"),
@@ -919,3 +919,8 @@ def test_every_run_can_be_reported(
 def test_any_text_can_be_reported(pairs: List[Tuple[str, str]], text: str) -> None:
     assert lines("workflow", **{**WORKFLOW, "texts": pairs})
     assert all("\n" not in line for line in lines("output", **{**OUTPUT, "text": text}))
+
+
+def test_what_happens_as_it_was_asked_for_is_no_warning() -> None:
+    assert styles("notice", message="m") == ["warn"]
+    assert styles("notice", message="m", warning=False) == [""]

@@ -189,3 +189,10 @@ def test_typos(terminals: Terminals, simulator: Any) -> None:
     shown = terminals.start(workflow, "--server", simulator.url, *words)
     assert shown.end() == 2
     terminals.compare("typo-value", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_the_help_has_the_width_of_the_terminal(terminals: Terminals) -> None:
+    shown = terminals.start("--help")
+    assert shown.end() == 0
+    terminals.compare("help", shown)

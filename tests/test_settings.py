@@ -338,7 +338,7 @@ def test_help_and_version_leave_at_once(flag: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as left:
         settings(flag)
     assert left.value.code == 0
-    assert ("exit statuses:" if flag == "--help" else __version__) in capsys.readouterr().out
+    assert ("examples:" if flag == "--help" else __version__) in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------

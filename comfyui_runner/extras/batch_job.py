@@ -295,7 +295,7 @@ class BatchJob:
     async def _let_rows_end(self, all_work: "asyncio.Future[Any]") -> None:
         """Waits, after Ctrl+C, until each row has cancelled its run, and saved what was made."""
         name = self.console.what_stopped.name
-        self.console.notice(f"{name}: cancelling our prompts and nothing else.")
+        self.console.note(f"{name}: cancelling our prompts and nothing else.")
         runs = [attempt.run for attempt in self.attempts.values() if attempt.run is not None]
         all_over: "asyncio.Future[Any]" = asyncio.gather(*(run.over.wait() for run in runs))
         await asyncio.wait([all_over], timeout=self.settings.limits.cancel)
