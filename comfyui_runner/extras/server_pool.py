@@ -134,7 +134,7 @@ class ServerPool:
 
     async def _wait_for_change(self, seconds: Optional[float]) -> bool:
         """Waits until a place may be free; False if ``seconds`` were not enough."""
-        change: "asyncio.Future[None]" = asyncio.get_event_loop().create_future()
+        change: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
         self._waiting.add(change)
         try:
             await asyncio.wait([change], timeout=seconds)
