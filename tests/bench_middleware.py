@@ -110,7 +110,7 @@ class Process:
         self.url = ""
         while not self.url:
             line = self.line()
-            found = re.search(r"(?:^|mode at )(http://127\.0\.0\.1:\d+)$", line)
+            found = re.search(r"(?:^|^Open )(http://127\.0\.0\.1:\d+)(?: in a browser)?$", line)
             self.url = found.group(1) if found else ""
         parts = urllib.parse.urlsplit(self.url)
         self.address = (str(parts.hostname), int(parts.port or 0))

@@ -43,7 +43,7 @@ class ServiceProcess:
             line = self.process.stdout.readline()
             assert line, "".join(self.lines)
             self.lines.append(line)
-            found = re.search(r"mode at http://127\.0\.0\.1:(\d+)", line)
+            found = re.search(r"Open http://127\.0\.0\.1:(\d+) in a browser", line)
             self.port = int(found.group(1)) if found else 0
 
     @property
