@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
 from typing import List, TextIO
+
+#: In fewer columns nothing can be read: the terminal breaks lines as it likes.
+LEAST_COLUMNS = 10
 
 #: A label, and the gap behind it: what follows hangs there.
 _LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
@@ -49,12 +53,8 @@ def pad(text: str, columns: int) -> str:
 
 def _beginning(text: str, columns: int) -> str:
     """As much of ``text`` as has room in ``columns``."""
-    width = 0
-    for index, character in enumerate(text):
-        width += _width_of_character(character)
-        if width > columns:
-            return text[:index]
-    return text
+    widths = itertools.accumulate(map(_width_of_character, text))
+    return "".join(character for character, width in zip(text, widths) if width <= columns)
 
 
 def hang_of(line: str) -> int:
@@ -75,7 +75,7 @@ def wrap(line: str, columns: int) -> List[str]:
     What is copied (a path, a URL, a command) is not broken, however long: a terminal breaks it, and
     gives it back in one piece.
     """
-    is_short = columns <= 0 or width_of(line) <= columns
+    is_short = columns < LEAST_COLUMNS or width_of(line) <= columns
     if is_short or line.lstrip(" ").startswith(_COMMANDS):
         return [line]
     deepest = columns // 2  # beyond it what hangs has too little room
