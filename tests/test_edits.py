@@ -629,9 +629,9 @@ def test_fields_come_in_the_order_to_show_them() -> None:
     }
     prompt = {**TEXTS, "8": node("LoadImage", "Photo", image="example.png"), "9": node("Odd", on=True, f=0.5, n=None)}
     fields = form_fields(prompt, known, [Ref("5", "seed")])
-    assert [(f["node_id"], f["input"], f["kind"], f["role"]) for f in fields][:4] == [
-        ("2", "text", "text", "positive"), ("3", "text", "text", "negative"), ("8", "image", "upload", ""),
-        ("5", "seed", "seed", ""),
+    assert [(f["node_id"], f["input"], f["kind"], f["role"]) for f in fields][:5] == [
+        ("2", "text", "text", "positive"), ("3", "text", "text", "negative"), ("1", "ckpt_name", "text", ""),
+        ("8", "image", "upload", ""), ("5", "seed", "seed", ""),
     ]  # fmt: skip
     by_name = {f["input"]: f for f in fields}
     assert by_name["seed"]["random"] and not by_name["steps"]["random"]
@@ -642,6 +642,21 @@ def test_fields_come_in_the_order_to_show_them() -> None:
     assert by_name["text"]["multiline"] and by_name["text"]["important"]
     assert "n" not in by_name and "model" not in by_name and "clip" not in by_name
     json.dumps(fields, allow_nan=False)
+
+
+def test_the_model_follows_the_texts() -> None:
+    fields = form_fields({**TEXTS, "8": node("LoadImage", image="example.png")}, {}, [])
+    inputs = [field["input"] for field in fields if field["important"]]
+    assert inputs[:3] == ["text", "text", "ckpt_name"]
+
+
+def test_a_prompt_has_several_lines_though_nothing_is_known_of_its_class() -> None:
+    prompt = {**TEXTS, "7": node("SaveImage", filename_prefix="x", images=["6", 0])}
+    unknown = {field["input"]: field["multiline"] for field in form_fields(prompt, {}, [])}
+    assert unknown["text"] and not unknown["filename_prefix"]
+    one_line = info("CLIPTextEncode", text=["STRING", {}], clip=["CLIP"])
+    known = {field["input"]: field["multiline"] for field in form_fields(prompt, one_line, [])}
+    assert not known["text"]  # ComfyUI says so
 
 
 def test_a_list_of_options_is_a_choice() -> None:

@@ -1088,6 +1088,62 @@ def test_a_comfyui_that_is_away_is_said_and_comes_back(make_service: Any, visit:
     assert prompts(service.simulator)[0]["2"]["inputs"]["text"] == "typed meanwhile"
 
 
+def test_what_comfyui_would_refuse_is_marked_before_run_is_pressed(make_service: Any, visit: Any, shot: Any) -> None:
+    prompt = json.loads(json.dumps(TEXTS))
+    prompt["1"]["inputs"]["ckpt_name"] = "gone.safetensors"
+    prompt["5"]["inputs"]["steps"] = 0
+    service = make_service(prompt)
+    page = visit(service)
+    expect(error(page, "1-ckpt_name")).to_have_text("ComfyUI does not have gone.safetensors.")
+    expect(error(page, "5-steps")).to_have_text("Allowed: 1 to 10000.")
+    expect(error(page, "5-seed")).to_have_text("")
+    shot(page, "foreseen")
+    service.edit("5", steps=4)  # by somebody else
+    expect(error(page, "5-steps")).to_have_text("")
+    page.locator("#field-1-ckpt_name").select_option(label="sd_xl_base_1.0.safetensors")
+    expect(error(page, "1-ckpt_name")).to_have_text("")
+    assert service.phases() == []
+    texts, model = page.locator(TEXT).bounding_box(), page.locator("#field-1-ckpt_name").bounding_box()
+    assert model["width"] == texts["width"]  # it is as wide as a text, and follows the texts
+    order = page.evaluate("() => [...document.querySelectorAll('#form [data-input]')].map((one) => one.dataset.input)")
+    assert order[:3] == ["text", "text", "ckpt_name"]
+    page.locator("#more > summary").click()
+    expect(page.get_by_label("Save Image: filename prefix")).to_be_visible()
+
+
+def test_texts_are_areas_before_comfyui_was_ever_there(make_service: Any, visit: Any) -> None:
+    page = visit(make_service(TEXTS, connected=False), ready=False)
+    expect(page.locator(TEXT)).to_be_visible()
+    assert page.locator(TEXT).evaluate("element => element.tagName") == "TEXTAREA"
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_a_big_workflow_is_folded_by_node_and_searched(make_service: Any, visit: Any, shot: Any, width: int) -> None:
+    blanks = {
+        str(number): node("EmptyImage", f"Blank {number}", width=64, height=64, batch_size=1, color=number)
+        for number in range(100, 130)
+    }
+    saves = {
+        str(number): node("SaveImage", f"Save {number}", filename_prefix="x", images=[str(number - 100), 0])
+        for number in range(200, 230)
+    }
+    service = make_service({**blanks, **saves})
+    page = visit(service, viewport={"width": width, "height": 800})
+    height = "() => document.querySelector('#work > section').scrollHeight"
+    assert page.evaluate(height) < 3500  # of 60 nodes; unfolded they take three times as much
+    page.locator("#more > summary").click()
+    assert page.evaluate(height) < 6500
+    assert overflow(page) <= width
+    shot(page, f"folded_{width}")
+    page.get_by_label("Find a setting").fill("save 217")
+    expect(page.locator("details.fold:visible")).to_have_count(1)
+    page.locator("#field-217-filename_prefix").fill("seventeen")
+    wait_until(lambda: service.value("217", "filename_prefix") == "seventeen", what="the edit")
+    page.get_by_label("Find a setting").fill("")
+    expect(page.locator("#field-217-filename_prefix")).to_be_visible()  # what was opened stays open
+    assert page.locator("#more details.fold").count() >= 30
+
+
 def test_a_page_that_comes_before_comfyui_has_its_form_all_the_same(make_service: Any, visit: Any) -> None:
     service = make_service(LOADER, connected=False)
     page = visit(service, ready=False)

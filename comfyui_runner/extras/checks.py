@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from comfyui_runner.edits import prompt_texts, upload_inputs
 from comfyui_runner.layout import cut, pad, width_of
@@ -232,9 +243,12 @@ def _allowed_values(row: JsonObject) -> str:
 _FIELD_KINDS = {"INT": "int", "FLOAT": "float", "BOOLEAN": "toggle", "STRING": "text"}
 
 #: Kinds of fields in the order to show them; all others follow.
-_FIELD_ORDER = ("text", "upload", "seed")
+_FIELD_ORDER = ("text", "model", "upload", "seed")
 
-_IMPORTANT_INPUTS = (*SAMPLING_INPUTS, "width", "height", "length")
+#: The inputs that name the model of a workflow: shown with its texts.
+_MODEL_INPUTS = ("ckpt_name", "unet_name")
+
+_IMPORTANT_INPUTS = (*SAMPLING_INPUTS, *_MODEL_INPUTS, "width", "height", "length")
 
 #: So many options of a field are sent; more would make the page slow.
 _OPTIONS_SENT = 2000
@@ -255,6 +269,7 @@ def form_fields(
         if settable.value is None or isinstance(settable.value, (list, dict)):
             continue
         ref, options = settable.ref, settable.spec.options
+        is_known = class_of(prompt, ref.node_id) in object_info
         kind = "upload" if ref in uploads else _field_kind(settable)
         fields.append(
             {
@@ -266,10 +281,16 @@ def form_fields(
                 "media": uploads.get(ref, ""),
                 "important": _is_important(settable, kind),
                 "random": ref in drawn,
-                "multiline": bool(options.get("multiline")),
+                "multiline": bool(options.get("multiline"))
+                or _is_prompt_text(ref, is_known, roles),
             }
         )
     return sorted(fields, key=_place_in_form)
+
+
+def _is_prompt_text(ref: InputRef, is_known: bool, roles: Mapping[InputRef, str]) -> bool:
+    """Whether a text has several lines though ComfyUI, which would say so, has not answered yet."""
+    return not is_known and ref in roles
 
 
 def _field_kind(settable: _Settable) -> str:
@@ -285,6 +306,8 @@ def _field_kind(settable: _Settable) -> str:
 
 def _is_important(settable: _Settable, kind: str) -> bool:
     name = settable.ref.input
+    if name in _MODEL_INPUTS:
+        return True
     if kind == "text":
         is_multiline = bool(settable.spec.options.get("multiline"))
         return is_multiline or bool(TEXT_INPUT_NAMES.search(name))
@@ -293,6 +316,7 @@ def _is_important(settable: _Settable, kind: str) -> bool:
 
 def _place_in_form(field: JsonObject) -> Tuple[bool, int, int]:
     place = len(_FIELD_ORDER)
-    if field["kind"] in _FIELD_ORDER:
-        place = _FIELD_ORDER.index(field["kind"])
+    part = "model" if field["input"] in _MODEL_INPUTS else field["kind"]
+    if part in _FIELD_ORDER:
+        place = _FIELD_ORDER.index(part)
     return not field["important"], place, ("positive", "negative", "").index(field["role"])

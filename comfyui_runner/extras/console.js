@@ -277,7 +277,8 @@ function makeField(spec, signature, label, aside) {
     error: h("p", { class: "error", id: `error-${spec.node_id}-${spec.input}`, "aria-live": "polite" }), note: h("p", { class: "note", id: `note-${spec.node_id}-${spec.input}` }),
   };
   const long = (spec.options || []).some((option) => String(option).length > 24);
-  const wide = ["text", "seed", "upload", "toggle"].includes(spec.kind) || long;
+  const isModel = /^(ckpt|unet)_name$/.test(spec.input);
+  const wide = ["text", "seed", "upload", "toggle"].includes(spec.kind) || long || isModel;
   field.box = h("div", { class: wide ? "field wide" : "field", "data-node-id": spec.node_id, "data-input": spec.input }, field.label);
   Object.assign(field, (kinds[spec.kind] || kinds.text)(field));
   field.box.append(field.error, field.note);
@@ -307,7 +308,31 @@ function setError(field, text) {
   say(field.error, text);
   if (!text) forgetNotice(field);
   field.input.setAttribute("aria-invalid", Boolean(text));
-  if (text && $("more").contains(field.box)) $("more").open = true;
+  if (text) unfold(field);
+}
+
+/** Opens what a field is folded away in. */
+function unfold(field) {
+  for (let fold = field.box.closest("details"); fold; fold = fold.parentElement.closest("details")) {
+    fold.open = true;
+    fold.hidden = false; // the filter may have hidden it
+  }
+}
+
+const mostOptions = 2000; // a longer list is not sent whole: what is not in it may exist
+
+/** What would be refused of a value that nobody has typed here is said before Run is pressed. */
+function foresee(field) {
+  if (field.dirty) return;
+  const { kind, options, value, random } = field.spec;
+  let wrong = "";
+  if (kind === "choice" && options.length && options.length < mostOptions && !options.includes(value)) wrong = `ComfyUI does not have ${value}.`;
+  if (["int", "float", "seed"].includes(kind) && !random) {
+    try { field.raw(); } catch (reason) { wrong = String(reason); }
+  }
+  const isStillSaid = field.foreseen && field.error.textContent === field.foreseen;
+  if (isStillSaid ? wrong !== field.foreseen : wrong && !field.error.textContent) setError(field, wrong);
+  field.foreseen = wrong;
 }
 
 /** What the runner says to people at a terminal, in the words of the page. */
@@ -492,7 +517,8 @@ function showForm(specs) {
   const fieldFor = (spec, alone) => {
     const title = titles.get(spec.title).size > 1 ? `${spec.title} #${spec.node_id}` : spec.title;
     const role = spec.role && !new RegExp(spec.role, "i").test(spec.title) ? `${words(spec.role)} text` : "";
-    const label = alone ? role || title : role || words(spec.input);
+    const isNamedByNode = spec.kind !== "text" || spec.multiline || spec.important;
+    const label = alone ? role || (isNamedByNode ? title : `${title}: ${words(spec.input).toLowerCase()}`) : role || words(spec.input);
     const aside = alone && role ? title : alone && !["text", "upload"].includes(spec.kind) ? words(spec.input) : "";
     const signature = toJSON([label, aside, { ...spec, value: spec.kind === "text" ? spec.multiline : 0, random: 0 }]);
     const key = keyOf(spec.node_id, spec.input);
@@ -522,24 +548,50 @@ function showForm(specs) {
       titles.get(title).size > 1 ? h("small", {}, `#${node_id}`) : null, boxes);
   };
 
+  /** The same behind one line, which is opened by a press. */
+  const fold = (specsOfNode, card) => {
+    const { title, node_id } = specsOfNode[0], name = titles.get(title).size > 1 ? `${title} #${node_id}` : title;
+    const names = specsOfNode.map((spec) => words(spec.input)).join(", ");
+    return h("details", { class: `fold ${card}`, "data-node": node_id, open: unfolded.has(node_id) },
+      h("summary", {}, h("span", {}, name, h("small", {}, names))), h("div", { class: "fields" }, ...specsOfNode.map((spec) => fieldFor(spec, false))));
+  };
+  const unfolded = new Set([...document.querySelectorAll("details.fold[open]")].map((one) => one.dataset.node));
+  /** Up to `most` groups as they are; of more, most are folded. */
+  const groupsOrFolds = (some, card, most) => some.map((one, at) => some.length > most && at >= most / 2 ? fold(one, card) : group(one, card));
+
   const important = specs.filter((spec) => spec.important), rest = specs.filter((spec) => !spec.important);
   const layout = toJSON(specs.map((spec) => [spec.node_id, spec.input, spec.title, spec.kind, spec.important, spec.options, spec.min, spec.max, spec.step]));
   if (app.layout === layout) specs.forEach((spec) => { const field = fields.get(keyOf(spec.node_id, spec.input)); field.spec = spec; receive(field, spec.value); });
   else {
     app.layout = layout;
-    $("form").replaceChildren(...groupsOf(important).map((one) => group(one, "card")));
+    $("form").replaceChildren(...groupsOrFolds(groupsOf(important), "card", mostCards));
     if (!important.length) {
       $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has nothing that must be set." : "The form is complete when ComfyUI answers."));
       $("more").open = true;
     }
-    $("more-form").replaceChildren(...groupsOf(rest).map((one) => group(one, "")));
+    const groups = groupsOf(rest), isBig = groups.length > mostCards;
+    $("more-form").replaceChildren(...groupsOrFolds(groups, "", isBig ? 0 : mostCards));
+    $("find-field-box").hidden = !isBig && groupsOf(important).length <= mostCards;
+    findField();
     $("more").hidden = !rest.length;
     say($("more-title"), `More settings (${rest.length})`);
     for (const [key, field] of fields) if (shown.get(key) !== field) { clearTimeout(field.timer); fields.delete(key); }
     for (const [key, field] of shown) fields.set(key, field);
     if (document.contains(focused) && focused !== document.activeElement) focused.focus({ preventScroll: true });
   }
+  fields.forEach(foresee);
   draw();
+}
+
+const mostCards = 8; // a form of more nodes is folded
+
+/** Shows the folded nodes that have the words of the filter, opened where they are few. */
+function findField() {
+  const wanted = $("find-field").value.trim().toLowerCase(), folds = [...document.querySelectorAll("details.fold")];
+  const found = folds.filter((one) => one.firstElementChild.textContent.toLowerCase().includes(wanted));
+  for (const one of folds) one.hidden = !found.includes(one);
+  if (wanted && found.length <= 5) found.forEach((one) => { one.open = true; });
+  if (wanted && found.some((one) => $("more").contains(one))) $("more").open = true;
 }
 
 const workflowPath = (name) => "workflow?" + new URLSearchParams({ name: name || "" });
@@ -601,7 +653,7 @@ function started(answer) {
 }
 
 function showField(field) {
-  if ($("more").contains(field.box)) $("more").open = true;
+  unfold(field);
   field.input.focus({ preventScroll: true });
   field.box.scrollIntoView({ block: "nearest" });
 }
@@ -1303,6 +1355,7 @@ $("use-settings").addEventListener("click", () => useSettings(shownRun(activeRun
 $("run-again").addEventListener("click", () => runAgain(shownRun(activeRun())));
 $("remove-run").addEventListener("click", () => removeRun(shownRun(activeRun())));
 $("stop-all").addEventListener("click", stopAll);
+$("find-field").addEventListener("input", findField);
 $("find").addEventListener("input", draw);
 new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) loadMore(); }, { rootMargin: "600px" }).observe($("runs-end"));
 $("latest").addEventListener("click", () => { app.selected = null; draw(); });
