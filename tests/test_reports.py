@@ -837,13 +837,15 @@ def test_the_meter_of_a_batch_shows_the_rows_that_have_begun() -> None:
         Phase.RUNNING, finished={"1": 1.0}, started_at=1.0, running={"2": NodeProgress(1.0, 1, 4, 1.0, 0.0, 1.0)}
     )
     tally = Tally(4, done=1, seconds=2.0, noun="run")
-    runs = [(2, waiting), (3, running), (4, sampling)]
+    saving = new(Phase.RUNNING, started_at=1.0, running={"3": NodeProgress(1.0)})
+    runs = [(2, waiting), (3, running), (4, sampling), (5, saving)]
     assert make_batch_meter(tally, runs, 3.0, "Connection lost") == Meter(
         bars=(
             Bar("Overall", 0.25, "1/4 runs, 30.0/min, 6.0 s left", "bold"),
             Bar("Run 2", 0.0, "waiting"),
             Bar("Run 3", 1 / 3, "1/3 nodes  2.0 s"),
             Bar("Run 4", 1.25 / 3, "1/4 steps  2.0 s"),
+            Bar("Run 5", 0.0, "0/3 nodes  2.0 s"),
         ),
         note="Connection lost",
     )

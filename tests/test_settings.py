@@ -751,6 +751,11 @@ def test_a_flag_is_a_task(flag: List[str], task: str) -> None:
     assert settings(*flag).task == task
 
 
+def test_a_repetition_alone_has_no_rows() -> None:
+    assert not settings("--repeat", "3").has_rows
+    assert settings("--batch", "b.csv").has_rows and settings("--each", "5.steps=1..3").has_rows
+
+
 def test_flags_for_values_and_batches() -> None:
     made = settings(
         "--set", "a.b=1", "--set", "c.d=2", "--image", "x", "--seed", "RANDOM", "--batch", "b.csv", "--in-flight", "3",
