@@ -1144,6 +1144,21 @@ def test_a_big_workflow_is_folded_by_node_and_searched(make_service: Any, visit:
     assert page.locator("#more details.fold").count() >= 30
 
 
+def test_the_workflow_is_downloaded_as_it_is_edited(make_service: Any, visit: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    page.locator(SAMPLER + "seed").fill(str(2**64 - 1))  # more than a number of JavaScript holds
+    page.locator(TEXT).fill("a fox, not sent yet")
+    page.get_by_label("Menu").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as a file").click()
+    assert download.value.suggested_filename == "held_api.json"
+    with open(download.value.path(), encoding="utf-8") as file:
+        prompt = json.load(file)
+    assert prompt == service.get("/workflow")["prompt"]
+    assert (prompt["2"]["inputs"]["text"], prompt["5"]["inputs"]["seed"]) == ("a fox, not sent yet", 2**64 - 1)
+
+
 def test_a_page_that_comes_before_comfyui_has_its_form_all_the_same(make_service: Any, visit: Any) -> None:
     service = make_service(LOADER, connected=False)
     page = visit(service, ready=False)

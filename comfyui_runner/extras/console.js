@@ -31,7 +31,7 @@ function redraw(element, signature, build) {
 // Seeds go to 2^64 and a JavaScript number holds 2^53: such integers become BigInt where the browser gives the source text.
 const fromJSON = (text) => JSON.parse(text, (key, value, context) =>
   typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context && /^-?\d+$/.test(context.source) ? BigInt(context.source) : value);
-const toJSON = (value) => JSON.stringify(value, (key, item) => typeof item !== "bigint" ? item : JSON.rawJSON ? JSON.rawJSON(String(item)) : Number(item));
+const toJSON = (value, indent) => JSON.stringify(value, (key, item) => typeof item !== "bigint" ? item : JSON.rawJSON ? JSON.rawJSON(String(item)) : Number(item), indent);
 
 const seconds = (value) => value < 9.95 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
@@ -619,6 +619,21 @@ async function replaceWorkflow(what, path, options, drawn = []) {
 
 async function loadWorkflowFile(file) {
   await replaceWorkflow(`${file.name} is loaded.`, workflowPath(file.name), { method: "PUT", body: file });
+}
+
+/** The workflow as it is edited now, as a file in API format. */
+async function downloadWorkflow() {
+  try {
+    await flush();
+    const { file, prompt } = await api("workflow");
+    const name = String(file || "workflow").split(/[\\/]/).pop().replace(/(_api)?\.\w+$/, "");
+    const url = URL.createObjectURL(new Blob([toJSON(prompt, 2), "\n"], { type: "application/json" }));
+    h("a", { href: url, download: `${name}_api.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60000);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    notice(`The workflow cannot be read: ${error.words}`);
+  }
 }
 
 // ---------------------------------------------------------------- run and stop
@@ -1361,6 +1376,7 @@ new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) loadMor
 $("latest").addEventListener("click", () => { app.selected = null; draw(); });
 $("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
 $("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
+$("download").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(); });
 $("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow is as in the file again.", "workflow/reset", { method: "POST", body: "{}" }); });
 addEventListener("click", (event) => { if (!$("menu").contains(event.target)) $("menu").open = false; });
 addEventListener("keydown", (event) => {
