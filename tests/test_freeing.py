@@ -100,10 +100,12 @@ def test_the_service_asks_when_it_has_been_idle_and_at_its_end(
     wait_until(lambda: simulator.unloads == 1, what="the unloading")
     reader = service.events()
     service.end(service.start())
+    wait_until(lambda: simulator.unloads == 2, what="the unloading after the second run")
     reader.until(lambda name, data: name == "report" and data["event"] == "freed")
     monkeypatch.setattr("comfyui_runner.extras.freeing.IDLE_SECONDS", 3600.0)
     service.end(service.start())
-    assert service.stop() == 0 and simulator.unloads == 3
+    assert service.stop() == 0
+    assert simulator.unloads == 3, service.out.getvalue()
     assert "Asked ComfyUI to unload its models" in service.out.getvalue()
 
 

@@ -68,7 +68,7 @@ def test_setup_makes_an_environment_that_later_starts_use(tmp_path: Any) -> None
     shutil.copytree(os.path.join(ROOT, "comfyui_runner"), str(project / "comfyui_runner"))
     script = str(project / "comfyui_workflow_runner.py")
 
-    first = call(bare, script, "--setup", "--demo", "--yes", "--quiet", cwd=tmp_path, seconds=300)
+    first = call(bare, script, "--setup", "--demo", "--yes", "--quiet", "-o", "out", cwd=tmp_path, seconds=300)
     if "No matching distribution" in first.stderr:
         pytest.skip("pip cannot reach the package index.")
     assert first.returncode == ExitStatus.OK, first.stderr

@@ -145,7 +145,7 @@ def test_a_later_start_uses_the_environment_that_setup_made_and_says_so(start: A
     (environment / "bin" / "python").write_text(script, encoding="utf-8")
     (environment / "bin" / "python").chmod(0o755)
     (environment / MARK_FILE).write_text("for other packages", encoding="utf-8")
-    done = start("--demo", "--yes", "--quiet")
+    done = start("--demo", "--yes", "--quiet", "-o", "out")
     assert done.returncode == ExitStatus.OK, done.stderr
     assert done.stderr.splitlines()[0] == f"This Python lacks the packages: going on with the one in {environment}."
     assert done.stdout.strip().endswith(".png")
