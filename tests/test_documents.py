@@ -29,20 +29,20 @@ def read(name: str) -> str:
 
 
 @pytest.mark.skipif(not (3, 10) <= sys.version_info[:2] <= (3, 12), reason="argparse words its help otherwise")
-def test_the_help_in_the_readme_is_the_programs(capsys: Any, monkeypatch: Any) -> None:
+def test_the_help_in_the_document_is_the_programs(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["comfyui_workflow_runner.py"])
     for arguments, name in ((["--help"], "help"), (["--help", "exit"], "exit")):
         assert script.main(Environment(arguments)) == 0
-        shown = re.search(rf"<!-- {name} -->\n```\n(.*?)```\n<!-- /{name} -->", read("README.md"), re.S)
+        shown = re.search(rf"<!-- {name} -->\n```\n(.*?)```\n<!-- /{name} -->", read("docs/COMMAND_LINE.md"), re.S)
         assert shown and shown.group(1) == capsys.readouterr().out
 
 
-def test_every_setting_is_in_the_readme() -> None:
-    readme = read("README.md")
+def test_every_setting_is_documented() -> None:
+    readme = read("docs/COMMAND_LINE.md")
     for name in set(re.findall(r'"(COMFYUI_[A-Z_]+)"', program_text())):
         assert "`%s`" % name in readme
     for name in ("curr_workflow", "RUN_MODE", "AUTO_EXECUTE_ON_UPLOAD", "DEFAULT_SERVERS"):
-        assert hasattr(script, name) and name in readme
+        assert hasattr(script, name) and name in readme and name in read("README.md")
 
 
 def test_the_messages_under_troubleshooting_are_the_programs() -> None:
