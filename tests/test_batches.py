@@ -95,6 +95,11 @@ def test_a_quote_that_never_ends_does_not_swallow_the_rows_after_it_in_silence()
     assert [bool(row.error) for row in found] == [True]
 
 
+def test_an_empty_cell_under_a_short_name_keeps_the_value_of_the_workflow() -> None:
+    row = Row(1, {"size": "", "seed": "", "image": ""})
+    assert row_edits(PROMPT, row, INFO) == []  # no matter whether there are such inputs
+
+
 def test_what_a_row_sets() -> None:
     row = Row(1, {"Positive.text": "", "3.steps": "", "KSampler.seed": "random", "6.more": "", "6.new": None})
     assert row_edits(PROMPT, row, {}) == [

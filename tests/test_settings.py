@@ -159,6 +159,8 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--batch", ""], {}, "--batch is empty."),
         (["--json=x"], {}, "--json takes no value."),
         (["--setup"], {}, "--setup is for the script, which needs an environment; this program has its packages."),
+        (["--open"], {}, "--open opens what -o saves, and nothing is saved."),
+        (["--batch", "a.csv", "--each", "1.a=1"], {}, "--batch and --each cannot be combined."),
         (["--check", "--inputs"], {}, "--inputs and --check cannot be combined."),
         (["--resume", "--attach", "p"], {}, "--attach and --resume cannot be combined."),
         (["--repeat", "2", "--mode", "continuous"], {}, "--repeat and --mode continuous cannot be combined."),

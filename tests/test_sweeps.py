@@ -74,6 +74,7 @@ def test_values_are_read_by_the_type_of_their_input(text: str, name: str, values
         ("3.steps", "--each takes NODE.INPUT=VALUES, such as"),
         ("9.steps=1", 'no node "9"'),
         ("3.step=1", "has no input"),
+        ("3.step=x=1", "has no input"),  # the first name that was tried is the one that is meant
         ("3.steps=", "--each 3.steps= has no values."),
         ("3.steps=1,,x", "steps"),
         ("3.steps=99..101", "too big"),

@@ -75,7 +75,8 @@ def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
 def _split(text: str, prompt: JsonObject) -> Sequence[str]:
     """The name and the text of the values. Raises EditError."""
     example = example_of_input(prompt) or "5.steps"
-    message = f"--each takes NODE.INPUT=VALUES, such as {example}=10,20,30."
+    # Quoted: to PowerShell, a comma outside quotes ends the argument.
+    message = f'--each takes NODE.INPUT=VALUES, such as --each "{example}=10,20,30".'
     first_error = EditError("wrong_name", message)
     # A title may contain a few "=", and VALUES any number of them.
     for number, equals in enumerate(itertools.islice(re.finditer("=", text), 10)):
