@@ -400,6 +400,14 @@ def test_a_batch_that_saves_nothing_leaves_no_sheet(batch: Batch) -> None:
     assert not (batch.folder / "sheet.html").exists()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_manifest_that_is_no_file_has_no_sheet(batch: Batch) -> None:
+    """What is read from /dev/full does not end."""
+    batch.csv("3.text", "a fox")
+    result = batch("-o", str(batch.folder / "out"), "--manifest", "/dev/full")
+    assert result.event("batch")["sheet"] is None
+
+
 def test_a_sheet_says_what_failed(batch: Batch) -> None:
     out = batch.folder / "out"
     batch.csv("1.steps", "1", "-5")

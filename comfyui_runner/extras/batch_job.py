@@ -84,6 +84,9 @@ DRAWN_ROWS = 8
 #: Seconds between two sheets at least, and how many times as long as it took to write the last one.
 SHEET_INTERVAL, SHEET_PAUSES = 2.0, 20.0
 
+#: Seconds for the last sheet.
+LAST_SHEET = 60.0
+
 #: Seconds for what runs have made to be saved, after Ctrl+C has cancelled the others.
 LAST_SAVING = 2.0
 
@@ -183,8 +186,12 @@ def pattern_of_folder(settings: Settings) -> str:
 
 
 def make_sheet_of_batch(settings: Settings, manifest: Manifest) -> Optional[Sheet]:
-    """The sheet beside the manifest; None for a batch that saves nothing."""
-    if not settings.output or not manifest.path:
+    """The sheet beside the manifest; None for a batch that saves nothing.
+
+    It is made of what the manifest has, so that must be a file: a pipe or a device never ends.
+    """
+    can_be_read = bool(manifest.path) and os.path.isfile(manifest.path)
+    if not settings.output or not can_be_read:
         return None
     return Sheet(manifest.path, os.path.basename(settings.workflow))
 
@@ -320,7 +327,8 @@ class BatchJob:
             return
         writing = asyncio.ensure_future(in_thread(self._write_sheet))
         # Ctrl+C must not wait for a drive that is slow.
-        await asyncio.wait([writing], timeout=LAST_SAVING if self.console.stopping else None)
+        seconds = LAST_SAVING if self.console.stopping else LAST_SHEET
+        await asyncio.wait([writing], timeout=seconds)
         await end_tasks([writing])
         if self._trouble_with_sheet:
             self.console.notice(f"The sheet is not complete: {self._trouble_with_sheet}")
