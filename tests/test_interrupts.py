@@ -224,7 +224,7 @@ def test_ctrl_c_ends_an_export_that_nobody_reads(workflow_file: Callable[..., st
     try:
         assert program.stdout.read(1) == b"{"
         program.send_signal(signal.SIGINT)
-        assert program.wait(15) == ExitStatus.CANCELLED
+        assert program.wait(40) == ExitStatus.CANCELLED
     finally:
         program.kill()
         program.communicate()

@@ -65,7 +65,7 @@ def test_the_client_gets_lengths_and_a_name_and_nothing_else() -> None:
     assert view_answer_headers(theirs, 'a/b\\狐 "c".png', "inline") == (
         ("Content-Length", "7"),
         ("ETag", "x"),
-        ("Content-Disposition", "inline; filename*=UTF-8''%E7%8B%90%20%22c%22.png"),
+        ("Content-Disposition", "inline; filename=\"_ _c_.png\"; filename*=UTF-8''%E7%8B%90%20%22c%22.png"),
     )
 
 

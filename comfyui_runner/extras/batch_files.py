@@ -10,9 +10,10 @@ import os
 import re
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Generator, Iterator, List, Mapping, Optional, TextIO, Tuple
+from typing import Any, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO, Tuple
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
+from comfyui_runner.edits import EditError
 from comfyui_runner.errors import SaveError, UsageError
 from comfyui_runner.extras.batches import (
     ListedRows,
@@ -89,8 +90,8 @@ def read_all_rows(
                 file = stack.enter_context(decode_input(stdin))
             else:
                 file = decode_rows(stack.enter_context(open(settings.batch, "rb")))
-            has_prompts = settings.batch.lower().endswith(".txt")
-            read = read_prompts if has_prompts else read_file
+            is_text = settings.batch.lower().endswith(".txt")
+            read = read_text_rows if is_text else read_file
             for row in read(file, workflow):
                 yield from repeat_row(row, settings.repeat)
     except OSError as error:
@@ -128,7 +129,7 @@ def decode_rows(data: BufferedReader) -> TextIOWrapper:
     return TextIOWrapper(data, encoding=text_encoding(data.peek(2)), newline="")
 
 
-def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:
+def read_file(file: Iterable[str], workflow: Loaded) -> Iterator[Row]:
     """The rows of a CSV or JSON Lines file. The columns of a CSV file are checked once."""
     lines = iter(file)
     first = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
@@ -141,13 +142,31 @@ def read_file(file: TextIO, workflow: Loaded) -> Iterator[Row]:
         yield row
 
 
-def read_prompts(file: TextIO, workflow: Loaded) -> Iterator[Row]:
-    """The rows of a text file: a prompt on each line that is not empty."""
+def read_text_rows(file: TextIO, workflow: Loaded) -> Iterator[Row]:
+    """The rows of a text file: a positive text on each line that is not empty.
+
+    It is a table where its first line names columns: spreadsheets save "Unicode text" so.
+    """
+    lines = (line.lstrip("\ufeff") for line in file)
+    lines_with_text = (line for line in lines if line.strip())
+    first = next(lines_with_text, "")
+    if names_columns(first, workflow):
+        yield from read_file(itertools.chain([first], lines), workflow)
+        return
     check_columns(workflow.prompt, ["positive"], workflow.object_info)
-    lines = (line.strip("\ufeff\r\n") for line in file)
-    prompts = (line for line in lines if line.strip())
-    for number, prompt in enumerate(prompts, 1):
-        yield Row(number, {"positive": prompt})
+    prompts = itertools.chain([first], lines_with_text) if first else ()
+    for number, line in enumerate(prompts, 1):
+        yield Row(number, {"positive": line.strip("\r\n")})
+
+
+def names_columns(line: str, workflow: Loaded) -> bool:
+    """Whether each part of ``line``, between tabs, names what a column can set."""
+    names = [name.strip() for name in line.split("\t")]
+    try:
+        check_columns(workflow.prompt, names, workflow.object_info)
+    except EditError:
+        return False
+    return True
 
 
 def read_axes_of(settings: Settings, workflow: Loaded) -> List[Axis]:
