@@ -32,8 +32,8 @@ TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
 MORE_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements_more.txt")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
-#: The fast set mostly waits, so three files run at a time; the long set measures times and must be alone.
-FAST_SET = ["-m", "not long", "-n", "3", "--dist", "loadfile"]
+#: The fast set mostly waits, so four files run at a time; the long set measures times and must be alone.
+FAST_SET = ["-m", "not long", "-n", "4", "--dist", "loadfile"]
 LONG_SET = ["-m", "long"]
 
 #: What the one-file build must pass as well.

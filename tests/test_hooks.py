@@ -181,6 +181,7 @@ def test_a_hook_gets_no_secret(simulator: Any, workflow_file: Make, python: Make
     assert note["run"]["outputs"][0]["text"] == "it says *** aloud"
 
 
+@pytest.mark.long
 def test_a_hook_that_does_not_end_is_ended_with_its_children(
     simulator: Any, workflow_file: Make, python: Make, tmp_path: Any
 ) -> None:

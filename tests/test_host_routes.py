@@ -156,6 +156,7 @@ def test_a_server_that_answers_at_another_address_of_its_name_is_found_again(loc
     assert server.route.find(5.0) == "::1"
 
 
+@pytest.mark.long
 def test_all_default_servers_are_asked_at_the_same_time(workflow_file: Make, monkeypatch: Any) -> None:
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(silent_port()).socket_address[1] for _ in range(3)]

@@ -79,6 +79,7 @@ def test_the_policy_lets_the_scripts_of_a_page_with_crlf_run(tmp_path: Any) -> N
     assert allowed
 
 
+@pytest.mark.long
 @pytest.mark.script_and_folder
 def test_the_one_file_is_the_same_from_a_project_with_crlf(tmp_path: Any) -> None:
     copy_with_crlf(tmp_path)

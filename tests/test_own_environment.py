@@ -135,6 +135,7 @@ def test_without_the_packages_and_an_environment_the_message_names_setup(start: 
     assert "--setup" in done.stderr and "uv run" in done.stderr and "pip install" in done.stderr
 
 
+@pytest.mark.long
 @needs_links
 @pytest.mark.script_and_folder
 def test_a_later_start_uses_the_environment_that_setup_made_and_says_so(start: Any) -> None:

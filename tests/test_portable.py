@@ -68,6 +68,7 @@ def test_the_simulator_starts(path: str, call: Any) -> None:
     assert "A ComfyUI stand-in" in done.stdout
 
 
+@pytest.mark.long
 def test_the_one_file_is_built(call: Any, tmp_path: Any) -> None:
     done = call(os.path.join(PACKAGE, "onefile.py"), "runner.py")
     assert done.returncode == 0, done.stderr

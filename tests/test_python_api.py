@@ -974,6 +974,7 @@ def test_the_package_has_what_it_says_and_nothing_else() -> None:
         _ = comfyui_runner.nonsense  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 @pytest.mark.script_and_folder
 def test_the_one_file_has_connect_too(simulator: Any, tmp_path: Any) -> None:
     path = tmp_path / "one_file.py"

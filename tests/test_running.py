@@ -725,6 +725,7 @@ def asleep(monkeypatch: pytest.MonkeyPatch) -> List[float]:
     return jumped
 
 
+@pytest.mark.long
 def test_a_computer_that_sleeps_does_not_lose_its_run(simulator: Any, workflow_file: Make, asleep: List[float]) -> None:
     """Its network is back some seconds later."""
 
@@ -993,6 +994,7 @@ def test_an_end_that_trickles_is_read_again(
     quick(9.0)
 
 
+@pytest.mark.long
 def test_the_history_that_trickles_after_the_sockets_word_is_given_up(
     simulator: Any, make_slow: Make, workflow_file: Make, quick: Make
 ) -> None:

@@ -54,6 +54,7 @@ def test_what_was_known_of_comfyui_is_used_while_it_is_away(make_middleware: Mak
     assert service.post("/update/inputs", {"node_id": "5", "inputs": {"steps": 7}}).json["checked"] is True
 
 
+@pytest.mark.long
 def test_the_loss_of_a_steady_comfyui_is_seen_soon(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator)
     wait_until(lambda: service.service.session.connected, what="the WebSocket")
@@ -162,6 +163,7 @@ def test_every_server_is_tried_until_one_answers(
         assert service.stop() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", ["GET /system_stats", "GET /features"])
 def test_a_comfyui_that_trickles_at_the_start_is_asked_again(
     route: str, make_slow: Make, simulator: Any, workflow_file: Make, monkeypatch: pytest.MonkeyPatch

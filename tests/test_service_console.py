@@ -160,6 +160,7 @@ def test_a_missing_model_is_reported_at_the_start(make_middleware: Make, simulat
     assert shown(service, "options to choose from")
 
 
+@pytest.mark.long
 def test_a_missing_model_is_reported_once_comfyui_comes_and_not_again(make_middleware: Make, simulator: Any) -> None:
     simulator.crash()
     service = make_middleware(simulator, prompt=NO_MODEL)

@@ -101,6 +101,7 @@ def test_a_run_that_ended_meanwhile_has_its_outputs(make_process: Start, simulat
     assert process.call("GET", "/" + shown["outputs"][0]["url"]).body.startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_post_that_was_not_answered_is_looked_up_and_not_sent_again(make_process: Start, simulator: Any) -> None:
     process = make_process(slow_prompt(steps=1, seconds=0.0))
     simulator.faults = Faults(http_hang={"/prompt": 3.0})
@@ -113,6 +114,7 @@ def test_a_post_that_was_not_answered_is_looked_up_and_not_sent_again(make_proce
     assert (shown["phase"], prompts_received(simulator)) == ("success", [shown["prompt_id"]])
 
 
+@pytest.mark.long
 def test_a_run_that_never_arrived_says_so(make_process: Start, simulator: Any, tmp_path: Path) -> None:
     process = make_process(slow_prompt(steps=1, seconds=0.0))
     process.kill()
@@ -129,6 +131,7 @@ def test_a_run_that_never_arrived_says_so(make_process: Start, simulator: Any, t
     assert prompts_received(simulator) == []
 
 
+@pytest.mark.long
 def test_what_comfyui_has_lost_meanwhile_is_lost(make_process: Start, simulator: Any) -> None:
     process = make_process(slow_prompt(steps=10, seconds=30.0))
     first = process.start_run()
@@ -180,6 +183,7 @@ def test_sigterm_cancels_our_runs_and_the_list_is_back(make_process: Start, simu
     assert [each["phase"] for each in process.runs()] == ["interrupted"]
 
 
+@pytest.mark.long
 def test_nothing_is_missing_and_nothing_is_done_twice_wherever_it_is_killed(
     make_process: Start, simulator: Any
 ) -> None:

