@@ -868,7 +868,8 @@ def test_the_place_in_the_queue_is_reported_while_waiting(simulator: Any, workfl
         end_blocker(simulator, first)
         wait_until(lambda: first in ended(simulator), what="the end of the first")
         seen = simulator.requests.count(look)
-        wait_until(lambda: simulator.requests.count(look) > seen, what="the look at one prompt in front")
+        # A request is counted before it is answered: the second one shows that the first was answered.
+        wait_until(lambda: simulator.requests.count(look) > seen + 1, what="looks at one prompt in front")
         end_blocker(simulator, second)
 
     thread = threading.Thread(target=end_one_after_the_other)
