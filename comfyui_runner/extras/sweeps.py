@@ -74,23 +74,24 @@ def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
 
 def _split(text: str, prompt: JsonObject) -> Sequence[str]:
     """The name and the text of the values. Raises EditError."""
-    example = example_of_input(prompt) or "5.steps"
-    # Quoted: to PowerShell, a comma outside quotes ends the argument.
-    message = f'--each takes NODE.INPUT=VALUES, such as --each "{example}=10,20,30".'
-    first_error = EditError("wrong_name", message)
+    errors: List[EditError] = []
     # A title may contain a few "=", and VALUES any number of them.
-    for number, equals in enumerate(itertools.islice(re.finditer("=", text), 10)):
+    for equals in itertools.islice(re.finditer("=", text), 10):
         name, values = text[: equals.start()].strip(), text[equals.end() :]
         if name in SHORT_NAMES:
             return name, values
         try:
             find_input(prompt, name)
         except EditError as error:
-            if number == 0:
-                first_error = error
-            continue
-        return name, values
-    raise first_error
+            errors.append(error)
+        else:
+            return name, values
+    if errors:
+        raise errors[0]
+    example = example_of_input(prompt) or "5.steps"
+    # Quoted: to PowerShell, a comma outside quotes ends the argument.
+    message = f'--each takes NODE.INPUT=VALUES, such as --each "{example}=10,20,30".'
+    raise EditError("wrong_name", message)
 
 
 def _read_values(
