@@ -138,12 +138,12 @@ def test_the_python_of_an_environment_is_a_link(tmp_path: Any) -> None:
 
 def test_the_installed_command_runs_the_demo_from_an_empty_folder(installed: str, tmp_path: Any) -> None:
     command = os.path.join(installed, "comfyui-workflow-runner")
-    done = call(command, "--demo", "--yes", "--json", cwd=tmp_path)
+    done = call(command, "--demo", "--yes", "--json", "-o", "out", cwd=tmp_path)
     assert done.returncode == ExitStatus.OK, done.stderr
     events = {event["event"]: event for event in map(json.loads, done.stdout.splitlines())}
     assert events["workflow"]["nodes"] == 7  # the example came along
-    assert os.path.getsize(events["saved"]["path"]) > 0
-    assert os.listdir(tmp_path) == []
+    assert os.path.getsize(os.path.join(str(tmp_path), events["saved"]["path"])) > 0
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_the_installed_command_shows_its_help(installed: str, tmp_path: Any) -> None:
@@ -193,7 +193,7 @@ def test_the_wheel_holds_the_program_and_nothing_else(wheel: str) -> None:
     tops = {name.partition("/")[0].partition("-")[0] for name in names}
     assert tops == {"comfyui_runner", "comfyui_workflow_runner.py", "comfyui_workflow_runner"}  # the last: .dist-info
     endings = {os.path.splitext(name)[1] for name in names if name.startswith("comfyui_runner/")}
-    assert endings <= {".py", ".html", ".json", ".typed"}
+    assert endings <= {".py", ".html", ".css", ".js", ".json", ".typed"}
 
 
 # -- the one file, run by uv -------------------------------------------------------------------------
