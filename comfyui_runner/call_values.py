@@ -42,9 +42,9 @@ from comfyui_runner.media import decode_base64, find_base64
 from comfyui_runner.nodes import (
     InputRef,
     describe_node,
+    did_you_mean,
     inputs_of,
     is_link,
-    nearest_first,
     quote_name,
     value_of,
 )
@@ -168,10 +168,8 @@ def _resolve_value(
         return [(find_input(prompt, key), value)]
 
     known = [*SHORT_NAMES, *_keys_of_values(prompt)]
-    message = (
-        f"There is no value {quote_name(key)}. Nearest: {nearest_first(key, known)}. "
-        "A value is named by NODE.INPUT, or by a short name."
-    )
+    offer = did_you_mean(key, known) or "A value is named by NODE.INPUT, or by a short name."
+    message = f"There is no value {quote_name(key)}. {offer}"
     raise EditError("unknown_field", message, [{"key": name} for name in known[:MOST_OFFERED]])
 
 

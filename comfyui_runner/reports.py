@@ -670,10 +670,13 @@ def describe_row(report: Report) -> List[Line]:
 
 def values_in_words(report: Report) -> str:
     """What makes a row different: its seeds, its values, and the texts that were drawn for it."""
-    seeds, texts = report["seeds"], report["texts"]
-    others = {**report["values"], **texts}
+    seeds = report["seeds"]
+    numbers = set(map(str, seeds.values()))
     words = [seeds_in_words(seeds)]
-    words += [one_line(value, VALUE_SHOWN) for name, value in others.items() if name not in seeds]
+    for name, value in {**report["values"], **report["texts"]}.items():
+        is_seed_again = name.endswith("seed") and str(value) in numbers  # by any name of the node
+        if not is_seed_again:
+            words.append(one_line(value, VALUE_SHOWN))
     shown = [word for word in words if word]
     if len(shown) > VALUES_SHOWN:
         shown = [*shown[:VALUES_SHOWN], "…"]

@@ -380,6 +380,10 @@ NODE: Json = {"node_id": "2", "title": "Sampler", "class_type": "KSampler"}
         ("row", {**ROW, "files": ["out/a.png", "out/b.png", "c.txt"], "seconds": None},
          ["3/12  seed 8812, 255, red  out/a.png and 2 more"]),
         ("row", {**ROW, "total": None, "values": {}, "files": []}, ["Row 9  seed 8812  1.4 s"]),
+        # a seed that the row sets is not said twice, whatever the row calls it
+        ("row", {**ROW, "total": None, "values": {"seed": 8812, "KSampler.seed": "8812"}, "files": []},
+         ["Row 9  seed 8812  1.4 s"]),
+        ("row", {**ROW, "total": None, "values": {"steps": 8812}, "files": []}, ["Row 9  seed 8812, 8812  1.4 s"]),
         (
             "row",
             {**ROW, "seeds": {}, "values": {str(number): "x" * 30 for number in range(8)}, "files": []},

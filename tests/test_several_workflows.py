@@ -119,7 +119,7 @@ def test_patterns_are_expanded_where_no_shell_has_done_it(folder: Folder) -> Non
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ((ExitStatus.OK, ExitStatus.OK), "All 2 workflows ended well."),
+        ((ExitStatus.OK, ExitStatus.OK), "2 workflows ended well."),
         (
             (ExitStatus.OK, None),
             "1 of 2 workflows ended well.\nb.json: not started",
@@ -191,7 +191,7 @@ def test_all_are_shown_before_the_one_question(folder: Folder) -> None:
     before, _, after = result.out.partition("Run 2 workflows? [y/N] ")
     assert "a.json: 2 nodes" in before and "b.json: 2 nodes" in before
     assert "Run" not in after.partition("1/2  a.json")[0] and "2/2  b.json" in after
-    assert result.out.count("[y/N]") == 1 and "All 2 workflows ended well." in after
+    assert result.out.count("[y/N]") == 1 and "2 workflows ended well." in after
 
 
 def test_no_runs_nothing(folder: Folder, simulator: Any) -> None:

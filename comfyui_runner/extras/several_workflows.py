@@ -128,7 +128,7 @@ def end_of_all(paths: Sequence[str], ends: Ends, stopped_with: ExitStatus) -> Re
     good = sum(status is ExitStatus.OK for status in ends.values())
     message = f"{good} of {len(paths)} workflows ended well."
     if good == len(paths):
-        message = f"All {len(paths)} workflows ended well."
+        message = f"{len(paths)} workflows ended well."
     others = [
         f"{path}: {describe_status(ends, number)}"
         for number, path in enumerate(paths)
