@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, cast
@@ -123,11 +124,12 @@ def test_a_file_and_a_part_of_it(sim: Simulator) -> None:
     etag = f'ETag: "{100 * 10**9:x}-{len(content):x}"'
     named = 'Content-Disposition: filename="a.bin"'
     begin = [named, OCTETS, etag, "Last-Modified: Thu, 01 Jan 1970 00:01:40 GMT", "Accept-Ranges: bytes"]
+    beyond_the_end = f"416 {HTTPStatus(416).phrase}"  # Python 3.13 left "Requested" out
     for lines, status, more, part in (
         ((), "200 OK", ["Content-Length: 256000"], content),
         (("Range: bytes=9-11",), "206 Partial Content", ["Content-Length: 3"], content[9:12]),
         (("Range: bytes=99000-",), "206 Partial Content", ["Content-Length: 157000"], content[99000:]),
-        (("Range: bytes=256000-",), "416 Requested Range Not Satisfiable", ["Content-Length: 0"], b""),
+        (("Range: bytes=256000-",), beyond_the_end, ["Content-Length: 0"], b""),
         (
             ("Range: bytes=9-11", "If-Range: Thu, 01 Jan 1970 00:01:39 GMT"),
             *("200 OK", ["Content-Length: 256000"], content),
