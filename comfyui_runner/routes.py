@@ -178,7 +178,7 @@ ROUTES: Tuple[Route, ...] = (
         method="DELETE",
         path="/runs/{prompt_id}",
         handler="remove_run",
-        summary="Takes a run that has ended off the list; its files stay in ComfyUI.",
+        summary="Removes a run that has ended from the list; its files stay in ComfyUI.",
         statuses=(204, 404, 409),
         curl="-X DELETE {url}/runs/PROMPT_ID",
     ),

@@ -61,7 +61,7 @@ def test_nothing_is_unloaded_while_somebody_else_waits(simulator: Any, workflow_
 
     other = threading.Thread(target=submit_behind_ours)
     other.start()
-    result = go(simulator, workflow_file(slow_prompt(seconds=1.5)), "--free")
+    result = go(simulator, workflow_file(slow_prompt(seconds=6.0)), "--free")
     other.join(30)
     assert result.status == 0 and simulator.unloads == 0
     notices = [event["message"] for event in result.events if event["event"] == "notice"]

@@ -729,9 +729,11 @@ def test_the_settings_of_an_earlier_run_come_back(make_service: Any, visit: Any,
     wait_until(lambda: service.value("5", "seed") == 22, what="the way back")
     wait_until(lambda: service.value("2", "text") == "a blue fox", what="the way back")
 
+    page.locator("#times-to-run").fill("5")  # how often Run runs, not this button
     page.get_by_role("button", name="Run again with a new seed").click()
     expect(page.locator("#runs li")).to_have_count(3)
     wait_until(lambda: service.phases() == ["success"] * 3, what="the end of the run")
+    expect(alerts(page).get_by_role("button", name="Undo")).to_be_visible()  # what was typed is not lost
     newest = prompts(service.simulator)[-1]
     assert newest["2"]["inputs"]["text"] == "a red fox " + HOSTILE
     assert newest["5"]["inputs"]["steps"] == 10 and newest["5"]["inputs"]["seed"] not in (11, 22)
@@ -852,8 +854,9 @@ def test_two_thousand_runs_are_scrolled_and_searched(make_service: Any, visit: A
     page = visit(service)
     expect(page.locator("#runs li").first).to_contain_text("picture number 2000")
     assert page.locator("#runs li").count() <= 400  # the others come when they are scrolled to
-    pictures = page.evaluate("() => document.querySelectorAll('#runs img[src]').length")
-    assert 0 < pictures < 60  # those that are in view
+    count_pictures = "() => document.querySelectorAll('#runs img[src]').length"
+    wait_until(lambda: page.evaluate(count_pictures) > 0, what="a picture in view")
+    assert page.evaluate(count_pictures) < 60  # only those that are in view
 
     def scroll_to_the_end() -> bool:
         page.locator("#runs li").last.scroll_into_view_if_needed()
@@ -867,7 +870,7 @@ def test_two_thousand_runs_are_scrolled_and_searched(make_service: Any, visit: A
     expect(page.locator("#runs li")).to_have_count(1)
     shot(page, "found")
     page.locator("#find").fill("nothing like it")
-    expect(page.locator("#runs-end")).to_have_text("No run has that.")
+    expect(page.locator("#runs-end")).to_have_text("No runs match.")
     page.reload()
     page.locator("#find").fill("number 1")
     expect(page.locator("#runs li")).to_have_count(1111)  # on pages that were not scrolled to
@@ -978,7 +981,7 @@ def test_several_runs_are_started_at_once_and_all_of_them_stopped(make_service: 
     assert len({each["1"]["inputs"]["seed"] for each in prompts(service.simulator)}) == 4
     shot(page, "several")
     page.get_by_role("button", name=re.compile("^Remove the run of")).first.click()
-    expect(page.locator("#runs li").first).to_contain_text("Taken off the queue")
+    expect(page.locator("#runs li").first).to_contain_text("Removed from the queue")
     assert service.phases()[1:] == ["queued", "queued", "running"]
     page.get_by_role("button", name="Stop all").click()
     expect(page.locator("#stop")).to_be_disabled()
@@ -1018,9 +1021,9 @@ def test_stop_takes_ours_off_the_queue_and_leaves_the_one_that_runs(make_service
     expect(page.locator("#runs li")).to_have_count(2)
     expect(page.locator("#waiting")).to_have_text("+1 waiting")
     page.get_by_role("button", name=re.compile("^Remove the run of")).click()  # the second, in the list
-    expect(page.locator("#runs li").first).to_contain_text("Taken off the queue")
+    expect(page.locator("#runs li").first).to_contain_text("Removed from the queue")
     page.locator("#stop").click()
-    expect(page.locator("#runs li").last).to_contain_text("Taken off the queue")
+    expect(page.locator("#runs li").last).to_contain_text("Removed from the queue")
     assert service.phases() == ["deleted", "deleted"]
     assert phase_elsewhere(service.simulator, foreign) == "running"
 

@@ -148,7 +148,7 @@ def test_what_comfyui_has_lost_meanwhile_is_lost(make_process: Start, simulator:
 def test_runs_wait_for_a_comfyui_that_is_away_and_may_be_cancelled_meanwhile(
     make_process: Start, simulator: Any
 ) -> None:
-    process = make_process(slow_prompt(steps=10, seconds=4.0))
+    process = make_process(slow_prompt(steps=10, seconds=30.0))
     first = process.start_run()
     second = process.start_run()
     process.kill()

@@ -78,7 +78,12 @@ function upload(path, file, progressed) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(), form = new FormData();
     form.append("image", file, file.name || "pasted.png");
-    request.upload.addEventListener("progress", (event) => event.lengthComputable && progressed(event.loaded / event.total));
+    let quiet; // aborts an upload of which a minute long nothing moves
+    const moved = () => { clearTimeout(quiet); quiet = setTimeout(() => request.abort(), 60000); };
+    moved();
+    request.upload.addEventListener("progress", (event) => { moved(); if (event.lengthComputable) progressed(event.loaded / event.total); });
+    request.addEventListener("loadend", () => clearTimeout(quiet));
+    request.addEventListener("abort", () => reject(new Refused(0)));
     request.addEventListener("load", () => { try { resolve(answered(request.status, request.responseText, request.getResponseHeader("Retry-After"))); } catch (error) { reject(error); } });
     request.addEventListener("error", () => reject(new Refused(0)));
     request.open("POST", path);
@@ -113,6 +118,8 @@ const app = {
   started: new Set(), // the runs that were started in this tab, by prompt_id
   restarts: 0, // how often the runner may have been restarted
   next: undefined, // the path of the next page of earlier runs, null at the end
+  moreAt: 0, // when it may be asked for, after an answer that was none
+  endOfRunsIsInView: false,
   sending: false, stopping: null, live: false, news: "",
 };
 const pageOfRuns = 200; // so many runs does the runner list at a time
@@ -566,7 +573,7 @@ function showForm(specs) {
     app.layout = layout;
     $("form").replaceChildren(...groupsOrFolds(groupsOf(important), "card", mostCards));
     if (!important.length) {
-      $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has nothing that must be set." : "The form is complete when ComfyUI answers."));
+      $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has no main settings." : "The form is complete when ComfyUI answers."));
       $("more").open = true;
     }
     const groups = groupsOf(rest), isBig = groups.length > mostCards;
@@ -675,13 +682,13 @@ function showField(field) {
 
 const noAnswer = "Not started: the runner does not answer.";
 
-async function run() {
+/** Runs what is in the form, ``times`` times. ``keepsNotice``: what was said last stays, with its Undo. */
+async function run({ times = timesToRun(), keepsNotice = false } = {}) {
   if (app.sending || app.link === "login") return;
   app.unanswered = app.stopsAll = false;
   app.sent = 0;
-  const times = timesToRun();
   app.sending = true; // a second press while the first is on its way would run twice
-  notice("");
+  if (!keepsNotice) notice("");
   for (const field of fields.values()) if (!field.refused) setError(field, ""); // of the run before
   draw();
   try {
@@ -702,7 +709,7 @@ async function run() {
     const line = marked.length ? `Not started. See ${namesOf(marked)}.` : app.sent ? `${app.sent} of ${times} started. ${inPageWords(error.words)}` : error.status ? inPageWords(error.words) : noAnswer;
     const about = elsewhere.length ? [] : marked;
     if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"), undefined, true, about);
-    app.unanswered = error.status === 0;
+    app.unanswered = error.status === 0 && !app.sent; // that some were not started stays said
     app.news = app.sent ? "" : "Not started";
     if (marked.length) showField(marked[0]);
   } finally {
@@ -802,7 +809,7 @@ async function useSettings(run, newSeed) {
 }
 
 async function runAgain(earlier) {
-  if (await useSettings(earlier, true)) await run();
+  if (await useSettings(earlier, true)) await run({ times: 1, keepsNotice: true });
 }
 
 async function removeRun(run) {
@@ -833,7 +840,7 @@ function drawSettings(run) {
 
 // ---------------------------------------------------------------- drawing
 
-const phases = { submitting: "Sending to ComfyUI", queued: "Waiting", running: "Running", success: "Done", error: "Failed", interrupted: "Stopped", deleted: "Taken off the queue", lost: "Lost", rejected: "Refused" };
+const phases = { submitting: "Sending to ComfyUI", queued: "Waiting", running: "Running", success: "Done", error: "Failed", interrupted: "Stopped", deleted: "Removed from the queue", lost: "Lost", rejected: "Refused" };
 const marks = { success: "✓", error: "!", rejected: "!", lost: "?", interrupted: "■", deleted: "■", running: "▶" };
 
 function phaseText(run) {
@@ -850,7 +857,7 @@ function endText(run) {
   const where = title ? ` at ${title}` : "";
   if (run.phase === "error") return `Failed${where} after ${seconds(run.seconds)}`;
   if (run.phase === "interrupted") return `Stopped${where}${step}`;
-  if (run.phase === "deleted") return "Taken off the queue before it ran";
+  if (run.phase === "deleted") return "Removed from the queue before it ran";
   if (run.phase === "rejected") return "Refused by ComfyUI: nothing ran";
   return inPageWords(run.message) || phaseText(run);
 }
@@ -1024,11 +1031,13 @@ const pictureLoaders = () => [...fields.values()].filter(({ spec }) => spec.kind
 /** Uploads a picture that a run made, for a node that loads one. */
 async function usePicture(output, field) {
   try {
-    const answer = await fetch(outputURL(output));
+    const answer = await fetch(outputURL(output), { signal: AbortSignal.timeout(60000) });
     if (!answer.ok) throw new Refused(answer.status);
     const file = new File([await answer.blob()], output.filename || "picture.png", { type: answer.headers.get("Content-Type") || "" });
-    await sendFile(field, file);
-    showField(field);
+    const key = keyOf(field.spec.node_id, field.spec.input);
+    if (!fields.has(key)) return notice("The form has changed. Choose the picture again.");
+    await sendFile(fields.get(key), file);
+    if (fields.has(key)) showField(fields.get(key)); // the upload may have built it anew
   } catch (error) {
     notice(`The picture was not loaded. ${error.words || "The runner does not answer."}`);
   }
@@ -1073,7 +1082,7 @@ function drawResults(run) {
     return faults.length ? [h("div", { class: "card bad" }, h("ul", {}, ...faults.map(faultItem)))] : [];
   });
   $("faults").style.marginBottom = $("faults").childElementCount ? "14px" : "";
-  redraw($("outputs"), toJSON(run && [run.prompt_id, outputs, pictureLoaders().map((field) => field.name)]), () => outputs.map(figure));
+  redraw($("outputs"), toJSON(run && [run.prompt_id, outputs, pictureLoaders().map((field) => [keyOf(field.spec.node_id, field.spec.input), field.name])]), () => outputs.map(figure));
   $("outputs").classList.toggle("many", outputs.length > 1);
   const nodes = run && run.over ? run.nodes || [] : [];
   $("times").hidden = !nodes.length;
@@ -1139,7 +1148,7 @@ function drawRuns() {
   $("latest").hidden = !app.selected;
   $("stop-all").hidden = all.filter(busy).length < 2;
   $("find-box").hidden = all.length < 5 && !wanted;
-  say($("runs-end"), app.next ? "Loading earlier runs …" : wanted && !runs.length ? "No run has that." : "");
+  say($("runs-end"), app.next ? "Loading earlier runs …" : wanted && !runs.length ? "No runs match." : "");
   const listed = new Set(runs.map((run) => run.prompt_id));
   for (const [id, row] of rows) if (!listed.has(id)) { row.remove(); rows.delete(id); }
   let next = $("runs").firstElementChild;
@@ -1149,7 +1158,7 @@ function drawRuns() {
     if (row === next) next = next.nextElementSibling;
     else $("runs").insertBefore(row, next);
     const waits = busy(run) && run !== active, picture = run.outputs.find((output) => output.kind === "image" && output.url);
-    if (row.run !== run || row.waits !== waits) redraw(row, toJSON([run.phase, run.ahead, run.message, picture, waits, run.seeds]), () => { row.isCurrent = null; return runRow(run, waits); });
+    if (row.run !== run || row.waits !== waits) redraw(row, toJSON([run.phase, run.over, run.ahead, run.message, picture, waits, run.seeds]), () => { row.isCurrent = null; return runRow(run, waits); });
     Object.assign(row, { run, waits });
     if (row.isCurrent !== (shown === run)) row.firstElementChild.setAttribute("aria-current", row.isCurrent = shown === run);
   }
@@ -1216,14 +1225,15 @@ function forgetRun(prompt_id) {
 
 /** Reads the next page of earlier runs. */
 async function loadMore(limit = pageOfRuns) {
-  if (app.loadingMore || !app.next || app.link !== "open") return;
+  if (app.loadingMore || !app.next || app.link !== "open" || performance.now() < app.moreAt) return;
   app.loadingMore = true;
   try {
     const { runs, next } = await api(app.next.replace(/limit=\d+/, `limit=${limit}`), { timeout: 30 });
     app.next = next;
     for (const run of runs) if (!app.runs.has(run.prompt_id)) app.runs.set(run.prompt_id, withDefaults(run));
   } catch (error) {
-    if (!(error instanceof Refused)) throw error; // it is asked again when the end of the list is seen again
+    if (!(error instanceof Refused)) throw error;
+    app.moreAt = performance.now() + 5000; // then it is asked again
   } finally { app.loadingMore = false; }
   draw();
 }
@@ -1364,7 +1374,7 @@ function showPreview(data) {
 
 // ---------------------------------------------------------------- the page's own controls
 
-$("run").addEventListener("click", run);
+$("run").addEventListener("click", () => run());
 $("stop").addEventListener("click", () => { const active = activeRun(); if (active) stop(active.prompt_id); });
 $("use-settings").addEventListener("click", () => useSettings(shownRun(activeRun()), false));
 $("run-again").addEventListener("click", () => runAgain(shownRun(activeRun())));
@@ -1372,12 +1382,15 @@ $("remove-run").addEventListener("click", () => removeRun(shownRun(activeRun()))
 $("stop-all").addEventListener("click", stopAll);
 $("find-field").addEventListener("input", findField);
 $("find").addEventListener("input", draw);
-new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) loadMore(); }, { rootMargin: "600px" }).observe($("runs-end"));
+new IntersectionObserver(([{ isIntersecting }]) => {
+  app.endOfRunsIsInView = isIntersecting;
+  if (isIntersecting) loadMore();
+}, { rootMargin: "600px" }).observe($("runs-end"));
 $("latest").addEventListener("click", () => { app.selected = null; draw(); });
 $("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
 $("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
 $("download").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(); });
-$("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow is as in the file again.", "workflow/reset", { method: "POST", body: "{}" }); });
+$("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow was reset to the file.", "workflow/reset", { method: "POST", body: "{}" }); });
 addEventListener("click", (event) => { if (!$("menu").contains(event.target)) $("menu").open = false; });
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) { event.preventDefault(); run(); }
@@ -1409,6 +1422,7 @@ document.addEventListener("visibilitychange", () => {
 addEventListener("pagehide", leave);
 addEventListener("pageshow", (event) => { if (event.persisted && app.link !== "login") poll(); });
 setInterval(() => {
+  if (app.endOfRunsIsInView) loadMore(); // where the last answer was none, or was short
   if (activeRun()) draw(); // seconds go on
   attend();
   const patience = streaming ? 25000 : 2500;
