@@ -18,6 +18,7 @@ from comfyui_runner.files import (
     path_for_people,
     read_regular_file,
     save_bytes,
+    when_not_in_use,
     write_file,
     write_text_file,
 )
@@ -190,6 +191,18 @@ def test_a_file_that_stays_in_use_is_given_up_and_leaves_nothing_behind(
     with pytest.raises(SharingViolation):
         write(tmp_path, "a.png")
     assert files_in(tmp_path) == []
+
+
+def test_only_a_file_in_use_is_tried_again() -> None:
+    tries = []
+
+    def refuse() -> None:
+        tries.append(1)
+        raise PermissionError(13, "Permission denied", "a.png")
+
+    with pytest.raises(PermissionError):
+        when_not_in_use(refuse)
+    assert len(tries) == 1
 
 
 def test_names_that_the_system_takes_for_one_do_not_overwrite_each_other(tmp_path: Any) -> None:

@@ -82,6 +82,8 @@ def test_a_refusal_lists_its_problems_up_to_a_number() -> None:
     assert len(lines) == 22
     assert error.answer == {"error": "has ***"}
     assert len(error.problems) == 12
+    error.problems = error.problems[:10]
+    assert "more:" not in str(raised(error, "s3cret-token"))
     error.problems = error.problems[:1]
     assert len(str(raised(error)).split("\n")) == 3
 
