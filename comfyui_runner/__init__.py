@@ -7,7 +7,7 @@ The script beside this folder tells the story.
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # -- the Python API: its modules are imported when one of these names is first used ----------------
 
