@@ -339,12 +339,6 @@ def test_the_example_of_the_module_works(monkeypatch: Any, capsys: Any) -> None:
     assert "steps 30" in capsys.readouterr().out
 
 
-def test_the_example_of_the_simulator_works(capsys: Any) -> None:
-    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```$", read(os.path.join("docs", "TESTING.md")))
-    exec(compile(example, "TESTING.md", "exec"), {})
-    assert "queue_running" in capsys.readouterr().out
-
-
 def test_files_that_the_text_names_exist() -> None:
     for name in DOCUMENTS:
         for path in re.findall(r"`((?:tests|docs|_assets|\.ci)/[\w./]+)`", read(name)):
