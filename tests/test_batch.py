@@ -21,6 +21,7 @@ from simulated import txt2img
 from support import FAST, SCRIPT, Outcome, Terminal, call, node, run, seconds_since, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
+from comfyui_runner.extras import batch_job
 from comfyui_runner.extras.batches import Tally
 from comfyui_runner.simulator.installation import MODELS
 from comfyui_runner.simulator.life import Life
@@ -423,8 +424,23 @@ def test_a_page_of_somebody_else_is_not_replaced_by_a_sheet(batch: Batch) -> Non
     batch.csv("3.text", "a fox")
     result = batch("-o", str(out))
     assert result.status == ExitStatus.OK
-    assert "is not one of our sheets" in result.out
+    assert "The sheet was not written: " in result.out and "is not one of our sheets" in result.out
+    assert result.event("batch")["sheet"] is None and "Sheet: " not in result.event("batch")["message"]
     assert (out / "sheet.html").read_text(encoding="utf-8") == "<p>mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_sheet_that_cannot_be_written_in_time_is_not_reported(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe stands for a drive that does not answer."""
+    monkeypatch.setattr(batch_job, "LAST_SHEET", 0.2)
+    out = batch.folder / "out"
+    out.mkdir()
+    os.mkfifo(str(out / "sheet.html"))
+    batch.csv("3.text", "a fox")
+    result = batch("-o", str(out))
+    assert result.status == ExitStatus.OK
+    assert result.event("batch")["sheet"] is None and "Sheet: " not in result.event("batch")["message"]
+    assert "could not be written within 0.2 s." in result.out
 
 
 def test_a_text_file_is_a_prompt_per_line(batch: Batch) -> None:

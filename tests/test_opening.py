@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from typing import Any, List
 
 import pytest
-from support import run, slow_prompt, wait_until
+from support import ROOT, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.extras.opening import choose_what_to_open, command_that_opens, may_be_opened
+from comfyui_runner.extras.opening import choose_what_to_open, command_that_opens, may_be_opened, open_file
 
 
-@pytest.mark.parametrize("name", ["a.png", "A.JPG", "b.mp4", "c.flac", "sheet.html", "x/sheet.html"])
-def test_pictures_videos_sounds_and_sheets_are_opened(name: str) -> None:
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "b.mp4", "c.flac"])
+def test_pictures_videos_and_sounds_are_opened(name: str) -> None:
     assert may_be_opened(name)
 
 
-@pytest.mark.parametrize("name", ["a.bat", "a.png.exe", "a.html", "a.svg", "a.lnk", "png", ".png", "a.", "a.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.bat", "a.png.exe", "a.html", "sheet.html", "out/sheet.html", "a.svg", "a.lnk", "png", ".png", "a.", "a.txt"],
+)
 def test_what_could_start_something_is_not_opened(name: str) -> None:
     assert not may_be_opened(name)
 
@@ -76,6 +80,23 @@ def test_a_machine_without_a_program_that_opens_files_says_so(
     result = go(simulator, workflow_file(slow_prompt()), "-o", str(tmp_path / "out"), "--open")
     assert result.status == ExitStatus.OK
     assert "cannot be opened: this machine has no" in result.err + result.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens files by a function of its own")
+def test_a_program_that_cannot_be_started_is_said(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("xdg-open", "open"):
+        (tmp_path / name).write_text("#!/no/such/interpreter\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert open_file("/a.png") == "--open: /a.png cannot be opened: No such file or directory."
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens files by a function of its own")
+def test_a_viewer_has_been_started_when_the_program_leaves_at_once(opened: Any) -> None:
+    code = "import os; from comfyui_runner.extras.opening import open_file; open_file('/a.png'); os._exit(0)"
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True)
+    wait_until(lambda: len(opened.read_text().splitlines()) == 5, what="the viewers")
 
 
 def test_nothing_to_open_is_said(simulator: Any, workflow_file: Any, tmp_path: Any, opened: Any) -> None:

@@ -40,6 +40,7 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.batch_files import Manifest, count_rows, manifest_path, open_rows
 from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
+from comfyui_runner.extras.opening import open_file
 from comfyui_runner.extras.server_pool import Member, ServerPool, ask_whether_it_answers
 from comfyui_runner.extras.sheet import Sheet
 from comfyui_runner.files import WrittenFiles
@@ -61,7 +62,6 @@ from comfyui_runner.steps import (
     find_spending,
     load_workflow,
     make_destination,
-    open_saved,
     require_terminal_or_yes,
     show_workflow,
 )
@@ -272,7 +272,7 @@ class BatchJob:
         self._written = WrittenFiles()
         self._reading = asyncio.Lock()
         self._sheet = make_sheet_of_batch(settings, manifest)
-        self._trouble_with_sheet = ""
+        self._written_sheet: Optional[str] = None  #: once the one with all rows is written
         self._row_has_ended = asyncio.Event()
 
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
@@ -329,19 +329,28 @@ class BatchJob:
         # Ctrl+C must not wait for a drive that is slow.
         seconds = LAST_SAVING if self.console.stopping else LAST_SHEET
         await asyncio.wait([writing], timeout=seconds)
+        trouble = f"{self._sheet.path} could not be written within {seconds:g} s."
+        if writing.done():
+            trouble = writing.result()
         await end_tasks([writing])
-        if self._trouble_with_sheet:
-            self.console.notice(f"The sheet is not complete: {self._trouble_with_sheet}")
-        elif self.settings.open and not self.console.stopping:
-            open_saved([self._sheet.path], self.console)
+        if trouble:
+            self.console.notice(f"The sheet was not written: {trouble}")
+            return
 
-    def _write_sheet(self) -> None:
+        self._written_sheet = self._sheet.path
+        if self.settings.open and not self.console.stopping:
+            trouble = open_file(self._sheet.path)
+            if trouble:
+                self.console.notice(trouble)
+
+    def _write_sheet(self) -> str:
+        """Writes the sheet: "", or why it cannot be written."""
         assert self._sheet is not None
         try:
             self._sheet.write()
-            self._trouble_with_sheet = ""
         except SaveError as error:
-            self._trouble_with_sheet = error.message
+            return error.message
+        return ""
 
     # -- the workers -------------------------------------------------------------------------------
 
@@ -628,7 +637,7 @@ class BatchJob:
             "cancelled": tally.cancelled,
             "seconds": round(tally.seconds, 3),
             "manifest": self.manifest.path or None,
-            "sheet": self._sheet.path if self._sheet is not None else None,
+            "sheet": self._written_sheet,
             "message": self._end_in_words(tally, exit_status),
             "exit_status": int(exit_status),
         }
@@ -640,8 +649,8 @@ class BatchJob:
         message = tally.end_in_words(is_cut_short)
         if tally.done and self.settings.output:
             message += f"\nSaved in {folder_before_fields(self.settings.output)}"
-        if self._sheet is not None and self.tally.ended:
-            message += f"\nSheet: {self._sheet.path}"
+        if self._written_sheet is not None:
+            message += f"\nSheet: {self._written_sheet}"
         if self.fatal is not None:
             message += f"\n{self.fatal.message} {self.fatal.remedy}"
         if exit_status is not ExitStatus.OK and self.manifest.path:

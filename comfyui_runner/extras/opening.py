@@ -8,11 +8,10 @@ import subprocess
 import sys
 from typing import Iterable, List, Optional, Sequence
 
-from comfyui_runner.extras.sheet import SHEET_NAME
 from comfyui_runner.threads import start_thread
 
 #: The endings of files that are opened. On Windows to open a file may mean to run it (.bat), and a
-#: browser runs the scripts in some (.svg).
+#: browser runs the scripts in some (.svg, .html).
 OPENED_ENDINGS = (
     *("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jxl"),
     *("mp4", "webm", "mkv", "mov", "avi", "m4v"),
@@ -28,7 +27,7 @@ def choose_what_to_open(paths: Iterable[str]) -> Optional[str]:
 def may_be_opened(path: str) -> bool:
     """Whether opening the file cannot start anything but a viewer."""
     ending = os.path.splitext(path)[1][1:].lower()
-    return ending in OPENED_ENDINGS or os.path.basename(path) == SHEET_NAME
+    return ending in OPENED_ENDINGS
 
 
 def command_that_opens(path: str, platform: str) -> List[str]:
@@ -51,11 +50,20 @@ def open_file(path: str) -> str:
     command = command_that_opens(path, sys.platform)
     if shutil.which(command[0]) is None:
         return f"--open: {path} cannot be opened: this machine has no {command[0]}."
-    start_thread(show_by, command)
+    try:
+        viewer = start_viewer(command)
+    except OSError as error:
+        return f"--open: {path} cannot be opened: {error.strerror or error}."
+    start_thread(viewer.wait)  # a process that nobody waits for stays in the system's table
     return ""
 
 
-def show_by(command: Sequence[str]) -> None:
-    """Calls a viewer. Ctrl+C in our terminal does not close it."""
+def start_viewer(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Starts a viewer: it runs on return, since the program may leave at once after that.
+
+    Ctrl+C in our terminal does not close it. Raises OSError.
+    """
     nothing = subprocess.DEVNULL
-    subprocess.call(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+    return subprocess.Popen(
+        command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+    )
