@@ -960,8 +960,8 @@ def test_a_file_for_all_rows_that_cannot_be_uploaded_ends_the_batch(make_simulat
 def files(folder: Any) -> List[str]:
     """All files below a folder, without the manifest and the sheet."""
     found = [os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names]
-    of_batch = ("manifest.jsonl", "sheet.html")
-    return sorted(name.replace(os.sep, "/") for name in found if os.path.basename(name) not in of_batch)
+    made = (name for name in found if os.path.basename(name) != "manifest.jsonl" and not name.endswith("sheet.html"))
+    return sorted(name.replace(os.sep, "/") for name in made)
 
 
 def test_each_row_has_a_folder_and_the_manifest_lies_beside_them(batch: Batch) -> None:

@@ -15,11 +15,13 @@ from comfyui_runner.extras.sheet import (
     SHEET_MARK,
     Axes,
     Sheet,
+    absolute_address,
     address_from,
     choose_axes,
     index_manifest,
     make_sheet,
     read_cells,
+    sheet_path,
 )
 
 
@@ -160,6 +162,31 @@ def test_what_is_in_a_manifest_cannot_become_markup() -> None:
 def test_addresses_lead_to_the_files_from_where_the_page_is(tmp_path: Any) -> None:
     path = os.path.join(str(tmp_path), "a b", "50%#1.png")
     assert address_from(path, str(tmp_path)) == "a%20b/50%25%231.png"
+
+
+def test_a_name_that_is_no_text_does_not_end_the_sheet() -> None:
+    assert address_from(os.path.join("out", "a\udcff.png"), "out") == "a%3F.png"
+    page_of(entry(1, name="a\ud800.png"))
+
+
+def test_a_path_that_is_relative_to_its_drive_has_an_address(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = absolute_address(os.path.join("out", "a b.png"))
+    assert address.startswith("file:///") and address.endswith("/out/a%20b.png")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sheet"),
+    [
+        ("manifest.jsonl", "sheet.html"),
+        ("rows1.manifest.jsonl", "rows1.sheet.html"),
+        ("rows2.manifest.jsonl", "rows2.sheet.html"),
+        ("log.jsonl", "log.sheet.html"),
+        ("my.log", "my.sheet.html"),
+    ],
+)
+def test_each_manifest_of_a_folder_has_a_sheet_of_its_own(manifest: str, sheet: str) -> None:
+    assert sheet_path(os.path.join("out", manifest)) == os.path.join("out", sheet)
 
 
 def test_a_long_value_is_cut_and_shown_whole_at_the_pointer() -> None:

@@ -26,11 +26,8 @@ from comfyui_runner.json_text import parse_json
 from comfyui_runner.media import kind_of_name
 from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
 
-#: The name of the page, and the line by which we know a page of ours.
-SHEET_NAME, SHEET_MARK = (
-    "sheet.html",
-    "<!-- made by comfyui-workflow-runner: it may be replaced -->",
-)
+#: The line by which we know a page of ours.
+SHEET_MARK = "<!-- made by comfyui-workflow-runner: it may be replaced -->"
 
 #: Values of one name that make an axis of a grid, and that are told apart at all.
 MOST_ON_AXIS, MOST_DISTINCT = 40, 200
@@ -277,8 +274,18 @@ def address_from(path: str, folder: str) -> str:
     try:
         relative = os.path.relpath(path, folder)
     except ValueError:  # on another drive of Windows
-        return Path(path).as_uri()
-    return urllib.parse.quote(relative.replace(os.sep, "/"))
+        return absolute_address(path)
+    # A name on Linux may be no text, and half of a pair of surrogates is none in UTF-8.
+    return urllib.parse.quote(relative.replace(os.sep, "/"), errors="replace")
+
+
+def absolute_address(path: str) -> str:
+    """The address of a file for a page on another drive.
+
+    On Windows a path may have a drive and yet be relative: ``D:out`` is in D's current folder.
+    """
+    whole = Path(os.path.abspath(path))
+    return whole.as_uri()
 
 
 def caption_of(value: Any) -> str:
@@ -295,11 +302,25 @@ def shorten(text: str) -> str:
     return one_line(text, CAPTION_LENGTH)
 
 
+def sheet_path(manifest: str) -> str:
+    """Where the page of a manifest is: ``sheet.html``, or ``x.sheet.html`` of another name.
+
+    Several batches may have their manifests in one folder, and each of them has a page.
+    """
+    folder, name = os.path.split(manifest)
+    stem = os.path.splitext(name)[0]
+    if stem == "manifest":
+        return os.path.join(folder, "sheet.html")
+    if stem.endswith(".manifest"):
+        stem = os.path.splitext(stem)[0]
+    return os.path.join(folder, f"{stem}.sheet.html")
+
+
 class Sheet:
     """The page beside a manifest."""
 
     def __init__(self, manifest: str, title: str) -> None:
-        self.path = os.path.join(os.path.dirname(manifest), SHEET_NAME)
+        self.path = sheet_path(manifest)
         self._manifest = manifest
         self._title = title
         self._writing = threading.Lock()  # an older page must not come after a newer one
