@@ -353,7 +353,8 @@ class Service:
         """Submit a run and follow it: its record, and ComfyUI's answer.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
-        taken, 403 if it may not spend what it costs, and what Session.submit() raises.
+        taken, 403 if it may not spend what it costs, 503 if the service stops meanwhile, and what
+        Session.submit() raises.
         """
         prompt, notices = await in_thread(self.backend.name_models, new.prompt)
         key = self._key_for(prompt, new.extra)
@@ -369,9 +370,15 @@ class Service:
         run.patience = POST_PATIENCE
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
-        if not self.records.add(record, self.options.max_queue):
+        refusal = None
+        # From here on nothing is awaited until the run is added: stop() cancels those it finds.
+        if self.stopping.is_set():
+            refusal = service_stopping()
+        elif not self.records.add(record, self.options.max_queue):
+            refusal = self._queue_full()
+        if refusal is not None:
             await self._leave(record)
-            raise self._queue_full()
+            raise refusal
 
         for notice in notices:
             self.report(run, {"event": "notice", "message": notice})
@@ -625,8 +632,7 @@ class Service:
     def require_comfyui(self) -> None:
         """Raises HttpError 503 while no run can be started."""
         if self.stopping.is_set():
-            message = "The service is stopping."
-            raise HttpError(503, "service_stopping", message)
+            raise service_stopping()
         self.backend.require_connection()
 
     def require_room(self) -> None:
@@ -721,6 +727,11 @@ class Service:
             "token_required": self.options.guard.token is not None,
             "state_file": self.keeper.path,
         }
+
+
+def service_stopping() -> HttpError:
+    """The answer to a client whose run would be started while the service stops."""
+    return HttpError(503, "service_stopping", "The service is stopping.")
 
 
 async def wait_for_socket(session: Session, prompt: Prompt) -> None:

@@ -20,6 +20,7 @@ from support import FAST, SCRIPT, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.routes import ROUTES
+from comfyui_runner.simulator import Faults
 
 
 def test_the_start_is_three_lines_the_last_one_says_where(service: Middleware) -> None:
@@ -156,6 +157,22 @@ def test_a_service_that_is_stopping_starts_nothing(make_middleware: Make, simula
     wait_until(service.service.stopping.is_set)
     answer = service.get("/queue")
     assert (answer.status, answer.error) == (503, "service_stopping") and "retry-after" in answer.headers
+    assert ("POST", "/prompt") not in simulator.requests
+
+
+def test_what_is_being_started_when_the_service_stops_is_not_sent(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator)
+    simulator.faults = Faults(http_hang={"/queue": 1.2})
+    body = {"prompt": slow_prompt(), "prompt_id": "01234567-89ab-cdef-0123-456789abcdef"}
+    asked = simulator.requests.count(("GET", "/queue"))
+    answers = []
+    client = threading.Thread(target=lambda: answers.append(service.post("/prompt", body)))
+    client.start()
+    wait_until(lambda: simulator.requests.count(("GET", "/queue")) > asked, what="the look for the prompt_id")
+    assert service.stop() == 0
+    client.join(10.0)
+    (answer,) = answers
+    assert (answer.status, answer.error) == (503, "service_stopping")
     assert ("POST", "/prompt") not in simulator.requests
 
 
