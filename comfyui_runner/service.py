@@ -45,7 +45,6 @@ from comfyui_runner.files import WrittenFiles
 from comfyui_runner.guard import Guard
 from comfyui_runner.held_workflow import HeldWorkflow
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.json_text import parse_json
 from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
 from comfyui_runner.messages import HttpError
@@ -83,10 +82,10 @@ from comfyui_runner.stored_state import (
     TakeUp,
     how_to_take_up,
     seconds_left,
-    texts_of,
+    texts_of_run,
     unpack_prompt,
 )
-from comfyui_runner.text import JsonObject, as_dict, plural
+from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
 
@@ -316,7 +315,7 @@ class Service:
     def _restore(self, stored: StoredRun) -> RunRecord:
         """The record of a run that an earlier process has started and not seen end."""
         run = Run(unpack_prompt(stored.prompt), stored.prompt_id, time.monotonic(), asyncio.Event())
-        run.texts = texts_of(as_dict(parse_json(stored.shown)))
+        run.texts = texts_of_run(stored)
         run.most_picture_bytes = RECEIVED_BYTES
         if stored.phase is not Phase.SUBMITTING:
             run.state = run.state._replace(phase=Phase.QUEUED)

@@ -38,6 +38,7 @@ from comfyui_runner.steps import load_workflow, upload_files
 from comfyui_runner.stored_state import choose_state_path
 from comfyui_runner.text import plural
 from comfyui_runner.threads import end_tasks, in_thread
+from comfyui_runner.windows_files import reason_not_written
 
 #: Seconds between two tries to load a workflow that needs a ComfyUI which does not answer yet.
 LOAD_INTERVAL = 5.0
@@ -141,7 +142,7 @@ def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile
     except StateFileError as error:
         if not error.damaged:
             raise
-        new_path = set_aside(path, datetime.datetime.now())
+        new_path = set_damaged_aside(path, error)
         notify(
             f"The state file {path} cannot be used: {error.reason}. It was renamed to {new_path}."
         )
@@ -150,6 +151,18 @@ def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile
     if is_new:
         notify(f"Runs and edits are kept in {path} (--state none: in memory only).")
     return file, restored
+
+
+def set_damaged_aside(path: str, damage: StateFileError) -> str:
+    """Renames the state file at ``path``: its new path. Blocks.
+
+    Raises StateFileError where the system refuses that.
+    """
+    try:
+        return set_aside(path, datetime.datetime.now())
+    except OSError as error:
+        reason = reason_not_written(error)
+        raise StateFileError(f"{damage.reason}, and it cannot be renamed: {reason}") from None
 
 
 def open_and_read(path: str) -> Tuple[StateFile, Restored]:

@@ -140,6 +140,9 @@ class StateFile:
         self._connection: Any = sqlite3.connect(
             path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
         )
+        # A text that a disk has changed may not be UTF-8 any more: its checksum finds it. SQLite's
+        # own error would lose the whole file, and has the text in its message.
+        self._connection.text_factory = lambda text: text.decode(errors="replace")
         try:
             with sqlite_errors():
                 self._prepare()
@@ -254,7 +257,7 @@ class StateFile:
         query = "SELECT prompt FROM runs WHERE prompt_id = ?"
         with sqlite_errors():
             rows = self._run(query, prompt_id)
-        return next((bytes(prompt) for (prompt,) in rows), b"")
+        return next((_as_bytes(prompt) for (prompt,) in rows), b"")
 
     def remove(self, prompt_id: str) -> None:
         """Removes a run that has ended."""
@@ -267,13 +270,15 @@ class StateFile:
         if before is None:
             before = 2**62
         with sqlite_errors():
-            return [_as_run(row) for row in self._run(query, before, limit)]
+            rows = self._run(query, before, limit)
+        return [_as_run(row) for row in rows]
 
     def open_runs(self) -> List[StoredRun]:
         """The runs that have not ended, oldest first, with their prompts."""
         query = f"SELECT {_COLUMNS}, prompt FROM runs WHERE is_over = 0 ORDER BY number"
         with sqlite_errors():
-            return [_as_run(row)._replace(prompt=row[-1]) for row in self._run(query)]
+            rows = self._run(query)
+        return [_as_run(row)._replace(prompt=_as_bytes(row[-1])) for row in rows]
 
     # -- the held workflow -------------------------------------------------------------------------
 
@@ -288,7 +293,8 @@ class StateFile:
     def held(self) -> Dict[str, bytes]:
         """All that hold() wrote."""
         with sqlite_errors():
-            return {name: bytes(content) for name, content in self._run("SELECT * FROM held")}
+            rows = self._run("SELECT * FROM held")
+        return {name: _as_bytes(content) for name, content in rows}
 
     # -- statements --------------------------------------------------------------------------------
 
@@ -324,8 +330,12 @@ def _as_run(row: Any) -> StoredRun:
         known_phase = Phase(phase)
     except ValueError:
         raise StateFileError("it has a phase that does not exist", damaged=True) from None
-    if checksum_of(shown) != checksum:
+    is_intact = isinstance(shown, str) and checksum_of(shown) == checksum
+    if not is_intact:
         shown = ""  # SQLite itself notices only what breaks its own structure
+    # A column of SQLite holds values of every type.
+    if not isinstance(prompt_id, str) or not isinstance(created, (int, float)):
+        raise StateFileError("it has a run with values of other types", damaged=True)
     return StoredRun(
         number,
         prompt_id,
@@ -335,3 +345,10 @@ def _as_run(row: Any) -> StoredRun:
         is_cancelled=bool(is_cancelled),
         spooled=spooled_from_text(spooled),
     )
+
+
+def _as_bytes(value: Any) -> bytes:
+    """``value``, of a column of bytes. Raises StateFileError for a value of another type."""
+    if not isinstance(value, bytes):
+        raise StateFileError("it has another value where there should be bytes", damaged=True)
+    return value

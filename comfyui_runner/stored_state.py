@@ -12,7 +12,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.flags import NO_STATE
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import InputRef
-from comfyui_runner.reports import RunTexts
+from comfyui_runner.reports import NO_RUN_TEXTS, RunTexts
 from comfyui_runner.state import Phase
 from comfyui_runner.text import JsonObject, as_dict
 
@@ -77,7 +77,7 @@ def unpack_prompt(packed: bytes) -> Prompt:
 def check_run(run: StoredRun) -> None:
     """Raises ValueError if ``run``, which has not ended, cannot be taken up."""
     unpack_prompt(run.prompt)
-    texts_of(as_dict(parse_json(run.shown)))
+    texts_of_run(run)
 
 
 def spooled_as_text(spooled: Mapping[int, str]) -> str:
@@ -91,6 +91,13 @@ def spooled_from_text(text: str) -> Dict[int, str]:
         return {int(turn): str(key) for turn, key in as_dict(parse_json(text)).items()}
     except ValueError:
         return {}
+
+
+def texts_of_run(run: StoredRun) -> RunTexts:
+    """The texts that ``run`` alone has; none where they cannot be read any more."""
+    if not run.shown:
+        return NO_RUN_TEXTS
+    return texts_of(as_dict(parse_json(run.shown)))
 
 
 def texts_of(shown: JsonObject) -> RunTexts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import errno
 import json
 import time
+from pathlib import Path
 from typing import Any, Callable, List, Optional
 
 import pytest
@@ -244,6 +246,24 @@ def test_what_the_last_service_held_is_said_where_it_is_not_the_file(
 
     shown = tell(story)
     assert shown.startswith(words) and bool(shown) is bool(words)
+
+
+def test_a_damaged_state_file_that_cannot_be_renamed_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    path = tmp_path / "a.runs.sqlite3"
+    path.write_bytes(b"text")
+    for seconds in range(60):  # every new name for it that the clock may ask for is a folder's
+        now = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+        (tmp_path / f"{path.name}.unusable-{now:%Y%m%d-%H%M%S}").mkdir()
+
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        state = await open_state(settings, Loaded(slow_prompt(), str(tmp_path / "a.json")), desk.console)
+        await asyncio.sleep(0)  # the notice comes from a thread
+        assert not state.keeper.has_file
+
+    shown = tell(story, "--state", str(path))
+    assert "cannot be used: it is not a database, and it cannot be renamed: " in shown
+    assert shown.endswith("Runs and edits are kept in memory only.\n")
+    assert path.read_bytes() == b"text"
 
 
 def test_what_a_session_reports_is_shown_and_published_with_its_time() -> None:

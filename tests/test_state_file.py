@@ -217,33 +217,64 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_text_that_the_disk_has_changed_is_not_shown(tmp_path: Path) -> None:
+def change(path: str, statement: str) -> None:
+    """What a disk with faults, or another program, does to a state file."""
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("shown", ["'{]'", "CAST(x'7b22c3' AS TEXT)", "x'7b7d'"], ids=["JSON", "UTF-8", "type"])
+def test_a_text_that_the_disk_has_changed_is_not_shown(tmp_path: Path, shown: str) -> None:
     path = str(tmp_path / NAME)
     file = open_state_file(path)
     fill(file, 2)
     file.close()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE runs SET shown = '{]' WHERE number = 1")
-    connection.commit()
-    connection.close()
+    change(path, f"UPDATE runs SET shown = {shown} WHERE number = 1")
     file = open_state_file(path)
     assert [run.shown for run in file.page(9, None)] == ['{"outputs": []}', ""]
     file.close()
 
 
-def test_a_phase_that_does_not_exist_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "phase = 'dreaming'",
+        "phase = x'00'",
+        "prompt_id = x'00'",
+        "created = 'once'",
+        "prompt = 'text'",
+        "prompt = 5",
+    ],
+)
+def test_a_value_that_no_run_has_is_damage(tmp_path: Path, assignment: str) -> None:
+    """A column of SQLite holds values of every type; none of them ends the program."""
+    path = str(tmp_path / NAME)
+    file = open_state_file(path)
+    file.add(make_run(1), 9)
+    file.close()
+    change(path, f"UPDATE runs SET {assignment}")
+    file = open_state_file(path)
+    with pytest.raises(StateFileError) as caught:
+        file.open_runs()
+    assert caught.value.damaged
+    file.close()
+
+
+def test_a_prompt_or_a_workflow_that_is_not_bytes_is_damage(tmp_path: Path) -> None:
     path = str(tmp_path / NAME)
     file = open_state_file(path)
     fill(file, 1)
+    file.hold({"about": b"packed"})
     file.close()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE runs SET phase = 'dreaming'")
-    connection.commit()
-    connection.close()
+    change(path, "UPDATE runs SET prompt = 'text'")
+    change(path, "UPDATE held SET content = 'text'")
     file = open_state_file(path)
-    with pytest.raises(StateFileError) as caught:
-        file.page(1, None)
-    assert caught.value.damaged
+    for read in (lambda: file.prompt_of("id-1"), file.held):
+        with pytest.raises(StateFileError) as caught:
+            read()
+        assert caught.value.damaged
     file.close()
 
 

@@ -8,6 +8,7 @@ from typing import Optional
 import pytest
 
 from comfyui_runner.nodes import InputRef
+from comfyui_runner.reports import NO_RUN_TEXTS, RunTexts
 from comfyui_runner.state import Phase
 from comfyui_runner.stored_state import (
     APPLICATION_ID,
@@ -24,6 +25,7 @@ from comfyui_runner.stored_state import (
     spooled_as_text,
     spooled_from_text,
     texts_of,
+    texts_of_run,
     unpack_prompt,
 )
 
@@ -65,6 +67,13 @@ def test_a_run_that_cannot_be_taken_up_is_an_error() -> None:
     for broken in (run._replace(shown="{"), run._replace(prompt=b"")):
         with pytest.raises(ValueError):
             check_run(broken)
+
+
+def test_a_run_whose_texts_are_broken_is_taken_up_without_them() -> None:
+    run = StoredRun(1, "a", 5.0, Phase.QUEUED, '{"draw": 7, "texts": {"1.text": "fox"}}', pack_text("{}"))
+    assert texts_of_run(run) == RunTexts(7, {InputRef("1", "text"): "fox"})
+    check_run(run._replace(shown=""))
+    assert texts_of_run(run._replace(shown="")) == NO_RUN_TEXTS
 
 
 def test_keys_of_the_spool_come_back() -> None:
