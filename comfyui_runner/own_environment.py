@@ -6,11 +6,12 @@ Debian, Ubuntu, Homebrew), and it touches no other environment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 from importlib.machinery import PathFinder
-from typing import List, NamedTuple, NoReturn, Sequence
+from typing import Iterator, List, NamedTuple, NoReturn, Sequence
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.flags import leave
@@ -42,17 +43,22 @@ class EnvironmentState(NamedTuple):
 
 
 def choose_step(state: EnvironmentState, wants_setup: bool, wanted_mark: str) -> str:
-    """What comes before the program: "nothing", "switch", "make" or "refuse".
+    """What comes before the program: "nothing", "switch", "make", "fill" or "refuse".
 
     "switch": the environment's Python takes over. "make": the environment is made, and takes over.
-    "refuse": there is a folder of that name which is not ours.
+    "fill": this Python is the environment's, and gets the packages. "refuse": there is a folder of
+    that name which is not ours.
     """
     is_ours = bool(state.mark)
     is_complete = is_ours and state.has_python and state.mark != UNFINISHED
-    if state.is_inside:
-        return "nothing"
     if not wants_setup:
-        return "switch" if is_complete and not state.has_packages else "nothing"
+        must_switch = is_complete and not state.has_packages and not state.is_inside
+        return "switch" if must_switch else "nothing"
+    if state.is_inside and not is_ours:
+        return "nothing" if state.has_packages else "refuse"
+    if state.is_inside:  # it cannot be removed: it runs
+        is_up_to_date = state.has_packages and state.mark == wanted_mark
+        return "nothing" if is_up_to_date else "fill"
     if is_complete and state.mark == wanted_mark:
         return "switch"
     if state.has_folder and not is_ours:
@@ -60,28 +66,19 @@ def choose_step(state: EnvironmentState, wants_setup: bool, wanted_mark: str) ->
     return "make"
 
 
-def find_requirements(script: str, text: str) -> List[str]:
-    """What pip is given: the file beside ``script`` or, for the one file, what its ``text`` lists.
+def find_requirements(text: str) -> List[str]:
+    """What pip is given: what the script lists in its ``text`` for uv, in the form of PEP 723.
 
-    It lists them for uv, in the form of PEP 723.
+    A requirements.txt beside it is not read: one that is beside the one file is somebody else's,
+    such as ComfyUI's.
     """
-    path = os.path.join(os.path.dirname(script), "requirements.txt")
-    if os.path.exists(path):
-        return ["-r", path]
     block = re.search(r"(?ms)^# dependencies = \[$(.*?)^# \]$", text)
     return re.findall(r'"([^"]+)"', block[1]) if block else list(NEEDED_PACKAGES)
 
 
 def make_mark(requirements: Sequence[str], version: str) -> str:
     """The mark of an environment of Python ``version`` that has what pip was given."""
-    lines = [f"Made by --setup, with Python {version}, for:"]
-    for requirement in requirements:
-        if os.path.isfile(requirement):
-            with open(requirement, encoding="utf-8") as file:
-                lines.append(file.read())
-        else:
-            lines.append(requirement)
-    return "\n".join(lines)
+    return "\n".join([f"Made by --setup, with Python {version}, for:", *requirements])
 
 
 def explain_no_venv(module: str, python: str, version: str, is_embedded: bool) -> str:
@@ -115,7 +112,7 @@ def use_own_environment(script: str, arguments: Sequence[str]) -> List[str]:
     folder = os.path.join(os.path.dirname(os.path.abspath(script)), ENVIRONMENT_FOLDER)
     python = python_of(folder)
     with open(script, encoding="utf-8") as file:
-        requirements = find_requirements(script, file.read())
+        requirements = find_requirements(file.read())
     wanted_mark = make_mark(requirements, python_version())
     state = EnvironmentState(
         is_inside=os.path.realpath(sys.prefix) == os.path.realpath(folder),
@@ -135,6 +132,8 @@ def use_own_environment(script: str, arguments: Sequence[str]) -> List[str]:
         )
     if step == "make":
         make_own_environment(folder, requirements, wanted_mark)
+    elif step == "fill":
+        fill_own_environment(folder, requirements, wanted_mark)
     elif not wants_setup:
         show_progress(f"This Python lacks the packages: going on with the one in {folder}.")
     return become([python, script, *rest])
@@ -186,21 +185,51 @@ def make_own_environment(folder: str, requirements: Sequence[str], mark: str) ->
     show_progress(f"Making {folder}: once, and it takes a moment.")
     way = "--copies" if os.name == "nt" else "--symlinks"  # a copy of Homebrew's does not start
     make = [sys.executable, "-m", "venv", way, folder]
-    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    try:
+    with ending_with_reason(folder, "start it again."):
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder, exist_ok=True)
         write_mark(folder, UNFINISHED)  # the next --setup knows whose it is
         subprocess.run(make, check=True, timeout=MAKE_SECONDS)
-        subprocess.run([*install, *requirements], check=True, timeout=INSTALL_SECONDS)
+        install_packages(folder, requirements)
         write_mark(folder, mark)
+
+
+def fill_own_environment(folder: str, requirements: Sequence[str], mark: str) -> None:
+    """Installs what the environment lacks, whose Python is this one; ends the process if it cannot.
+
+    It was left unfinished, or made for another version of the program.
+    """
+    show_progress(f"Installing the packages in {folder}.")
+    # Half-made, it may lack pip.
+    remedy = "start it again. Another Python than this one (deactivate) makes it anew."
+    with ending_with_reason(folder, remedy):
+        write_mark(folder, UNFINISHED)
+        install_packages(folder, requirements)
+        write_mark(folder, mark)
+
+
+def install_packages(folder: str, requirements: Sequence[str]) -> None:
+    """Calls the pip of the environment in ``folder``. Raises OSError, and SubprocessError."""
+    import subprocess  # only --setup needs it
+
+    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, *requirements], check=True, timeout=INSTALL_SECONDS)
+
+
+@contextlib.contextmanager
+def ending_with_reason(folder: str, remedy: str) -> Iterator[None]:
+    """What keeps the block from filling ``folder`` ends the process, with a message."""
+    import subprocess  # only --setup needs it
+
+    try:
+        yield
     except KeyboardInterrupt:
-        show_progress(f"Stopped. The next --setup makes {folder} anew.")
+        show_progress(f"Stopped: {folder} is not complete. The next --setup completes it.")
         leave(ExitStatus.CANCELLED)
     except subprocess.SubprocessError:
         end_with(
             f"{folder} is not complete: the lines above say why.\n"
-            "Check the connection (behind a proxy, set HTTPS_PROXY), and start it again."
+            f"Check the connection (behind a proxy, set HTTPS_PROXY), and {remedy}"
         )
     except OSError as error:
         end_with(

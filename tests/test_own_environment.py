@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import pytest
 from support import ROOT, SCRIPT
@@ -39,9 +38,14 @@ COMPLETE = NOTHING_THERE._replace(has_folder=True, has_python=True, mark=MARK)
         # where this Python has the packages, it runs the program, unless --setup asks for the other
         (COMPLETE._replace(has_packages=True), "switch", "nothing"),
         (NOTHING_THERE._replace(has_packages=True), "make", "nothing"),
-        # the environment's own Python never looks for another one, also if somebody broke it
-        (COMPLETE._replace(is_inside=True), "nothing", "nothing"),
-        (COMPLETE._replace(is_inside=True, mark=UNFINISHED), "nothing", "nothing"),
+        # the environment's own Python never looks for another one: it is filled
+        (COMPLETE._replace(is_inside=True, has_packages=True), "nothing", "nothing"),
+        (COMPLETE._replace(is_inside=True), "fill", "nothing"),
+        (COMPLETE._replace(is_inside=True, mark=UNFINISHED), "fill", "nothing"),
+        (COMPLETE._replace(is_inside=True, has_packages=True, mark="for older packages"), "fill", "nothing"),
+        # the program runs in somebody else's, which lacks the packages or has them
+        (COMPLETE._replace(is_inside=True, mark=""), "refuse", "nothing"),
+        (COMPLETE._replace(is_inside=True, has_packages=True, mark=""), "nothing", "nothing"),
         # stopped half-way; its Python is a link to one that is gone; the requirements have changed
         (COMPLETE._replace(mark=UNFINISHED), "make", "nothing"),
         (COMPLETE._replace(has_python=False), "make", "nothing"),
@@ -56,35 +60,20 @@ def test_what_comes_before_the_program(state: EnvironmentState, with_setup: str,
     assert choose_step(state, wants_setup=False, wanted_mark=MARK) == without
 
 
-def test_the_packages_are_those_of_the_file_beside_the_script_or_of_the_script_itself(tmp_path: Any) -> None:
-    with open(SCRIPT, encoding="utf-8") as file:
-        text = file.read()
-    lone = str(tmp_path / "runner.py")
-    packages = find_requirements(lone, text)
-    assert [re.match(r"[a-z]+", package)[0] for package in packages] == [  # type: ignore[index]
-        "websockets", "requests", "rich",
-    ]  # fmt: skip
-    assert find_requirements(lone, "print(1)") == ["websockets", "requests"]
-    (tmp_path / "requirements.txt").write_text("rich\n", encoding="utf-8")
-    assert find_requirements(lone, text) == ["-r", str(tmp_path / "requirements.txt")]
-
-
-def test_the_file_and_the_script_name_the_same_packages() -> None:
+def test_the_packages_are_those_that_the_script_lists() -> None:
+    """They are those of requirements.txt too; one beside the one file may be ComfyUI's."""
     with open(SCRIPT, encoding="utf-8") as script, open(
         os.path.join(ROOT, "requirements.txt"), encoding="utf-8"
     ) as file:
         lines = [line.strip() for line in file if line.strip() and not line.startswith("#")]
-        assert find_requirements(os.path.join("nowhere", "runner.py"), script.read()) == lines
+        assert find_requirements(script.read()) == lines
+    assert find_requirements("print(1)") == ["websockets", "requests"]
 
 
-def test_a_mark_changes_with_the_python_and_with_the_packages(tmp_path: Any) -> None:
-    path = tmp_path / "requirements.txt"
-    path.write_text("rich>=12\n", encoding="utf-8")
-    mark = make_mark(["-r", str(path)], "3.11")
+def test_a_mark_changes_with_the_python_and_with_the_packages() -> None:
+    mark = make_mark(["rich>=12"], "3.11")
     assert "3.11" in mark and "rich>=12" in mark
-    path.write_text("rich>=13\n", encoding="utf-8")
-    assert make_mark(["-r", str(path)], "3.11") != mark
-    assert make_mark(["rich"], "3.11") != make_mark(["rich"], "3.12")
+    assert len({mark, make_mark(["rich>=13"], "3.11"), make_mark(["rich>=12"], "3.12")}) == 3
 
 
 def test_a_mark_is_kept(tmp_path: Any) -> None:
@@ -113,9 +102,9 @@ def start(tmp_path: Any, request: Any) -> Any:
         os.symlink(os.path.join(ROOT, name), str(folder / name))
     variables: Dict[str, str] = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
-    def go(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    def go(*arguments: str, python: Sequence[str] = (sys.executable, "-S")) -> "subprocess.CompletedProcess[str]":
         # -S: without the folder of installed packages. abspath() of the script follows no link.
-        command: List[str] = [sys.executable, "-S", str(folder / "comfyui_workflow_runner.py"), *arguments]
+        command: List[str] = [*python, str(folder / "comfyui_workflow_runner.py"), *arguments]
         return subprocess.run(
             command, cwd=str(tmp_path), env=variables, capture_output=True, text=True, timeout=60, check=False
         )
@@ -150,6 +139,32 @@ def test_a_later_start_uses_the_environment_that_setup_made_and_says_so(start: A
     assert done.returncode == ExitStatus.OK, done.stderr
     assert done.stderr.splitlines()[0] == f"This Python lacks the packages: going on with the one in {environment}."
     assert done.stdout.strip().endswith(".png")
+
+
+@needs_links
+@pytest.mark.script_and_folder
+@pytest.mark.parametrize("pip_works", [True, False])
+def test_setup_completes_the_environment_whose_python_starts_it(start: Any, pip_works: bool) -> None:
+    """The environment is empty, and a script takes the place of its pip, and of the Python that goes on then."""
+    environment = start.folder / ENVIRONMENT_FOLDER
+    (environment / "bin").mkdir(parents=True)
+    (environment / "pyvenv.cfg").write_text(f"home = {os.path.dirname(os.path.realpath(sys.executable))}\n")
+    os.symlink(os.path.realpath(sys.executable), str(environment / "bin" / "python3"))
+    result = 0 if pip_works else 1
+    pip = f'#!/bin/sh\ncase "$2" in pip) echo "$@" >&2; exit {result};; esac\necho started "$@"\n'
+    (environment / "bin" / "python").write_text(pip, encoding="utf-8")
+    (environment / "bin" / "python").chmod(0o755)
+    (environment / MARK_FILE).write_text(UNFINISHED, encoding="utf-8")
+
+    done = start("--setup", "--demo", python=[str(environment / "bin" / "python3")])
+    assert f"Installing the packages in {environment}." in done.stderr
+    assert "-m pip install" in done.stderr and "websockets>=" in done.stderr
+    assert (read_mark(str(environment)) == UNFINISHED) is not pip_works
+    if pip_works:
+        assert done.stdout == f"started {start.folder / 'comfyui_workflow_runner.py'} --demo\n"
+    else:
+        assert done.returncode == ExitStatus.ERROR
+        assert "is not complete: the lines above say why." in done.stderr and "deactivate" in done.stderr
 
 
 @needs_links
