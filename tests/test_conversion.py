@@ -1718,7 +1718,12 @@ def test_what_a_group_node_hides_and_shows() -> None:
             invert,
             node(-1, "EmptyLatentImage", {}, [("LATENT",)], [8, 8, 1]),
         ],
-        "links": [[0, 0, 1, 0, 1, "IMAGE"], [2, 0, 3, 0, 1, "IMAGE"], [0, 0, 9, 0, 1, "IMAGE"]],
+        "links": [
+            [0, 0, 1, 0, 1, "IMAGE"],
+            [2, 0, 3, 0, 1, "IMAGE"],
+            [3, 0, 5, 0, 1, "IMAGE"],
+            [5, 0, 3, 0, 1, "IMAGE"],
+        ],
         "external": [[{"index": 0}, 0, "IMAGE"], "?"],
         "config": {
             "2": {"input": {"image": {"name": "picture"}}, "output": {"0": {"visible": True}}},
