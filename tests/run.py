@@ -5,7 +5,7 @@
     python tests/run.py --long     the long set: faults, signals, and what else is slow
     python tests/run.py --coarse-clock  the fast set with a clock that ticks every 15.6 ms, as on Windows
     python tests/run.py --onefile  builds the one file, and tests it: command line, signals, continuous mode
-    python tests/run.py --lint     format, lint, layers, types, the Python 3.8 floor, coverage of the pure modules
+    python tests/run.py --lint     format, lint, layers, types, Python 3.8, coverage of the pure modules, the page
     python tests/run.py --bench    the benchmarks
     python tests/run.py --once     no second try for what failed (below); also with --lowest, --long and the like
     python tests/run.py -- -k name what follows -- goes to pytest
@@ -14,7 +14,8 @@ Many tests start programs and measure how long they take, and a busy machine can
 failed are run a second time, alone: what passes then is named at the end, and does not fail the set.
 
 Needs Python 3.8 or later with venv and pip (--lint: 3.10). The environments are kept in the project's
-folder, as .venv-tests-3.11 and so on, and are renewed when the requirements change.
+folder, as .venv-tests-3.11 and so on, and are renewed when the requirements change. For the page, --lint and
+--long use Node.js 18.19 or later with npm; its packages are in tests/node_modules.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 TEST_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements.txt")
 MORE_REQUIREMENTS = os.path.join(ROOT, "tests", "requirements_more.txt")
+NODE_FOLDER = os.path.join(ROOT, "tests")
+NODE_PACKAGES = os.path.join(NODE_FOLDER, "node_modules")
 SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
 #: The fast set mostly waits, so four files run at a time; the long set measures times and must be alone.
@@ -108,6 +111,22 @@ def install(python: str, packages: List[str]) -> None:
     subprocess.run([*pip, *packages], check=True)
 
 
+def install_node_packages() -> bool:
+    """Installs what tests/package-lock.json lists, unless that was done; False, with words, where npm is missing."""
+    made_from = [read(os.path.join(NODE_FOLDER, "package-lock.json"))]
+    if is_made_from(NODE_PACKAGES, "made-from", made_from):
+        return True
+    npm = shutil.which("npm")
+    if npm is None:
+        print("npm is missing, which comes with Node.js: what checks the page is not installed.")
+        return False
+    print("Making tests/node_modules ...", flush=True)
+    quietly = ["--no-audit", "--no-fund", "--loglevel=error"]
+    subprocess.run([npm, "ci", "--ignore-scripts", *quietly], cwd=NODE_FOLDER, check=True)
+    note_made_from(NODE_PACKAGES, "made-from", made_from)
+    return True
+
+
 def digest(texts: List[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
@@ -126,23 +145,42 @@ def note_made_from(path: str, stamp: str, texts: List[str]) -> None:
 def lint(python: str) -> int:
     """Every check that reads the code; the number of those that failed."""
     checks = {
-        "format": ["-m", "ruff", "format", "--check", "."],
-        "ruff": ["-m", "ruff", "check", "."],
+        "format": [python, "-m", "ruff", "format", "--check", "."],
+        "ruff": [python, "-m", "ruff", "check", "."],
         # its command lint-imports finds no package that is not installed: python -c looks in this folder
-        "layers": ["-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
-        "vulture": ["-m", "vulture"],  # pyproject.toml says where, and which names only frameworks use
-        "mypy": ["-m", "mypy", *SCRIPTS, "tests"],
+        "layers": [python, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
+        "vulture": [python, "-m", "vulture"],  # pyproject.toml says where, and which names only frameworks use
+        "mypy": [python, "-m", "mypy", *SCRIPTS, "tests"],
         # 3.8 itself is not everywhere to run: vermin finds what is newer, in syntax and library
-        "vermin": ["-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
-        "coverage": [os.path.join("tests", "check_coverage.py")],
+        "vermin": [python, "-c", "import vermin; vermin.main()", "--no-tips", "-t=3.8-", *SCRIPTS],
+        "coverage": [python, os.path.join("tests", "check_coverage.py")],
     }
     failed = []
+    if install_node_packages():
+        checks.update(page_checks())
+    else:
+        failed.append("the page")
     for name, command in checks.items():
         print(f"-- {name}", flush=True)
-        if subprocess.run([python, *command], cwd=ROOT, check=False).returncode != 0:
+        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
             failed.append(name)
     print(f"Failed: {', '.join(failed)}." if failed else "All of these passed.")
     return len(failed)
+
+
+def page_checks() -> Dict[str, List[str]]:
+    """The commands that check the files of the page, and the scripts of its tests."""
+    eslint = os.path.join(NODE_PACKAGES, "eslint", "bin", "eslint.js")
+    html_validate = os.path.join(NODE_PACKAGES, "html-validate", "bin", "html-validate.mjs")
+    page = os.path.join("comfyui_runner", "extras", "console")
+    scripts = sorted(glob.glob(os.path.join(NODE_FOLDER, "*.mjs")))
+    eslint_config, html_config = (
+        os.path.join(NODE_FOLDER, f"{name}.config.mjs") for name in ("eslint", "htmlvalidate")
+    )
+    return {
+        "eslint": ["node", eslint, "--config", eslint_config, f"{page}.js", f"{page}.css", *scripts],
+        "html-validate": ["node", html_validate, "--config", html_config, f"{page}.html"],
+    }
 
 
 def run_tests(python: str, arguments: List[str], variables: Dict[str, str], second_try: bool) -> int:
@@ -207,6 +245,8 @@ def main() -> int:
         return test_one_file(python, options.pytest, second_try)
     if options.lint:
         return lint(python)
+    if options.long:
+        install_node_packages()
     if options.bench:
         benches = [
             os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py", "bench_conversion.py")

@@ -91,7 +91,7 @@ function upload(path, file, progressed) {
   });
 }
 
-const viewURL = (file) => "view?" + new URLSearchParams({ filename: file.filename || "", subfolder: file.subfolder || "", type: file.type || "output" });
+const viewURL = (file) => `view?${new URLSearchParams({ filename: file.filename || "", subfolder: file.subfolder || "", type: file.type || "output" })}`;
 
 /** The address of an output; one of another origin or scheme (javascript:) is not taken from the server. */
 function outputURL(output) {
@@ -147,7 +147,16 @@ function shownRun(active) {
 
 const keyOf = (node_id, input) => `${node_id}\n${input}`;
 
-/** Each kind: build(field) puts controls into field.box and gives {input, show(value), raw()}; raw() is JSON text, or throws what is wrong. */
+/** Why what a person typed is not a value for its field, in words. */
+class Wrong extends Error {}
+
+/** The words of an error that was meant for people; any other is a fault of the page. */
+function wordsOf(error) {
+  if (error instanceof Wrong) return error.message;
+  throw error;
+}
+
+/** Each kind: build(field) puts controls into field.box and gives {input, show(value), raw()}; raw() is JSON text, or throws Wrong. */
 const kinds = {
   text(field) {
     const { multiline, value } = field.spec;
@@ -171,9 +180,9 @@ const kinds = {
       },
       raw() {
         const text = input.value.trim();
-        if (!/^-?\d+$/.test(text)) throw "A seed is a whole number. The dice gives one.";
+        if (!/^-?\d+$/.test(text)) throw new Wrong("A seed is a whole number. The dice gives one.");
         const { min, max } = field.spec;
-        if ((min !== null && min !== undefined && BigInt(text) < min) || (max !== null && max !== undefined && BigInt(text) > max)) throw `Allowed: ${min ?? "any"} to ${max ?? "any"}.`;
+        if ((min !== null && min !== undefined && BigInt(text) < min) || (max !== null && max !== undefined && BigInt(text) > max)) throw new Wrong(`Allowed: ${min ?? "any"} to ${max ?? "any"}.`);
         return String(BigInt(text)); // JSON has no leading zeros
       },
     };
@@ -197,9 +206,9 @@ const kinds = {
       show: (value) => { input.value = value ?? ""; },
       raw() {
         const value = input.valueAsNumber;
-        if (!Number.isFinite(value)) throw "This needs a number.";
-        if (kind === "int" && !Number.isInteger(value)) throw "This needs a whole number.";
-        if ((min !== null && min !== undefined && value < min) || (max !== null && max !== undefined && value > max)) throw `Allowed: ${min ?? "any"} to ${max ?? "any"}.`;
+        if (!Number.isFinite(value)) throw new Wrong("This needs a number.");
+        if (kind === "int" && !Number.isInteger(value)) throw new Wrong("This needs a whole number.");
+        if ((min !== null && min !== undefined && value < min) || (max !== null && max !== undefined && value > max)) throw new Wrong(`Allowed: ${min ?? "any"} to ${max ?? "any"}.`);
         return String(value);
       },
     };
@@ -335,7 +344,7 @@ function foresee(field) {
   let wrong = "";
   if (kind === "choice" && options.length && options.length < mostOptions && !options.includes(value)) wrong = `ComfyUI does not have ${value}.`;
   if (["int", "float", "seed"].includes(kind) && !random) {
-    try { field.raw(); } catch (reason) { wrong = String(reason); }
+    try { field.raw(); } catch (error) { wrong = wordsOf(error); }
   }
   const isStillSaid = field.foreseen && field.error.textContent === field.foreseen;
   if (isStillSaid ? wrong !== field.foreseen : wrong && !field.error.textContent) setError(field, wrong);
@@ -391,9 +400,9 @@ function safeRaw(field) {
 function sendEdit(field) {
   clearTimeout(field.timer);
   field.timer = 0;
-  try { return post(field, field.raw()); } catch (wrong) {
+  try { return post(field, field.raw()); } catch (error) {
+    setError(field, wordsOf(error));
     field.refused = true;
-    setError(field, String(wrong));
   }
 }
 
@@ -594,14 +603,14 @@ const mostCards = 8; // a form of more nodes is folded
 
 /** Shows the folded nodes that have the words of the filter, opened where they are few. */
 function findField() {
-  const wanted = $("find-field").value.trim().toLowerCase(), folds = [...document.querySelectorAll("details.fold")];
-  const found = folds.filter((one) => one.firstElementChild.textContent.toLowerCase().includes(wanted));
+  const sought = $("find-field").value.trim().toLowerCase(), folds = [...document.querySelectorAll("details.fold")];
+  const found = folds.filter((one) => one.firstElementChild.textContent.toLowerCase().includes(sought));
   for (const one of folds) one.hidden = !found.includes(one);
-  if (wanted && found.length <= 5) found.forEach((one) => { one.open = true; });
-  if (wanted && found.some((one) => $("more").contains(one))) $("more").open = true;
+  if (sought && found.length <= 5) found.forEach((one) => { one.open = true; });
+  if (sought && found.some((one) => $("more").contains(one))) $("more").open = true;
 }
 
-const workflowPath = (name) => "workflow?" + new URLSearchParams({ name: name || "" });
+const workflowPath = (name) => `workflow?${new URLSearchParams({ name: name || "" })}`;
 const problemLine = (problem) => `${problem.title || problem.node_id}: ${told(problem)}`;
 
 /** PUT or reset, with a way back: what was held is put again by Undo, and its seeds are `drawn` again. */
@@ -683,7 +692,7 @@ function showField(field) {
 const noAnswer = "Not started: the runner does not answer.";
 
 /** Runs what is in the form, ``times`` times. ``keepsNotice``: what was said last stays, with its Undo. */
-async function run({ times = timesToRun(), keepsNotice = false } = {}) {
+async function startRuns({ times = timesToRun(), keepsNotice = false } = {}) {
   if (app.sending || app.link === "login") return;
   app.unanswered = app.stopsAll = false;
   app.sent = 0;
@@ -708,7 +717,7 @@ async function run({ times = timesToRun(), keepsNotice = false } = {}) {
     // What is wrong with a field is said beside it; here it is only named.
     const line = marked.length ? `Not started. See ${namesOf(marked)}.` : app.sent ? `${app.sent} of ${times} started. ${inPageWords(error.words)}` : error.status ? inPageWords(error.words) : noAnswer;
     const about = elsewhere.length ? [] : marked;
-    if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${place(one)}${told(one)}`)].join("\n"), undefined, true, about);
+    if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${placeOf(one)}${told(one)}`)].join("\n"), undefined, true, about);
     app.unanswered = error.status === 0 && !app.sent; // that some were not started stays said
     app.news = app.sent ? "" : "Not started";
     if (marked.length) showField(marked[0]);
@@ -728,10 +737,10 @@ function timesToRun() {
 /** Stops all runs of the runner, those that wait first: else the next one would begin. */
 async function stopAll() {
   app.stopsAll = true; // no more are sent
-  for (const run of sorted().filter(busy)) if (busy(app.runs.get(run.prompt_id) || run)) await stop(run.prompt_id);
+  for (const run of sorted().filter(busy)) if (busy(app.runs.get(run.prompt_id) || run)) await stopRun(run.prompt_id);
 }
 
-async function stop(prompt_id) {
+async function stopRun(prompt_id) {
   app.stopping = prompt_id;
   draw();
   try {
@@ -809,7 +818,7 @@ async function useSettings(run, newSeed) {
 }
 
 async function runAgain(earlier) {
-  if (await useSettings(earlier, true)) await run({ times: 1, keepsNotice: true });
+  if (await useSettings(earlier, true)) await startRuns({ times: 1, keepsNotice: true });
 }
 
 async function removeRun(run) {
@@ -971,7 +980,7 @@ function drawProgress(run, part) {
 }
 
 /** Where a problem is: "KSampler – Steps: ". */
-function place(fault) {
+function placeOf(fault) {
   const names = [fault.title || fault.class_type, fault.input && words(fault.input)].filter(Boolean);
   return names.length ? `${names.join(" – ")}: ` : "";
 }
@@ -979,8 +988,8 @@ function place(fault) {
 /** One problem or failure in words, with the way to its field. */
 function faultItem(fault) {
   const field = fieldOf(fault), [first] = fieldsOf(fault.node_id);
-  return h("li", {}, h("strong", {}, place(fault)), inPageWords(fault.message || fault.type), ...(fault.hints || []).map((hint) => h("div", { class: "soft" }, inPageWords(hint))),
-    first ? h("div", { style: "margin-top: 8px" }, h("button", { type: "button", onclick: () => showField(field || first) }, field ? "Go to the field" : "Go to its settings")) : "",
+  return h("li", {}, h("strong", {}, placeOf(fault)), inPageWords(fault.message || fault.type), ...(fault.hints || []).map((hint) => h("div", { class: "soft" }, inPageWords(hint))),
+    first ? h("div", { class: "below" }, h("button", { type: "button", onclick: () => showField(field || first) }, field ? "Go to the field" : "Go to its settings")) : "",
     (fault.traceback || []).length ? h("details", {}, h("summary", {}, "Traceback"), h("pre", {}, fault.traceback.join("\n").replace(/\n+/g, "\n"))) : "");
 }
 
@@ -1050,7 +1059,7 @@ function useButtons(output) {
 }
 
 function figure(output) {
-  const url = outputURL(output), download = url + (url.includes("?") ? "&" : "?") + "download=1", name = output.filename || output.title || output.kind;
+  const url = outputURL(output), download = `${url}${url.includes("?") ? "&" : "?"}download=1`, name = output.filename || output.title || output.kind;
   if (output.text !== null) { // else it is a file, of text too
     const copy = navigator.clipboard ? h("button", { type: "button", onclick: (event) => navigator.clipboard.writeText(output.text || "").then(() => say(event.target, "Copied"), () => {}) }, "Copy") : "";
     return h("figure", {}, h("pre", { tabindex: 0, "aria-label": output.title }, output.text || ""), h("figcaption", {}, h("span", {}, output.title), copy));
@@ -1081,7 +1090,6 @@ function drawResults(run) {
     const faults = run ? [...run.failure ? [run.failure] : [], ...run.problems || []] : [];
     return faults.length ? [h("div", { class: "card bad" }, h("ul", {}, ...faults.map(faultItem)))] : [];
   });
-  $("faults").style.marginBottom = $("faults").childElementCount ? "14px" : "";
   redraw($("outputs"), toJSON(run && [run.prompt_id, outputs, pictureLoaders().map((field) => [keyOf(field.spec.node_id, field.spec.input), field.name])]), () => outputs.map(figure));
   $("outputs").classList.toggle("many", outputs.length > 1);
   const nodes = run && run.over ? run.nodes || [] : [];
@@ -1136,19 +1144,19 @@ function runRow(run, waits) {
     h("button", { type: "button", class: "plain show", onclick: () => chooseRun(run) },
       picture ? thumbnail(picture) : h("span", { class: "thumb", "aria-hidden": "true" }, marks[run.phase] || "…"),
       h("span", {}, h("b", {}, run.positive || how), h("small", {}, [clock(run.created), run.positive && how, seedsText(run)].filter(Boolean).join(" · ")))),
-    waits ? h("button", { type: "button", "aria-label": `Remove the run of ${clock(run.created)} from the queue`, onclick: () => stop(run.prompt_id) }, "Remove") : null];
+    waits ? h("button", { type: "button", "aria-label": `Remove the run of ${clock(run.created)} from the queue`, onclick: () => stopRun(run.prompt_id) }, "Remove") : null];
 }
 
 const rows = new Map();
 function drawRuns() {
   const active = activeRun(), shown = shownRun(active), all = sorted(); // the active run has the big Stop
-  const wanted = $("find").value.trim().toLowerCase(), runs = wanted ? all.filter((run) => textOf(run).includes(wanted)) : all;
-  if (wanted) loadMore(1000); // earlier pages are looked through as well
+  const sought = $("find").value.trim().toLowerCase(), runs = sought ? all.filter((run) => textOf(run).includes(sought)) : all;
+  if (sought) loadMore(1000); // earlier pages are looked through as well
   $("earlier").hidden = !all.length;
   $("latest").hidden = !app.selected;
   $("stop-all").hidden = all.filter(busy).length < 2;
-  $("find-box").hidden = all.length < 5 && !wanted;
-  say($("runs-end"), app.next ? "Loading earlier runs …" : wanted && !runs.length ? "No runs match." : "");
+  $("find-box").hidden = all.length < 5 && !sought;
+  say($("runs-end"), app.next ? "Loading earlier runs …" : sought && !runs.length ? "No runs match." : "");
   const listed = new Set(runs.map((run) => run.prompt_id));
   for (const [id, row] of rows) if (!listed.has(id)) { row.remove(); rows.delete(id); }
   let next = $("runs").firstElementChild;
@@ -1293,12 +1301,14 @@ function take(name, text) {
 function listen() {
   hangUp();
   const stream = source = new EventSource("events");
-  for (const name of Object.keys(takers)) stream.addEventListener(name, (event) => {
-    if (stream !== source) return;
-    if (name === "state") { streaming = true; failures = 0; }
-    if (channel) channel.postMessage([name, event.data]);
-    take(name, event.data);
-  });
+  for (const name of Object.keys(takers)) {
+    stream.addEventListener(name, (event) => {
+      if (stream !== source) return;
+      if (name === "state") { streaming = true; failures = 0; }
+      if (channel) channel.postMessage([name, event.data]);
+      take(name, event.data);
+    });
+  }
   // It would connect again by itself, but not after an answer of 401 or 502, and without telling which: so /status is asked.
   stream.addEventListener("error", () => {
     if (stream !== source) return;
@@ -1309,12 +1319,14 @@ function listen() {
   });
 }
 
-if (channel) channel.addEventListener("message", ({ data: [name, text] }) => {
-  if (!turn || turn.listens) return;
-  streaming = name !== "lost";
-  if (streaming) take(name, text);
-  else askAgain();
-});
+if (channel) {
+  channel.addEventListener("message", ({ data: [name, text] }) => {
+    if (!turn || turn.listens) return;
+    streaming = name !== "lost";
+    if (streaming) take(name, text);
+    else askAgain();
+  });
+}
 
 function askAgain() {
   app.restarts += 1;
@@ -1374,8 +1386,8 @@ function showPreview(data) {
 
 // ---------------------------------------------------------------- the page's own controls
 
-$("run").addEventListener("click", () => run());
-$("stop").addEventListener("click", () => { const active = activeRun(); if (active) stop(active.prompt_id); });
+$("run").addEventListener("click", () => startRuns());
+$("stop").addEventListener("click", () => { const active = activeRun(); if (active) stopRun(active.prompt_id); });
 $("use-settings").addEventListener("click", () => useSettings(shownRun(activeRun()), false));
 $("run-again").addEventListener("click", () => runAgain(shownRun(activeRun())));
 $("remove-run").addEventListener("click", () => removeRun(shownRun(activeRun())));
@@ -1393,7 +1405,7 @@ $("download").addEventListener("click", () => { $("menu").open = false; download
 $("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow was reset to the file.", "workflow/reset", { method: "POST", body: "{}" }); });
 addEventListener("click", (event) => { if (!$("menu").contains(event.target)) $("menu").open = false; });
 addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) { event.preventDefault(); run(); }
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) { event.preventDefault(); startRuns(); }
   if (event.key === "Escape" && $("menu").open) { $("menu").open = false; $("menu").firstElementChild.focus(); }
 });
 $("login").addEventListener("submit", async (event) => {
