@@ -678,19 +678,27 @@ class Service:
         return read_call_values(prompt, object_info, values)
 
     def wait_for_calls(
-        self, records: Sequence[RunRecord], seconds: float, has_left: Callable[[], bool]
+        self,
+        records: Sequence[RunRecord],
+        seconds: float,
+        has_left: Callable[[], bool],
+        *,
+        is_detached: bool,
     ) -> bool:
         """Wait for the ends of runs that a client started; whether all have ended.
 
         It may take ``seconds`` (``inf``: any time). If the client leaves first (``has_left()``),
-        those that have not ended are cancelled, as Ctrl+C does, and HttpError 409 is raised.
+        HttpError 409 is raised, and those that have not ended are cancelled, as Ctrl+C does, unless
+        they are detached from their client.
         """
         deadline = time.monotonic() + seconds
         for record in records:
             seconds_left = max(deadline - time.monotonic(), 0.0)
             if not wait_unless_left(record.over, seconds_left, has_left):
-                self.cancel_all(records)
-                message = "The client closed its connection, so its run was cancelled."
+                message = "The client closed its connection; what it started goes on."
+                if not is_detached:
+                    self.cancel_all(records)
+                    message = "The client closed its connection, so its run was cancelled."
                 raise HttpError(409, "client_left", message)
         return all(record.over.is_set() for record in records)
 

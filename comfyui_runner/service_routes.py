@@ -457,10 +457,9 @@ class RouteCall:
         with self._place_to_wait(seconds):
             with open_call(self.request, self.body) as values:
                 record = self.start_call(values)
-            if is_detached:
-                wait_unless_left(record.over, seconds, self.client.has_left)
-            else:
-                self.service.wait_for_calls([record], seconds, self.client.has_left)
+            self.service.wait_for_calls(
+                [record], seconds, self.client.has_left, is_detached=is_detached
+            )
         if record.over.is_set():
             return self._show_end(record, wanted)
         place = f"{urllib.parse.urlsplit(self.options.public_url).path}/runs/{record.prompt_id}"

@@ -467,7 +467,7 @@ def test_a_run_of_a_client_that_leaves_goes_on_where_it_asked_for_that(service: 
     connection = start_call(service, "?detach=true")
     prompt_id = running_call(service)
     connection.close()
-    wait_until(lambda: len(service.service.waiting_room) == 0, what="the end of the waiting")
+    wait_until(lambda: "what it started goes on" in service.out.getvalue(), what="a look for the client")
     assert service.end(prompt_id)["phase"] == "success"
 
 

@@ -345,8 +345,9 @@ def test_a_client_that_leaves_cancels_its_runs(service: Middleware, comfyui: Any
 def test_a_client_that_leaves_detached_runs_cancels_nothing(service: Middleware, comfyui: Any) -> None:
     service.hold(slow_with_text())
     ids = send_and_leave(service, "?detach=true")
-    time.sleep(1.0)  # longer than a look for clients that have left
+    wait_until(lambda: "what it started goes on" in service.out.getvalue(), what="a look for the client")
     assert phase_elsewhere(comfyui, ids[0]) == "running"
+    assert "KeyError" not in service.out.getvalue()
 
 
 # -- the token -------------------------------------------------------------------------------------

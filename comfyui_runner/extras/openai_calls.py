@@ -28,7 +28,6 @@ from comfyui_runner.outputs import Output
 from comfyui_runner.run_answers import WantedFile, failure_of_run, read_flag
 from comfyui_runner.run_records import RunRecord
 from comfyui_runner.service_routes import RouteCall
-from comfyui_runner.waiting import wait_unless_left
 
 #: Bytes of a picture that are encoded at once.
 PIECE_OF_PICTURE = 3 << 16
@@ -58,7 +57,9 @@ def make_pictures(call: RouteCall, is_edit: bool) -> Response:
             with open_fields(call.request, call.body) as fields:
                 request = parse_images_request(fields, is_edit)
                 _start_runs(call, request, records)
-            _wait_for_runs(call, records, is_detached)
+            call.service.wait_for_calls(
+                records, float("inf"), call.client.has_left, is_detached=is_detached
+            )
         return _answer(call, request, [_picture_of(call, record) for record in records])
     except RunnerError as error:
         if records:
@@ -75,14 +76,6 @@ def _start_runs(call: RouteCall, request: ImagesRequest, records: List[RunRecord
         except BaseException:
             call.service.cancel_all(records)
             raise
-
-
-def _wait_for_runs(call: RouteCall, records: List[RunRecord], is_detached: bool) -> None:
-    if not is_detached:
-        call.service.wait_for_calls(records, float("inf"), call.client.has_left)
-        return
-    for record in records:
-        wait_unless_left(record.over, float("inf"), call.client.has_left)
 
 
 def _picture_of(call: RouteCall, record: RunRecord) -> Picture:
