@@ -115,6 +115,9 @@ NEVER_ARRIVED = (
     "ComfyUI never got the prompt: the service ended before it was sent. It is not sent again."
 )
 
+#: How a run ended where a fault of ours came in between.
+FAILED_AT_THE_END = "The runner failed at the end of the run: what it made is only in ComfyUI."
+
 
 class ServiceOptions(NamedTuple):
     """What the service is asked to do."""
@@ -332,7 +335,10 @@ class Service:
             if self.stopping.is_set():
                 return  # the next process takes it up
             await asyncio.sleep(PUBLISH_INTERVAL)
+        await self._finish(record)
 
+    async def _find_again(self, record: RunRecord) -> bool:
+        """See what has become of a run of an earlier process; False if ComfyUI never got it."""
         run = record.run
         self.session.adopt(run)
         record.is_found = True
@@ -341,10 +347,8 @@ class Service:
             await self.session.cancel(run)
         elif how is TakeUp.LOOK_UP:
             await self.session.find_again(run)
-            if run.state.phase is Phase.REJECTED:
-                await self._end(record, NEVER_ARRIVED)
-                return
-        await self._finish(record)
+            return run.state.phase is not Phase.REJECTED
+        return True
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
@@ -491,17 +495,33 @@ class Service:
         finishing.add_done_callback(self._finishing.discard)
 
     async def _finish(self, record: RunRecord) -> None:
-        """Follow a run to its end, and conclude it."""
-        run, session = record.run, record.session
+        """Follow a run to its end, and conclude it. Whatever goes wrong, it ends."""
         self.options.afterwards.note_run()
+        stop = None
         try:
+            if not record.is_found and not await self._find_again(record):
+                await self._end(record, NEVER_ARRIVED)
+                return
             stop = await self._follow_run(record)
-        except Exception as error:  # a fault of ours must not leave a run that never ends
-            self._notify(f"The runner failed: {type(error).__name__}: {error}")
-            reason = f"the runner failed ({type(error).__name__})"
-            run.state = lost(run.state, reason, time.monotonic())
-            stop = None
+        except Exception as error:
+            self._note_fault(record, error)
+        try:
+            message = await self._conclude(record, stop)
+        except Exception as error:
+            self._note_fault(record, error)
+            message = FAILED_AT_THE_END
+            record.conclude((), {})  # looking at what it made may have failed
+        await self._end(record, message)
 
+    def _note_fault(self, record: RunRecord, error: Exception) -> None:
+        """Show a fault of ours, which must not leave a run that never ends."""
+        self._notify(f"The runner failed: {type(error).__name__}: {error}")
+        reason = f"the runner failed ({type(error).__name__})"
+        record.run.state = lost(record.run.state, reason, time.monotonic())
+
+    async def _conclude(self, record: RunRecord, stop: Optional[Stop]) -> str:
+        """Report, save and keep what a run made: how it ended, in words."""
+        run, session = record.run, record.session
         record.failure = failure_report(run.state, run.prompt, None)
         destination = None
         if self.options.output is not None:
@@ -515,7 +535,7 @@ class Service:
         if any(output.content is not None for output in ending.outputs):
             kept = await in_thread(self._keep, ending.outputs)
         record.conclude(ending.outputs, kept)
-        await self._end(record, ending.report["message"])
+        return str(ending.report["message"])
 
     def _keep(self, outputs: Sequence[Output]) -> Dict[int, str]:
         """Spool the outputs that no server keeps: their keys, by their turn. Blocks."""

@@ -19,6 +19,8 @@ from restarted import ServiceProcess, Story, files_in_history, numbered_prompt, 
 from served import Json, Make, Middleware, phase_elsewhere
 from support import node, run, slow_prompt, wait_until
 
+from comfyui_runner.runs import Run
+from comfyui_runner.session import Session
 from comfyui_runner.simulator import Faults
 
 Start = Callable[..., ServiceProcess]
@@ -114,17 +116,56 @@ def test_a_post_that_was_not_answered_is_looked_up_and_not_sent_again(make_proce
     assert (shown["phase"], prompts_received(simulator)) == ("success", [shown["prompt_id"]])
 
 
+def store_open_run(path: Path, is_cancelled: bool = False) -> None:
+    """Writes a run into the state file that a process was about to submit."""
+    shown: Json = {"outputs": [], "texts": {}, "draw": None}
+    prompt = zlib.compress(json.dumps(slow_prompt()).encode())
+    text = json.dumps(shown)
+    row = (7, "a" * 8, 5.0, "submitting", False, is_cancelled, "{}", text, zlib.crc32(text.encode()), prompt)
+    with contextlib.closing(sqlite3.connect(str(path))) as state:
+        state.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        state.commit()
+
+
+@pytest.mark.parametrize(("is_cancelled", "method"), [(False, "find_again"), (True, "cancel")])
+def test_a_fault_of_ours_leaves_no_run_that_never_ends(
+    make_middleware: Make,
+    simulator: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_cancelled: bool,
+    method: str,
+) -> None:
+    async def fail(session: Session, run: Run) -> None:
+        raise ZeroDivisionError
+
+    make_middleware(simulator).stop()
+    store_open_run(tmp_path / "held.runs.sqlite3", is_cancelled)
+    monkeypatch.setattr(Session, method, fail)
+    service = make_middleware(simulator)
+    shown = service.get(f"/runs/{'a' * 8}?wait=10").json
+    assert (shown["over"], shown["phase"]) == (True, "lost")
+    assert "the runner failed (ZeroDivisionError)" in shown["message"]
+    assert "The runner failed: ZeroDivisionError" in service.out.getvalue()
+
+
+def test_a_fault_of_ours_at_the_end_leaves_no_run_that_never_ends(
+    service: Middleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: Run) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Run, "outputs", fail)
+    shown = service.get(f"/runs/{service.start()}?wait=10").json
+    assert (shown["over"], shown["phase"], shown["outputs"]) == (True, "success", [])
+    assert shown["message"].startswith("The runner failed at the end of the run: ")
+
+
 @pytest.mark.long
 def test_a_run_that_never_arrived_says_so(make_process: Start, simulator: Any, tmp_path: Path) -> None:
     process = make_process(slow_prompt(steps=1, seconds=0.0))
     process.kill()
-    with contextlib.closing(sqlite3.connect(str(tmp_path / "flow.runs.sqlite3"))) as state:
-        shown: Json = {"outputs": [], "texts": {}, "draw": None}
-        prompt = zlib.compress(json.dumps(slow_prompt()).encode())
-        text = json.dumps(shown)
-        row = (7, "a" * 8, 5.0, "submitting", False, False, "{}", text, zlib.crc32(text.encode()), prompt)
-        state.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        state.commit()
+    store_open_run(tmp_path / "flow.runs.sqlite3")
     process.start()
     (ended,) = process.all_over()
     assert ended["phase"] == "rejected" and ended["message"].endswith("It is not sent again.")
