@@ -90,6 +90,7 @@ from comfyui_runner.server import Server  # noqa: E402
 from comfyui_runner.session import Session  # noqa: E402
 from comfyui_runner.settings import Settings, make_settings  # noqa: E402
 from comfyui_runner.steps import (  # noqa: E402
+    PreparedRun,
     Program,
     check_output_folder,
     check_patterns,
@@ -124,46 +125,61 @@ from comfyui_runner.watch import Watch  # noqa: E402
 async def single_shot(settings: Settings, console: Console) -> ExitStatus:
     """Run the workflow once: load, show, find, confirm, connect, submit, follow, save."""
     async with ComfyUI(settings, console) as comfyui:
-        workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
-        workflow = draw_seeds_once(workflow)  # where they are random
-        show_workflow(workflow, console)
-        check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
-        check_output_folder(settings)  # USAGE: -o is made, and cannot be written
-        require_terminal_or_yes(settings, console)  # NOT_CONFIRMED: nobody could answer
-        server = await comfyui.find()  # NO_SERVER: nothing answers, or it refuses us
-        spending = await find_spending(workflow, server, settings, console)  # NOT_CONFIRMED
-        question = spending.before("Run it? [y/N] ")  # names the nodes that cost credits
+        prepared = await prepare_run(settings, comfyui, console)
+        # Names the nodes that cost credits.
+        question = prepared.spending.before("Run it? [y/N] ")
         confirm(question, settings, console)  # NOT_CONFIRMED: the answer was no
+        return await run_prepared(prepared, settings, comfyui, console)
 
-        async def run_once(connection: Server) -> ExitStatus:
-            # The WebSocket comes first: what ComfyUI sent before it is open does not come again.
-            async with Session(connection, console.report) as session:
-                await console.unless_stopped(session.open())  # NO_SERVER
-                uploaded = await upload_files(workflow, connection, console)
-                prompt = complete_prompt(workflow, uploaded)
-                prompt = await name_models(prompt, workflow.object_info, connection, console)
-                new = draw_texts(workflow, prompt)  # and dates the names of files
-                run = session.new_run(
-                    *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
-                    own_extra_data=spending.extra_data,
-                )
 
-                # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.
-                watch = Watch(session, run, settings, console)
-                with console.live(watch.meter):
-                    await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses it
-                    await watch.until_stopped(session.follow)  # reports its progress, to its end
+async def prepare_run(settings: Settings, comfyui: ComfyUI, console: Console) -> PreparedRun:
+    """Load, show, find: what is confirmed then is what runs."""
+    workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
+    workflow = draw_seeds_once(workflow)  # where they are random
+    show_workflow(workflow, console)
+    check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
+    check_output_folder(settings)  # USAGE: -o is made, and cannot be written
+    require_terminal_or_yes(settings, console)  # NOT_CONFIRMED: nobody could answer
+    server = await comfyui.find()  # NO_SERVER: nothing answers, or it refuses us
+    spending = await find_spending(workflow, server, settings, console)  # NOT_CONFIRMED
+    return PreparedRun(workflow, server, spending)
 
-                ending = await conclude_run(session, run, watch.stop, settings, console)
-                try:
-                    save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
-                finally:
-                    await do_afterwards(session, run, ending, settings, console)  # --hook, --free
-                # OK, PARTIAL, FAILED, INTERRUPTED, LOST, NOT_SAVED, TIMEOUT, CANCELLED, TERMINATED
-                return ending.exit_status
 
-        # Once; again only if the server loses the run, and --retries allows it.
-        return await retry_lost_runs(run_once, server, settings, console)
+async def run_prepared(
+    prepared: PreparedRun, settings: Settings, comfyui: ComfyUI, console: Console
+) -> ExitStatus:
+    """Connect, submit, follow, save."""
+    workflow, server, spending = prepared
+
+    async def run_once(connection: Server) -> ExitStatus:
+        # The WebSocket comes first: what ComfyUI sent before it is open does not come again.
+        async with Session(connection, console.report) as session:
+            await console.unless_stopped(session.open())  # NO_SERVER
+            uploaded = await upload_files(workflow, connection, console)
+            prompt = complete_prompt(workflow, uploaded)
+            prompt = await name_models(prompt, workflow.object_info, connection, console)
+            new = draw_texts(workflow, prompt)  # and dates the names of files
+            run = session.new_run(
+                *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
+                own_extra_data=spending.extra_data,
+            )
+
+            # Ctrl+C, SIGTERM and --timeout cancel this run, and no other.
+            watch = Watch(session, run, settings, console)
+            with console.live(watch.meter):
+                await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses it
+                await watch.until_stopped(session.follow)  # reports its progress, to its end
+
+            ending = await conclude_run(session, run, watch.stop, settings, console)
+            try:
+                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
+            finally:
+                await do_afterwards(session, run, ending, settings, console)  # --hook, --free
+            # OK, PARTIAL, FAILED, INTERRUPTED, LOST, NOT_SAVED, TIMEOUT, CANCELLED, TERMINATED
+            return ending.exit_status
+
+    # Once; again only if the server loses the run, and --retries allows it.
+    return await retry_lost_runs(run_once, server, settings, console)
 
 
 async def continuous(settings: Settings, console: Console) -> ExitStatus:
@@ -254,7 +270,7 @@ def import_for_several(program: Program) -> Program:
     """``program`` for several workflows in one call, one after the other."""
     from comfyui_runner.extras.several_workflows import one_after_the_other
 
-    return one_after_the_other(program)
+    return one_after_the_other(program, prepare_run, run_prepared)
 
 
 async def run_program(

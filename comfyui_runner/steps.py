@@ -6,7 +6,7 @@ import datetime
 import functools
 import os
 import random
-from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, Optional
+from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, NamedTuple, Optional
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_in, definitions_on
@@ -49,6 +49,15 @@ from comfyui_runner.windows_files import reason_not_written
 
 #: What a call does: one of the two modes, or what a flag asks for beyond them.
 Program = Callable[[Settings, Console], Awaitable[ExitStatus]]
+
+
+class PreparedRun(NamedTuple):
+    """What a person confirms: what runs, with the seeds of this run in it, where, and its cost."""
+
+    workflow: Loaded
+    server: Server
+    spending: Spending
+
 
 # -- the workflow ----------------------------------------------------------------------------------
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
+import requests
 from desk import settings_of
-from support import Outcome, node, run, slow_prompt
+from support import Outcome, Terminal, call, node, run, slow_prompt
 from test_batch import pressed
 
 from comfyui_runner.errors import ExitStatus, UsageError
@@ -192,6 +194,43 @@ def test_all_are_shown_before_the_one_question(folder: Folder) -> None:
     assert "a.json: 2 nodes" in before and "b.json: 2 nodes" in before
     assert "Run" not in after.partition("1/2  a.json")[0] and "2/2  b.json" in after
     assert result.out.count("[y/N]") == 1 and "2 workflows ended well." in after
+
+
+def test_what_was_confirmed_runs_whatever_becomes_of_the_files(folder: Folder, simulator: Any) -> None:
+    """Each workflow is shown once, with the seed that it has; what costs credits was not confirmed."""
+    prompt = slow_prompt(seconds=0.0)
+    folder.write(a=prompt, b=prompt)
+    paid = {**prompt, "3": node("PartnerImage", text="a fox", seed=5), "4": node("PreviewImage", images=["3", 0])}
+
+    class Person(Terminal):
+        """Answers when another program has written both files anew."""
+
+        def readline(self, *_: Any) -> str:  # type: ignore[override]
+            folder.write(a=paid, b=REFUSED)
+            return "y\n"
+
+    out = io.StringIO()
+    variables = {"COMFY_API_KEY": "comfyui-5ec2e7f0a1b2c3d4"}
+    arguments = ["a.json", "b.json", "--seed", "random", "--json", "--server", folder.url]
+    status = call(arguments, Person(), out, io.StringIO(), variables)
+    events = Outcome(status, out.getvalue(), "").events
+    assert status == ExitStatus.OK and simulator.partner_keys == []
+    shown = [event for event in events if event["event"] == "workflow"]
+    submitted = [event["prompt_id"] for event in events if event["event"] == "submitted"]
+    assert [event["prompt_id"] for event in shown] == submitted and len(submitted) == 2
+    history = requests.get(f"{folder.url}/history", timeout=10).json()
+    for event in shown:
+        seed = history[event["prompt_id"]]["prompt"][2]["1"]["inputs"]["seed"]
+        assert f"seed {seed}," in event["sampling"][0][1]
+
+
+def test_credits_of_all_are_named_before_the_question(folder: Folder, simulator: Any) -> None:
+    paid = {"1": node("PartnerImage", "Painter", text="a fox", seed=5), "2": node("PreviewImage", images=["1", 0])}
+    folder.write(a=slow_prompt(seconds=0.0), b=paid)
+    result = folder("a.json", "b.json", answers="y\n", environment={"COMFY_API_KEY": "comfyui-5ec2e7f0a1b2c3d4"})
+    assert result.status == ExitStatus.OK and len(simulator.partner_keys) == 1
+    assert "b.json: A run costs credits" in result.out and "a.json: A run costs" not in result.out
+    assert result.out.count("a.json: 2 nodes") == result.out.count("b.json: 2 nodes") == 1
 
 
 def test_no_runs_nothing(folder: Folder, simulator: Any) -> None:

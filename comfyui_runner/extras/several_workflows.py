@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import (
+    Awaitable,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.console import Console
@@ -22,13 +34,11 @@ from comfyui_runner.reports import Report, list_some
 from comfyui_runner.server import new_uuid
 from comfyui_runner.settings import PROGRAMS, Settings
 from comfyui_runner.steps import (
+    PreparedRun,
     Program,
     check_output_folder,
     confirm,
-    find_spending,
-    load_workflow,
     require_terminal_or_yes,
-    show_workflow,
 )
 from comfyui_runner.text import plural
 from comfyui_runner.threads import in_thread
@@ -52,6 +62,7 @@ class WorkflowCall(NamedTuple):
 
     path: str
     settings: Settings
+    prompt_id: str  # of its run
 
 
 #: How workflows ended, by their numbers from 0.
@@ -115,7 +126,7 @@ def split_call(settings: Settings, paths: Sequence[str]) -> List[WorkflowCall]:
             # Models that the next workflow needs too would be loaded again.
             free=settings.free and is_last,
         )
-        calls.append(WorkflowCall(path, own))
+        calls.append(WorkflowCall(path, own, new_uuid()))
     return calls
 
 
@@ -186,8 +197,16 @@ def expand_workflows(words: Sequence[str]) -> List[str]:
     return paths
 
 
-def one_after_the_other(program: Program) -> Program:
-    """``program`` for each of the settings' workflows."""
+#: The two halves of a single run: up to the question, and after it.
+Prepare = Callable[[Settings, ComfyUI, Console], Awaitable[PreparedRun]]
+RunPrepared = Callable[[PreparedRun, Settings, ComfyUI, Console], Awaitable[ExitStatus]]
+
+
+def one_after_the_other(program: Program, prepare: Prepare, run_prepared: RunPrepared) -> Program:
+    """``program`` for each of the settings' workflows.
+
+    Where a person is asked, all are prepared before the question, and what was confirmed runs.
+    """
 
     async def run_each(settings: Settings, console: Console) -> ExitStatus:
         expanding = in_thread(expand_workflows, settings.workflows)
@@ -197,71 +216,105 @@ def one_after_the_other(program: Program) -> Program:
         refuse_flags_for_one(settings, paths)
         await console.unless_stopped(in_thread(refuse_missing_files, paths))
         calls = split_call(settings, paths)
-        ends: Ends = {}
         if settings.task == "run" and not settings.yes:
-            await ask_once(calls, ends, settings, console)
-            # The question was about credits too.
-            calls = [call._replace(settings=as_confirmed(call.settings)) for call in calls]
-
-        for number, call in enumerate(calls):
-            if number in ends or console.stopping:
-                continue
-            console.say(f"\n{number + 1}/{len(calls)}  {call.path}")
-            ends[number] = await run_one_workflow(program, call, console)
+            ends = await ask_and_run(calls, settings, console)
+        else:
+            ends = await run_all(calls, dict.fromkeys(range(len(calls)), program), console)
         console.say("")
         report = end_of_all(paths, ends, console.what_stopped.exit_status)
         console.report(None, report)
         return ExitStatus(report["exit_status"])
 
+    async def ask_and_run(
+        calls: Sequence[WorkflowCall], settings: Settings, console: Console
+    ) -> Ends:
+        require_terminal_or_yes(settings, console)
+        check_output_folder(settings)
+        async with ComfyUI(settings, console) as comfyui:
+            prepared, ends = await prepare_all(calls, prepare, comfyui, console)
+            confirm_all(calls, prepared, settings, console)
+            programs = {
+                number: program_of(each, run_prepared, comfyui) for number, each in prepared.items()
+            }
+            ends.update(await run_all(calls, programs, console))
+        return ends
+
     return run_each
 
 
-def as_confirmed(settings: Settings) -> Settings:
-    """``settings`` after the question was answered with yes."""
-    return settings._replace(yes=True, allow_spend=True)
+def program_of(prepared: PreparedRun, run_prepared: RunPrepared, comfyui: ComfyUI) -> Program:
+    """The program that runs what was confirmed."""
+
+    async def run_confirmed(settings: Settings, console: Console) -> ExitStatus:
+        return await run_prepared(prepared, settings, comfyui, console)
+
+    return run_confirmed
 
 
-async def run_one_workflow(program: Program, call: WorkflowCall, console: Console) -> ExitStatus:
-    """Runs one workflow, and reports the error that ends it: how it ended."""
-    console.prompt_id = new_uuid()
-    console.context = {"workflow": call.path}
-    try:
-        return await program(call.settings, console)
-    except RunnerError as error:
-        return console.report_error(error)
-    finally:
-        console.printer.close()
-        console.context = {}
+async def prepare_all(
+    calls: Sequence[WorkflowCall], prepare: Prepare, comfyui: ComfyUI, console: Console
+) -> Tuple[Dict[int, PreparedRun], Ends]:
+    """Shows all workflows: those that can run, by their numbers, and how the others ended.
 
-
-async def ask_once(
-    calls: Sequence[WorkflowCall], ends: Ends, settings: Settings, console: Console
-) -> None:
-    """Shows all workflows, and asks whether they are to run. ``ends`` gets those that cannot.
-
-    Raises NotConfirmed, ServerError, and Stopped: then none is run.
+    Raises ServerError, and Stopped: then none is run.
     """
-    require_terminal_or_yes(settings, console)
-    check_output_folder(settings)
-    costs: List[str] = []
-    async with ComfyUI(settings, console) as comfyui:
-        for number, call in enumerate(calls):
-            console.context = {"workflow": call.path}
+    prepared: Dict[int, PreparedRun] = {}
+    ends: Ends = {}
+    for number, call in enumerate(calls):
+        with reporting_about(call, console):
             try:
-                loaded = await load_workflow(call.settings, comfyui, console)
-                show_workflow(loaded, console)
-                server = await comfyui.find()
-                spending = await find_spending(loaded, server, call.settings, console)
+                prepared[number] = await prepare(call.settings, comfyui, console)
             except (ServerError, Stopped):
                 raise
             except RunnerError as error:
                 ends[number] = console.report_error(error)
-                continue
+    return prepared, ends
+
+
+def confirm_all(
+    calls: Sequence[WorkflowCall],
+    prepared: Mapping[int, PreparedRun],
+    settings: Settings,
+    console: Console,
+) -> None:
+    """Asks whether all are to run, unless none can. Raises NotConfirmed, and Stopped."""
+    if not prepared:
+        return
+    costs = [
+        f"{calls[number].path}: {each.spending.words}"
+        for number, each in prepared.items()
+        if each.spending.words
+    ]
+    question = f"Run {plural(len(prepared), 'workflow')}? [y/N] "
+    confirm("\n".join([*costs, question]), settings, console)
+
+
+async def run_all(
+    calls: Sequence[WorkflowCall], programs: Mapping[int, Program], console: Console
+) -> Ends:
+    """Runs each workflow that has a program, until Ctrl+C comes. Errors are reported."""
+    ends: Ends = {}
+    for number, program in programs.items():
+        if console.stopping:
+            break
+        call = calls[number]
+        console.say(f"\n{number + 1}/{len(calls)}  {call.path}")
+        with reporting_about(call, console):
+            try:
+                ends[number] = await program(call.settings, console)
+            except RunnerError as error:
+                ends[number] = console.report_error(error)
             finally:
-                console.context = {}
-            if spending.words:
-                costs.append(f"{call.path}: {spending.words}")
-    count = len(calls) - len(ends)
-    if count:
-        question = f"Run {plural(count, 'workflow')}? [y/N] "
-        confirm("\n".join([*costs, question]), settings, console)
+                console.printer.close()
+    return ends
+
+
+@contextlib.contextmanager
+def reporting_about(call: WorkflowCall, console: Console) -> Iterator[None]:
+    """In the block, reports are about this workflow and its run."""
+    console.prompt_id = call.prompt_id
+    console.context = {"workflow": call.path}
+    try:
+        yield
+    finally:
+        console.context = {}
