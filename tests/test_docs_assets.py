@@ -302,7 +302,8 @@ def test_curl_lines_name_routes_that_exist() -> None:
             method = "POST" if {"-d", "-F"} & set(words) else "PUT" if "-T" in words else "GET"
             if "-X" in words:
                 method = words[words.index("-X") + 1]
-            assert has_route(method, parts.path or "/"), command
+            path = re.sub(r"^/runner(?=/)", "", parts.path)  # the prefix of the recipe for nginx
+            assert has_route(method, path or "/"), command
             count += 1
     assert count > 6
 

@@ -64,6 +64,21 @@ def test_the_webhook_sends_the_run_to_a_web_server(
     assert refused.status == 0 and "404" in refused.event("hook_failed")["message"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no cp")
+def test_the_results_are_copied_to_elsewhere(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    saved, copied = tmp_path / "results", tmp_path / "mnt"
+    copied.mkdir()
+    places = {"results/.": f"{saved}/.", "/mnt/pictures": str(copied)}
+    arguments = recipe("cp -R")
+    for old, new in places.items():
+        assert old in arguments[-1]
+        arguments[-1] = arguments[-1].replace(old, new)
+    result = follow(arguments, simulator.url, workflow_file(slow_prompt()), str(saved))
+    assert result.status == 0 and "hook_failed" not in result.names()
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in copied.iterdir()} != {}
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it calls another program")
 def test_a_notification_says_how_the_run_ended(
     simulator: Any, workflow_file: Make, tmp_path: Any, monkeypatch: Any
