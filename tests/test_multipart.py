@@ -292,6 +292,13 @@ def test_a_form_needs_a_boundary_that_is_not_too_long(content_type: str) -> None
     assert (caught.value.http_status, caught.value.type) == (400, "not_multipart")
 
 
+@pytest.mark.parametrize("length", [1, LONGEST_BOUNDARY])
+def test_the_shortest_and_the_longest_boundary(length: int) -> None:
+    boundary = "b" * length
+    form = encode([Sent("a", None, (), b"x")], boundary.encode())
+    assert len(split(form, f"multipart/form-data; boundary={boundary}")) == 1
+
+
 def test_the_number_of_parts_has_a_limit() -> None:
     part = Sent("a", None, (), b"x")
     assert len(split(encode([part] * MOST_PARTS))) == MOST_PARTS

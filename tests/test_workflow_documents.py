@@ -275,7 +275,7 @@ def test_a_png_carries_its_prompt_and_its_workflow(form: str) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("marked", [False, True])
 def test_a_webp_carries_its_prompt_and_its_workflow(order: str, marked: bool) -> None:
-    texts = ["prompt:" + json.dumps(PROMPT), "workflow:" + json.dumps(UI)]
+    texts = ["prompt:" + json.dumps(PROMPT), "abc", "workflow:" + json.dumps(UI)]  # a short one between them
     picture = b"VP8L" + struct.pack("<I", 3) + b"abc\0"  # of odd length, so that it is padded
     data = webp(*texts, order=order, marked=marked, before=picture)
     assert parse_document(data, "a.webp") == Document(PROMPT, UI)
