@@ -49,6 +49,7 @@ from comfyui_runner.nodes import (
     value_of,
 )
 from comfyui_runner.text import JsonObject, one_line
+from comfyui_runner.values import is_model_name
 
 #: What a call may name without knowing the nodes.
 SHORT_NAMES = ("positive", "negative", "seed", "image", "size")
@@ -92,6 +93,7 @@ class CallValues(NamedTuple):
     drawn: Tuple[InputRef, ...]  #: seeds that were set to "random"
     files: Tuple[Tuple[InputRef, CallFile], ...]  #: to upload first, each for an input
     named: FrozenSet[InputRef]  #: every input that the call sets
+    renamed: FrozenSet[InputRef]  #: those whose model is listed under another name than was given
 
     def complete(
         self,
@@ -148,7 +150,14 @@ def read_call_values(
         else:
             edits.append(InputEdit(ref, value))
     edited, also_drawn = apply_edits(prompt, edits, object_info)
-    return CallValues(edited, (*drawn, *also_drawn), tuple(files), frozenset(wanted))
+    renamed = [
+        edit.ref
+        for edit in edits
+        if is_model_name(edit.value) and value_of(edited, edit.ref) != edit.value
+    ]
+    return CallValues(
+        edited, (*drawn, *also_drawn), tuple(files), frozenset(wanted), frozenset(renamed)
+    )
 
 
 # -- keys ------------------------------------------------------------------------------------------

@@ -689,12 +689,16 @@ class Service:
         """read_call_values(), with the lists of files as they are now. Raises EditError."""
         object_info = self.backend.look_up(prompt)
         try:
-            return read_call_values(prompt, object_info, values)
+            call = read_call_values(prompt, object_info, values)
         except EditError as error:
             if error.type != "value_not_in_list" or error.node_id is None:
                 raise
-            stale_node = error.node_id
-        object_info = self.backend.look_up(prompt, [stale_node])  # lists of files grow
+            stale_nodes = {error.node_id}
+        else:
+            if not call.renamed:
+                return call
+            stale_nodes = {ref.node_id for ref in call.renamed}
+        object_info = self.backend.look_up(prompt, stale_nodes)  # lists of files grow
         return read_call_values(prompt, object_info, values)
 
     def wait_for_calls(

@@ -75,7 +75,7 @@ def keys(error: EditError) -> List[str]:
 
 def test_a_call_without_values_is_the_prompt_itself() -> None:
     call = read_call_values(TEXTS, INFO, {})
-    assert call == CallValues(TEXTS, (), (), frozenset())
+    assert call == CallValues(TEXTS, (), (), frozenset(), frozenset())
     assert call.complete({}) == TEXTS
 
 
@@ -95,6 +95,17 @@ def test_node_and_input_are_named_as_set_names_them_and_texts_are_read_by_type()
     assert inputs["5"]["inputs"]["cfg"] == 7.5
     assert inputs["5"]["inputs"]["sampler_name"] == "euler"
     assert inputs["3"]["inputs"]["text"] == "12"
+
+
+def test_a_model_that_is_listed_under_another_name_is_renamed_and_noted() -> None:
+    info: Json = {
+        "Loader": {"input": {"required": {"name": [["old/a.safetensors", "b.safetensors"]], "text": ["STRING"]}}}
+    }
+    prompt: Json = {"1": node("Loader", name="b.safetensors", text="x")}
+    call = read_call_values(prompt, info, {"1.name": "a.safetensors", "1.text": "c.safetensors"})
+    assert call.prompt["1"]["inputs"] == {"name": "old/a.safetensors", "text": "c.safetensors"}
+    assert call.renamed == {Ref("1", "name")}
+    assert read_call_values(prompt, info, {"1.name": "b.safetensors"}).renamed == frozenset()
 
 
 def test_json_values_are_taken_as_they_are() -> None:

@@ -254,6 +254,32 @@ def test_a_class_that_was_looked_for_in_vain_is_missing_in_a_conversion_too(comf
     assert comfy.run(os.path.join(ROOT, "workflow.json"), {"KSampler.steps": 1, "size": "64x64"}).status == "success"
 
 
+@pytest.mark.parametrize("values", [{"4.ckpt_name": "mine.safetensors"}, {"3.steps": 1}])
+def test_a_model_that_came_after_the_first_run_is_not_mistaken_for_another_one(
+    values: Json, comfy: Comfy, simulator: Any, monkeypatch: Any
+) -> None:
+    workflow = txt2img(steps=1)
+    workflow["4"]["inputs"]["ckpt_name"] = "mine.safetensors"
+    monkeypatch.setitem(MODELS_OF_SIMULATOR, "checkpoints", ["old/mine.safetensors"])
+    (notice,) = comfy.run(workflow, {"3.steps": 2}).notices
+    assert "old/mine.safetensors is used" in notice
+    monkeypatch.setitem(MODELS_OF_SIMULATOR, "checkpoints", ["old/mine.safetensors", "mine.safetensors"])
+    if "4.ckpt_name" in values:
+        workflow["4"]["inputs"]["ckpt_name"] = "old/mine.safetensors"
+    result = comfy.run(workflow, values)
+    assert prompts_of(simulator)[-1]["4"]["inputs"]["ckpt_name"] == "mine.safetensors"
+    assert result.notices == ()
+
+
+def test_what_is_known_is_forgotten_when_comfyui_was_restarted(comfy: Comfy, simulator: Any) -> None:
+    comfy.run(LOADER, {"Save.filename_prefix": "first"})
+    simulator.restart()
+    wait_until(lambda: not comfy._comfy._known.knows_some, what="the restored connection")
+    asked = len(simulator.requests)
+    comfy.run(LOADER, {"Save.filename_prefix": "second"})
+    assert ("GET", "/object_info/SaveImage") in simulator.requests[asked:]
+
+
 # -- progress --------------------------------------------------------------------------------------
 
 

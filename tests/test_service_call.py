@@ -34,6 +34,7 @@ from support import node, slow_prompt, wait_until
 
 from comfyui_runner.extras.pictures import png_texts
 from comfyui_runner.simulator import draw
+from comfyui_runner.simulator.installation import MODELS
 
 FORM = "application/x-www-form-urlencoded"
 FORM_WITH_TEXTS = multipart("", b"", positive="a fox", **{"5.steps": "3", "seed": "7", "size": "64x32"})
@@ -109,6 +110,18 @@ def test_a_copy_runs_with_the_values_and_the_held_workflow_stays(
     assert ran["2"]["inputs"]["text"] == "a fox"
     assert ran["5"]["inputs"]["steps"] == 3
     assert (ran["4"]["inputs"]["width"], ran["4"]["inputs"]["height"]) == (64, 32)
+
+
+def test_a_model_that_has_come_is_not_mistaken_for_the_one_that_was_known(
+    service: Middleware, comfyui: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(MODELS, "checkpoints", ["old/mine.safetensors"])
+    values = {"1.ckpt_name": "mine.safetensors"}
+    assert service.post("/run", values).status == 200
+    assert submitted(comfyui)[-1]["1"]["inputs"]["ckpt_name"] == "old/mine.safetensors"
+    monkeypatch.setitem(MODELS, "checkpoints", ["old/mine.safetensors", "mine.safetensors"])
+    assert service.post("/run", values).status == 200
+    assert submitted(comfyui)[-1]["1"]["inputs"]["ckpt_name"] == "mine.safetensors"
 
 
 def test_without_values_the_held_workflow_itself_runs(service: Middleware, comfyui: Any) -> None:

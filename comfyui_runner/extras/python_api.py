@@ -19,7 +19,6 @@ from typing import (
     Awaitable,
     Callable,
     Dict,
-    Iterable,
     Iterator,
     List,
     Mapping,
@@ -28,7 +27,7 @@ from typing import (
     Union,
 )
 
-from comfyui_runner.comfyui import ComfyUI, definitions_on
+from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.conclusion import conclude
 from comfyui_runner.console import Console
 from comfyui_runner.edits import EditError
@@ -44,6 +43,7 @@ from comfyui_runner.errors import (
 from comfyui_runner.extras.python_calls import (
     Call,
     CalledWorkflow,
+    KnownDefinitions,
     ReportPrinter,
     RunReport,
     Workflow,
@@ -61,11 +61,9 @@ from comfyui_runner.limits import DEFAULT_LIMITS, Limits
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
-from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings, choose_addresses, given_secrets, read_api_key
 from comfyui_runner.steps import draw_texts, find_spending, name_models
-from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import end_tasks, in_thread, run_loop, start_thread
 from comfyui_runner.watch import Watch
 
@@ -144,29 +142,6 @@ def make_api_settings(
     )
 
 
-class KnownDefinitions:
-    """The definitions of classes, each looked up once."""
-
-    def __init__(self, server: Server) -> None:
-        self._look_up = definitions_on(server)
-        self._known: Dict[str, Any] = {}
-
-    @property
-    def knows_some(self) -> bool:
-        """Whether some were looked up, which may be out of date by now."""
-        return bool(self._known)
-
-    def define(self, classes: Optional[Iterable[str]]) -> JsonObject:
-        """What loading.Define says. Blocks."""
-        if classes is None:
-            everything = self._look_up(None)
-            self._known.update(everything)
-            return everything
-        wanted = set(classes)
-        self._known.update(self._look_up([name for name in wanted if name not in self._known]))
-        return {name: self._known[name] for name in wanted}
-
-
 # -- for programs with an event loop ---------------------------------------------------------------
 
 
@@ -198,7 +173,6 @@ class AsyncComfy:
         try:
             with errors_in_python_words(self._secrets):
                 self._server = await self._comfyui.find()
-                self._known = KnownDefinitions(self._server)
                 await console.unless_stopped(self._use_session())
         except BaseException:
             await self.close()
@@ -294,7 +268,7 @@ class AsyncComfy:
             await session.cancel(run)
             raise
         except PromptRejected:
-            self._known = KnownDefinitions(self._server)  # what is known may be out of date
+            self._forget_definitions()
             raise
         finally:
             session.forget(run)
@@ -327,14 +301,14 @@ class AsyncComfy:
         knows_some = known.knows_some
 
         def load(known: KnownDefinitions) -> Awaitable[CalledWorkflow]:
-            return in_thread(load_called_workflow, call, self._settings, known.define)
+            return in_thread(load_called_workflow, call, self._settings, known)
 
         try:
             workflow = await console.unless_stopped(load(known))
         except (EditError, WorkflowError):
             if not knows_some:
                 raise
-            self._known = KnownDefinitions(self._server)
+            self._forget_definitions()
             workflow = await console.unless_stopped(load(self._known))
         for warning in workflow.loaded.warnings:
             console.notice(warning)
@@ -354,10 +328,17 @@ class AsyncComfy:
                     await session.close()
                     session.server.close()
                     raise
+                self._forget_definitions()
             return self._sessions[-1]
+
+    def _forget_definitions(self) -> None:
+        """Has the definitions of classes looked up anew: what is known may be out of date."""
+        self._known = KnownDefinitions(self._sessions[-1].server)
 
     def _report(self, run: Optional[Run], report: Report) -> None:
         """Hands a report to the call that it is about, or to all."""
+        if report["event"] == "connection" and report["state"] == "restored":
+            self._forget_definitions()  # it may have been restarted, with other nodes and files
         if run is None:
             for console in list(self._consoles.values()):
                 console.report(None, report)

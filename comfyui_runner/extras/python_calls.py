@@ -10,6 +10,7 @@ from typing import (
     Any,
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Mapping,
@@ -23,6 +24,7 @@ from typing import (
 
 from comfyui_runner.call_files import upload_call_file
 from comfyui_runner.call_values import CallFile, CallValues, file_of_bytes, read_call_values
+from comfyui_runner.comfyui import definitions_on
 from comfyui_runner.conclusion import Ending
 from comfyui_runner.console import Console
 from comfyui_runner.contents import HEAD_SIZE
@@ -46,9 +48,9 @@ from comfyui_runner.files import read_head
 from comfyui_runner.flags import read_seconds
 from comfyui_runner.interrupts import Interrupts
 from comfyui_runner.json_text import parse_json
-from comfyui_runner.loading import Define, Loaded, load_document, prepare_workflow
+from comfyui_runner.loading import Loaded, load_document, prepare_workflow
 from comfyui_runner.media import ending_of_data
-from comfyui_runner.model_names import with_names_of_server
+from comfyui_runner.model_names import nodes_with_unknown_models, with_names_of_server
 from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import Report, describe, failure_report
@@ -57,7 +59,7 @@ from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import report_upload
 from comfyui_runner.terminal import Printer
-from comfyui_runner.text import clean, plain_json
+from comfyui_runner.text import JsonObject, clean, plain_json
 from comfyui_runner.threads import in_thread
 
 #: A workflow: the path of its file, what that contains, or the document (in API or UI format).
@@ -194,22 +196,60 @@ def cannot_upload(path: str, error: Exception) -> UsageError:
     return UsageError(f"{path} cannot be uploaded: {reason}.", "Name a file.")
 
 
-def load_called_workflow(call: Call, settings: Settings, define: Define) -> CalledWorkflow:
+class KnownDefinitions:
+    """The definitions of classes, each looked up once until it is renewed. For any thread."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._known: Dict[str, Any] = {}  # {} for a class that the server does not have
+        self._has_all = False
+
+    @property
+    def knows_some(self) -> bool:
+        """Whether some were looked up, which may be out of date by now."""
+        return bool(self._known)
+
+    def define(self, classes: Optional[Iterable[str]]) -> JsonObject:
+        """What loading.Define says. Blocks."""
+        if classes is None:
+            if not self._has_all:
+                self._known.update(definitions_on(self._server)(None))
+                self._has_all = True
+            # A copy: other threads may look for more meanwhile.
+            return {name: found for name, found in list(self._known.items()) if found}
+        wanted = set(classes)
+        self.renew(name for name in wanted if name not in self._known)
+        return {name: self._known[name] for name in wanted}
+
+    def renew(self, classes: Iterable[str]) -> None:
+        """Looks ``classes`` up, whether they are known or not. Blocks."""
+        self._known.update(definitions_on(self._server)(classes))
+
+
+def load_called_workflow(call: Call, settings: Settings, known: KnownDefinitions) -> CalledWorkflow:
     """The workflow of a call with its values. Blocks. Raises RunnerError.
 
     Definitions are looked up only where they are needed: to convert a workflow in UI format, and to
-    check values.
+    check values. Those of nodes whose models are not listed are looked up anew: a model may have
+    come meanwhile, and must not be mistaken for another one.
     """
     document, path = read_workflow(call.workflow, settings)
-    loaded = prepare_workflow(document, path, settings, define)
+    loaded = prepare_workflow(document, path, settings, known.define)
     prompt = loaded.prompt
     if not call.values:
         return CalledWorkflow(loaded, read_call_values(prompt, {}, {}))
 
-    info = define(class_of(prompt, node_id) for node_id in prompt)
+    classes = {class_of(prompt, node_id) for node_id in prompt}
+    unknown = nodes_with_unknown_models(prompt, known.define(classes))
+    known.renew({class_of(prompt, node_id) for node_id in unknown})
+    info = known.define(classes)
     prompt, notices = with_names_of_server(prompt, info)
     given = {key: read_python_value(value) for key, value in call.values.items()}
     values = read_call_values(prompt, info, given)
+    if values.renamed:
+        known.renew({class_of(prompt, ref.node_id) for ref in values.renamed})
+        info = known.define(classes)
+        values = read_call_values(prompt, info, given)
     warnings = (*loaded.warnings, *notices)
     return CalledWorkflow(loaded._replace(object_info=info, warnings=warnings), values)
 
