@@ -43,7 +43,7 @@ from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.guard import Guard
-from comfyui_runner.held_workflow import HeldWorkflow
+from comfyui_runner.held_workflow import HeldCopy, HeldWorkflow
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.loading import Loaded
@@ -667,15 +667,14 @@ class Service:
         record, answer = self.run_in_loop(self.launch(new), seconds)
         return record, answer
 
-    def start_call(self, values: Mapping[str, Any]) -> RunRecord:
-        """Start a run of a copy of the held workflow with ``values``, which are held nowhere.
+    def start_call(self, copy: HeldCopy, values: Mapping[str, Any]) -> RunRecord:
+        """Start a run of ``copy``, of the held workflow, with ``values``, which are held nowhere.
 
         ``values`` are those of read_call_values(). Raises EditError for values that do not fit, and
         what start() raises; files are uploaded first, and nothing else happens by then.
         """
         self.require_comfyui()
         self.require_room()
-        copy = self.held.copy()
         call = self._read_values(copy.held.prompt, values)
         server = self.backend.server
         uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}

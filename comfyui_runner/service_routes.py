@@ -22,7 +22,7 @@ from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_text_event
 from comfyui_runner.forms import check_form
 from comfyui_runner.guard import FailedGuesses, starts_or_changes, too_many_guesses, url_of_host
-from comfyui_runner.held_workflow import EditedPrompt, HeldPrompt, edit_inputs
+from comfyui_runner.held_workflow import EditedPrompt, HeldCopy, HeldPrompt, edit_inputs
 from comfyui_runner.http_body import RequestBody
 from comfyui_runner.loading import Loaded, make_prompt
 from comfyui_runner.media import media_type_of_name
@@ -456,7 +456,7 @@ class RouteCall:
         is_detached = read_flag(query, "detach")
         with self._place_to_wait(seconds):
             with open_call(self.request, self.body) as values:
-                record = self.start_call(values)
+                record = self.start_call(self.held.copy(), values)
             self.service.wait_for_calls(
                 [record], seconds, self.client.has_left, is_detached=is_detached
             )
@@ -466,10 +466,10 @@ class RouteCall:
         headers = (("Location", place), *prompt_id_header(record.prompt_id))
         return json_response(202, record.to_json(self.url_for(self.request)), headers)
 
-    def start_call(self, values: JsonObject) -> RunRecord:
+    def start_call(self, copy: HeldCopy, values: JsonObject) -> RunRecord:
         """Service.start_call(), with errors as answers. Raises HttpError, EditError."""
         try:
-            return self.service.start_call(values)
+            return self.service.start_call(copy, values)
         except PromptRejected as error:
             raise as_refusal(error) from None
         except ServerAnswer as error:

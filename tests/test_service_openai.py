@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import re
 import struct
@@ -102,6 +103,23 @@ def test_several_pictures_have_seeds_of_their_own(service: Middleware) -> None:
     seeds = [prompt_of(picture)["5"]["inputs"]["seed"] for picture in pictures(generate(service, {"n": 3}))]
     assert len(set(seeds)) == 3
     assert TEXTS["5"]["inputs"]["seed"] not in seeds
+
+
+def test_all_pictures_are_of_the_workflow_that_was_held_at_first(
+    service: Middleware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**TEXTS, "5": {**TEXTS["5"], "inputs": {**TEXTS["5"]["inputs"], "steps": 2}}}
+    held = service.service.held
+
+    def edit_and_date() -> datetime.datetime:
+        """Each run is dated when its prompt is made: another client's edit comes before the next one."""
+        service.hold(other)
+        return datetime.datetime.now()
+
+    monkeypatch.setattr(held, "clock", edit_and_date)
+    made = pictures(generate(service, {"n": 3}))
+    steps = [prompt_of(picture)["5"]["inputs"]["steps"] for picture in made]
+    assert steps == [TEXTS["5"]["inputs"]["steps"]] * 3 != [2] * 3
 
 
 def test_a_seed_and_any_input_can_be_given(service: Middleware) -> None:

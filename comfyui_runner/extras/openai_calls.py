@@ -68,11 +68,15 @@ def make_pictures(call: RouteCall, is_edit: bool) -> Response:
 
 
 def _start_runs(call: RouteCall, request: ImagesRequest, records: List[RunRecord]) -> None:
-    """Start the runs of a request and put them into ``records``: all of them or none."""
-    prompt = call.held.now.prompt
+    """Start the runs of a request and put them into ``records``: all of them or none.
+
+    All are of one copy, whatever other clients hold meanwhile.
+    """
+    copy = call.held.copy()
+    prompt = copy.held.prompt
     for values in values_of_request(request, prompt, call.backend.look_up(prompt)):
         try:
-            records.append(call.start_call(values))
+            records.append(call.start_call(copy, values))
         except BaseException:
             call.service.cancel_all(records)
             raise
