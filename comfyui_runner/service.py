@@ -676,6 +676,8 @@ class Service:
         self.require_comfyui()
         self.require_room()
         call = self._read_values(copy.held.prompt, values)
+        if call.files:
+            self._key_for(call.prompt, copy.loaded.extra(call.prompt))  # or launch() refuses it
         server = self.backend.server
         uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}
         seeds = copy.held.random_seeds

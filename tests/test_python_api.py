@@ -1053,6 +1053,9 @@ def test_credits_are_spent_where_that_is_allowed(simulator: Any, monkeypatch: An
             comfy.run(PAID)
         assert '"Painter"' in str(error.value) and "connect(allow_spend=True)" in str(error.value)
         assert "--" not in str(error.value)
+        with pytest.raises(NotConfirmed):
+            comfy.run({**PAID, "3": LOADER["1"]}, {"image": PICTURE})
+        assert ("POST", "/upload/image") not in simulator.requests  # nothing ran
         assert comfy.run(slow_prompt()).status == "success"
     assert simulator.partner_keys == []
     with connect(simulator.url, limits=FAST, allow_spend=True) as comfy:

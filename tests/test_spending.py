@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any, Callable, Dict, List
 import requests
 from simulated import png_text, txt2img
 from support import Outcome, node, run, slow_prompt, wait_until
+
+from comfyui_runner.simulator import draw
 
 Make = Callable[..., Any]
 KEY = "comfyui-5ec2e7f0a1b2c3d4"
@@ -183,13 +186,16 @@ def test_the_service_refuses_them_without_allow_spend(simulator: Any, make_middl
 
 def test_calls_are_refused_in_the_form_of_their_route(simulator: Any, make_middleware: Make) -> None:
     save = node("SaveImage", images=["21", 0], filename_prefix="paid")
-    prompt = {**txt2img(), "21": PAID["1"], "22": save}
+    prompt = {**txt2img(), "21": PAID["1"], "22": save, "23": node("LoadImage", "Photo", image="example.png")}
     service = make_middleware(simulator, prompt=prompt, environment=WITH_KEY)
     call = service.post("/run", {"seed": 6})
     assert call.status == 403 and call.error == "spending_not_allowed"
     images = service.post("/v1/images/generations", {"prompt": "a fox"})
     assert images.status == 403 and "--allow-spend" in images.json["error"]["message"]
+    picture = base64.b64encode(draw(8, 8, 1, ["A"])).decode()
+    assert service.post("/run", {"image": f"data:image/png;base64,{picture}"}).error == "spending_not_allowed"
     assert simulator.executions == {}
+    assert ("POST", "/upload/image") not in simulator.requests
 
     arguments = ["--allow-spend", "--state", "none"]
     paying = make_middleware(simulator, *arguments, prompt=prompt, environment=WITH_KEY)

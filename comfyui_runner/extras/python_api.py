@@ -284,12 +284,11 @@ class AsyncComfy:
     ) -> Run:
         """The run that ``call`` asks for, whose files are on the server. Raises RunnerError."""
         workflow = await self._load(call, console)
-        prompt = await complete_called_prompt(workflow, session.server, console)
         loaded = workflow.loaded
+        spending = await find_spending(loaded, session.server, settings, console)
+        prompt = await complete_called_prompt(workflow, session.server, console)
         prompt = await name_models(prompt, loaded.object_info, session.server, console)
         new = draw_texts(loaded, prompt)
-        loaded = loaded._replace(prompt=new.prompt)
-        spending = await find_spending(loaded, session.server, settings, console)
         return session.new_run(
             *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
             own_extra_data=spending.extra_data,
