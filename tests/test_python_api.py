@@ -644,6 +644,9 @@ def test_behind_a_load_balancer_the_next_run_goes_to_another_server(
             comfy.run(slow_prompt(**FOREVER), on_progress=lose)
         assert comfy.run(slow_prompt(seed=3)).status == "success"
         assert executions(servers[other]) == 1
+        assert len(comfy._comfy._sessions) == 2  # the first one was in use until then
+        assert comfy.run(slow_prompt(seed=4)).status == "success"
+        assert len(comfy._comfy._sessions) == 1
         with pytest.raises(SaveError):
             _ = first.outputs[0].bytes  # it is where nobody leads us any more
 
@@ -753,6 +756,42 @@ def test_a_connection_that_was_never_opened_says_so() -> None:
 
     with pytest.raises(RunnerError, match="The connection is not open"):
         run_loop(program())
+
+
+def test_a_connection_that_was_never_opened_has_no_address_and_nothing_to_close() -> None:
+    comfy = connect_async("http://127.0.0.1:8188")
+    run_loop(comfy.close())
+    with pytest.raises(RunnerError, match="The connection is not open"):
+        _ = comfy.url
+
+
+def test_a_connection_is_opened_once(simulator: Any) -> None:
+    async def program() -> None:
+        comfy = connect_async(simulator.url, limits=FAST)
+        async with comfy:
+            with pytest.raises(RunnerError, match="can be opened only once"):
+                await comfy.__aenter__()
+            assert (await comfy.run(slow_prompt())).status == "success"
+        assert comfy.url == simulator.url
+        with pytest.raises(RunnerError, match=r"Make another one: async with connect_async\(\.\.\.\)"):
+            await comfy.__aenter__()
+
+    run_loop(program())
+
+
+def test_a_connection_that_could_not_be_opened_may_be_tried_again(make_simulator: Make) -> None:
+    simulator = make_simulator()
+    simulator.crash()
+
+    async def program() -> None:
+        comfy = connect_async(simulator.url, limits=FAST)
+        with pytest.raises(ServerUnreachable):
+            await comfy.__aenter__()
+        simulator.revive()
+        async with comfy:
+            assert (await comfy.run(slow_prompt())).status == "success"
+
+    run_loop(program())
 
 
 # -- outputs ---------------------------------------------------------------------------------------

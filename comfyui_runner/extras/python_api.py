@@ -24,11 +24,12 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Tuple,
     Union,
 )
 
 from comfyui_runner.comfyui import ComfyUI
-from comfyui_runner.conclusion import conclude
+from comfyui_runner.conclusion import Ending, conclude
 from comfyui_runner.console import Console
 from comfyui_runner.edits import EditError
 from comfyui_runner.errors import (
@@ -148,24 +149,35 @@ def make_api_settings(
 class AsyncComfy:
     """A connection to a ComfyUI, over which any number of workflows run at a time.
 
-    It is open inside ``async with``.
+    It is open inside ``async with``, once.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.interrupts = Interrupts()  #: its stop() ends the search for a server
         self._settings = settings
         self._secrets = Secrets(given_secrets(settings, os.environ))
+        self._comfyui: Optional[ComfyUI] = None  # where it was entered
         self._is_open = False
-        self._sessions: List[Session] = []  # the last one is in use
+        self._sessions: List[Session] = []  # the last one is for new runs
+        self._in_use: List[Session] = []  # that of each call
         self._calls: Dict["asyncio.Task[Any]", Call] = {}
         self._consoles: Dict[str, Console] = {}  # of the runs, by prompt_id
 
     @property
     def url(self) -> str:
-        """Where ComfyUI is."""
-        return self._server.address.url
+        """Where ComfyUI is. Raises RunnerError where it was not looked for yet."""
+        with errors_in_python_words():
+            if self._comfyui is None or self._comfyui.server is None:
+                raise connection_is_closed()
+        return self._comfyui.server.address.url
 
     async def __aenter__(self) -> "AsyncComfy":
+        with errors_in_python_words():
+            if self._comfyui is not None:
+                raise RunnerError(
+                    "A connection can be opened only once.",
+                    "Make another one: async with connect_async(...) as comfy:",
+                )
         printer = ReportPrinter(log_notice, self._secrets)
         console = Console(printer, self.interrupts, silent_environment())
         self._comfyui = ComfyUI(self._settings, console)
@@ -176,6 +188,7 @@ class AsyncComfy:
                 await console.unless_stopped(self._use_session())
         except BaseException:
             await self.close()
+            self._comfyui = None  # it may be tried again
             raise
         self._is_open = True
         return self
@@ -185,6 +198,8 @@ class AsyncComfy:
 
     async def close(self) -> None:
         """Cancels the runs that are not over, and closes all connections."""
+        if self._comfyui is None:
+            return
         self._is_open = False
         tasks = list(self._calls)
         for call in self._calls.values():
@@ -252,8 +267,21 @@ class AsyncComfy:
         """The steps of a run, as single_shot() in the script has them."""
         printer = ReportPrinter(call.send, self._secrets)
         console = Console(printer, call.interrupts, silent_environment())
-        settings = self._settings._replace(timeout=call.timeout)
         session = await console.unless_stopped(self._use_session())
+        self._in_use.append(session)
+        try:
+            run, ending = await self._run_in(session, call, console)
+        finally:
+            self._in_use.remove(session)
+
+        outputs = [RunOutput(output, session.server, self._secrets) for output in ending.outputs]
+        result = make_result(run, ending, outputs, printer.notices, self._secrets)
+        raise_unless_succeeded(run, ending, result, self._secrets)
+        return result
+
+    async def _run_in(self, session: Session, call: Call, console: Console) -> Tuple[Run, Ending]:
+        """Makes the run that ``call`` asks for, submits it and follows it: how it ended."""
+        settings = self._settings._replace(timeout=call.timeout)
         run = await self._make_run(call, session, settings, console)
         self._consoles[run.prompt_id] = console
         try:
@@ -263,6 +291,7 @@ class AsyncComfy:
             ending = await conclude(
                 session, run, watch.stop, None, whole_traceback=True, is_served=True
             )
+            return run, ending
         except asyncio.CancelledError:
             # Before Python 3.11, asyncio.run() answers Ctrl+C by cancelling every task at once.
             await session.cancel(run)
@@ -273,11 +302,6 @@ class AsyncComfy:
         finally:
             session.forget(run)
             del self._consoles[run.prompt_id]
-
-        outputs = [RunOutput(output, session.server, self._secrets) for output in ending.outputs]
-        result = make_result(run, ending, outputs, printer.notices, self._secrets)
-        raise_unless_succeeded(run, ending, result, self._secrets)
-        return result
 
     async def _make_run(
         self, call: Call, session: Session, settings: Settings, console: Console
@@ -316,6 +340,7 @@ class AsyncComfy:
     async def _use_session(self) -> Session:
         """The session for the next run: a new one where a load balancer took the server from us."""
         async with self._opening:
+            await self._close_unused_sessions()
             if not self._sessions or self._sessions[-1].server.gone:
                 session = Session(self._server.fresh(), self._report)
                 # The one before stays open: runs on it may not have seen their end.
@@ -329,6 +354,15 @@ class AsyncComfy:
                     raise
                 self._forget_definitions()
             return self._sessions[-1]
+
+    async def _close_unused_sessions(self) -> None:
+        """Closes the sessions that no call uses, except the last one."""
+        for session in self._sessions[:-1]:
+            if session in self._in_use:
+                continue
+            await session.close()
+            session.server.close()
+            self._sessions.remove(session)
 
     def _forget_definitions(self) -> None:
         """Has the definitions of classes looked up anew: what is known may be out of date."""
