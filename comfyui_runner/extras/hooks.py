@@ -160,8 +160,8 @@ class HookCall:
                     self._process = self._start(document, errors)
                 exit_code = self._process.wait()
                 return self._reason or end_in_words(exit_code, read_end(errors))
-        except OSError as error:
-            return f"could not be started: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: a null byte, or letters not encoded
+            return f"could not be started: {getattr(error, 'strerror', None) or error}"
 
     def _start(self, document: Any, errors: Any) -> "subprocess.Popen[bytes]":
         """The command in the shell, as it was typed, at the head of a group of its own.
