@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -13,6 +14,11 @@ import pytest
 from served import post_elsewhere
 from support import FAST, Outcome, node, run, slow_prompt, wait_until
 
+from comfyui_runner.addresses import parse_address
+from comfyui_runner.afterwards import make_afterwards
+from comfyui_runner.conclusion import Ending
+from comfyui_runner.console import Console
+from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.hooks import (
     MOST_AT_ONCE,
     MOST_STARTED,
@@ -23,6 +29,15 @@ from comfyui_runner.extras.hooks import (
     last_line,
     variables_for_hook,
 )
+from comfyui_runner.extras.python_api import make_api_settings
+from comfyui_runner.extras.python_calls import silent_environment
+from comfyui_runner.interrupts import Interrupts
+from comfyui_runner.limits import DEFAULT_LIMITS
+from comfyui_runner.outputs import Output
+from comfyui_runner.runs import Run
+from comfyui_runner.server import Server
+from comfyui_runner.session import Session
+from comfyui_runner.terminal import Printer
 from comfyui_runner.threads import run_loop
 
 Make = Callable[..., Any]
@@ -238,6 +253,44 @@ def test_people_are_told_what_is_waited_for(python: Make) -> None:
     assert run_loop(story()) == [
         {"event": "notice", "message": "Waiting for 1 hook (--hook), for 20.0 s at most."},
     ]
+
+
+@pytest.mark.parametrize("command", ["no\0command", "no\ud800command"])
+def test_a_command_that_no_system_takes_is_reported(command: str) -> None:
+    async def story() -> List[Any]:
+        hooks = Hooks([command], os.environ, 20.0)
+        reports: List[Any] = []
+        hooks.start(EndedRun("id", "success", b"{}"), reports.append)
+        await hooks.finish(reports.append)
+        return reports
+
+    (report,) = run_loop(story())
+    assert report["event"] == "hook_failed"
+    if "\0" in command:
+        assert "could not be started: embedded null byte." in report["message"].replace("character", "byte")
+
+
+def test_a_run_that_cannot_be_put_in_words_is_a_failure_of_its_hooks() -> None:
+    async def story() -> List[Any]:
+        settings = make_api_settings(None, True, {}, False, DEFAULT_LIMITS)._replace(hooks=("first", "second"))
+        console = Console(Printer(io.StringIO(), io.StringIO()), Interrupts(), silent_environment())
+        afterwards = make_afterwards(settings, console)
+        session = Session(Server(parse_address("http://127.0.0.1:1")), lambda *_: None)
+        run = Run({}, "id", time.monotonic(), asyncio.Event())
+        no_json: Any = object()
+        output = Output("1", "Save", "image", "a.png", size=no_json)
+        ending = Ending(ExitStatus.OK, {"status": "success"}, [output], None)
+        reports: List[Any] = []
+        afterwards.note_end(session, run, ending, reports.append)
+        await afterwards.finish(reports.append)
+        return reports
+
+    reports = run_loop(story())
+    assert [(report["event"], report["command"]) for report in reports] == [
+        ("hook_failed", "first"),
+        ("hook_failed", "second"),
+    ]
+    assert "was not started: the runner failed (TypeError" in reports[0]["message"]
 
 
 def test_only_a_few_hooks_run_at_a_time_and_not_too_many_wait(python: Make, tmp_path: Any) -> None:

@@ -9,7 +9,7 @@ from comfyui_runner.afterwards import Afterwards, TakeReport
 from comfyui_runner.conclusion import Ending
 from comfyui_runner.console import Console
 from comfyui_runner.extras.freeing import Idleness, free_memory
-from comfyui_runner.extras.hooks import Hooks, ended_run
+from comfyui_runner.extras.hooks import Hooks, ended_run, hook_report
 from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
@@ -38,8 +38,16 @@ class HooksAndFreeing(Afterwards):
         row: Optional[int] = None,
     ) -> None:
         self._servers[session.server.address.url] = session.server
-        if self._hooks.commands:
-            self._hooks.start(ended_run(session, run, ending, row), report)
+        if not self._hooks.commands:
+            return
+        try:
+            ended = ended_run(session, run, ending, row)
+        except Exception as error:  # a fault of ours is not one of the run
+            failure = f"was not started: the runner failed ({type(error).__name__}: {error})"
+            for command in self._hooks.commands:
+                report(hook_report(command, failure))
+            return
+        self._hooks.start(ended, report)
 
     def look_around(self, has_runs: Callable[[], bool], now: float, report: TakeReport) -> None:
         if not self._servers or not self._frees:
