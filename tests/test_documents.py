@@ -64,6 +64,20 @@ def test_the_links_of_the_documents_lead_somewhere() -> None:
                 assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), (name, target)
 
 
+def columns_of_row(line: str) -> int:
+    """The columns of a row of a table: a pipe without a backslash ends one, in code too."""
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+def test_the_rows_of_a_table_have_its_columns() -> None:
+    documents = [f"docs/{name}" for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md")]
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *documents):
+        text = re.sub(r"(?ms)^```.*?^```$", "", read(name))
+        for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+            rows = table.splitlines()
+            assert {columns_of_row(row) for row in rows} == {columns_of_row(rows[0])}, (name, rows)
+
+
 def documented_events() -> Dict[str, Set[str]]:
     rows = re.findall(r"(?m)^\| `(\w+)` \|(.*?)\| [^|]*\|$", read("docs/JSON.md"))
     fields = {}
