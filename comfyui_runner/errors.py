@@ -184,28 +184,24 @@ class RunInterrupted(RunFailed):
     """Somebody else interrupted the run, or removed it from the queue."""
 
     exit_status = ExitStatus.INTERRUPTED
-    http_status = 409
 
 
 class RunCancelled(RunFailed):
     """We cancelled the run: its connection was closed."""
 
     exit_status = ExitStatus.CANCELLED
-    http_status = 409
 
 
 class RunTimeout(RunFailed):
     """The run took longer than its timeout, and was cancelled."""
 
     exit_status = ExitStatus.TIMEOUT
-    http_status = 409
 
 
 class RunLost(RunFailed):
     """The server lost the run, or how it ended is unknown."""
 
     exit_status = ExitStatus.LOST
-    http_status = 502
 
 
 class SaveError(RunnerError):

@@ -297,10 +297,7 @@ def silent_environment() -> Environment:
 
 #: The errors of runs that ended with another exit status than OK and PARTIAL.
 ERRORS_OF_RUNS: Mapping[ExitStatus, Type[RunFailed]] = {
-    ExitStatus.INTERRUPTED: RunInterrupted,
-    ExitStatus.LOST: RunLost,
-    ExitStatus.TIMEOUT: RunTimeout,
-    ExitStatus.CANCELLED: RunCancelled,
+    error.exit_status: error for error in (RunInterrupted, RunLost, RunTimeout, RunCancelled)
 }
 
 
