@@ -12,6 +12,7 @@ from comfyui_runner.extras.python_words import errors_in_python_words, hide_in_p
 from comfyui_runner.http_failures import CREDENTIALS_REMEDY, LOGIN_REMEDY
 from comfyui_runner.problems import Problem
 from comfyui_runner.redaction import Secrets
+from comfyui_runner.third_party import import_third_party
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,17 @@ def test_messages_name_arguments_and_not_flags(flags: str, arguments: str) -> No
 def test_what_to_do_about_the_server_is_said_without_flags(remedy: str) -> None:
     assert "--" not in in_python_words(remedy)
     assert "connect(" in in_python_words(remedy)
+
+
+def test_a_missing_package_is_installed_with_pip() -> None:
+    """--setup and uv make environments for the script, not for the program that imports us."""
+    with pytest.raises(RunnerError) as missing, errors_in_python_words():
+        import_third_party("no_such_package")
+    first, *lines = missing.value.remedy.splitlines()
+    assert first == "Install the packages for this Python:"
+    assert lines and all("--setup" not in line and "uv run" not in line for line in lines)
+    assert any("pip install" in line for line in lines)
+    assert str(missing.value).endswith(missing.value.remedy)
 
 
 def raised(error: RunnerError, *secrets: str) -> Any:
