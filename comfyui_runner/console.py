@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import Awaitable, Callable, Iterator, Optional
+from typing import Awaitable, Callable, Dict, Iterator, Optional
 
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
@@ -35,6 +35,8 @@ class Console:
         self.stdout = environment.stdout  #: for what is not a report (--export-api -)
         self.prompt_id = new_uuid()  #: of the run that is reported; the first run gets this one
         self.context: Report = {}  #: fields that all reports have
+        #: what each workflow of a call leaves for the end of all, by a name; None where it is alone
+        self.left_for_end: Optional[Dict[str, Callable[[], Awaitable[None]]]] = None
         self.stop = asyncio.Event()  #: set by Ctrl+C and SIGTERM
         interrupts.bind(asyncio.get_running_loop(), self.stop)
 

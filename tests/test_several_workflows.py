@@ -84,9 +84,9 @@ def test_each_workflow_has_a_folder_of_its_own() -> None:
     assert names_of_folders(paths) == ["flow", "Flow (2)", "flow (3)", "x_1_", "flow (2) (2)"]
 
 
-def test_each_workflow_has_a_call_of_its_own_and_models_are_freed_once() -> None:
-    parts = split_call(settings_of("a.json", "b.json", "-o", "out", "--free"), ["a.json", "b.json"])
-    assert [(part.settings.workflow, part.settings.free) for part in parts] == [("a.json", False), ("b.json", True)]
+def test_each_workflow_has_a_call_of_its_own() -> None:
+    parts = split_call(settings_of("a.json", "b.json", "-o", "out"), ["a.json", "b.json"])
+    assert [part.settings.workflow for part in parts] == ["a.json", "b.json"]
     assert [part.settings.output and part.settings.output.replace("\\", "/") for part in parts] == ["out/a", "out/b"]
 
 
@@ -177,6 +177,16 @@ def test_one_that_fails_does_not_stop_the_rest(folder: Folder) -> None:
     assert [part["exit_status"] for part in end["workflows"]] == [7, 6, 3, 0]
     errors = {event["workflow"] for event in result.events if event["event"] == "error"}
     assert errors == {"b.json", "odd.json"}
+
+
+@pytest.mark.parametrize("order", ["abc", "cba"])
+def test_models_are_freed_once_whichever_workflow_runs(folder: Folder, simulator: Any, order: str) -> None:
+    folder.write(a=slow_prompt(seconds=0.0), b=slow_prompt(seconds=0.0, seed=2), c=REFUSED)
+    result = folder(*(f"{name}.json" for name in order), "--yes", "--json", "--free")
+    assert result.status == ExitStatus.REJECTED
+    assert simulator.unloads == 1
+    events = [event["event"] for event in result.events]
+    assert events[-2:] == ["freed", "workflows"] and events.count("freed") == 1
 
 
 def test_words_of_a_text_without_quotation_marks_run_nothing(folder: Folder, simulator: Any) -> None:

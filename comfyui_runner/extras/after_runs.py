@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Callable, Dict, Optional
 
 from comfyui_runner.afterwards import Afterwards, TakeReport
@@ -22,6 +23,8 @@ class HooksAndFreeing(Afterwards):
     def __init__(self, settings: Settings, console: Console) -> None:
         self._hooks = Hooks(settings.hooks, console.variables, settings.limits.hook)
         self._frees = settings.free
+        # The simulator of --demo ends with its workflow.
+        self._left_for_end = None if settings.demo else console.left_for_end
         self._idleness = Idleness()
         self._servers: Dict[str, Server] = {}  # of the runs that ended last, by address
         self._freeing: Optional["asyncio.Future[None]"] = None
@@ -60,8 +63,14 @@ class HooksAndFreeing(Afterwards):
         await self._hooks.finish(report, stopping)
         if self._freeing is not None:
             await self._freeing
-        if self._frees and self._idleness.had_runs:
+        if not self._frees or not self._idleness.had_runs:
+            return
+        if self._left_for_end is None:
             await self._free_memory(report)
+            return
+        # The next workflow may need the same models.
+        for url, server in self._servers.items():
+            self._left_for_end[url] = partial(free_memory, server, report)
 
     async def _free_memory(self, report: TakeReport) -> None:
         for server in self._servers.values():

@@ -114,18 +114,11 @@ def names_of_folders(paths: Sequence[str]) -> List[str]:
 def split_call(settings: Settings, paths: Sequence[str]) -> List[WorkflowCall]:
     """The workflows of a call. Each one's outputs have a folder of their own below that of -o."""
     calls = []
-    for number, (path, folder) in enumerate(zip(paths, names_of_folders(paths)), 1):
+    for path, folder in zip(paths, names_of_folders(paths)):
         output = settings.output
         if output is not None:
             output = os.path.join(output, folder)
-        is_last = number == len(paths)
-        own = settings._replace(
-            workflow=path,
-            workflows=(),
-            output=output,
-            # Models that the next workflow needs too would be loaded again.
-            free=settings.free and is_last,
-        )
+        own = settings._replace(workflow=path, workflows=(), output=output)
         calls.append(WorkflowCall(path, own, new_uuid()))
     return calls
 
@@ -294,6 +287,7 @@ async def run_all(
 ) -> Ends:
     """Runs each workflow that has a program, until Ctrl+C comes. Errors are reported."""
     ends: Ends = {}
+    console.left_for_end = {}
     for number, program in programs.items():
         if console.stopping:
             break
@@ -306,6 +300,8 @@ async def run_all(
                 ends[number] = console.report_error(error)
             finally:
                 console.printer.close()
+    for do in console.left_for_end.values():
+        await do()
     return ends
 
 
