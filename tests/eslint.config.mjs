@@ -53,6 +53,10 @@ export default [
     languageOptions: { sourceType: "script", globals: globals.browser },
   },
   {
+    files: ["tests/*.mjs"],
+    languageOptions: { globals: { document: "readonly" } }, // in functions that are run in a page
+  },
+  {
     files: [`${page}.css`],
     plugins: { css },
     language: "css/css",

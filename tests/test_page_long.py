@@ -100,6 +100,14 @@ def install_browser(package: str) -> None:
             return
 
 
+def require_node_package(name: str) -> str:
+    """The folder of a package that tests/run.py installs by npm. In CI its absence is a failure."""
+    path = os.path.join(ROOT, "tests", "node_modules", name)
+    if not os.path.isdir(path):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {name}: tests/run.py --long installs it by npm")
+    return path
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A Chromium without a window."""
@@ -1477,6 +1485,108 @@ def overflow(page: Any) -> int:
     return int(page.evaluate("() => document.documentElement.scrollWidth"))
 
 
+#: The widths at which the main states of the page are looked at, and those where axe-core is asked too.
+WIDTHS, ASKED_WIDTHS = (360, 768, 1440), (360, 1440)
+
+#: What leaves the window at its sides, and what cuts off its own text without dots at the end.
+CUT_OFF = """() => {
+    const isCut = (one) => {
+        const box = one.getBoundingClientRect(), { overflowX, textOverflow } = getComputedStyle(one);
+        const leaves = box.left < -1 || box.right > innerWidth + 1;
+        const clips = one.matches("input[type=number]")
+            || (["hidden", "clip"].includes(overflowX) && textOverflow !== "ellipsis" && !one.matches("input, select"));
+        return leaves || (clips && one.scrollWidth > one.clientWidth + 1);
+    };
+    const shown = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility());
+    return shown.filter((one) => !one.closest(".unseen, svg") && isCut(one)).map((one) => one.outerHTML.slice(0, 300));
+}"""
+
+#: What is wrong by axe-core, as "rule: element"; in the dark scheme by its rules for colors, as nothing else differs.
+ASK_AXE = """async (scheme) => {
+    const some = scheme === "dark" ? { runOnly: ["color-contrast", "link-in-text-block"] } : {};
+    const { violations } = await axe.run(document, { resultTypes: ["violations"], ...some });
+    const bad = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+    return bad.flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => `${id}: ${html} ${failureSummary}`));
+}"""
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script axe-core, which finds what keeps people with a disability from using a page."""
+    with open(os.path.join(require_node_package("axe-core"), "axe.min.js"), encoding="utf-8") as file:
+        return file.read()
+
+
+@pytest.fixture
+def look_at(axe: str, shot: Any) -> Callable[..., None]:
+    """Looks at a state of the page in every width, light and dark: nothing is cut off, axe-core finds nothing bad."""
+
+    def look(page: Any, name: str) -> None:
+        page.evaluate(axe)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            assert overflow(page) <= width, (name, width)
+            assert page.evaluate(CUT_OFF) == [], (name, width)
+            if "PAGE_SHOTS" in os.environ:
+                shot(page, f"state_{name}_{width}", full_page=True)
+            for scheme in ("dark", "light") if width in ASKED_WIDTHS else ():
+                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # colors are there at once
+                assert page.evaluate(ASK_AXE, scheme) == [], (name, width, scheme)
+
+    return look
+
+
+def test_everybody_can_use_the_page_in_its_main_states(make_service: Any, visit: Any, look_at: Any) -> None:
+    """First load, running with preview, results with several outputs and earlier runs, a refusal, ComfyUI away."""
+    prompt = {
+        **TEXTS,
+        "8": {**LOADER["1"], "_meta": {"title": "Photo_" + "y" * 80}},
+        "9": node("PreviewImage", images=["8", 0]),
+        "10": node("SimulatedOutput", "Caption", ui=json.dumps({"text": ["a word " * 40 + "z" * 90]})),
+        "11": node("SlowProgress", "Slow", steps=2, seconds=0.0, seed=2**63, preview=False),
+        "12": node("PreviewImage", images=["11", 0]),
+    }
+    service = make_service(prompt)
+    page = visit(service)
+    page.locator("#more > summary").click()
+    look_at(page, "first")
+    run(page)
+    finished(page, figures=4)
+    service.simulator.step_seconds = 1.0
+    service.edit("2", text="https://example.invalid/" + "x" * 400)
+    service.edit("5", seed=2**64 - 1, steps=1000)
+    expect(page.locator(SAMPLER + "seed")).to_have_value(str(2**64 - 1))
+    run(page)
+    loaded(page.locator("#preview"), 128)
+    look_at(page, "running")
+    service.simulator.step_seconds = 0.0
+    finished(page, figures=4)
+    page.locator("#runs button.show").last.click()
+    expect(page.locator("#differences li")).to_have_count(3)
+    page.locator("#times summary").click()
+    look_at(page, "results")
+    page.get_by_role("button", name="Show the latest").click()
+    refused = json.loads(json.dumps(TEXTS))
+    refused["1"]["inputs"]["ckpt_name"] = "a_very_long_name_" * 6 + ".safetensors"
+    refused["5"]["inputs"]["steps"] = 0
+    requests.put(service.url + "/workflow", json=refused, timeout=10).raise_for_status()
+    expect(page.locator(SAMPLER + "steps")).to_have_value("0")
+    run(page)
+    expect(alerts(page)).to_contain_text("Not started. See Load Checkpoint, Steps.")
+    look_at(page, "refused")
+    service.simulator.crash()
+    expect(page.locator("#server")).to_have_text("ComfyUI does not answer", timeout=15_000)
+    look_at(page, "away")
+
+
+def test_everybody_can_log_in(make_service: Any, visit: Any, look_at: Any) -> None:
+    page = visit(make_service(TEXTS, "--token", "a secret of nine words"), ready=False)
+    page.get_by_label("Token").fill("a guess")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert").filter(has_text="That is not the token.")).to_be_visible()
+    look_at(page, "login")
+
+
 def test_a_wide_window_is_used_and_both_schemes_can_be_read(make_service: Any, visit: Any, shot: Any) -> None:
     service = make_service(TEXTS)
     page = visit(service, viewport={"width": 1600, "height": 900})
@@ -1572,6 +1682,16 @@ def test_a_screen_reader_finds_names_and_is_told(make_service: Any, visit: Any) 
     assert "error-5-steps" in described.split()
     assert page.locator("#error-5-steps").get_attribute("aria-live") == "polite"
     expect(page.locator("main")).to_have_count(1)
+
+
+def test_firefox_loads_edits_runs_previews_and_stops(make_service: Any) -> None:
+    service = make_service(TEXTS, step_seconds=0.3)
+    require_node_package("puppeteer-core")
+    walk = ["node", os.path.join(ROOT, "tests", "firefox_walk.mjs"), require_browser(FIREFOX), service.url]
+    done = subprocess.run(walk, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")
+    assert service.phases() == ["interrupted", "success"]
+    assert service.value("2", "text") == "a fox in the snow"
 
 
 # ------------------------------------------------------------------------------------------------
