@@ -668,6 +668,7 @@ def test_a_server_that_refuses_us_in_the_middle_ends_the_batch(batch: Batch) -> 
     assert batch.rows("failed") == [] and 1 <= len(batch.rows("done")) < 30
 
 
+@pytest.mark.long
 def test_a_server_that_is_gone_ends_the_batch_and_the_rest_is_left_for_resume(batch: Batch) -> None:
     """After limits.give_up, with status 5; once it is back, --resume does what is left."""
     batch.csv("3.text", *map(str, range(40)))
@@ -1056,7 +1057,10 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("pattern", [["-o", "out/{3.text}"], ["-o", "out", "--name", "{3.text}"]])
+@pytest.mark.parametrize(
+    "pattern",
+    [["-o", "out/{3.text}"], pytest.param(["-o", "out", "--name", "{3.text}"], marks=pytest.mark.long)],
+)
 def test_hostile_cells_never_lead_out_of_the_folder(pattern: List[str], batch: Batch, monkeypatch: Any) -> None:
     monkeypatch.chdir(batch.folder)
     batch.json_lines(*[{"3.text": text} for text in HOSTILE])

@@ -2258,6 +2258,7 @@ def places(value: Any) -> List[Tuple[Any, Any]]:
     return found
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_conversion_fuzz(data: st.DataObject) -> None:

@@ -695,6 +695,7 @@ infos = st.dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.long
 @many
 @given(prompts, infos, st.sampled_from(["1", "A", "KSampler", "positive", "none", ""]), _names, anything)
 def test_odd_prompts_raise_nothing_but_edit_errors(

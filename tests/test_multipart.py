@@ -111,6 +111,7 @@ SENT = st.builds(
 )
 
 
+@pytest.mark.long
 @many
 @given(
     sent=st.lists(SENT, max_size=5),

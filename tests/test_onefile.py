@@ -184,12 +184,14 @@ def test_every_module_of_the_program_is_in_it_once_and_no_other() -> None:
     assert not [name for name in names if "simulator" in name or "onefile" in name]
 
 
+@pytest.mark.long
 def test_what_cannot_be_written_is_an_error(tmp_path: Any) -> None:
     done = process(BUILDER, str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "") and "The file was not made" in done.stderr
     assert process(BUILDER).returncode == 2
 
 
+@pytest.mark.long
 def test_a_path_with_letters_that_the_pipe_lacks_is_written_to(tmp_path: Any) -> None:
     command = [sys.executable, BUILDER, str(tmp_path / "狐.py")]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}

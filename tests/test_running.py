@@ -1205,6 +1205,7 @@ def test_what_custom_nodes_tell_everybody_is_no_word_of_our_run() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     int(importlib.metadata.version("websockets").split(".")[0]) < 14,
     reason="it gives up what has come when it is closed",

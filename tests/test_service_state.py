@@ -61,6 +61,7 @@ def ids_listed(service: Any) -> List[str]:
 # -- runs, after kill -9 -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_runs_that_wait_and_run_are_found_again(make_process: Start, simulator: Any) -> None:
     process = make_process(slow_prompt(steps=4, seconds=2.0, seed=1))
     first = process.start_run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from typing import Iterator, List, Sequence, Tuple
@@ -134,14 +135,20 @@ def test_windows_calls_curl_by_its_file() -> None:
     assert (name_of_curl(is_windows=True), name_of_curl(is_windows=False)) == ("curl.exe", "curl")
 
 
-def texts_of_the_program() -> Iterator[str]:
+@functools.lru_cache(maxsize=None)
+def texts_of_the_program() -> List[str]:
     """Every text in the code of the program that is not a docstring; values in it are {}."""
+    return list(find_texts_of_the_program())
+
+
+def find_texts_of_the_program() -> Iterator[str]:
     for module in program_modules():
         with open(module.__file__, encoding="utf-8") as file:
             tree = ast.parse(file.read())
-        expressions = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-        parts = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values]
-        for node in ast.walk(tree):
+        nodes = list(ast.walk(tree))
+        expressions = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        parts = {part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in nodes:
             if isinstance(node, ast.JoinedStr):
                 pieces = [str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values]
                 yield "".join(pieces)
@@ -151,7 +158,7 @@ def texts_of_the_program() -> Iterator[str]:
 
 
 def test_messages_name_curl_as_the_shell_at_hand_does_and_use_double_quotes() -> None:
-    texts = list(texts_of_the_program())
+    texts = texts_of_the_program()
     assert len(texts) > 1000
     for text in texts:
         assert "curl -" not in text and "curl http" not in text, text  # {CURL} stands for it

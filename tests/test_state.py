@@ -469,6 +469,7 @@ def test_there_are_six_ends() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 @many
 @given(st.lists(messages, max_size=12), st.sampled_from([Phase.SUBMITTING, Phase.QUEUED, Phase.RUNNING]))
 def test_no_sequence_of_messages_breaks_the_state(events: List[Tuple[str, Any]], phase: Phase) -> None:
