@@ -110,17 +110,33 @@ def find_example(name: str, folders: Sequence[str]) -> Optional[str]:
 
 
 def expand_pattern(path: str, error: Type[RunnerError]) -> str:
-    """The file that ``flow*.json`` means, where no shell has expanded it: Windows' shells do not.
+    """The file that ``flow*.json`` means; ``path`` itself if no file fits.
 
-    ``path`` itself, if there is such a file, or none that fits. Raises ``error`` for several.
+    Folders, pipes and devices are named without a pattern. Raises ``error`` for several files.
     """
-    if os.path.exists(path) or not glob.has_magic(path):
-        return path
-    matches = sorted(glob.glob(path))
+    matches = files_that_fit(path)
     if len(matches) > 1:
         message = f"Several files match {path}, and only one can be used."
         raise error(message, f"Name one of them: {_listed(matches)}.")
     return next(iter(matches), path)
+
+
+def files_that_fit(pattern: str) -> List[str]:
+    """The file ``pattern``, if it exists (``a[1].png`` is a name too), else the files that fit it.
+
+    They are in the order of the numbers in their names. No shell of Windows expands patterns.
+    """
+    if os.path.isfile(pattern):
+        return [pattern]
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
+        return []
+    return sorted(filter(os.path.isfile, glob.glob(pattern)), key=numbers_in_order)
+
+
+def numbers_in_order(name: str) -> List[Tuple[int, str]]:
+    """A key by which "a2" comes before "a10"."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts]
 
 
 def _read_workflow(path: str) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 from support import node
 
 from comfyui_runner.edits import EditError
-from comfyui_runner.extras.batch_files import numbers_in_order
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
+from comfyui_runner.loading import files_that_fit
 
 PROMPT: Dict[str, Any] = {
     "1": node("CLIPTextEncode", "A = B", text="a fox"),
@@ -33,7 +33,7 @@ INFO: Dict[str, Any] = {
     "CLIPTextEncode": {"input": {"required": {"text": ["STRING", {"multiline": True}]}}},
     "LoadImage": {"input": {"required": {"image": [["a.png", "b.png"], {"image_upload": True}]}}},
 }
-FILES = {"photos/*.png": ["photos/1.png", "photos/2.png"], "cat.png": ["cat.png"]}
+FILES = {"photos/*.png": ["photos/1.png", "photos/2.png"], "cat.png": ["cat.png"], "a, b.png": ["a, b.png"]}
 TEXTS = {"prompts.txt": ["a fox", "", "a cat, red", " "], "empty.txt": [""]}
 ACCESS = FileAccess(find=lambda pattern: FILES.get(pattern, []), read_lines=lambda path: TEXTS[path])
 
@@ -62,6 +62,9 @@ def axes(*texts: str) -> List[Axis]:
         ("5.image=photos/*.png", "5.image", ["@photos/1.png", "@photos/2.png"]),
         ("image=@cat.png", "image", ["@cat.png"]),
         ("image=a.png,b.png", "image", ["a.png", "b.png"]),  # the server's own files
+        ("image=cat.png,b.png", "image", ["@cat.png", "b.png"]),  # the first one is here, and uploaded
+        ("image=@cat.png, photos/*.png", "image", ["@cat.png", "@photos/1.png", "@photos/2.png"]),
+        ("image=a, b.png", "image", ["@a, b.png"]),  # a file's name may have commas too
     ],
 )
 def test_values_are_read_by_the_type_of_their_input(text: str, name: str, values: List[Any]) -> None:
@@ -83,6 +86,8 @@ def test_values_are_read_by_the_type_of_their_input(text: str, name: str, values
         ("positive=@empty.txt", "there is no text in the file"),
         ("image=none/*.png", "no file fits"),
         ("image=@none.png", "no file fits"),
+        ("image=cat.png,@none.png", '@none.png": no file fits'),
+        ("image=", "--each image= has no values."),
         ("size=64", "is not a size"),
         ("3.positive=x", "is fed by"),
     ],
@@ -111,5 +116,12 @@ def test_an_input_that_is_not_declared_is_read_by_its_value() -> None:
     assert read_axes(["3.sampler_name=a,b"], PROMPT, {}, ACCESS) == [Axis("3.sampler_name", ["a,b"])]
 
 
-def test_files_are_in_the_order_of_their_numbers() -> None:
-    assert sorted(["a10.png", "a2.png", "B1.png"], key=numbers_in_order) == ["a2.png", "a10.png", "B1.png"]
+def test_files_that_fit_are_in_the_order_of_their_numbers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a10.png", "a2.png", "B1.png", "c1.png", "c[1].png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a3.png").mkdir()
+    assert files_that_fit("*1*.png") == ["a10.png", "B1.png", "c1.png", "c[1].png"]
+    assert files_that_fit("a*.png") == ["a2.png", "a10.png"]
+    assert files_that_fit("c[1].png") == ["c[1].png"]  # not a pattern: it is there
+    assert [files_that_fit(name) for name in ("a3.png", "none.png", "none*", ".")] == [[], [], [], []]

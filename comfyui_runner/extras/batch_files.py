@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import json
 import os
-import re
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO, Tuple
+from typing import Any, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.edits import EditError
@@ -25,7 +23,7 @@ from comfyui_runner.extras.batches import (
 )
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 from comfyui_runner.files import name_on_disk, reason_not_read
-from comfyui_runner.loading import Loaded, offer_files, read_text_file
+from comfyui_runner.loading import Loaded, files_that_fit, offer_files, read_text_file
 from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
@@ -171,19 +169,8 @@ def names_columns(line: str, workflow: Loaded) -> bool:
 
 def read_axes_of(settings: Settings, workflow: Loaded) -> List[Axis]:
     """The axes of --each. Raises UsageError for a file, and EditError for a name or a value."""
-    files = FileAccess(find=find_files_of, read_lines=read_lines_of)
+    files = FileAccess(find=files_that_fit, read_lines=read_lines_of)
     return read_axes(settings.each, workflow.prompt, workflow.object_info, files)
-
-
-def find_files_of(pattern: str) -> List[str]:
-    """The files that fit a pattern, 2 before 10; no shell of Windows expands it."""
-    return sorted(filter(os.path.isfile, glob.glob(pattern)), key=numbers_in_order)
-
-
-def numbers_in_order(name: str) -> List[Tuple[int, str]]:
-    """A key by which "a2" comes before "a10"."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts]
 
 
 def read_lines_of(path: str) -> List[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 from typing import (
     Awaitable,
@@ -29,7 +28,7 @@ from comfyui_runner.errors import (
     UsageError,
     WorkflowError,
 )
-from comfyui_runner.extras.batch_files import find_files_of
+from comfyui_runner.loading import files_that_fit
 from comfyui_runner.reports import Report, list_some
 from comfyui_runner.server import new_uuid
 from comfyui_runner.settings import PROGRAMS, Settings
@@ -182,11 +181,7 @@ def expand_workflows(words: Sequence[str]) -> List[str]:
     """
     paths: List[str] = []
     for word in words:
-        is_pattern = glob.has_magic(word) and not os.path.exists(word)
-        if is_pattern:
-            paths += find_files_of(word) or [word]
-        else:
-            paths.append(word)
+        paths += files_that_fit(word) or [word]
     return paths
 
 

@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 
 class FileAccess(NamedTuple):
-    """This machine's files: the paths that fit a pattern, and the lines of a text."""
+    """This machine's files: those that a pattern or a path means, and the lines of a text."""
 
     find: Callable[[str], List[str]]
     read_lines: Callable[[str], List[str]]
@@ -169,13 +169,24 @@ def _read_texts(name: str, text: str, files: FileAccess) -> List[Any]:
 
 
 def _find_files(name: str, text: str, files: FileAccess) -> List[Any]:
-    """The files that fit a pattern, as rows name them: ``@FILE``. Else names on the server."""
-    pattern = text[1:] if text.startswith("@") else text
-    found = files.find(pattern)
-    if found:
-        return [f"@{path}" for path in found]
-    is_pattern = any(sign in pattern for sign in "*?[")
-    if is_pattern or text.startswith("@"):
-        message = f"--each {name}={quote_name(text)}: no file fits."
-        raise EditError("no_such_file", message)
-    return list(_split_list(name, text))
+    """Files, as rows name them (``@FILE``), and names on the server, with commas between them.
+
+    A file's own name may have commas. Raises EditError for a pattern and an ``@FILE`` that no file
+    fits.
+    """
+    is_one_name = bool(files.find(_without_at(text)))
+    parts = [text] if is_one_name else _split_list(name, text)
+    values: List[Any] = []
+    for part in parts:
+        found = files.find(_without_at(part))
+        means_files = part.startswith("@") or any(sign in part for sign in "*?[")
+        if means_files and not found:
+            message = f"--each {name}={quote_name(part)}: no file fits."
+            raise EditError("no_such_file", message)
+        values += [f"@{path}" for path in found] or [part]
+    return values
+
+
+def _without_at(text: str) -> str:
+    """The pattern in ``text``: ``@FILE`` is a file too."""
+    return text[1:] if text.startswith("@") else text
