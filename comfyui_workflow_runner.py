@@ -186,6 +186,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
     """Keep a service that holds the workflow: load, find, listen, serve, stop."""
     # Single-shot runs start without all of this.
     from comfyui_runner.serving import (
+        choose_workflows,
         find_or_expect_servers,
         listen,
         load_when_possible,
@@ -198,6 +199,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
     async with ComfyUI(settings, console) as comfyui:
         check_output_folder(settings)  # USAGE: -o is made, and cannot be written
         try:
+            settings = await choose_workflows(settings, console)  # several, or a folder
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console, is_brief=not settings.verbose)
             # ComfyUI may come later.
@@ -234,7 +236,7 @@ def main(environment: Environment) -> int:
             program = continuous
         else:
             program = single_shot
-        if settings.may_be_several:
+        if settings.may_be_several and program is not continuous:  # it holds one of them at a time
             program = import_for_several(program)
         return run_loop(run_program(program, settings, printer, interrupts, environment))
     except RunnerError as error:

@@ -46,6 +46,16 @@ class HeldCopy(NamedTuple):
     origin: Origin
 
 
+class PutAside(NamedTuple):
+    """A workflow that was held, with its edits: what is needed to hold it again."""
+
+    now: HeldPrompt
+    before_edits: Loaded
+    file: Loaded
+    fingerprint: str
+    uploads: Mapping[InputRef, Tuple[Any, UploadAgain]]
+
+
 class EditedPrompt(NamedTuple):
     """A held prompt with other values, and whether these could be checked."""
 
@@ -105,9 +115,7 @@ class HeldWorkflow:
         self._before_edits = loaded
         #: inputs that name an uploaded file: their value, and how another server gets the file
         self._uploads: Dict[InputRef, Tuple[Any, UploadAgain]] = {}
-        for ref, path in loaded.uploads:
-            upload_again = functools.partial(Server.upload_file, path=path)
-            self.remember_upload([ref], value_of(loaded.prompt, ref), upload_again)
+        self._remember_uploads_of(loaded)
 
     def to_json(self) -> JsonObject:
         """The workflow's part of GET /status."""
@@ -115,11 +123,27 @@ class HeldWorkflow:
             "file": self.path,
             "nodes": len(self.now.prompt),
             "revision": self.now.revision,
-            "changed": self._is_edited(),
+            "changed": self.is_edited,
         }
 
-    def _is_edited(self) -> bool:
+    @property
+    def is_edited(self) -> bool:
+        """Whether the prompt differs from the one of the name that is shown."""
         return bool(self.now.prompt != self._original().prompt)
+
+    @property
+    def differs_from_file(self) -> bool:
+        """Whether something would be lost if the file was read again."""
+        return self.is_edited or self.now.random_seeds != frozenset(self._file.drawn)
+
+    @property
+    def is_clients(self) -> bool:
+        """Whether a client has put a workflow of its own in the file's place."""
+        return not self.is_called_as_file(self._before_edits)
+
+    def is_called_as_file(self, loaded: Loaded) -> bool:
+        """Whether ``loaded`` has the name of the file, or none."""
+        return loaded.path in ("", self._file.path)
 
     @property
     def path(self) -> str:
@@ -133,9 +157,9 @@ class HeldWorkflow:
 
     def _original(self) -> Loaded:
         """The workflow of the name that is shown; without a name, that of the file."""
-        if self.path in ("", self._file.path):
-            return self._file
-        return self._before_edits
+        if self.is_clients:
+            return self._before_edits
+        return self._file
 
     # -- holding ---------------------------------------------------------------------------------
 
@@ -170,7 +194,30 @@ class HeldWorkflow:
         with self._lock:
             self._file = loaded
             self._fingerprint = fingerprint_of(loaded)
+            self._remember_uploads_of(loaded)
             return self.hold_loaded(loaded)
+
+    # -- one of several --------------------------------------------------------------------------
+
+    def put_aside(self) -> PutAside:
+        """What is held now, to be held again later."""
+        with self._lock:
+            uploads = dict(self._uploads)
+            return PutAside(self.now, self._before_edits, self._file, self._fingerprint, uploads)
+
+    def hold_file_again(self, aside: PutAside) -> int:
+        """Hold the file that was put aside, with its edits: its revision."""
+        with self._lock:
+            self._file = aside.file
+            self._fingerprint = aside.fingerprint
+            return self.hold_clients_again(aside)
+
+    def hold_clients_again(self, aside: PutAside) -> int:
+        """Hold the client's workflow that was put aside: its revision. The file stays."""
+        with self._lock:
+            self._before_edits = aside.before_edits
+            self._uploads.update(aside.uploads)
+            return self.hold(aside.now.prompt, aside.now.random_seeds)
 
     # -- from one process to the next ------------------------------------------------------------
 
@@ -180,7 +227,7 @@ class HeldWorkflow:
             client = None
             if self._before_edits is not self._file:
                 client = self._before_edits
-            return StoredWorkflow(*self.now, self._fingerprint, self._is_edited(), client)
+            return StoredWorkflow(*self.now, self._fingerprint, self.is_edited, client)
 
     def restore(self, stored: StoredWorkflow) -> bool:
         """Hold what an earlier process has stored; False if the file has changed since, and wins.
@@ -188,11 +235,32 @@ class HeldWorkflow:
         Nothing is published: nobody listens yet.
         """
         if stored.fingerprint != self._fingerprint:
-            self.now = self.now._replace(revision=stored.revision + 1)
+            self.count_on(stored.revision)
             return False
         self._before_edits = stored.client or self._file
         self.now = HeldPrompt(stored.prompt, stored.random_seeds, stored.revision)
         return True
+
+    def count_on(self, revision: int) -> None:
+        """Have revisions begin behind ``revision``, the last one of an earlier process."""
+        self.now = self.now._replace(revision=revision + 1)
+
+    def hold_stored(self, file: Loaded, stored: StoredWorkflow) -> Optional[int]:
+        """Hold ``file`` as it was stored: its revision. None if it has changed since."""
+        fingerprint = fingerprint_of(file)
+        if stored.fingerprint != fingerprint:
+            return None
+        with self._lock:
+            self._file = file
+            self._fingerprint = fingerprint
+            self._remember_uploads_of(file)
+            self._before_edits = stored.client or file
+            return self.hold(stored.prompt, stored.random_seeds)
+
+    def put_client_aside(self, stored: StoredWorkflow, client: Loaded) -> PutAside:
+        """A client's workflow that was stored, to be held again."""
+        now = HeldPrompt(stored.prompt, stored.random_seeds, stored.revision)
+        return PutAside(now, client, self._file, self._fingerprint, {})
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -229,6 +297,11 @@ class HeldWorkflow:
         return open_texts(prompt, conversion)
 
     # -- uploads, behind a load balancer ---------------------------------------------------------
+
+    def _remember_uploads_of(self, loaded: Loaded) -> None:
+        for ref, path in loaded.uploads:
+            upload_again = functools.partial(Server.upload_file, path=path)
+            self.remember_upload([ref], value_of(loaded.prompt, ref), upload_again)
 
     def remember_upload(
         self, refs: Iterable[InputRef], value: Any, upload_again: UploadAgain

@@ -97,7 +97,12 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
     if not settings.workflow_named and not os.path.exists(path):
         path = find_example(path, settings.example_folders) or path
     path = expand_pattern(path, WorkflowError)
-    return parse_document(_read_workflow(path), path), path
+    return read_document(path), path
+
+
+def read_document(path: str) -> Document:
+    """What the workflow file at ``path`` contains. Raises WorkflowError."""
+    return parse_document(_read_workflow(path), path)
 
 
 def find_example(name: str, folders: Sequence[str]) -> Optional[str]:

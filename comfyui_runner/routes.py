@@ -74,9 +74,17 @@ ROUTES: Tuple[Route, ...] = (
         path="/workflow",
         handler="put_workflow",
         summary="Holds another workflow, and lists what is wrong with it.",
-        statuses=(200, 400, 503),
+        statuses=(200, 400, 404, 503),
         curl="-T workflow_api.json {url}/workflow",
         query=("name",),
+    ),
+    Route(
+        method="GET",
+        path="/workflows",
+        handler="get_workflows",
+        summary="Lists the workflows; PUT /workflow?name=NAME without a body holds one of them.",
+        statuses=(200,),
+        curl="{url}/workflows",
     ),
     Route(
         method="POST",

@@ -88,6 +88,7 @@ from comfyui_runner.stored_state import (
 from comfyui_runner.text import JsonObject, plural
 from comfyui_runner.threads import in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
+from comfyui_runner.workflow_list import WorkflowList
 
 #: Seconds between two checks of ComfyUI: while all is well, and else.
 CHECK_INTERVAL, CHECK_INTERVAL_IN_TROUBLE = 15.0, 2.0
@@ -122,7 +123,7 @@ FAILED_AT_THE_END = "The runner failed at the end of the run: what it made is on
 class ServiceOptions(NamedTuple):
     """What the service is asked to do."""
 
-    reload: Callable[[], Loaded]  # reads the workflow's file again
+    load: Callable[[str], Loaded]  # reads the workflow at a path
     secrets: Secrets  # what is hidden in the answers and in the events
     guard: Guard
     auto_execute: bool  # an upload starts a run
@@ -142,7 +143,8 @@ class Service:
     """The held workflow, the runs and the event streams, and the ComfyUI behind them.
 
     ``report(prompt_id, report)`` shows on the console what happens. ``keeper`` keeps the runs and
-    the held workflow, and ``restored`` is what it has kept of them. Made in the loop.
+    the held workflow, and ``restored`` is what it has kept of them. ``paths`` are the files of the
+    workflows that it can hold, where there are several; ``loaded`` is the first. Made in the loop.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Service:
         report: Callable[[Optional[str], Report], None],
         keeper: StateKeeper,
         restored: Restored,
+        paths: Sequence[str] = (),
     ) -> None:
         # Taken by both worlds, for moments, and never while something is awaited or ComfyUI is
         # asked: the loop would stand still. Reentrant: a new revision is published under it.
@@ -168,6 +171,7 @@ class Service:
         self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
         self.held = HeldWorkflow(loaded, self.lock, self._note_revision)
+        self.workflows = WorkflowList([loaded.path, *paths[1:]], self.held, options.load, self.lock)
         self.session = Session(self.backend.server, self.report)
         self.session.client_id = restored.client_id or self.session.client_id
         self.stopping = asyncio.Event()
@@ -303,7 +307,7 @@ class Service:
     def _note_revision(self, revision: int) -> None:
         """The held workflow has changed: publish and store it."""
         self._publish_revision(revision)
-        self.keeper.hold(self.held.as_stored())
+        self.keeper.hold(self.workflows.as_stored())
 
     def _store_phase(self, record: RunRecord) -> None:
         """Store where a run is; its end is stored with all of it, by _end()."""
@@ -750,7 +754,7 @@ class Service:
         return {
             "version": __version__,
             "comfyui": {**self.backend.to_json(), "others": self._others_as_json()},
-            "workflow": self.held.to_json(),
+            "workflow": {**self.held.to_json(), **self.workflows.to_status()},
             "runs": {
                 "waiting": self.records.count_waiting(),
                 "running": running.prompt_id if running else None,

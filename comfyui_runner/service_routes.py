@@ -225,6 +225,7 @@ class RouteCall:
         self.service = routes.service
         self.backend = self.service.backend
         self.held = self.service.held
+        self.workflows = self.service.workflows
         self.records = self.service.records
         self.options = self.service.options
         self.url_for = routes.url_for
@@ -285,12 +286,17 @@ class RouteCall:
         return json_response(200, answer)
 
     def put_workflow(self) -> Response:
-        """Another workflow takes the place of the held one.
+        """Another workflow takes the place of the held one: a client's, or without a body one of
+        the list, by its name.
 
         What is wrong with it is listed: a model can be installed, a value edited. One that has
         classes that ComfyUI does not have is refused, as a text or a seed cannot be found in it.
         """
-        document = parse_document(self.body.read(JSON_LIMIT), "The body")
+        body = self.body.read(JSON_LIMIT)
+        wanted = self.request.query.get("name")
+        if wanted and not body:
+            return self._choose_workflow(wanted)
+        document = parse_document(body, "The body")
         conversion = make_prompt(document, self.backend.look_up_all)
         prompt, notices = self.backend.name_models(conversion.prompt)
         origin = Origin(document.workflow or {})
@@ -305,7 +311,7 @@ class RouteCall:
         name = one_line(self.request.query.get("name", ""), 200)
         loaded = Loaded(prompt, name, document.workflow, conversion)
         loaded = loaded._replace(extra_data=document.extra_data)
-        revision = self.held.hold_loaded(loaded)
+        revision = self.workflows.hold_client(loaded)
         answer = {
             "nodes": len(prompt),
             "revision": revision,
@@ -315,12 +321,31 @@ class RouteCall:
         }
         return json_response(200, answer)
 
+    def _choose_workflow(self, name: str) -> Response:
+        """Hold a workflow of the list."""
+        chosen = self.workflows.choose(name)
+        prompt = self.held.now.prompt
+        named, _ = self.backend.name_models(prompt)  # as a run does
+        object_info, problems = self.backend.find_problems(named, self.held.origin)
+        answer = {
+            "nodes": len(prompt),
+            "revision": chosen.revision,
+            "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
+            "warnings": list(chosen.warnings),
+            "problems": [problem_as_json(problem) for problem in problems],
+        }
+        return json_response(200, answer)
+
+    def get_workflows(self) -> Response:
+        """The workflows that can be held."""
+        return json_response(200, {"workflows": self.workflows.to_json()})
+
     def reset_workflow(self) -> Response:
         """The workflow from its file, as it is now."""
         self.read_fields({}, {})
-        loaded = self.options.reload()
-        revision = self.held.hold_file(loaded)
-        return json_response(200, {"nodes": len(loaded.prompt), "revision": revision})
+        chosen = self.workflows.reset()
+        answer = {"nodes": len(chosen.loaded.prompt), "revision": chosen.revision}
+        return json_response(200, answer)
 
     def update_prompt(self) -> Response:
         """Set a text."""

@@ -18,7 +18,8 @@ from comfyui_runner.console import Console
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
 from comfyui_runner.http_server import HttpListener
-from comfyui_runner.loading import Loaded, load_document, prepare_workflow
+from comfyui_runner.loading import Loaded, prepare_workflow, read_document
+from comfyui_runner.nodes import value_of
 from comfyui_runner.page import read_page
 from comfyui_runner.reports import Report
 from comfyui_runner.routes import curl_lines
@@ -58,6 +59,25 @@ WINDOWS_PORT_IN_USE = 10048
 #: Windows' error for a port that it has reserved, or that another program has for itself
 #: (WSAEACCES).
 WINDOWS_PORT_IS_FORBIDDEN = 10013
+
+
+async def choose_workflows(settings: Settings, console: Console) -> Settings:
+    """``settings`` with the files of all workflows that the service can hold; the first is loaded.
+
+    Raises WorkflowError, UsageError, Stopped.
+    """
+    is_folder = await console.unless_stopped(in_thread(os.path.isdir, settings.workflow))
+    if not (settings.may_be_several or is_folder):
+        return settings
+    from comfyui_runner.extras.several_workflows import find_workflows  # one workflow is usual
+
+    words = settings.workflows or (settings.workflow,)
+    paths = await console.unless_stopped(in_thread(find_workflows, words))
+    return settings._replace(
+        workflow=paths[0],
+        workflows=tuple(paths),
+        folder=settings.workflow if is_folder else "",
+    )
 
 
 async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Console) -> Loaded:
@@ -120,7 +140,9 @@ async def open_state(settings: Settings, loaded: Loaded, console: Console) -> St
             loop.call_soon_threadsafe(console.notice, message)
 
     file, restored = None, Restored()
-    path = choose_state_path(settings.state, loaded.path, settings.demo)
+    # The first file of a folder may be another one tomorrow.
+    named_after = name_in_folder(settings.folder) or loaded.path
+    path = choose_state_path(settings.state, named_after, settings.demo)
     if path is not None:
         try:
             file, restored = await in_thread(open_or_replace, path, notify)
@@ -129,6 +151,13 @@ async def open_state(settings: Settings, loaded: Loaded, console: Console) -> St
             notify(reason)
     keeper = StateKeeper(file, settings.keep_runs, console.secrets, notify)
     return State(keeper, restored)
+
+
+def name_in_folder(folder: str) -> str:
+    """A name for what belongs to all of ``folder``: ``flows/flows`` for ``flows``; "" for none."""
+    if not folder:
+        return ""
+    return os.path.join(folder, os.path.basename(os.path.abspath(folder)))
 
 
 def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile, Restored]:
@@ -203,6 +232,13 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
     if stored is None:
         return
     is_different = stored.is_edited or stored.client is not None
+    if service.workflows.remember(stored):
+        if is_different:
+            console.notice(
+                f"{stored.name} is kept as it was when the last service ended, with its edits: "
+                "choose it to go on with them."
+            )
+        return
     is_restored = service.held.restore(stored)
     if is_restored and is_different:
         console.notice(
@@ -224,23 +260,25 @@ def make_service(
     console: Console,
 ) -> Service:
     """The service that holds ``loaded``, or what ``state`` has of it."""
-    uploaded = {
-        ref: loaded.prompt[ref.node_id]["inputs"].get(ref.input) for ref, _ in loaded.uploads
-    }
+    #: The names of uploaded files on the server, by the path of the workflow.
+    uploaded = {loaded.path: {ref: value_of(loaded.prompt, ref) for ref, _ in loaded.uploads}}
 
-    def reload() -> Loaded:
-        if settings.workflow == "-":  # standard input can be read once only
+    def load(path: str) -> Loaded:
+        if path == "-":  # standard input can be read once only
             return loaded
-        document, path = load_document(settings, console.stdin)
-        again = prepare_workflow(document, path, settings, definitions_on(service.backend.server))
-        return again._replace(prompt=with_values(again.prompt, uploaded))
+        server = service.backend.server
+        document = read_document(path)
+        again = prepare_workflow(document, path, settings, definitions_on(server))
+        if path not in uploaded:
+            uploaded[path] = {ref: server.upload_file(file) for ref, file in again.uploads}
+        return again._replace(prompt=with_values(again.prompt, uploaded[path]))
 
     def report(prompt_id: Optional[str], report: Report) -> None:
         prefix = f"[{prompt_id[:8]}] " if prompt_id else ""
         console.report(None, {"prompt_id": prompt_id, **report}, prefix)
 
     options = ServiceOptions(
-        reload,
+        load,
         console.secrets,
         guard=settings.guard,
         auto_execute=settings.auto_execute,
@@ -253,7 +291,8 @@ def make_service(
         allow_spend=settings.allow_spend,
         afterwards=make_afterwards(settings, console),
     )
-    service = Service(servers, loaded, options, report, *state)
+    paths = settings.workflows
+    service = Service(servers, loaded, options, report, *state, paths)
     restore_workflow(service, state.restored, console)
     if state.restored.runs:
         count = plural(len(state.restored.runs), "run")

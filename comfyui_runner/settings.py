@@ -123,6 +123,7 @@ class Settings(NamedTuple):
     public_url: str = ""  # where clients reach the service; "": where their requests say
     max_queue: int = 16
     state: Optional[str] = None  # the file that runs are kept in; "none"; None: beside the workflow
+    folder: str = ""  # where the workflows of the service are, if a folder was named
     keep_runs: int = 2000
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS

@@ -30,6 +30,7 @@ class StoredWorkflow(NamedTuple):
     fingerprint: str  # of the file's workflow at that time
     is_edited: bool  # whether the prompt differs from what it came of
     client: Optional[Loaded] = None  # what a client put in its place
+    name: str = ""  # of the file, where the service has several
 
 
 def fingerprint_of(loaded: Loaded) -> str:
@@ -63,6 +64,7 @@ def pack_edits(held: StoredWorkflow) -> Dict[str, bytes]:
         "random_seeds": sorted(held.random_seeds),
         "is_edited": held.is_edited,
         "is_clients": held.client is not None,
+        "name": held.name,
     }
     return {"about": _pack(about), "prompt": _pack(held.prompt)}
 
@@ -101,6 +103,7 @@ def unpack_workflow(contents: Mapping[str, bytes]) -> Optional[StoredWorkflow]:
             fingerprint=str(about["fingerprint"]),
             is_edited=bool(about["is_edited"]),
             client=client,
+            name=str(about.get("name", "")),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None

@@ -1170,6 +1170,78 @@ def test_the_workflow_is_downloaded_as_it_is_edited(make_service: Any, visit: An
     assert (prompt["2"]["inputs"]["text"], prompt["5"]["inputs"]["seed"]) == ("a fox, not sent yet", 2**64 - 1)
 
 
+@pytest.mark.parametrize("width", [360, 1440])
+def test_one_of_several_workflows_is_chosen_and_each_keeps_its_edits(
+    make_service: Any, visit: Any, tmp_path: Any, shot: Any, width: int
+) -> None:
+    flows = tmp_path / "flows"
+    flows.mkdir()
+    (flows / "photo.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    (flows / "broken.json").write_text("{", encoding="utf-8")
+    service = make_service(TEXTS, str(flows))
+    options = phone() if width == 360 else {"viewport": {"width": width, "height": 900}}
+    page = visit(service, **options)
+    beside = visit(service, beside=page)
+    choices = page.get_by_label("Workflow", exact=True)
+    assert choices.locator("option").all_text_contents() == [
+        "photo.json", "broken.json (cannot be read)", "held.json",
+    ]  # fmt: skip
+    holds(choices, "photo.json")
+    choices.select_option("held.json")
+    expect(page.locator(TEXT)).to_be_visible()
+    expect(beside.locator(TEXT)).to_be_visible()  # the other tab has it too
+    page.locator(TEXT).fill("a fox, not sent yet")
+    shot(page, f"choices_{width}")
+    choices.select_option("photo.json")
+    expect(page.get_by_label("Choose a picture", exact=False)).to_be_attached()
+    expect(page.locator(TEXT)).to_have_count(0)
+    assert choices.locator("option").all_text_contents()[2] == "held.json (changed)"
+    run(page)
+    finished(page)
+    choices.select_option("held.json")
+    holds(page.locator(TEXT), "a fox, not sent yet")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    choices.select_option("broken.json")
+    expect(alerts(page)).to_contain_text("broken.json is not JSON")
+    holds(choices, "held.json")
+    shot(page, f"choices_broken_{width}")
+    (flows / "broken.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    choices.blur()
+    choices.focus()
+    expect(choices.locator("option").nth(1)).to_have_text("broken.json")
+
+
+def test_one_workflow_is_no_choice_until_another_one_is_loaded(make_service: Any, visit: Any, tmp_path: Any) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    choices = page.locator("#choices")
+    expect(choices).to_be_hidden()
+    expect(page.locator("#file")).to_have_css("position", "static")
+    page.locator(TEXT).fill("a fox")
+    (tmp_path / "photo.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    page.locator("#load-file").set_input_files(str(tmp_path / "photo.json"))
+    holds(choices, "photo.json")
+    choices.select_option("held.json")
+    holds(page.locator(TEXT), "a fox")
+    expect(page).to_have_title(re.compile("held"))
+
+
+def test_undo_brings_back_what_was_typed_before_another_workflow_was_loaded(
+    make_service: Any, visit: Any, tmp_path: Any
+) -> None:
+    service = make_service(TEXTS)
+    page = visit(service)
+    page.locator(TEXT).fill("a fox")
+    wait_until(lambda: service.value("2", "text") == "a fox", what="the edit")
+    page.locator("#field-3-text").fill("a cat, not sent yet")
+    (tmp_path / "photo.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    page.locator("#load-file").set_input_files(str(tmp_path / "photo.json"))
+    page.get_by_role("button", name="Undo").click()
+    holds(page.locator(TEXT), "a fox")
+    holds(page.locator("#field-3-text"), "a cat, not sent yet")
+
+
 def test_a_page_that_comes_before_comfyui_has_its_form_all_the_same(make_service: Any, visit: Any) -> None:
     service = make_service(LOADER, connected=False)
     page = visit(service, ready=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from typing import Any
 
 import pytest
-from served import LOADER, TEXTS, Make, Middleware, submitted
+from served import LOADER, PNG, TEXTS, Make, Middleware, submitted
 from simulated import txt2img
 from support import node, slow_prompt
 
@@ -212,3 +213,82 @@ def test_even_a_deep_chain_of_nodes_is_read(service: Middleware) -> None:
 def test_a_class_that_would_be_another_path_is_not_there(service: Middleware, class_type: str) -> None:
     answer = service.call("PUT", "/workflow", {"1": {"class_type": class_type, "inputs": {}}})
     assert answer.status == 400 and answer.error in ("invalid_workflow", "workflow_error")
+
+
+# -- several workflows -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(make_middleware: Make, simulator: Any, tmp_path: Any) -> Middleware:
+    """A service of held.json, of photo.json in a folder, and of broken.json there."""
+    folder = tmp_path / "flows"
+    folder.mkdir()
+    (folder / "photo.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    (folder / "broken.json").write_text("{", encoding="utf-8")
+    service: Middleware = make_middleware(simulator, str(folder), "--state", "none", prompt=TEXTS)
+    return service
+
+
+def test_one_of_several_workflows_is_held_and_each_keeps_its_edits(several: Middleware) -> None:
+    listed = several.get("/workflows").json["workflows"]
+    assert [(entry["name"], entry["held"], entry["readable"]) for entry in listed] == [
+        ("held.json", True, True),
+        ("photo.json", False, True),
+        ("broken.json", False, False),
+    ]
+    assert "is not JSON" in listed[2]["message"] and listed[0]["message"] == ""
+    status = several.get("/status").json["workflow"]
+    assert (status["name"], status["choices"]) == ("held.json", 3)
+
+    assert several.post("/update/inputs", {"node_id": "5", "inputs": {"steps": 7}}).status == 200
+    answer = several.call("PUT", "/workflow?name=photo.json")
+    assert answer.status == 200
+    assert answer.json == {
+        "nodes": 2, "revision": answer.json["revision"], "checked": True, "warnings": [], "problems": [],
+    }  # fmt: skip
+    assert several.held() == LOADER
+    assert several.end(several.start())["phase"] == "success"
+
+    assert several.call("PUT", "/workflow?name=held.json").status == 200
+    assert several.held()["5"]["inputs"]["steps"] == 7
+    assert several.post("/workflow/reset").status == 200
+    assert several.held() == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "type"),
+    [
+        ("broken.json", 400, "workflow_error"),
+        ("../held.json", 404, "no_such_workflow"),
+        ("flows/photo.json", 404, "no_such_workflow"),
+    ],
+)
+def test_what_is_not_in_the_list_or_cannot_be_read_is_not_held(
+    several: Middleware, name: str, status: int, type: str
+) -> None:
+    answer = several.call("PUT", "/workflow?" + urllib.parse.urlencode({"name": name}))
+    assert (answer.status, answer.error) == (status, type)
+    assert several.held() == TEXTS
+
+
+def test_a_chosen_workflow_that_comfyui_would_refuse_lists_what_is_wrong(
+    make_middleware: Make, simulator: Any, tmp_path: Any
+) -> None:
+    missing = {**TEXTS, "1": node("CheckpointLoaderSimple", "Model", ckpt_name="not here.safetensors")}
+    (tmp_path / "b.json").write_text(json.dumps(missing), encoding="utf-8")
+    service = make_middleware(simulator, str(tmp_path / "b.json"))
+    (problem,) = service.call("PUT", "/workflow?name=b.json").json["problems"]
+    assert (problem["node_id"], problem["type"]) == ("1", "value_not_in_list")
+    assert service.held() == missing
+
+
+def test_files_of_the_command_line_are_uploaded_for_the_workflow_that_is_chosen(
+    make_middleware: Make, simulator: Any, tmp_path: Any
+) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(LOADER), encoding="utf-8")
+    (tmp_path / "fox.png").write_bytes(PNG)
+    image = str(tmp_path / "fox.png")
+    service = make_middleware(simulator, str(tmp_path / "b.json"), "--image", image, prompt=LOADER)
+    assert service.call("PUT", "/workflow?name=b.json").status == 200
+    assert service.held()["1"]["inputs"]["image"] == "fox.png"
+    assert service.end(service.start())["phase"] == "success"

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Callable, List, Optional
@@ -23,9 +24,11 @@ from comfyui_runner.server import Server
 from comfyui_runner.serving import (
     address_in_network,
     cannot_listen,
+    choose_workflows,
     find_or_expect_servers,
     load_when_possible,
     make_service,
+    name_in_folder,
     open_state,
     refuse_own_address,
     restore_workflow,
@@ -210,10 +213,10 @@ def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_
         path.write_text(json.dumps(slow_prompt(seed=2)), encoding="utf-8")
         state = await open_state(settings, first, desk.console)
         service = make_service([desk.server], first, state, settings, desk.console)
-        assert service.options.reload().prompt == slow_prompt(seed=2)
+        assert service.options.load(str(path)).prompt == slow_prompt(seed=2)
         settings = settings._replace(workflow="-")
         from_input = make_service([desk.server], first, state, settings, desk.console)
-        assert from_input.options.reload() is first
+        assert from_input.options.load("-") is first
 
     tell(story, str(path))
 
@@ -264,6 +267,48 @@ def test_a_damaged_state_file_that_cannot_be_renamed_is_no_reason_not_to_serve(t
     assert "cannot be used: it is not a database, and it cannot be renamed: " in shown
     assert shown.endswith("Runs and edits are kept in memory only.\n")
     assert path.read_bytes() == b"text"
+
+
+@pytest.mark.parametrize(("is_edited", "words"), [(True, "b.json is kept as it was"), (False, "")])
+def test_edits_of_another_workflow_than_the_first_are_said_to_be_kept(is_edited: bool, words: str) -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        loaded = Loaded(slow_prompt(), "a.json")
+        state = await open_state(settings, loaded, desk.console)
+        settings = settings._replace(workflows=("a.json", "b.json"))
+        service = make_service([desk.server], loaded, state, settings, desk.console)
+        stored = service.workflows.as_stored()._replace(name="b.json", is_edited=is_edited)
+        restore_workflow(service, Restored(stored), desk.console)
+
+    shown = tell(story)
+    assert shown.startswith(words) and bool(shown) is bool(words)
+
+
+def test_workflows_are_files_patterns_and_folders_and_the_first_is_loaded(tmp_path: Any) -> None:
+    for name in ("b.json", "a.json"):
+        (tmp_path / name).write_text(json.dumps(slow_prompt()), encoding="utf-8")
+    paths = tuple(str(tmp_path / name) for name in ("a.json", "b.json"))
+    cases = [
+        ((paths[1],), (paths[1],), ""),
+        ((paths[1], paths[0]), (paths[1], paths[0]), ""),
+        ((str(tmp_path / "*.json"),), paths, ""),
+        ((str(tmp_path),), paths, str(tmp_path)),
+    ]
+
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        for words, expected, folder in cases:
+            given = settings._replace(workflow=words[0], workflows=words)
+            chosen = await choose_workflows(given, desk.console)
+            assert (chosen.workflow, chosen.workflows, chosen.folder) == (expected[0], expected, folder)
+        by_variable = await choose_workflows(settings._replace(workflow=str(tmp_path)), desk.console)
+        assert by_variable.workflows == paths
+
+    tell(story)
+
+
+def test_the_state_of_a_folder_is_not_named_after_one_of_its_files(tmp_path: Any) -> None:
+    assert name_in_folder("") == ""
+    assert name_in_folder("flows/") == os.path.join("flows/", "flows")
+    assert os.path.basename(name_in_folder(".")) == os.path.basename(os.getcwd())
 
 
 def test_what_a_session_reports_is_shown_and_published_with_its_time() -> None:

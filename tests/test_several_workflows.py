@@ -14,11 +14,12 @@ from desk import settings_of
 from support import Outcome, Terminal, call, node, run, slow_prompt
 from test_batch import pressed
 
-from comfyui_runner.errors import ExitStatus, UsageError
+from comfyui_runner.errors import ExitStatus, UsageError, WorkflowError
 from comfyui_runner.extras.several_workflows import (
     WORST_FIRST,
     end_of_all,
     expand_workflows,
+    find_workflows,
     names_of_folders,
     refuse_flags_for_one,
     split_call,
@@ -97,7 +98,6 @@ def test_each_workflow_has_a_call_of_its_own() -> None:
         (["--attach", "p"], "--attach"),
         (["--export-api", "x"], "--export-api"),
         (["--repeat", "2"], "--batch, --each and --repeat"),
-        (["--mode", "continuous"], "--mode continuous"),
     ],
 )
 def test_what_takes_one_workflow_refuses_several(arguments: List[str], words: str) -> None:
@@ -116,6 +116,30 @@ def test_patterns_are_expanded_where_no_shell_has_done_it(folder: Folder) -> Non
     (folder.path / "[c].json").write_text("{}", encoding="utf-8")
     assert expand_workflows(["a*.json", "b.json"]) == ["a2.json", "a10.json", "b.json"]
     assert expand_workflows(["[c].json", "d*.json"]) == ["[c].json", "d*.json"]
+
+
+def test_the_service_can_hold_files_and_those_of_folders(folder: Folder) -> None:
+    folder.write(a10={"1": node("A")}, a2={"1": node("A")}, b={"1": node("A")})
+    (folder.path / "a1.json").write_text("{", encoding="utf-8")
+    (folder.path / "notes.txt").write_text("x", encoding="utf-8")
+    in_folder = [os.path.join(".", name) for name in ("a2.json", "a10.json", "b.json", "a1.json")]
+    assert find_workflows(["."]) == in_folder  # the first one can be read
+    assert find_workflows(["a*.json"]) == ["a1.json", "a2.json", "a10.json"]
+    assert [os.path.normpath(path) for path in find_workflows(["b.json", "."])] == [
+        "b.json", "a2.json", "a10.json", "a1.json",
+    ]  # fmt: skip
+    assert find_workflows(["no.json"]) == ["no.json"]  # loading it says so
+
+
+def test_a_service_without_one_of_its_workflows_does_not_start(folder: Folder) -> None:
+    folder.write(a={})
+    (folder.path / "empty").mkdir()
+    with pytest.raises(WorkflowError, match="Missing: b"):
+        find_workflows(["a.json", "b.json"])
+    with pytest.raises(UsageError, match="Standard input"):
+        find_workflows(["a.json", "-"])
+    with pytest.raises(WorkflowError, match="no workflows in the folder empty"):
+        find_workflows(["empty"])
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ const app = {
   moreAt: 0, // when it may be asked for, after an answer that was none
   endOfRunsIsInView: false,
   sending: false, stopping: null, live: false, news: "",
+  choices: [], choosing: null, // the workflows to choose from, where there are several; the one that will be held
+  formOf: undefined, // the workflow that the fields are of
 };
 const pageOfRuns = 200; // so many runs does the runner list at a time
 const fields = new Map(); // by node and input
@@ -510,6 +512,9 @@ async function wantWorkflow(revision) {
     app.status = status;
     app.revision = restarts === app.restarts ? workflow.revision : null; // else a runner that has ended may have answered
     app.held = { prompt: workflow.prompt, draws: workflow.draws };
+    await readChoices();
+    if (app.formOf !== undefined && app.formOf !== status.workflow.name) forgetFields(); // another tab has chosen it
+    app.formOf = status.workflow.name;
     showForm(workflow.fields);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -517,6 +522,55 @@ async function wantWorkflow(revision) {
     wanted = app.revision; // the next event or poll asks again
   } finally { reading = false; }
   if (wanted !== null && (app.revision === null || wanted > app.revision)) wantWorkflow(wanted);
+}
+
+/** Reads which workflows there are, where there are several. */
+async function readChoices() {
+  app.choices = app.status.workflow.choices > 1 ? (await api("workflows")).workflows : [];
+}
+
+let lastChoice = Promise.resolve();
+
+/** Holds another workflow of the list; one after the other, as arrow keys may choose quickly. */
+function chooseWorkflow(name) {
+  app.choosing = name;
+  lastChoice = lastChoice.then(() => app.choosing === name && holdChosen(name));
+}
+
+/** What was typed into the workflow that is left is kept with that. */
+async function holdChosen(name) {
+  const open = await flush();
+  if (open.length) {
+    notice(`The workflow was not changed. See ${namesOf(open)}.`, undefined, true, open);
+    showField(open[0]);
+  } else {
+    try {
+      const answer = await api(workflowPath(name), { method: "PUT", timeout: 60 }), problems = answer.problems.map(problemLine);
+      forgetFields();
+      if (problems.length) problems.unshift("ComfyUI would refuse to run it now:");
+      notice([...answer.warnings, ...problems].join("\n"));
+      wantWorkflow(answer.revision);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      notice(error.words.includes(name) ? error.words : `${name} was not loaded. ${error.words}`);
+      readChoices().then(draw, () => {});
+    }
+  }
+  if (app.choosing === name) app.choosing = null;
+  draw();
+}
+
+/** The workflows to choose from. The one that is held is chosen, or the one that will be. */
+function drawChoices(workflow) {
+  const choices = workflow && workflow.choices > 1 ? app.choices : [], isHeld = ({ name }) => name === workflow.name;
+  $("file").classList.toggle("unseen", choices.length > 0);
+  $("choices").hidden = !choices.length;
+  const texts = choices.map((choice) => {
+    const isChanged = isHeld(choice) ? workflow.changed : choice.changed;
+    return `${choice.name}${choice.readable ? "" : " (cannot be read)"}${isChanged ? " (changed)" : ""}`;
+  });
+  redraw($("choices"), toJSON(texts), () => choices.map((choice, at) => h("option", { value: choice.name, title: choice.message }, texts[at])));
+  if (choices.length) $("choices").value = app.choosing || workflow.name;
 }
 
 function groupsOf(specs) {
@@ -613,16 +667,24 @@ function findField() {
 const workflowPath = (name) => `workflow?${new URLSearchParams({ name: name || "" })}`;
 const problemLine = (problem) => `${problem.title || problem.node_id}: ${told(problem)}`;
 
+/** Another workflow comes: what is in the fields is not its. */
+function forgetFields() {
+  for (const field of fields.values()) { clearTimeout(field.timer); field.dirty = field.refused = false; setError(field, ""); }
+  app.layout = null;
+  fields.clear();
+}
+
 /** PUT or reset, with a way back: what was held is put again by Undo, and its seeds are `drawn` again. */
 async function replaceWorkflow(what, path, options, drawn = []) {
-  const before = app.held, name = app.status ? app.status.workflow.file : "", random = [...fields.values()].map((field) => field.spec).filter((spec) => spec.random);
+  const name = app.status ? app.status.workflow.file : "";
+  await flush(); // what was typed belongs to the one that is left
+  const random = [...fields.values()].map((field) => field.spec).filter((spec) => spec.random);
   try {
+    const { prompt, draws } = await api("workflow"), before = app.held && { prompt, draws };
     const answer = await api(path, { timeout: 60, ...options }), problems = answer.problems || [];
     let { revision } = answer;
     for (const { node_id, input } of drawn) ({ revision } = await api("update/inputs", { method: "POST", body: toJSON({ node_id, inputs: { [input]: "random" } }) }));
-    for (const field of fields.values()) { clearTimeout(field.timer); field.dirty = field.refused = false; setError(field, ""); }
-    app.layout = null;
-    fields.clear();
+    forgetFields();
     const undo = before && (() => replaceWorkflow("Undone.", workflowPath(name), { method: "PUT", body: toJSON(before) }, random));
     notice([what, ...problems.length ? ["ComfyUI would refuse to run it now:"] : [], ...problems.map(problemLine)].join("\n"), undo, !problems.length);
     wantWorkflow(revision);
@@ -908,6 +970,7 @@ function drawHeader(active, latest, part) {
   const workflow = status && status.workflow, comfyui = status && status.comfyui;
   const file = workflow && workflow.file ? String(workflow.file).split(/[\\/]/).pop() : "Workflow Runner";
   say($("file"), file + (workflow && workflow.changed ? " (changed)" : ""));
+  drawChoices(workflow);
   const trouble = app.link === "lost" ? "Connection lost, trying again …" : comfyui && !comfyui.connected ? `ComfyUI at ${comfyui.url} does not answer. Trying again …` : "";
   say($("server"), app.link === "lost" ? "Connection lost" : !comfyui ? "Connecting …" : comfyui.connected ? ["ComfyUI", comfyui.version, comfyui.device && `· ${comfyui.device}`].filter(Boolean).join(" ") : "ComfyUI does not answer");
   $("server").dataset.on = app.link !== "lost" && comfyui && comfyui.connected ? "yes" : "no";
@@ -1399,6 +1462,8 @@ new IntersectionObserver(([{ isIntersecting }]) => {
   if (isIntersecting) loadMore();
 }, { rootMargin: "600px" }).observe($("runs-end"));
 $("latest").addEventListener("click", () => { app.selected = null; draw(); });
+$("choices").addEventListener("change", (event) => chooseWorkflow(event.target.value));
+$("choices").addEventListener("focus", () => readChoices().then(draw, () => {})); // a file may have been mended meanwhile
 $("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
 $("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
 $("download").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(); });

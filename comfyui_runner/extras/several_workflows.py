@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from typing import (
     Awaitable,
@@ -28,7 +29,7 @@ from comfyui_runner.errors import (
     UsageError,
     WorkflowError,
 )
-from comfyui_runner.loading import files_that_fit
+from comfyui_runner.loading import files_that_fit, read_document
 from comfyui_runner.reports import Report, list_some
 from comfyui_runner.server import new_uuid
 from comfyui_runner.settings import PROGRAMS, Settings
@@ -75,19 +76,22 @@ def worst_status(statuses: Iterable[ExitStatus]) -> ExitStatus:
     return min(statuses, key=WORST_FIRST.index, default=ExitStatus.OK)
 
 
-def refuse_flags_for_one(settings: Settings, paths: Sequence[str]) -> None:
-    """Raises UsageError for what can be done with one workflow only."""
+def refuse_standard_input(paths: Sequence[str]) -> None:
+    """Raises UsageError if standard input is one of several workflows."""
     if "-" in paths:
         raise UsageError(
             "Standard input cannot be one of several workflows.", "Save it to a file first."
         )
+
+
+def refuse_flags_for_one(settings: Settings, paths: Sequence[str]) -> None:
+    """Raises UsageError for what can be done with one workflow only."""
+    refuse_standard_input(paths)
     needs_one = ""
     if settings.save_run is not None:
         needs_one = "--save-run"
     elif settings.task not in ("run", "inputs", "check"):
         needs_one = PROGRAMS[settings.task]
-    elif settings.mode == "continuous" and settings.task == "run":
-        needs_one = PROGRAMS["continuous"]
     if needs_one:
         raise UsageError(
             f"{len(paths)} workflows were given. There can only be one with {needs_one}.",
@@ -183,6 +187,45 @@ def expand_workflows(words: Sequence[str]) -> List[str]:
     for word in words:
         paths += files_that_fit(word) or [word]
     return paths
+
+
+def find_workflows(words: Sequence[str]) -> List[str]:
+    """The files that the service can hold: those of ``words``, of patterns and of folders.
+
+    Of a folder, the first one is the first that can be read: it is held at the start, and nobody
+    has named it. Raises WorkflowError, UsageError.
+    """
+    paths: List[str] = []
+    for path in expand_workflows(words):
+        if os.path.isdir(path):
+            paths += find_workflows_of_folder(path)
+        else:
+            paths.append(path)
+    paths = list({os.path.normpath(path): path for path in paths}.values())
+    if len(paths) > 1:
+        refuse_standard_input(paths)
+        refuse_missing_files(paths)
+    return paths
+
+
+def find_workflows_of_folder(folder: str) -> List[str]:
+    """The JSON files of ``folder``, those first that can be read. Raises WorkflowError."""
+    paths = files_that_fit(os.path.join(glob.escape(folder), "*.json"))
+    if not paths:
+        raise WorkflowError(
+            f"There are no workflows in the folder {folder}: it has no JSON files.",
+            "Name another folder, or a workflow.",
+        )
+    return sorted(paths, key=lambda path: not is_readable(path))
+
+
+def is_readable(path: str) -> bool:
+    """Whether the file is a workflow."""
+    try:
+        read_document(path)
+    except WorkflowError:
+        return False
+    return True
 
 
 #: The two halves of a single run: up to the question, and after it.
