@@ -240,6 +240,8 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
             )
         return
     is_restored = service.held.restore(stored)
+    if not is_restored:  # else the next start would compare with the file of that time again
+        service.keeper.hold(service.held.as_stored())
     if is_restored and is_different:
         console.notice(
             "The workflow is held as it was when the last service ended, with its edits. "

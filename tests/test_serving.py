@@ -9,7 +9,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 from asked import Asked, Serve
@@ -18,6 +18,7 @@ from support import FAST, slow_prompt
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.comfyui import ComfyUI
+from comfyui_runner.documents import Conversion
 from comfyui_runner.errors import UsageError
 from comfyui_runner.loading import Loaded
 from comfyui_runner.server import Server
@@ -249,6 +250,33 @@ def test_what_the_last_service_held_is_said_where_it_is_not_the_file(
 
     shown = tell(story)
     assert shown.startswith(words) and bool(shown) is bool(words)
+
+
+def test_a_file_that_has_changed_is_said_to_once_and_dropped_edits_stay_dropped(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.json")
+    prompts = [slow_prompt(seed=seed) for seed in (1, 2)]
+    first, second = (Loaded(prompt, path, None, Conversion(prompt)) for prompt in prompts)
+    edited = slow_prompt(seed=3)
+
+    def start(loaded: Loaded, edit: Any = None) -> Tuple[str, Any]:
+        """What the service says at its start that finds ``loaded`` in the file, and what it holds."""
+        held: List[Any] = []
+
+        async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+            state = await open_state(settings, loaded, desk.console)
+            service = make_service([desk.server], loaded, state, settings, desk.console)
+            held.append(service.held.now.prompt)
+            if edit is not None:
+                service.held.hold(edit)
+            state.keeper.close()
+
+        return tell(story, "--state", str(tmp_path / "a.runs.sqlite3")), held[0]
+
+    start(first, edited)
+    said, held = start(second)
+    assert "has changed since the last service ended" in said and held == second.prompt
+    assert start(second) == ("", second.prompt)
+    assert start(first) == ("", first.prompt)
 
 
 def test_a_damaged_state_file_that_cannot_be_renamed_is_no_reason_not_to_serve(tmp_path: Path) -> None:
