@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from comfyui_runner.documents import Prompt
+from comfyui_runner.edits import EditError
 from comfyui_runner.errors import ServerError, ServerGone, ServerTooOld
 from comfyui_runner.messages import RETRY_AFTER, HttpError
 from comfyui_runner.model_names import nodes_with_unknown_models, with_names_of_server
@@ -16,7 +28,7 @@ from comfyui_runner.problems import Problem
 from comfyui_runner.remedies import Origin, add_remedies
 from comfyui_runner.server import Server, split_look_up
 from comfyui_runner.text import JsonObject, as_dict, as_list, as_number
-from comfyui_runner.threads import bounded, bounded_here, end_tasks
+from comfyui_runner.threads import Result, bounded, bounded_here, end_tasks
 from comfyui_runner.versions import version_warning
 
 #: Bytes of an upload where ComfyUI does not say what it takes (its own default).
@@ -168,6 +180,29 @@ class Backend:
             except ServerError:
                 break  # the next ones would fail as slowly
         return self.object_info
+
+    def with_fresh_lists(
+        self,
+        prompt: JsonObject,
+        attempt: Callable[[JsonObject], Result],
+        find_doubtful: Callable[[Result], Collection[str]] = lambda result: (),
+    ) -> Result:
+        """``attempt(object_info)``, for the classes in ``prompt``. Raises what it raises.
+
+        Where a value is not in a list, or nodes of the result are doubtful (``find_doubtful()``),
+        it is called once more, with the lists as they are now: lists of files grow.
+        """
+        try:
+            result = attempt(self.look_up(prompt))
+        except EditError as error:
+            if error.type != "value_not_in_list" or error.node_id is None:
+                raise
+            stale_nodes: Collection[str] = [error.node_id]
+        else:
+            stale_nodes = find_doubtful(result)
+            if not stale_nodes:
+                return result
+        return attempt(self.look_up(prompt, stale_nodes))
 
     def name_models(self, prompt: Prompt) -> Tuple[Prompt, Sequence[str]]:
         """A copy of ``prompt`` whose models have ComfyUI's own names, and a notice of each."""

@@ -22,10 +22,12 @@ _FAILED_RUNS = {
 #: Runs that GET /runs lists, and how many ?limit= may ask for.
 RUNS_LISTED, MOST_RUNS_LISTED = 200, 1000
 
-_is_count = re.compile(r"[1-9]\d{0,15}").fullmatch
-_is_seconds = re.compile(r"\d{1,9}(\.\d{1,9})?").fullmatch
-_is_index = re.compile(r"\d{1,6}").fullmatch
-_is_quality = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?").fullmatch
+# Digits are those of ASCII: \d takes those of every script.
+_is_count = re.compile(r"[1-9][0-9]{0,15}").fullmatch
+_is_seconds = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
+_is_index = re.compile(r"[0-9]{1,6}").fullmatch
+_is_turn = re.compile(r"0|[1-9][0-9]{0,5}").fullmatch
+_is_quality = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?").fullmatch
 
 #: The kinds of files for whose types a client may ask in place of JSON.
 _KINDS = ("image", "video", "audio")
@@ -87,6 +89,13 @@ def read_page_query(query: Mapping[str, str]) -> Tuple[int, Optional[int]]:
         message = "before must be a number from the field next of an earlier answer."
         raise HttpError(400, "wrong_type", message)
     return int(limit), int(before)
+
+
+def read_turn(text: str) -> Optional[int]:
+    """The turn of a file among those of its run, as its URL has it; None for anything else."""
+    if not _is_turn(text):
+        return None
+    return int(text)
 
 
 class WantedFile(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import urllib.parse
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import prompt_texts, seeds_by_name
@@ -207,7 +207,7 @@ class RunRecord:
         self.spooled = dict(spooled)
         self.run.state = self.run.state._replace(outputs={})
 
-    def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
+    def spooled_file(self, turn: int) -> Optional[Tuple[Output, str]]:
         """The output of that turn and its key in the spool; None if it has none."""
         return find_spooled(self.spooled, self.outputs or (), turn)
 
@@ -248,7 +248,7 @@ class EndedRecord:
         """to_json() as a text."""
         return with_address(self._text, service_url)
 
-    def spooled_file(self, turn: str) -> Optional[Tuple[Output, str]]:
+    def spooled_file(self, turn: int) -> Optional[Tuple[Output, str]]:
         """The output of that turn and its key in the spool; None if it has none."""
         return find_spooled(self._spooled, self.outputs, turn)
 
@@ -256,10 +256,21 @@ class EndedRecord:
 AnyRun = Union[RunRecord, EndedRecord]
 
 
+class RunsPage(NamedTuple):
+    """Some of the runs, newest first."""
+
+    runs: List[AnyRun]
+    next_before: Optional[int]  #: older ones have numbers below it; None where there are none
+
+
 def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
-    """The run of a row of the state file; None if the row is broken, as on a disk with faults."""
+    """The run of a row of the state file.
+
+    None if the row is broken, as on a disk with faults, or if its run has not ended: that one is in
+    memory, or nowhere.
+    """
     text = stored.shown
-    if not text:
+    if not text or not stored.phase.over:
         return None
     if may_have_lost_files(text, stored.spooled):
         shown = parse_json(text)
@@ -274,13 +285,13 @@ def positive_text(prompt: JsonObject) -> str:
 
 
 def find_spooled(
-    spooled: Mapping[int, str], outputs: Sequence[Output], turn: str
+    spooled: Mapping[int, str], outputs: Sequence[Output], turn: int
 ) -> Optional[Tuple[Output, str]]:
     """The output of that turn and its key in the spool; None if it has none there."""
-    for number, key in spooled.items():
-        if str(number) == turn:
-            return outputs[number], key
-    return None
+    key = spooled.get(turn)
+    if key is None:
+        return None
+    return outputs[turn], key
 
 
 def running_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
@@ -373,12 +384,18 @@ class RunRecords:
         return self._records.get(prompt_id or "")
 
     def prompt_of(self, run: AnyRun) -> Optional[Prompt]:
-        """What a run runs; None where that was not kept after its end. May wait for a disk."""
+        """What a run runs; None where that was not kept after its end, or cannot be read any more.
+
+        May wait for a disk.
+        """
         prompt = run.prompt if isinstance(run, RunRecord) else None
         if prompt is not None:
             return prompt
         packed = self._keeper.prompt_of(run.prompt_id)
-        return unpack_prompt(packed) if packed else None
+        try:
+            return unpack_prompt(packed)
+        except ValueError:
+            return None
 
     def remove(self, prompt_id: str) -> None:
         """Forget a run that has ended. May wait for a disk."""
@@ -386,9 +403,10 @@ class RunRecords:
             self._records.pop(prompt_id, None)
         self._keeper.remove(prompt_id)
 
-    def page(self, limit: int, before: Optional[int] = None) -> List[AnyRun]:
+    def page(self, limit: int, before: Optional[int] = None) -> RunsPage:
         """The newest ``limit`` runs, with numbers below ``before``. May wait for a disk."""
-        return self.with_records(self._keeper.page(limit, before), limit, before)
+        stored = self._keeper.page(limit + 1, before)  # one more says whether there are others
+        return self.with_records(stored, limit, before)
 
     def read_page(self, limit: int, prompt_id: Optional[str] = None) -> List[StoredRun]:
         """What is stored of the newest ``limit`` runs, or of one, for with_records().
@@ -402,24 +420,28 @@ class RunRecords:
 
     def with_records(
         self, stored: Sequence[StoredRun], limit: int, before: Optional[int] = None
-    ) -> List[AnyRun]:
-        """The newest ``limit`` runs, newest first, of ``stored`` and of those in memory.
+    ) -> RunsPage:
+        """The newest ``limit`` runs of ``stored`` and of those in memory.
 
-        What is in memory is newer than what was read a moment ago.
+        What is in memory is newer than what was read a moment ago. Rows that are broken count too:
+        what is older than they are must be found.
         """
         with self._lock:
             records = {record.number: record for record in self._records.values()}
-        runs: Dict[int, AnyRun] = {
-            number: record
-            for number, record in records.items()
-            if before is None or number < before
-        }
-        for run in stored:
-            is_in_file_alone = run.phase.over and run.number not in runs
-            ended = read_ended(run) if is_in_file_alone else None
-            if ended is not None:
-                runs[run.number] = ended
-        return [runs[number] for number in sorted(runs, reverse=True)[:limit]]
+        rows = {run.number: run for run in stored}
+        numbers = sorted(
+            (number for number in {*records, *rows} if before is None or number < before),
+            reverse=True,
+        )
+        runs: List[AnyRun] = []
+        for number in numbers[:limit]:
+            run: Optional[AnyRun] = records.get(number) or read_ended(rows[number])
+            if run is not None:
+                runs.append(run)
+        next_before = None
+        if len(numbers) > limit:
+            next_before = numbers[limit - 1]
+        return RunsPage(runs, next_before)
 
     def newest_in_memory(self) -> List[RunRecord]:
         """The runs that have not ended, or not long ago, newest first."""

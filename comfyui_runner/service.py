@@ -35,10 +35,10 @@ from comfyui_runner import __version__
 from comfyui_runner.afterwards import Afterwards
 from comfyui_runner.backend import Backend
 from comfyui_runner.call_files import upload_call_file
-from comfyui_runner.call_values import CallValues, read_call_values
+from comfyui_runner.call_values import read_call_values
 from comfyui_runner.conclusion import TIMED_OUT, conclude
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import EditError, with_values
+from comfyui_runner.edits import with_values
 from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.files import WrittenFiles
@@ -371,7 +371,11 @@ class Service:
         if prompt_id is not None:
             await self._require_new(prompt_id, session)
         run = session.new_run(
-            *(prompt, prompt_id or new_uuid(), new.extra, new.origin, new.texts),
+            prompt,
+            prompt_id or new_uuid(),
+            extra=new.extra,
+            origin=new.origin,
+            texts=new.texts,
             own_extra_data={**self._preview_wish(time.monotonic()), **key},
         )
         run.patience = POST_PATIENCE
@@ -408,8 +412,8 @@ class Service:
     def _key_for(self, prompt: Prompt, extra: JsonObject) -> Mapping[str, str]:
         """The key of the account, if ``prompt`` has nodes that cost credits.
 
-        None where ``extra``, more fields of POST /prompt, brings one along: it is the client's
-        account then. Raises HttpError 403 without --allow-spend.
+        Nothing where ``extra``, more fields of POST /prompt, brings its own key: then that account
+        pays. Raises HttpError 403 without --allow-spend.
         """
         if not self.options.api_key or has_credentials(extra):
             return {}
@@ -679,7 +683,12 @@ class Service:
         """
         self.require_comfyui()
         self.require_room()
-        call = self._read_values(copy.held.prompt, values)
+        prompt = copy.held.prompt
+        call = self.backend.with_fresh_lists(
+            prompt,
+            lambda object_info: read_call_values(prompt, object_info, values),
+            lambda call: {ref.node_id for ref in call.renamed},
+        )
         if call.files:
             self._key_for(call.prompt, copy.loaded.extra(call.prompt))  # or launch() refuses it
         server = self.backend.server
@@ -689,22 +698,6 @@ class Service:
         uploads = [(ref, partial(upload_call_file, file=file)) for ref, file in call.files]
         record, _ = self.start(new._replace(uploads=tuple(uploads)))
         return record
-
-    def _read_values(self, prompt: Prompt, values: Mapping[str, Any]) -> CallValues:
-        """read_call_values(), with the lists of files as they are now. Raises EditError."""
-        object_info = self.backend.look_up(prompt)
-        try:
-            call = read_call_values(prompt, object_info, values)
-        except EditError as error:
-            if error.type != "value_not_in_list" or error.node_id is None:
-                raise
-            stale_nodes = {error.node_id}
-        else:
-            if not call.renamed:
-                return call
-            stale_nodes = {ref.node_id for ref in call.renamed}
-        object_info = self.backend.look_up(prompt, stale_nodes)  # lists of files grow
-        return read_call_values(prompt, object_info, values)
 
     def wait_for_calls(
         self,

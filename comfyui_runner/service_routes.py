@@ -11,7 +11,6 @@ from typing import Callable, Iterable, Mapping, NamedTuple, Optional, Tuple
 from comfyui_runner.call_bodies import open_call
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import (
-    EditError,
     find_loaders,
     find_node,
     find_text,
@@ -65,6 +64,7 @@ from comfyui_runner.run_answers import (
     prompt_id_header,
     read_flag,
     read_page_query,
+    read_turn,
     read_wait,
     read_wanted_file,
 )
@@ -396,14 +396,9 @@ class RouteCall:
 
     def _try_edit(self, held: HeldPrompt, node_id: str, inputs: JsonObject) -> EditedPrompt:
         """``held`` with inputs set in it. Raises EditError."""
-        object_info = self.backend.look_up(held.prompt)
-        try:
-            return edit_inputs(held, node_id, inputs, object_info)
-        except EditError as error:
-            if error.type != "value_not_in_list":
-                raise
-        object_info = self.backend.look_up(held.prompt, [node_id])  # lists of files grow
-        return edit_inputs(held, node_id, inputs, object_info)
+        return self.backend.with_fresh_lists(
+            held.prompt, lambda object_info: edit_inputs(held, node_id, inputs, object_info)
+        )
 
     # -- uploads ---------------------------------------------------------------------------------
 
@@ -501,7 +496,7 @@ class RouteCall:
             raise upload_refusal(error) or error from None
 
     def _place_to_wait(self, seconds: float) -> "contextlib.AbstractContextManager[None]":
-        """A place among those who wait, where it is waited at all. Raises HttpError 429."""
+        """A place among the clients that wait, unless ``seconds`` is 0. Raises HttpError 429."""
         if seconds == 0.0:
             return contextlib.nullcontext()
         return self.service.waiting_room.place()
@@ -537,7 +532,7 @@ class RouteCall:
 
     def open_output(self, record: AnyRun, turn: int, request: Request) -> Response:
         """A file of a run, by its turn among the outputs. Raises HttpError."""
-        spooled = record.spooled_file(str(turn))
+        spooled = record.spooled_file(turn)
         if spooled is not None:
             return self._read_spooled(*spooled, is_download=False)
         assert record.outputs is not None
@@ -594,12 +589,12 @@ class RouteCall:
     def get_runs(self) -> Response:
         """The runs, newest first, a page at a time."""
         limit, before = read_page_query(self.request.query)
-        runs = self.records.page(limit + 1, before)
+        page = self.records.page(limit, before)
         next_page = None
-        if len(runs) > limit:
-            next_page = f"runs?limit={limit}&before={runs[limit - 1].number}"
+        if page.next_before is not None:
+            next_page = f"runs?limit={limit}&before={page.next_before}"
         url = self.url_for(self.request)
-        listed = ", ".join(run.to_text(url) for run in runs[:limit])
+        listed = ", ".join(run.to_text(url) for run in page.runs)
         text = f'{{"runs": [{listed}], "next": {strict_json(next_page)}}}\n'
         return Response(200, text.encode())
 
@@ -613,7 +608,7 @@ class RouteCall:
         """The prompt of a run: its settings, as ComfyUI got them."""
         prompt = self.records.prompt_of(self._find_run(prompt_id))
         if prompt is None:
-            message = "The prompt of this run was too large to be kept after its end."
+            message = "The prompt of this run was too large to be kept, or cannot be read any more."
             raise HttpError(404, "prompt_not_kept", message)
         return json_response(200, {"prompt": prompt})
 
@@ -636,7 +631,10 @@ class RouteCall:
 
     def get_run_file(self, prompt_id: str, number: str) -> Response:
         """A file that a run made and no server keeps."""
-        file = self._find_run(prompt_id).spooled_file(number)
+        record, turn = self._find_run(prompt_id), read_turn(number)
+        file = None
+        if turn is not None:
+            file = record.spooled_file(turn)
         if file is None:
             message = "The run has no such file here: its outputs say which it has."
             raise HttpError(404, "no_such_file", message)
@@ -667,7 +665,7 @@ class RouteCall:
                 stream = streams.open(prompt_id)
                 url = self.options.public_url  # as in the events that follow
                 listed = records.with_records(stored, RUNS_LISTED)
-                wanted = [run for run in listed if prompt_id in (None, run.prompt_id)]
+                wanted = [run for run in listed.runs if prompt_id in (None, run.prompt_id)]
                 runs = ", ".join(run.to_text(url) for run in wanted)
                 status = strict_json(self.service.status())
                 state = f'{{"status": {status}, "runs": [{runs}]}}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 from asked import Asked, Serve
@@ -11,6 +11,7 @@ from support import FAST, node
 
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.backend import DEFAULT_UPLOAD_LIMIT, Backend, Check
+from comfyui_runner.edits import EditError
 from comfyui_runner.messages import HttpError
 from comfyui_runner.server import Server
 
@@ -123,6 +124,30 @@ def test_a_class_is_looked_up_once_or_again_where_that_is_asked_for(serve: Serve
     assert len(asked.requests) == 2
     backend.look_up(prompt, ["2"])
     assert paths_of(asked)[2:] == ["/object_info/B"]
+
+
+def test_what_is_in_no_list_is_tried_once_more_with_the_list_of_now(serve: Serve) -> None:
+    asked = Asked(serve, ANSWERS)
+    backend = Backend([asked.server])
+    backend.connected = True
+    prompt = {"1": node("A"), "2": node("B")}
+    tries: List[int] = []
+
+    def fail(error_type: str, node_id: Optional[str]) -> None:
+        tries.append(len(asked.requests))
+        error = EditError(error_type, "it is not in the list")
+        error.node_id = node_id
+        raise error
+
+    for error_type, node_id in [("value_not_in_list", "2"), ("value_not_in_list", None), ("wrong_type", "2")]:
+        with pytest.raises(EditError):
+            backend.with_fresh_lists(prompt, lambda _: fail(error_type, node_id))  # noqa: B023 - called at once
+    assert paths_of(asked) == ["/object_info/A", "/object_info/B", "/object_info/B"]
+    assert tries == [2, 3, 3, 3]
+    assert sorted(backend.with_fresh_lists(prompt, dict)) == ["A", "B"]
+    assert len(asked.requests) == 3
+    backend.with_fresh_lists(prompt, dict, lambda known: {"1"} if known else ())
+    assert paths_of(asked)[3:] == ["/object_info/A"]
 
 
 def test_a_look_up_that_fails_is_the_last_one(serve: Serve) -> None:

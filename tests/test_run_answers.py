@@ -15,6 +15,7 @@ from comfyui_runner.run_answers import (
     prefers_file,
     read_flag,
     read_page_query,
+    read_turn,
     read_wait,
     read_wanted_file,
 )
@@ -74,8 +75,13 @@ def test_what_a_node_raised_is_in_the_message() -> None:
 def test_how_long_a_client_waits() -> None:
     assert read_wait({}, 7.0) == 7.0
     assert read_wait({"wait": "1.5"}, 7.0) == 1.5
-    for text in ("", "-1", "inf", "soon"):
+    for text in ("", "-1", "inf", "soon", "٣"):
         assert refused(read_wait, {"wait": text}, 7.0).message == "wait must be a number of seconds."
+
+
+def test_a_file_of_a_run_has_one_address() -> None:
+    assert [read_turn(text) for text in ("0", "3", "10")] == [0, 3, 10]
+    assert [read_turn(text) for text in ("", "x", "03", "-1", "٣", "1000000")] == [None] * 6
 
 
 def test_a_flag_is_true_or_false() -> None:
@@ -144,7 +150,14 @@ OUTPUTS: List[Output] = [
 def test_a_page_of_the_runs_is_asked_for_by_its_length_and_where_it_begins() -> None:
     assert read_page_query({}) == (200, None)
     assert read_page_query({"limit": "1000", "before": "17"}) == (1000, 17)
-    for query in ({"limit": "0"}, {"limit": "1001"}, {"limit": "x"}, {"before": "0"}, {"before": "-1"}):
+    for query in (
+        {"limit": "0"},
+        {"limit": "1001"},
+        {"limit": "x"},
+        {"before": "0"},
+        {"before": "-1"},
+        {"before": "1٣"},
+    ):
         assert refused(read_page_query, query).type == "wrong_type"
 
 

@@ -136,9 +136,9 @@ def test_what_no_server_keeps_is_fetched_from_the_service(session: Session) -> N
         ("file", None, "view?filename=b.png&subfolder=&type=output"),
         ("websocket", 1, "runs/a/b/files/3"),
     ]
-    file = record.spooled_file("3")
+    file = record.spooled_file(3)
     assert file is not None and (file[0].filename, file[0].content, file[1]) == ("c.png", None, "8")
-    assert [record.spooled_file(turn) for turn in ("0", "2", "9", "x", "03")] == [None] * 5
+    assert [record.spooled_file(turn) for turn in (0, 2, 9)] == [None] * 3
 
 
 def test_a_run_that_is_over_is_shown_as_it_was_at_its_end(session: Session) -> None:
@@ -187,7 +187,7 @@ def test_runs_that_are_over_keep_no_prompts_and_no_pictures(session: Session) ->
         tracemalloc.stop()
     assert [record.run.state.phase for record in records] == [Phase.SUCCESS] * 20
     assert [record.prompt_id for record in records] == [str(number) for number in range(20)]
-    file = records[0].spooled_file("1")
+    file = records[0].spooled_file(1)
     assert file is not None and (file[0].filename, file[1]) == ("c.png", "key")
 
 
@@ -212,8 +212,8 @@ def test_runs_are_listed_newest_first(session: Session) -> None:
     first, second = make_record(session, "a"), make_record(session, "b", over=True)
     for record in (first, second):
         assert records.add(record, max_waiting=9)
-    assert records.page(9) == records.newest_in_memory() == [second, first]
-    assert records.page(1) == [second] and records.page(9, before=2) == [first]
+    assert records.page(9).runs == records.newest_in_memory() == [second, first]
+    assert records.page(1).runs == [second] and records.page(9, before=2).runs == [first]
     assert records.not_over() == [first]
     assert (records.get("b"), records.get("none"), records.get(None)) == (second, None, None)
 
@@ -232,10 +232,10 @@ def test_the_oldest_that_have_ended_are_forgotten_and_no_others(session: Session
     records = make_records(kept=3)
     for prompt_id, over in [("a", False), ("b", True), ("c", True), ("d", True), ("e", False)]:
         records.add(make_record(session, prompt_id, over=over), max_waiting=9)
-    assert ids_of(records.page(9)) == ["e", "d", "a"]
+    assert ids_of(records.page(9).runs) == ["e", "d", "a"]
     for prompt_id in ("f", "g"):
         records.add(make_record(session, prompt_id), max_waiting=9)
-    assert ids_of(records.page(9)) == ["g", "f", "e", "a"]
+    assert ids_of(records.page(9).runs) == ["g", "f", "e", "a"]
 
 
 def test_without_a_file_only_200_are_kept(session: Session) -> None:
@@ -271,11 +271,11 @@ def test_what_left_the_memory_is_listed_from_the_file(session: Session) -> None:
     new = make_record(session, "e")
     records.add(new, max_waiting=9)
     assert new.number == 5
-    listed = records.page(9)
+    listed = records.page(9).runs
     assert ids_of(listed) == ["e", "d", "c", "b", "a"]
     assert listed[:3] == [new, ended, waiting]
-    assert ids_of(records.page(2)) == ["e", "d"] and ids_of(records.page(2, before=4)) == ["c", "b"]
-    assert ids_of(records.with_records(records.read_page(2), 2)) == ["e", "d"]
+    assert ids_of(records.page(2).runs) == ["e", "d"] and ids_of(records.page(2, before=4).runs) == ["c", "b"]
+    assert ids_of(records.with_records(records.read_page(2), 2).runs) == ["e", "d"]
     assert [ids_of(records.read_page(2, prompt_id)) for prompt_id in ("a", "x")] == [["a"], []]
     assert json.loads(waiting.to_text()) == waiting.to_json() and not waiting.to_json()["over"]
     found = records.get("b")
@@ -284,13 +284,34 @@ def test_what_left_the_memory_is_listed_from_the_file(session: Session) -> None:
 
 def test_a_row_whose_run_is_nowhere_is_not_listed(session: Session) -> None:
     row = stored_after_end(session, "a", 1, phase=Phase.QUEUED)
-    assert RunRecords(threading.RLock(), Keeper(2000, row)).page(9) == []
+    records = RunRecords(threading.RLock(), Keeper(2000, row))
+    assert records.page(9).runs == [] and records.get("a") is None
 
 
 def test_a_broken_row_is_not_listed_and_hides_no_other(session: Session) -> None:
     rows = [stored_after_end(session, "a", 1), stored_after_end(session, "b", 2, shown="")]
     records = RunRecords(threading.RLock(), Keeper(2000, *rows))
-    assert ids_of(records.page(9)) == ["a"] and records.get("b") is None
+    assert ids_of(records.page(9).runs) == ["a"] and records.get("b") is None
+
+
+def test_the_pages_go_on_behind_broken_rows(session: Session) -> None:
+    rows = [stored_after_end(session, prompt_id, turn) for turn, prompt_id in enumerate("abcde", start=1)]
+    for turn in (2, 3):
+        rows[turn] = rows[turn]._replace(shown="")
+    records = RunRecords(threading.RLock(), Keeper(2000, *rows))
+    pages: List[str] = []
+    before = None
+    while not pages or before is not None:
+        page = records.page(2, before)
+        pages.append("".join(ids_of(page.runs)))
+        before = page.next_before
+    assert pages == ["e", "b", "a"]
+
+
+def test_a_prompt_that_cannot_be_read_any_more_is_not_kept(session: Session) -> None:
+    records = RunRecords(threading.RLock(), Keeper(9, stored_after_end(session, "a", 1, prompt=b"no zlib")))
+    ended = records.get("a")
+    assert ended is not None and records.prompt_of(ended) is None
 
 
 def test_a_run_from_the_file_is_shown_as_at_its_end(session: Session) -> None:
@@ -309,7 +330,7 @@ def test_a_run_from_the_file_is_shown_as_at_its_end(session: Session) -> None:
     assert ended.to_json("http://x")["outputs"][1]["absolute_url"] == "http://x/runs/a/files/1"
     assert ended.over.is_set() and (ended.phase, ended.message, ended.server) == (Phase.SUCCESS, "Done.", None)
     assert ended.outputs == [text, picture, file]
-    assert ended.spooled_file("1") == (picture, "7") and ended.spooled_file("2") is None
+    assert ended.spooled_file(1) == (picture, "7") and ended.spooled_file(2) is None
 
 
 def test_after_a_restart_what_was_in_the_spool_has_no_address(session: Session) -> None:
@@ -321,7 +342,7 @@ def test_after_a_restart_what_was_in_the_spool_has_no_address(session: Session) 
     urls = [output["url"] for output in ended.to_json("http://x")["outputs"]]
     assert urls == [None, "view?filename=b.png&subfolder=&type=output"]
     assert ended.to_json("http://x")["outputs"][0]["absolute_url"] is None
-    assert ended.spooled_file("0") is None
+    assert ended.spooled_file(0) is None
 
 
 def test_the_running_one_is_interrupted_before_the_first_that_waits(session: Session) -> None:
@@ -372,7 +393,7 @@ def test_a_run_that_is_removed_is_neither_in_memory_nor_in_the_file(session: Ses
     records = RunRecords(threading.RLock(), Keeper(9, stored_after_end(session, "a", 1)), last_number=1)
     records.take_up(make_record(session, "a", over=True), 1)
     records.remove("a")
-    assert records.page(9) == [] and records.get("a") is None
+    assert records.page(9).runs == [] and records.get("a") is None
 
 
 def test_the_positive_text_of_a_run_is_shown_in_short() -> None:
