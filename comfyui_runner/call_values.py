@@ -60,7 +60,7 @@ MOST_OFFERED = 200
 #: Inputs by which latents and pictures reach a node; their sizes come along.
 _carries_picture = re.compile(r"(?i)(latent|samples|pixels|image)").match
 
-_read_size = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*").fullmatch
+_read_size = re.compile(r"\s*([0-9]{1,6})\s*[xX×*]\s*([0-9]{1,6})\s*").fullmatch
 
 _is_web_address = re.compile(r"(?i)\s*(https?|ftp)://").match
 

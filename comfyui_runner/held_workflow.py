@@ -164,7 +164,7 @@ class HeldWorkflow:
     # -- holding ---------------------------------------------------------------------------------
 
     def hold(self, prompt: Prompt, random_seeds: Iterable[InputRef] = ()) -> int:
-        """Hold ``prompt``: its revision. Of ``random_seeds`` those count whose node it has."""
+        """Hold ``prompt``: its revision. Random seeds whose node is gone are dropped."""
         with self._lock:
             seeds = frozenset(ref for ref in random_seeds if ref.node_id in prompt)
             self.now = HeldPrompt(prompt, seeds, self.now.revision + 1)

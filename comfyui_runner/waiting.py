@@ -58,7 +58,8 @@ def too_many_waiting(most: int) -> HttpError:
 def wait_unless_left(over: threading.Event, seconds: float, has_left: Callable[[], bool]) -> bool:
     """Wait until ``over`` is set, for ``seconds`` (``inf``: any time); False if the client left.
 
-    ``has_left()`` says whether it has closed its connection. Who leaves after the end, did not.
+    ``has_left()`` says whether it has closed its connection. A client that leaves after the end
+    counts as one that stayed.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -57,7 +57,7 @@ KNOWN_FIELDS = (
     *("image", "images", "mask"),
 )
 
-_is_image_field = re.compile(r"image(\[\d*\])?").fullmatch
+_is_image_field = re.compile(r"image(\[[0-9]*\])?").fullmatch
 
 #: What keeps the official client from repeating a request (_base_client.py, _should_retry).
 NO_REPEAT = ("x-should-retry", "false")
