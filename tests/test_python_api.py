@@ -616,6 +616,16 @@ def test_outputs_can_be_read_when_the_connection_is_closed(simulator: Any, tmp_p
     assert comfy.url == simulator.url
 
 
+def test_what_the_simulator_made_ends_with_its_connection(tmp_path: Any) -> None:
+    with connect(demo=True, limits=FAST._replace(give_up=600.0)) as comfy:
+        (output,) = comfy.run(slow_prompt(seconds=0.0)).outputs
+        assert output.bytes.startswith(b"\x89PNG")
+        text = comfy.run(output_of({"text": ["a text"]})).outputs[0]
+    with pytest.raises(SaveError, match=r"ended with its connection(.|\n)*save outputs before"):
+        output.save(tmp_path)
+    assert text.bytes == b"a text"
+
+
 def test_it_works_inside_a_running_event_loop(simulator: Any) -> None:
     async def cell() -> str:
         with connect(simulator.url, limits=FAST) as comfy:

@@ -274,7 +274,10 @@ class AsyncComfy:
         finally:
             self._in_use.remove(session)
 
-        outputs = [RunOutput(output, session.server, self._secrets) for output in ending.outputs]
+        outputs = [
+            RunOutput(output, session.server, self._secrets, self._simulator_is_gone)
+            for output in ending.outputs
+        ]
         result = make_result(run, ending, outputs, printer.notices, self._secrets)
         raise_unless_succeeded(run, ending, result, self._secrets)
         return result
@@ -363,6 +366,9 @@ class AsyncComfy:
             await session.close()
             session.server.close()
             self._sessions.remove(session)
+
+    def _simulator_is_gone(self) -> bool:
+        return self._settings.demo and not self._is_open
 
     def _forget_definitions(self) -> None:
         """Has the definitions of classes looked up anew: what is known may be out of date."""

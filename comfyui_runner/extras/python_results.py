@@ -109,10 +109,13 @@ class RunOutput:
     All of them raise SaveError.
     """
 
-    def __init__(self, output: Output, server: Server, secrets: Secrets) -> None:
+    def __init__(
+        self, output: Output, server: Server, secrets: Secrets, is_gone: Callable[[], bool]
+    ) -> None:
         self._output = output
         self._server = server
         self._secrets = secrets
+        self._server_is_gone = is_gone  # a simulator ends with its connection
         self.node_id = output.node_id
         self.title = output.title  #: of the node
         self.kind = output.kind  #: image, video, audio, 3d, text or file
@@ -203,9 +206,19 @@ class RunOutput:
         """What ``work()`` returns. No connection stays open behind it."""
         try:
             with errors_in_python_words(self._secrets):
+                if self._output.is_on_server and self._server_is_gone():
+                    raise simulator_is_gone(self._output)
                 return work()
         finally:
             self._server.close()
+
+
+def simulator_is_gone(output: Output) -> SaveError:
+    """The error for a file that was on a simulator, which nothing will answer for."""
+    return SaveError(
+        f"{output.filename} was on the simulator, which ended with its connection.",
+        "With demo=True, save outputs before the connection is closed.",
+    )
 
 
 def read_output(server: Server, output: Output, most_bytes: int) -> bytes:
