@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 import requests
@@ -148,6 +148,8 @@ def test_what_is_not_a_workflow_is_an_error(comfy: Comfy, tmp_path: Any) -> None
         comfy.run({"1": node("EmptyImage", width={1})})
     with pytest.raises(UsageError, match="A workflow is a path, a dict or bytes, not int"):
         comfy.run(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"A text is the path of a workflow(.|\n)*as bytes"):
+        comfy.run(json.dumps(slow_prompt()))
 
 
 def test_the_callers_dict_stays_as_it_is(comfy: Comfy, simulator: Any) -> None:
@@ -169,6 +171,28 @@ def test_values_that_do_not_fit_are_refused_and_nothing_runs(comfy: Comfy, simul
     with pytest.raises(UsageError, match="Leave one of them out"):
         comfy.run(slow_prompt(), {"seed": 3}, seed=4)
     assert prompts_of(simulator) == []
+
+
+def test_arguments_of_the_wrong_kind_are_named_before_anything_happens(comfy: Comfy, simulator: Any) -> None:
+    async def report(_: RunReport) -> None: ...
+
+    wrong_calls: List[Tuple[Json, str]] = [
+        ({"values": ["positive"]}, "The values are a dict, not list"),
+        ({"values": {5: 30}}, "The key 5 is not a text"),
+        ({"on_progress": "print"}, "on_progress is a function, not str"),
+        ({"on_progress": report}, r'which only connect_async\(\) can await(.|\n)*"def" in place of "async def"'),
+    ]
+    for arguments, words in wrong_calls:
+        with pytest.raises(UsageError, match=words):
+            comfy.run(slow_prompt(), **arguments)
+    assert prompts_of(simulator) == []
+    wrong_addresses: List[Tuple[Json, str]] = [
+        ({"url": 8188}, "The URL is a text, not int"),
+        ({"headers": ["A: b"]}, "The headers are a dict, not list"),
+    ]
+    for arguments, words in wrong_addresses:
+        with pytest.raises(UsageError, match=words):
+            connect_async(**arguments)
 
 
 def test_a_random_seed_is_another_one_for_each_run(comfy: Comfy) -> None:

@@ -53,6 +53,7 @@ from comfyui_runner.extras.python_calls import (
     make_call,
     make_result,
     raise_unless_succeeded,
+    refuse_callback,
     silent_environment,
 )
 from comfyui_runner.extras.python_results import RunOutput, RunResult
@@ -124,6 +125,15 @@ def make_api_settings(
     url: Optional[str], demo: bool, headers: Mapping[str, str], allow_spend: bool, limits: Limits
 ) -> Settings:
     """The settings of a connection. Raises UsageError."""
+    if url is not None and not isinstance(url, str):
+        raise UsageError(
+            f"The URL is a text, not {type(url).__name__}.", "Example: http://127.0.0.1:8188"
+        )
+    if not isinstance(headers, Mapping):
+        raise UsageError(
+            f"The headers are a dict, not {type(headers).__name__}.",
+            'Example: {"Authorization": "Bearer …"}',
+        )
     if demo and url is not None:
         raise UsageError("demo=True brings its own server.", "Leave out the URL, or demo.")
     lines = [f"{name}: {value}" for name, value in headers.items()]
@@ -229,6 +239,7 @@ class AsyncComfy:
         """Comfy.run(). Where its task is cancelled, the run is cancelled first."""
         reports: "asyncio.Queue[Optional[RunReport]]" = asyncio.Queue()
         with errors_in_python_words():
+            refuse_callback(on_progress, may_be_awaited=True)
             call = make_call(workflow, values, seed, timeout, reports.put_nowait)
         task = asyncio.ensure_future(self.perform(call))
         task.add_done_callback(lambda _: reports.put_nowait(None))
@@ -476,6 +487,7 @@ class Comfy:
         """
         reports: "queue.SimpleQueue[Optional[RunReport]]" = queue.SimpleQueue()
         with errors_in_python_words():
+            refuse_callback(on_progress, may_be_awaited=False)
             call = make_call(workflow, values, seed, timeout, reports.put)
             future = self._hand_over(call)
         future.add_done_callback(lambda _: reports.put(None))

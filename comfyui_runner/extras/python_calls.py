@@ -6,6 +6,8 @@ import io
 import json
 import numbers
 import os
+import re
+from inspect import iscoroutinefunction
 from typing import (
     Any,
     Callable,
@@ -65,6 +67,9 @@ from comfyui_runner.threads import in_thread
 #: A workflow: the path of its file, what that contains, or the document (in API or UI format).
 Workflow = Union[str, "os.PathLike[str]", bytes, Mapping[str, Any]]
 
+#: Whether a text is an object in JSON, and not the path of a file.
+looks_like_json = re.compile(r'\s*\{\s*["}]').match
+
 #: Bytes of a file to upload that are read at a time.
 UPLOAD_PIECE_SIZE = 1 << 16
 
@@ -111,7 +116,13 @@ def make_call(
     send: Callable[[RunReport], object],
 ) -> Call:
     """The call of run() with these arguments. Raises UsageError."""
+    if values is not None and not isinstance(values, Mapping):
+        kind = type(values).__name__
+        raise UsageError(f"The values are a dict, not {kind}.", 'Example: {"positive": "a fox"}')
     values = dict(values or {})
+    for key in values:
+        if not isinstance(key, str):
+            raise UsageError(f"The key {key!r} is not a text.", 'Example: {"5.steps": 30}')
     if seed is not None and "seed" in values:
         message = "Both seed=… and the value seed are given."
         raise UsageError(message, "Leave one of them out.")
@@ -122,11 +133,30 @@ def make_call(
     return Call(workflow, values, timeout, send, Interrupts())
 
 
+def refuse_callback(on_progress: Any, *, may_be_awaited: bool) -> None:
+    """Raises UsageError for what cannot take the events of a run: nothing was submitted yet."""
+    if on_progress is None:
+        return
+    if not callable(on_progress):
+        kind = type(on_progress).__name__
+        raise UsageError(f"on_progress is a function, not {kind}.", "Example: on_progress=print")
+    if iscoroutinefunction(on_progress) and not may_be_awaited:
+        raise UsageError(
+            "on_progress is a coroutine function, which only connect_async() can await.",
+            'Make it a function: "def" in place of "async def".',
+        )
+
+
 def read_workflow(workflow: Workflow, settings: Settings) -> Tuple[Document, str]:
     """What a workflow contains, and its path ("" where it is not a file).
 
     Raises WorkflowError, and UsageError for what is not a workflow at all.
     """
+    if isinstance(workflow, str) and looks_like_json(workflow):
+        raise UsageError(
+            "A text is the path of a workflow. This one is a workflow itself.",
+            "Give it as bytes, or as the dict that json.loads() makes of it.",
+        )
     if isinstance(workflow, (str, os.PathLike)):
         path = os.fsdecode(workflow)
         return load_document(settings._replace(workflow=path), io.StringIO())
