@@ -239,11 +239,19 @@ def describe_exit_statuses() -> str:
     return "\n".join(["exit statuses:", *lines, ""])
 
 
+def command_of(program: str) -> str:
+    """What starts the program again that was called by the name ``program``.
+
+    It is a script, or the command comfyui-workflow-runner where it is installed.
+    """
+    if program.endswith(".py"):
+        return f"python {program}"
+    return program
+
+
 def show_examples(program: str) -> str:
     """The end of --help, where the program was called by the name ``program``."""
-    command = program
-    if program.endswith(".py"):
-        command = f"python {program}"
+    command = command_of(program)
     arguments = ("-o out --seed random", "--repeat 6 -o out", "--mode continuous")
     examples = [f"  {command} flow.json {each}" for each in arguments]
     return "\n".join(["examples:", *examples]).replace("%", "%%")

@@ -6,6 +6,7 @@ import datetime
 import functools
 import os
 import random
+import sys
 from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, NamedTuple, Optional
 
 from comfyui_runner.afterwards import make_afterwards
@@ -16,6 +17,7 @@ from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import draw_seeds, with_values
 from comfyui_runner.errors import ExitStatus, NotConfirmed, SaveError, ServerError, UsageError
 from comfyui_runner.files import WrittenFiles, make_writable_folder
+from comfyui_runner.flags import command_of
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.loading import (
     Define,
@@ -42,7 +44,11 @@ from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings
-from comfyui_runner.shells import IS_WINDOWS, quote_argument, remedy_without_terminal
+from comfyui_runner.shells import (
+    IS_WINDOWS,
+    quote_argument,
+    remedy_without_terminal,
+)
 from comfyui_runner.text import JsonObject
 from comfyui_runner.threads import bounded, in_thread
 from comfyui_runner.windows_files import reason_not_written
@@ -310,7 +316,7 @@ def show_next_step(ending: Ending, settings: Settings, console: Console) -> None
     if settings.workflow_named:
         workflow = quote_argument(settings.workflow, IS_WINDOWS) + " "
     console.say("Next, start your own ComfyUI, then:")
-    console.say(f"    python comfyui_workflow_runner.py {workflow}-o results")
+    console.say(f"    {command_of(os.path.basename(sys.argv[0]))} {workflow}-o results")
 
 
 def destination_of_run(

@@ -568,6 +568,7 @@ def test_the_demo_keeps_what_was_to_be_saved_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(sys, "argv", ["/home/me/comfyui_workflow_runner.py"])
     path = workflow_file(slow_prompt(seconds=0.0))
     result = run("--demo", "--yes", path)
     assert result.status == ExitStatus.OK
@@ -576,7 +577,9 @@ def test_the_demo_keeps_what_was_to_be_saved_and_nothing_else(
     assert result.out.endswith(f"    python comfyui_workflow_runner.py {path} -o results\n")
     assert os.listdir(tmp_path / "temporary") == []
 
+    monkeypatch.setattr(sys, "argv", ["/home/me/.local/bin/comfyui-workflow-runner"])
     result = run("--demo", "--yes", "-o", str(tmp_path / "out"), path)
+    assert result.out.endswith(f"    comfyui-workflow-runner {path} -o results\n")
     assert result.status == ExitStatus.OK and os.listdir(tmp_path / "out") == ["slow_00001_.png"]
     assert "keeps nothing" not in result.out and "Next, start your own ComfyUI" in result.out
     for flag in ("--quiet", "--json"):
