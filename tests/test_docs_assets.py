@@ -29,7 +29,7 @@ ARCHITECTURE = os.path.join("docs", "ARCHITECTURE.md")
 SECTIONS = (
     "Get it", "First run on your ComfyUI", "Change the prompt, the seed, the size, the picture",
     "Many runs, and the sheet", "The page, on the phone too", "One call, one picture", "OpenAI clients", "Python",
-    "Scripts and exit statuses", "Settings", "Troubleshooting", "How it is tested", "Licence",
+    "Scripts and exit statuses", "Settings", "Troubleshooting", "How it is tested", "License",
 )  # fmt: skip
 
 
