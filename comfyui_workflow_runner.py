@@ -203,13 +203,13 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
             workflow = await load_when_possible(settings, comfyui, console)  # BAD_WORKFLOW
             show_workflow(workflow, console, is_brief=not settings.verbose)
             # ComfyUI may come later.
-            servers = await find_or_expect_servers(settings, comfyui, console)
+            expected = await find_or_expect_servers(settings, comfyui, console)
         except Stopped:
             return ExitStatus.OK
 
         state = await open_state(settings, workflow, console)  # USAGE: --state is in use
-        service = make_service(servers, workflow, state, settings, console)
-        listener = listen(service, servers, settings, console)  # USAGE: the port is in use
+        service = make_service(expected, workflow, state, settings, console)
+        listener = listen(service, expected, settings, console)  # USAGE: the port is in use
         try:
             await serve(service, console)  # until Ctrl+C or SIGTERM
         finally:
@@ -284,6 +284,8 @@ async def run_program(
 ) -> ExitStatus:
     """Run ``program`` with a console of its own, and report the error that ends it."""
     console = Console(printer, interrupts, environment)
+    for notice in settings.notices:  # --Seed is taken for --seed
+        console.note(notice)
     try:
         return await program(settings, console)
     except RunnerError as error:

@@ -36,10 +36,11 @@ DEFAULT_UPLOAD_LIMIT = 100 << 20
 
 
 class Check(NamedTuple):
-    """Whether ComfyUI came or went, and notices for people."""
+    """Whether ComfyUI came or went, and what people should know of it."""
 
     has_changed: bool
-    notices: Tuple[str, ...]
+    warnings: Tuple[str, ...] = ()
+    news: str = ""  # that it is there now
 
 
 async def ask_for_stats_once(server: Server) -> Dict[str, Any]:
@@ -64,7 +65,8 @@ class Backend:
     check() runs in the loop, the other methods in any thread: each attribute is set in one step.
     """
 
-    def __init__(self, servers: Sequence[Server]) -> None:
+    def __init__(self, servers: Sequence[Server], is_shown: bool = False) -> None:
+        """``is_shown``: people have been shown that it answers, and its version."""
         self.server = servers[0]
         self.connected = False
         self.queue_length = UNKNOWN_LENGTH  #: at the last check
@@ -73,6 +75,7 @@ class Backend:
         self._candidates = servers
         self._stats: JsonObject = {}
         self._features: JsonObject = {}
+        self._is_shown = is_shown
         self._failures = 0  # of GET /system_stats, in a row
         self._too_old = ""  # what was said of a ComfyUI that is too old
 
@@ -105,7 +108,7 @@ class Backend:
     async def check(self) -> Check:
         """Ask every candidate until one answers; from then on that one alone is asked."""
         was_connected = self.connected
-        notices: List[str] = []
+        warnings: List[str] = []
         # At the same time: on Windows it takes two seconds until a port refuses.
         candidates = self._candidates
         searches = [asyncio.ensure_future(ask_for_stats_once(server)) for server in candidates]
@@ -117,17 +120,21 @@ class Backend:
                     self.server = server.fresh()
                     self._candidates = (self.server,)
                 except ServerError as error:
-                    notices += self._note_failure(error)
+                    warnings += self._note_failure(error)
                 else:
                     break
         finally:
             await end_tasks(searches)
+        news = ""
         if self.connected and not was_connected:
             self.object_info = {}  # it may have other nodes and files now
             url = self.server.address.url
-            notices += [f"Connected to ComfyUI at {url}.", version_warning(self._stats, url)]
+            if not self._is_shown:
+                news = f"Connected to ComfyUI at {url}."
+                warnings.append(version_warning(self._stats, url))
+            self._is_shown = False  # when it comes back, it is news
         has_changed = self.connected != was_connected
-        return Check(has_changed, tuple(notice for notice in notices if notice))
+        return Check(has_changed, tuple(filter(None, warnings)), news)
 
     async def _use(self, server: Server, stats: JsonObject) -> None:
         """Keep ``server``, which answered with ``stats``. Raises ServerError if it has gone."""
@@ -140,7 +147,7 @@ class Backend:
         self.connected, self._failures, self._too_old = True, 0, ""
 
     def _note_failure(self, error: ServerError) -> List[str]:
-        """Count a failure, and see whether the connection is lost by it; notices for people."""
+        """Count a failure, and see whether the connection is lost by it; warnings for people."""
         self._failures += 1
         if isinstance(error, ServerTooOld):
             return self._note_old_version(error)
@@ -152,7 +159,7 @@ class Backend:
         return [f"ComfyUI does not answer; trying again. ({error.message})"]
 
     def _note_old_version(self, error: ServerTooOld) -> List[str]:
-        """It answers, but counts as not connected; a notice for people, once."""
+        """It answers, but counts as not connected; a warning for people, once."""
         self.connected = False
         if error.message == self._too_old:
             return []

@@ -100,7 +100,7 @@ class ComfyUI:
         notices = [server.address.notice for server in servers if server.address.notice]
         if not self._notices_are_shown:
             for notice in notices:
-                self.console.notice(notice)
+                self.console.note(notice)
         self._notices_are_shown = True
 
     def _addresses(self) -> Tuple[Address, ...]:

@@ -12,7 +12,7 @@ from comfyui_runner.files import Saved
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.limits import RECEIVED_BYTES
 from comfyui_runner.outputs import Output
-from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report
+from comfyui_runner.reports import Report, end_report, exit_status_of, failure_report, plain_notice
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination, notice_of_unsaved, save_jobs
 from comfyui_runner.session import GONE, Session
@@ -240,7 +240,7 @@ async def save_outputs(
             continue
         if file is None:
             message = "Stopped: what is not saved is still on the server."
-            session.report(run, {"event": "notice", "message": message})
+            session.report(run, plain_notice(message))
             unsaved += [name_output(rest) for rest, _ in jobs[number:]]
             return paths, unsaved
         paths[output] = file.path

@@ -11,7 +11,7 @@ from comfyui_runner.errors import ExitStatus, NotConfirmed, RunnerError, Stopped
 from comfyui_runner.interrupts import Interrupts, Stop
 from comfyui_runner.meter import Meter
 from comfyui_runner.redaction import Secrets
-from comfyui_runner.reports import Report
+from comfyui_runner.reports import Report, plain_notice
 from comfyui_runner.runs import Run
 from comfyui_runner.server import new_uuid
 from comfyui_runner.terminal import Printer, is_yes, report_error
@@ -61,8 +61,8 @@ class Console:
         self.report(run, {"event": "notice", "message": message})
 
     def note(self, message: str, run: Optional[Run] = None) -> None:
-        """Reports what happens as it was asked for: it is no warning."""
-        self.report(run, {"event": "notice", "message": message, "warning": False})
+        """Reports what happens as it was asked for, or as it always does: it is no warning."""
+        self.report(run, plain_notice(message))
 
     def say(self, text: str) -> None:
         """Shows people a line that is no report: programs do not get it."""

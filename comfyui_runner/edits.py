@@ -202,7 +202,7 @@ def notices_of_names(prompt: JsonObject, edits: Iterable["InputEdit"]) -> List[s
         ref = edit.ref
         name = f"{ref.node_id}.{ref.input}"
         if edit.typed and not _is_spelled_so(prompt, edit.typed, ref):
-            notices.append(f"{name} is what {quote_name(edit.typed)} is taken for.")
+            notices.append(f"{quote_name(edit.typed)} is taken for {name}.")
         value = value_of(prompt, ref)
         if edit.file or not isinstance(value, str) or is_model_name(value):
             continue  # of models, other_names_of_edits() says it

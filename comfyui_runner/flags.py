@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, Sequence, Tuple
+from typing import Any, List, NamedTuple, NoReturn, Sequence, Tuple
 
 from comfyui_runner import __version__
 from comfyui_runner.errors import EXIT_MEANINGS, ExitStatus, UsageError
@@ -104,12 +104,14 @@ def read_yes_or_no(source: str, text: str) -> bool:
 def parse_flags(
     arguments: Sequence[str], defaults: Defaults, is_windows: bool = os.name == "nt"
 ) -> Any:
-    """The argparse namespace of ``arguments``.
+    """The argparse namespace of ``arguments``, with ``notices`` of flags in another case.
 
     Raises UsageError; leaves through SystemExit for --help and --version.
     """
     parser = make_parser(defaults)
-    flags, unknown = parser.parse_known_args(list(arguments))
+    arguments, notices = take_flags_in_other_case(arguments, list(parser._option_string_actions))
+    flags, unknown = parser.parse_known_args(arguments)
+    flags.notices = notices
     options = [name_option(word) for word in unknown if word.startswith("-")]
     if options:
         raise UsageError(f"Unknown option: {', '.join(options)}.", offer_options(options, parser))
@@ -118,11 +120,36 @@ def parse_flags(
     return flags
 
 
+def take_flags_in_other_case(
+    arguments: Sequence[str], names: Sequence[str]
+) -> Tuple[List[str], Tuple[str, ...]]:
+    """``arguments`` whose flags have the case of ``names`` (--Seed), and a notice of each.
+
+    Words after a single ``--`` are no flags. Short ones differ in case alone (-p, -P), so they are
+    only offered; --setup is for the script, which takes it before.
+    """
+    by_lower_case = {name: name for name in names if name.startswith("--") and name != "--setup"}
+    taken: List[str] = []
+    notices: List[str] = []
+    for position, word in enumerate(arguments):
+        if word == "--":
+            return [*taken, *arguments[position:]], tuple(notices)
+        typed, equals, value = word.partition("=")
+        name = by_lower_case.get(typed.lower(), typed)
+        if name != typed:
+            notices.append(f"{typed} is taken for {name}.")
+        taken.append(f"{name}{equals}{value}")
+    return taken, tuple(notices)
+
+
 def offer_options(unknown: Sequence[str], parser: Any) -> str:
     """What may have been meant by the first of the ``unknown`` options."""
-    from comfyui_runner.nodes import did_you_mean  # --help imports little
+    from comfyui_runner.nodes import did_you_mean, only_other_case  # --help imports little
 
-    names = [name for action in parser._actions for name in action.option_strings]
+    names = list(parser._option_string_actions)
+    other_case = only_other_case(unknown[0], names)
+    if other_case is not None:  # -O
+        return f"Did you mean {other_case}?"
     known = [name[len("--") :] for name in names if name.startswith("--")]
     return did_you_mean(unknown[0].lstrip("-"), known, prefix="--") or "See --help."
 

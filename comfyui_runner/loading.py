@@ -62,6 +62,7 @@ from comfyui_runner.nodes import (
     did_you_mean,
     inputs_of,
     node_in_words,
+    only_other_case,
     spec_of,
 )
 from comfyui_runner.remedies import Origin
@@ -96,7 +97,7 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
         )
     if not settings.workflow_named and not os.path.exists(path):
         path = find_example(path, settings.example_folders) or path
-    path = expand_pattern(path, WorkflowError)
+    path = find_file(path, WorkflowError)
     return read_document(path), path
 
 
@@ -112,6 +113,38 @@ def find_example(name: str, folders: Sequence[str]) -> Optional[str]:
         if os.path.exists(path):
             return path
     return None
+
+
+def find_file(path: str, error: Type[RunnerError]) -> str:
+    """The file that ``path`` means: a pattern, or a name in another case.
+
+    ``path`` itself, if there is such a file, or none that fits. Raises ``error`` for several.
+    """
+    path = expand_pattern(path, error)
+    if os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    in_other_case = only_other_case(name, _files_in(folder or "."))
+    if in_other_case is None:
+        return path
+    return os.path.join(folder, in_other_case)
+
+
+def notices_of_other_case(typed: str, path: str) -> List[str]:
+    """The notice that the file ``path`` is taken for ``typed``, where they differ in case alone."""
+    if typed == path or typed.casefold() != path.casefold():
+        return []
+    return [f"{typed} is taken for {path}."]
+
+
+def notices_of_files(
+    typed: Mapping[InputRef, str], uploads: Iterable[Tuple[InputRef, str]]
+) -> List[str]:
+    """notices_of_other_case() of ``uploads``, by the names that were ``typed``, each once."""
+    notices: List[str] = []
+    for ref, path in uploads:
+        notices += notices_of_other_case(typed[ref], path)
+    return list(dict.fromkeys(notices))
 
 
 def expand_pattern(path: str, error: Type[RunnerError]) -> str:
@@ -219,6 +252,7 @@ class Loaded(NamedTuple):
     workflow: Optional[Dict[str, Any]] = None  # in UI format, to send along
     conversion: Conversion = Conversion({})  # from which the prompt came, unedited
     warnings: Tuple[str, ...] = ()
+    notices: Tuple[str, ...] = ()  # of names that were taken for others: no warnings
     drawn: Tuple[InputRef, ...] = ()  # seeds to draw for each run
     seeds: Tuple[InputRef, ...] = ()  # all of them, where the settings change them
     edited: Tuple[InputRef, ...] = ()  # what the settings set
@@ -324,30 +358,36 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     conversion = make_prompt(document, define)
     prompt, warnings = conversion.prompt, conversion.warnings
     loaded = Loaded(prompt, path, document.workflow, conversion, warnings)
-    loaded = loaded._replace(extra_data=document.extra_data)
+    loaded = loaded._replace(
+        extra_data=document.extra_data,
+        notices=tuple(notices_of_other_case(settings.workflow, path)),
+    )
     if not looks_at_values(settings):
         return loaded
 
     info = define(class_of(prompt, node_id) for node_id in prompt)
-    prompt, notices = with_names_of_server(prompt, info)
+    prompt, other_names = with_names_of_server(prompt, info)
     # --set is more precise than --positive, so it comes last.
     wanted = short_edits(prompt, settings.short_values)
     wanted += [parse_set(prompt, text) for text in settings.sets]
     edits, uploads = resolve_edits(wanted, prompt, info)
     loaders = upload_inputs(prompt, info)
+    typed_files = {edit.ref: edit.file for edit in wanted}
     for text in settings.images:
         refs, file = _parse_image(text, prompt, loaders)
-        file = expand_pattern(file, UsageError)
+        typed_files.update(dict.fromkeys(refs, file))
+        file = find_file(file, UsageError)
         for ref in refs:
             _check_upload(file, loaders[ref])
             uploads.append((ref, file))
     _check_one_file_each(uploads, prompt)
     prompt, drawn = apply_edits(prompt, edits, info)
-    warnings = (
-        *warnings,
-        *notices,
+    notices = (
+        *loaded.notices,
+        *other_names,
         *other_names_of_edits(prompt, edits),
         *notices_of_names(prompt, wanted),
+        *notices_of_files(typed_files, uploads),
     )
 
     seeds: List[InputRef] = []
@@ -363,6 +403,7 @@ def prepare_workflow(document: Document, path: str, settings: Settings, define: 
     return loaded._replace(
         prompt=prompt,
         warnings=warnings,
+        notices=notices,
         drawn=tuple(drawn),
         seeds=tuple(seeds),
         edited=tuple(edit.ref for edit in edits),
@@ -426,7 +467,7 @@ def resolve_edits(
         if not edit.file:
             resolved.append(edit)
         elif edit.ref in loaders:
-            file = expand_pattern(edit.file, UsageError)
+            file = find_file(edit.file, UsageError)
             _check_upload(file, loaders[edit.ref])
             uploads.append((edit.ref, file))
         else:

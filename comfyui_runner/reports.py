@@ -329,6 +329,11 @@ def explain_no_outputs(state: PromptState, prompt: Mapping[str, Any]) -> str:
     return "".join(f"\n{line}" for line in lines)
 
 
+def plain_notice(message: str) -> Report:
+    """A notice of what happens as it was asked for, or as it always does: it is no warning."""
+    return {"event": "notice", "message": message, "warning": False}
+
+
 def upstream_of_others(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> FrozenSet[str]:
     """The nodes whose results others of ``node_ids`` use."""
     return frozenset(used for node_id in node_ids for used in linked_nodes(prompt, node_id))
@@ -447,7 +452,7 @@ def describe_workflow(report: Report) -> List[Line]:
 def describe_server(report: Report) -> List[Line]:
     version = report["version"] or "(version unknown)"
     device = report["device"] or "device unknown"
-    lines: List[Line] = [("warn", message) for message in report["tried"]]
+    lines: List[Line] = [("", message) for message in report["tried"]]
     lines.append(("bold", f"ComfyUI {version} at {report['url']}, {device}"))
     return lines
 
@@ -536,7 +541,7 @@ def describe_connection(report: Report) -> List[Line]:
 
 
 def describe_silence(report: Report) -> List[Line]:
-    return [("warn", f"No message for {duration(report['seconds'])}; {report['server_says']}")]
+    return [("", f"No message for {duration(report['seconds'])}; {report['server_says']}")]
 
 
 def describe_notice(report: Report) -> List[Line]:

@@ -66,6 +66,7 @@ from comfyui_runner.reports import (
     add_first_problem,
     exit_status_of,
     failure_report,
+    plain_notice,
     problem_report,
 )
 from comfyui_runner.run_prompts import RunPrompt, UploadAgain
@@ -135,6 +136,7 @@ class ServiceOptions(NamedTuple):
     api_key: str  # of a Comfy account, for nodes that cost credits
     allow_spend: bool  # whether these may run
     afterwards: Afterwards  # what is done when runs have ended
+    comfyui_is_shown: bool = False  # people have been shown which ComfyUI answers
     # `run` events of one run are sent no faster than this: one with thousands of nodes is large
     event_bytes_per_second: float = 1e6
 
@@ -161,7 +163,7 @@ class Service:
         # asked: the loop would stand still. Reentrant: a new revision is published under it.
         self.lock = threading.RLock()
         self.options = options
-        self.backend = Backend(servers)
+        self.backend = Backend(servers, is_shown=options.comfyui_is_shown)
         self.streams = EventStreams(self.lock, options.secrets)
         self.keeper = keeper
         self.records = RunRecords(self.lock, keeper, restored.last_number)
@@ -209,8 +211,10 @@ class Service:
         """See whether ComfyUI answers, and publish it if that has changed."""
         check = await self.backend.check()
         self.session.server = self.backend.server
-        for notice in check.notices:
-            self._notify(notice)
+        if check.news:
+            self._show(None, plain_notice(check.news))
+        for warning in check.warnings:
+            self._notify(warning)
         if not check.has_changed:
             return
         if self.backend.connected:
@@ -392,7 +396,7 @@ class Service:
             raise refusal
 
         for notice in notices:
-            self.report(run, {"event": "notice", "message": notice})
+            self.report(run, plain_notice(notice))
         answer = await self._submit(record)
         self._store_phase(record)
         self._finish_later(self._finish(record))
@@ -614,7 +618,8 @@ class Service:
         """Cancel our runs, and report how they ended."""
         records = self.records.not_over()
         if records:
-            self._notify(f"Stopping: cancelling {plural(len(records), 'run')} of this service.")
+            count = plural(len(records), "run")
+            self._show(None, plain_notice(f"Stopping: cancelling {count} of this service."))
         await asyncio.gather(*map(self._cancel, records))
         unconfirmed = [record for record in records if not record.phase.over]
         if unconfirmed and self.keeper.has_file:

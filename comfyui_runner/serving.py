@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import errno
 import http.client
-import os
 import socket
 import urllib.parse
 from contextlib import suppress
@@ -21,7 +20,7 @@ from comfyui_runner.http_server import HttpListener
 from comfyui_runner.loading import Loaded, prepare_workflow, read_document
 from comfyui_runner.nodes import value_of
 from comfyui_runner.page import read_page
-from comfyui_runner.reports import Report
+from comfyui_runner.reports import Report, plain_notice
 from comfyui_runner.routes import curl_lines
 from comfyui_runner.server import Server
 from comfyui_runner.service import Service, ServiceOptions
@@ -104,20 +103,28 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
     return loaded._replace(prompt=with_values(loaded.prompt, uploaded))
 
 
+class ExpectedServers(NamedTuple):
+    """Where ComfyUI is, or may be later."""
+
+    servers: Sequence[Server]
+    is_shown: bool = False  # it answers, and people have been shown which one it is
+
+
 async def find_or_expect_servers(
     settings: Settings, comfyui: ComfyUI, console: Console
-) -> Sequence[Server]:
+) -> ExpectedServers:
     """The server that answers, or every server that may answer later."""
     try:
-        return [await comfyui.find()]
+        return ExpectedServers([await comfyui.find()], is_shown=True)
     except ServerTooOld:
         pass  # the service says so itself, with its first check
     except ServerError as error:
         if settings.demo:
             raise
         console.notice(f"{error.message} Listening anyway: runs can start when ComfyUI answers.")
-    servers = settings.servers
-    return [Server(address, settings.limits, console.secrets) for address in servers]
+    return ExpectedServers(
+        [Server(address, settings.limits, console.secrets) for address in settings.servers]
+    )
 
 
 class State(NamedTuple):
@@ -149,6 +156,8 @@ async def open_state(settings: Settings, loaded: Loaded, console: Console) -> St
         except StateFileError as error:
             reason = explain_state_error(error, path, is_named=settings.state is not None)
             notify(reason)
+    if file is not None and settings.verbose:
+        console.note(f"Runs and edits are kept in {path} (--state none: in memory only).")
     keeper = StateKeeper(file, settings.keep_runs, console.secrets, notify)
     return State(keeper, restored)
 
@@ -165,21 +174,17 @@ def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile
 
     Raises StateFileError.
     """
-    is_new = not os.path.exists(path)
     try:
-        file, restored = open_and_read(path)
+        return open_and_read(path)
     except StateFileError as error:
         if not error.damaged:
             raise
         new_path = set_damaged_aside(path, error)
         notify(
-            f"The state file {path} cannot be used: {error.reason}. It was renamed to {new_path}."
+            f"The state file {path} cannot be used: {error.reason}. It was renamed to {new_path}, "
+            "and a new one is begun."
         )
-        is_new = True
-        file, restored = open_and_read(path)
-    if is_new:
-        notify(f"Runs and edits are kept in {path} (--state none: in memory only).")
-    return file, restored
+        return open_and_read(path)
 
 
 def set_damaged_aside(path: str, damage: StateFileError) -> str:
@@ -234,7 +239,7 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
     is_different = stored.is_edited or stored.client is not None
     if service.workflows.remember(stored):
         if is_different:
-            console.notice(
+            console.note(
                 f"{stored.name} is kept as it was when the last service ended, with its edits: "
                 "choose it to go on with them."
             )
@@ -243,9 +248,8 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
     if not is_restored:  # else the next start would compare with the file of that time again
         service.keeper.hold(service.held.as_stored())
     if is_restored and is_different:
-        console.notice(
-            "The workflow is held as it was when the last service ended, with its edits. "
-            "POST /workflow/reset reads the file."
+        console.note(
+            "It has the edits of the last service; POST /workflow/reset reads the file again."
         )
     elif is_different:
         console.notice(
@@ -255,7 +259,7 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
 
 
 def make_service(
-    servers: Sequence[Server],
+    expected: ExpectedServers,
     loaded: Loaded,
     state: State,
     settings: Settings,
@@ -292,22 +296,23 @@ def make_service(
         api_key=settings.api_key,
         allow_spend=settings.allow_spend,
         afterwards=make_afterwards(settings, console),
+        comfyui_is_shown=expected.is_shown,
     )
     paths = settings.workflows
-    service = Service(servers, loaded, options, report, *state, paths)
+    service = Service(expected.servers, loaded, options, report, *state, paths)
     restore_workflow(service, state.restored, console)
     if state.restored.runs:
         count = plural(len(state.restored.runs), "run")
-        console.notice(f"{count} of the last service had not ended: ComfyUI is asked for them.")
+        console.note(f"{count} of the last service had not ended: ComfyUI is asked for them.")
     return service
 
 
 def listen(
-    service: Service, servers: Sequence[Server], settings: Settings, console: Console
+    service: Service, expected: ExpectedServers, settings: Settings, console: Console
 ) -> HttpListener:
     """Listen for requests, and show where.
 
-    Raises UsageError if the port cannot be used, or if ``servers`` lead to it.
+    Raises UsageError if the port cannot be used, or if one of those ``expected`` leads to it.
     """
     routes = ServiceRoutes(service, page=read_page())
     try:
@@ -319,7 +324,7 @@ def listen(
 
     port = listener.server_port
     try:
-        refuse_own_address(servers, port)
+        refuse_own_address(expected.servers, port)
     except UsageError:
         listener.server_close()
         raise
@@ -435,8 +440,7 @@ async def serve(service: Service, console: Console) -> None:
         if following.done():
             following.result()  # it ends only by a fault of ours, which is raised here
         message = f"{console.interrupts.name}: stopping."
-        report = {"event": "notice", "prompt_id": None, "message": message, "warning": False}
-        console.report(None, report)
+        console.report(None, {**plain_notice(message), "prompt_id": None})
     finally:
         await end_tasks([following])
 

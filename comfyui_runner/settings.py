@@ -127,6 +127,7 @@ class Settings(NamedTuple):
     keep_runs: int = 2000
     guard: Guard = Guard()
     limits: Limits = DEFAULT_LIMITS
+    notices: Tuple[str, ...] = ()  # of flags that were typed in another case
 
     @property
     def may_be_several(self) -> bool:
@@ -222,6 +223,7 @@ def make_settings(
         state=flags.state,
         keep_runs=flags.keep_runs or 2000,
         guard=choose_guard(flags, choose(flags.token, "COMFYUI_RUNNER_TOKEN")),
+        notices=flags.notices,
     )
 
 

@@ -109,9 +109,11 @@ def show_workflow(workflow: Loaded, console: Console, *, is_brief: bool = False)
 
 
 def show_warnings(workflow: Loaded, console: Console) -> None:
-    """Reports what is odd about the workflow."""
+    """Reports what is odd about the workflow, and which names were taken for others."""
     for warning in workflow.warnings:
         console.notice(warning)
+    for notice in workflow.notices:
+        console.note(notice)
 
 
 def draw_seeds_once(workflow: Loaded) -> Loaded:
@@ -202,7 +204,7 @@ async def name_models(
         return prompt
     named, notices = with_names_of_server(prompt, definitions)
     for notice in notices:
-        console.notice(notice)
+        console.note(notice)
     return named
 
 

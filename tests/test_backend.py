@@ -46,8 +46,8 @@ def test_a_comfyui_that_answers_is_connected_once(serve: Serve) -> None:
     assert backend.upload_limit == DEFAULT_UPLOAD_LIMIT == 100 << 20
     backend.object_info = {"Old": {}}
     first, second = check(backend), check(backend)
-    assert first.has_changed and first.notices[0] == f"Connected to ComfyUI at {asked.server.address.url}."
-    assert second == Check(False, ())
+    assert first.has_changed and first.news == f"Connected to ComfyUI at {asked.server.address.url}."
+    assert second == Check(False)
     assert backend.to_json() == {
         "url": asked.server.address.url,
         "connected": True,
@@ -57,6 +57,17 @@ def test_a_comfyui_that_answers_is_connected_once(serve: Serve) -> None:
     assert backend.upload_limit == 5
     assert backend.object_info == {}  # it may have other nodes and files now
     assert [path for path in paths_of(asked) if path != "/prompt"] == ["/system_stats", "/features", "/system_stats"]
+
+
+def test_a_comfyui_that_people_have_been_shown_is_news_only_when_it_comes_back(serve: Serve) -> None:
+    asked = Asked(serve, dict(ANSWERS))
+    backend = Backend([asked.server], is_shown=True)
+    assert check(backend) == Check(True)
+    asked.answers["/system_stats"] = (503, {})
+    check(backend)
+    assert check(backend).warnings
+    asked.answers["/system_stats"] = (200, STATS)
+    assert check(backend).news == f"Connected to ComfyUI at {asked.server.address.url}."
 
 
 def test_of_several_the_first_that_answers_is_used_and_the_others_are_not_asked_again(serve: Serve) -> None:
@@ -74,13 +85,14 @@ def test_one_failure_may_be_an_accident_and_two_are_not(serve: Serve) -> None:
     backend = Backend([asked.server])
     check(backend)
     asked.answers["/system_stats"] = (503, {})
-    assert check(backend) == Check(False, ())
+    assert check(backend) == Check(False)
     lost = check(backend)
     assert lost.has_changed and not backend.connected
-    assert len(lost.notices) == 1 and lost.notices[0].startswith("ComfyUI does not answer; trying again. (")
-    assert check(backend) == Check(False, ())  # that is said once
+    assert len(lost.warnings) == 1 and lost.warnings[0].startswith("ComfyUI does not answer; trying again. (")
+    assert check(backend) == Check(False)  # that is said once
     asked.answers["/system_stats"] = (200, STATS)
-    assert check(backend).has_changed and backend.connected
+    back = check(backend)
+    assert back.has_changed and backend.connected and back.news
     asked.answers["/system_stats"] = (503, {})
     assert not check(backend).has_changed  # failures are counted anew
 
@@ -96,11 +108,11 @@ def test_a_comfyui_that_is_too_old_counts_as_not_connected_and_is_named_once(ser
     backend = Backend([asked.server])
     first, second = check(backend), check(backend)
     assert not backend.connected and not first.has_changed
-    assert len(first.notices) == 1 and "0.3.1" in first.notices[0]
-    assert second.notices == ()
+    assert len(first.warnings) == 1 and "0.3.1" in first.warnings[0]
+    assert second.warnings == ()
     with pytest.raises(HttpError) as caught:
         backend.require_connection()
-    assert caught.value.message == first.notices[0]
+    assert caught.value.message == first.warnings[0]
 
 
 def test_without_a_connection_requests_are_to_come_again() -> None:

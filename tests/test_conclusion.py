@@ -168,7 +168,7 @@ def test_what_is_left_when_the_saving_is_stopped_is_on_the_server(tmp_path: Any)
         outputs = [PICTURE._replace(content=b"x"), OTHER._replace(content=b"y")]
         destination = Destination(str(tmp_path), stopping=stopping)
         assert await save_outputs(desk.session, desk.run, outputs, destination) == ({}, ["a.png", "b.png"])
-        assert reports == [{"event": "notice", "message": "Stopped: what is not saved is still on the server."}]
+        assert reports == [plain_notice("Stopped: what is not saved is still on the server.")]
         assert list(tmp_path.iterdir()) == []
 
     asyncio.run(story())

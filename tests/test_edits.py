@@ -790,7 +790,7 @@ def test_what_was_taken_in_another_case_is_said() -> None:
     edits = [parse_set(CASES, text) for text in texts]
     prompt, _ = apply_edits(CASES, edits, CASE_INFO)
     assert notices_of_names(prompt, edits) == [
-        '1.Steps is what "ksampler.steps" is taken for.',
+        '"ksampler.steps" is taken for 1.Steps.',
         '1.sampler_name: euler is used for "EULER".',
     ]
     assert prompt["1"]["inputs"]["sampler_name"] == "euler"

@@ -432,6 +432,16 @@ def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
     assert [styles("checked", problems=count, message="m") for count in (0, 2)] == [["ok"], ["bad"]]
 
 
+def test_what_always_happens_is_no_warning() -> None:
+    plain = [
+        {"event": "notice", "message": "Stopping.", "warning": False},
+        {"event": "silence", "seconds": 65.0, "server_says": "it runs."},
+        {"event": "server", "tried": ["Nothing at 8188."], "url": "u", "version": "1", "device": "d"},
+    ]
+    assert [describe(report)[0][0] for report in plain] == ["", "", ""]
+    assert describe({"event": "notice", "message": "A model is missing."}) == [("warn", "A model is missing.")]
+
+
 def test_what_is_bad_looks_bad() -> None:
     assert styles("problem", **PROBLEM, message="m") == ["bad"]
     assert styles("failure", **{**PROBLEM, "hints": ["h"]}, message="m\nn", traceback=["t"]) == ["bad", "", "dim", ""]

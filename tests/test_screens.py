@@ -192,6 +192,19 @@ def test_typos(terminals: Terminals, simulator: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_names_in_another_case(terminals: Terminals, simulator: Any) -> None:
+    terminals.write("flow.json", LOADER)
+    terminals.write("cat.png", PNG)
+    if (terminals.folder / "FLOW.json").exists():
+        pytest.skip("the names of files have no case here")
+    words = ("--Image", "CAT.png", "--set", "saveimage.filename_prefix=cat")
+    shown = terminals.start("FLOW.json", "--server", simulator.url, *words)
+    shown.wait_for("[y/N]").type("n\n")
+    assert shown.end() == 4
+    terminals.compare("other-case", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
 def test_the_help_has_the_width_of_the_terminal(terminals: Terminals) -> None:
     shown = terminals.start("--help")
     assert shown.end() == 0

@@ -23,6 +23,7 @@ from comfyui_runner.errors import UsageError
 from comfyui_runner.loading import Loaded
 from comfyui_runner.server import Server
 from comfyui_runner.serving import (
+    ExpectedServers,
     address_in_network,
     cannot_listen,
     choose_workflows,
@@ -38,6 +39,7 @@ from comfyui_runner.serving import (
 )
 from comfyui_runner.settings import Settings
 from comfyui_runner.state_keeper import Restored
+from comfyui_runner.threads import in_thread
 
 
 class WindowsError(OSError):
@@ -146,7 +148,8 @@ def tell(story: Callable[[Desk, ComfyUI, Settings], Any], *arguments: str) -> st
 
 def test_without_a_comfyui_the_service_listens_and_says_so() -> None:
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
-        servers = await find_or_expect_servers(settings, comfyui, desk.console)
+        servers, is_shown = await find_or_expect_servers(settings, comfyui, desk.console)
+        assert not is_shown
         assert [server.address for server in servers] == list(settings.servers)
         assert {server.limits for server in servers} == {FAST}
         assert {id(server.secrets) for server in servers} == {id(desk.console.secrets)}
@@ -160,8 +163,8 @@ def test_a_comfyui_that_is_too_old_is_expected_and_the_service_says_so_later(ser
     asked = Asked(serve, {"/system_stats": (200, {"system": {"comfyui_version": "0.3.1"}})})
 
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
-        (server,) = await find_or_expect_servers(settings, comfyui, desk.console)
-        assert server.address.url == asked.server.address.url
+        (server,), is_shown = await find_or_expect_servers(settings, comfyui, desk.console)
+        assert server.address.url == asked.server.address.url and not is_shown
 
     assert tell(story, "--server", asked.server.address.url) == ""
 
@@ -188,11 +191,22 @@ def test_a_workflow_that_needs_a_comfyui_waits_for_it_and_says_so_once(
     tell(story, "--server", asked.server.address.url, str(path))
 
 
+def test_where_runs_are_kept_is_said_by_verbose_alone(tmp_path: Any) -> None:
+    async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
+        state = await open_state(settings, Loaded(slow_prompt(), str(tmp_path / "a.json")), desk.console)
+        await in_thread(state.keeper.close)
+
+    path = str(tmp_path / "runs.sqlite3")
+    assert tell(story, "--state", path) == ""
+    said = f"Runs and edits are kept in {path} (--state none: in memory only).\n"
+    assert tell(story, "--state", path, "--verbose") == said
+
+
 def test_what_concerns_a_run_has_its_number_in_front(tmp_path: Any) -> None:
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
         loaded = Loaded(slow_prompt(), "a.json")
         state = await open_state(settings, loaded, desk.console)
-        service = make_service([desk.server], loaded, state, settings, desk.console)
+        service = make_service(ExpectedServers([desk.server]), loaded, state, settings, desk.console)
         service._show("0123456789abcdef", {"event": "notice", "message": "of a run"})
         service._show(None, {"event": "notice", "message": "of all"})
         options = service.options
@@ -213,10 +227,10 @@ def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_
         first = Loaded(slow_prompt(seed=1), str(path))
         path.write_text(json.dumps(slow_prompt(seed=2)), encoding="utf-8")
         state = await open_state(settings, first, desk.console)
-        service = make_service([desk.server], first, state, settings, desk.console)
+        service = make_service(ExpectedServers([desk.server]), first, state, settings, desk.console)
         assert service.options.load(str(path)).prompt == slow_prompt(seed=2)
         settings = settings._replace(workflow="-")
-        from_input = make_service([desk.server], first, state, settings, desk.console)
+        from_input = make_service(ExpectedServers([desk.server]), first, state, settings, desk.console)
         assert from_input.options.load("-") is first
 
     tell(story, str(path))
@@ -226,8 +240,8 @@ def test_a_workflow_is_read_again_from_its_file_but_not_from_standard_input(tmp_
     ("is_edited", "by_client", "has_changed", "words"),
     [
         (False, False, False, ""),  # it is what its file has
-        (True, False, False, "The workflow is held as it was when the last service ended, with its edits."),
-        (False, True, False, "The workflow is held as it was when the last service ended, with its edits."),
+        (True, False, False, "It has the edits of the last service"),
+        (False, True, False, "It has the edits of the last service"),
         (False, False, True, ""),
         (True, False, True, "a.json has changed since the last service ended"),
         (False, True, True, "a.json has changed since the last service ended"),
@@ -239,7 +253,7 @@ def test_what_the_last_service_held_is_said_where_it_is_not_the_file(
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
         loaded = Loaded(slow_prompt(), "a.json")
         state = await open_state(settings, loaded, desk.console)
-        service = make_service([desk.server], loaded, state, settings, desk.console)
+        service = make_service(ExpectedServers([desk.server]), loaded, state, settings, desk.console)
         held = service.held.as_stored()._replace(is_edited=is_edited)
         if by_client:
             held = held._replace(client=loaded._replace(path="of a client"))
@@ -343,7 +357,7 @@ def test_what_a_session_reports_is_shown_and_published_with_its_time() -> None:
     async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
         loaded = Loaded(slow_prompt(), "a.json")
         state = await open_state(settings, loaded, desk.console)
-        service = make_service([desk.server], loaded, state, settings, desk.console)
+        service = make_service(ExpectedServers([desk.server]), loaded, state, settings, desk.console)
         before = time.time()
         stream = service.streams.open(None)
         service.report(desk.run, {"event": "notice", "message": "of the run"})

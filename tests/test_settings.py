@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 from recorded import Json
+from served import PNG
 from support import ROOT, node, script
 
 from comfyui_runner import __version__
@@ -23,6 +24,7 @@ from comfyui_runner.limits import DEFAULT_LIMITS
 from comfyui_runner.loading import (
     Loaded,
     find_example,
+    find_file,
     load_document,
     offer_files,
     prepare_workflow,
@@ -216,6 +218,8 @@ def test_a_setting_that_cannot_be_followed(arguments: List[str], environment: Di
     [
         ("--sed", "Did you mean --seed or --set?"),
         ("--ouput=x", "Did you mean --output?"),
+        ("-O", "Did you mean -o?"),
+        ("--Setup", "Did you mean --setup?"),
         ("--nonsense", "See --help."),
     ],
 )
@@ -440,6 +444,49 @@ def test_of_many_files_the_nearest_three_are_listed(folder: Any) -> None:
     (folder / "cat.png").write_bytes(b"")
     assert offer_files(str(folder / "cta.png")) == "Did you mean cat.png?"
     assert offer_files(str(folder / "none" / "cta.png")) == "Check its path."
+
+
+def test_a_flag_in_another_case_is_taken_with_a_notice() -> None:
+    found = settings("--Seed", "5", "--IN-flight=3", "--repeat", "2", "--", "--Demo")
+    assert (found.seed, found.in_flight, found.demo, found.workflow) == ("5", 3, False, "--Demo")
+    assert found.notices == ("--Seed is taken for --seed.", "--IN-flight is taken for --in-flight.")
+    assert settings("--seed", "5").notices == ()
+
+
+@pytest.fixture
+def cased(folder: Any) -> Any:
+    """A folder with files in which names may differ in case alone."""
+    (folder / "A").write_bytes(b"")
+    if (folder / "a").exists():
+        pytest.skip("the names of files have no case here")
+    return folder
+
+
+def test_a_file_in_another_case_is_taken_where_it_is_the_only_one(cased: Any) -> None:
+    (cased / "Flow.json").write_bytes(PROMPT)
+    assert find_file("flow.JSON", WorkflowError) == "Flow.json"
+    assert find_file(str(cased / "FLOW.json"), WorkflowError) == str(cased / "Flow.json")
+    assert find_file("flows.json", WorkflowError) == "flows.json"
+    assert find_file(os.path.join("none", "flow.json"), WorkflowError) == os.path.join("none", "flow.json")
+    assert loaded("flow.json")[1] == "Flow.json"
+    (cased / "FLOW.json").write_bytes(PROMPT)
+    assert find_file("flow.json", WorkflowError) == "flow.json"  # which of the two is meant?
+    assert message_of("flow.json")[1] == "Did you mean FLOW.json or Flow.json?"
+
+
+def test_what_was_taken_for_a_name_in_another_case_is_said(cased: Any) -> None:
+    (cased / "flow.json").write_text(json.dumps({"1": node("LoadImage", image="a.png")}), encoding="utf-8")
+    (cased / "cat.png").write_bytes(PNG)
+    spec = [["a.png"], {"image_upload": True}]
+    info = {"LoadImage": {"input": {"required": {"image": spec}}, "output": ["IMAGE"]}}
+    for arguments in (["--image", "CAT.png"], ["--set", "loadimage.image=@CAT.png"]):
+        call = settings("FLOW.json", *arguments)
+        document, path = load_document(call, io.StringIO())
+        workflow = prepare_workflow(document, path, call, lambda classes: info)
+        assert workflow.uploads == ((InputRef("1", "image"), "cat.png"),)
+        assert workflow.notices[0] == "FLOW.json is taken for flow.json."
+        assert workflow.notices[-1] == "CAT.png is taken for cat.png."
+        assert workflow.warnings == ()
 
 
 def test_a_workflow_in_a_folder_that_is_not_there(folder: Any) -> None:

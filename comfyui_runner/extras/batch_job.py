@@ -10,7 +10,6 @@ import time
 from typing import (
     Any,
     AsyncIterator,
-    Callable,
     Dict,
     Iterator,
     List,
@@ -45,7 +44,7 @@ from comfyui_runner.extras.server_pool import Member, ServerPool, ask_whether_it
 from comfyui_runner.extras.sheet import Sheet
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.interrupts import Stop
-from comfyui_runner.loading import expand_pattern
+from comfyui_runner.loading import find_file, notices_of_other_case
 from comfyui_runner.meter import Meter
 from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.reports import Report, exit_status_of
@@ -94,7 +93,10 @@ LAST_SAVING = 2.0
 async def run_batch(settings: Settings, console: Console) -> ExitStatus:
     """Runs the workflow for every row that is not done yet; a failed row does not stop the rest."""
     if settings.batch is not None:
-        settings = settings._replace(batch=expand_pattern(settings.batch, UsageError))
+        file = find_file(settings.batch, UsageError)
+        for notice in notices_of_other_case(settings.batch, file):
+            console.note(notice)
+        settings = settings._replace(batch=file)
     async with ComfyUI(settings, console) as comfyui:
         workflow = await load_workflow(settings, comfyui, console)
         show_workflow(workflow, console)
@@ -233,14 +235,15 @@ def is_lost_by(error: RunnerError, attempt: Attempt) -> bool:
     return isinstance(error, ServerError) and is_lost(attempt.session.server, error)
 
 
-def make_pool(searched: Searched, settings: Settings, notice: Callable[[str], None]) -> ServerPool:
+def make_pool(searched: Searched, settings: Settings, console: Console) -> ServerPool:
     """The servers of a batch. Those that do not answer get no rows yet.
 
     ``searched`` has each server that was looked for, with its error if it did not answer.
     """
     if not settings.spreads_rows:
         searched = [(server, error) for server, error in searched if error is None]
-    pool = ServerPool([server for server, _ in searched], settings.in_flight, notice)
+    servers = [server for server, _ in searched]
+    pool = ServerPool(servers, settings.in_flight, console.notice, console.note)
     for member, (_, error) in zip(pool.members, searched):
         if error is not None:
             pool.note_loss(member, error)
@@ -261,7 +264,7 @@ class BatchJob:
         self.settings = settings
         self.console = console
         self.manifest = manifest
-        self.pool = make_pool(searched, settings, console.notice)
+        self.pool = make_pool(searched, settings, console)
         noun = "run" if settings.batch is None else "row"
         self.tally = Tally(total, noun=noun)
         self.began = time.monotonic()

@@ -25,7 +25,7 @@ from comfyui_runner.edits import (
     with_values,
 )
 from comfyui_runner.extras.batches import Row, row_edits
-from comfyui_runner.loading import Loaded, resolve_edits
+from comfyui_runner.loading import Loaded, notices_of_files, resolve_edits
 from comfyui_runner.model_names import other_names_of_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.run_prompts import RunPrompt
@@ -50,8 +50,8 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
     """``workflow`` with what the row sets, and the inputs whose values the row gives.
 
     Its ``uploads`` are the row's own files, its ``drawn`` the seeds yet to be drawn for the row,
-    its ``warnings`` are about the row. Looks at files. Raises EditError, and UsageError for a file
-    that cannot be uploaded.
+    its ``warnings`` and ``notices`` are about the row. Looks at files. Raises EditError, and
+    UsageError for a file that cannot be uploaded.
     """
     object_info = workflow.object_info
     wanted = row_edits(workflow.prompt, row, object_info)
@@ -68,10 +68,11 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
         prompt=prompt,
         drawn=tuple(drawn),
         uploads=tuple(uploads),
-        warnings=(
-            *warn_of_unread_files(edits),
+        warnings=tuple(warn_of_unread_files(edits)),
+        notices=(
             *other_names_of_edits(prompt, edits),
             *notices_of_names(prompt, wanted),
+            *notices_of_files({edit.ref: edit.file for edit in wanted}, uploads),
         ),
     )
     return row_workflow, set_by_row
@@ -142,6 +143,8 @@ class RowPrompts:
         workflow, set_by_row = await self.console.unless_stopped(reading)
         for warning in warnings_of_new_places(workflow.warnings, self._warned_of):
             self.console.notice(warning)
+        for notice in warnings_of_new_places(workflow.notices, self._warned_of):
+            self.console.note(notice)
         shared = await self._upload_shared_files(server)
         uploaded = {ref: name for ref, name in shared.items() if ref not in set_by_row}
         for ref, path in workflow.uploads:

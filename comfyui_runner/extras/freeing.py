@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Callable, Optional
 
 from comfyui_runner.errors import RunnerError
-from comfyui_runner.reports import Report
+from comfyui_runner.reports import Report, plain_notice
 from comfyui_runner.server import Server
 from comfyui_runner.state import prompts_in_queue
 from comfyui_runner.text import plural
@@ -29,7 +29,7 @@ async def free_memory(server: Server, report: Callable[[Report], None]) -> None:
         if count:
             are_there = f"{plural(count, 'prompt')} in ComfyUI's queue"
             message = f"Nothing was unloaded (--free): there is work left ({are_there})."
-            report({"event": "notice", "message": message})
+            report(plain_notice(message))
             return
         await bounded(server.free, seconds=FREE_SECONDS)
     except RunnerError as error:

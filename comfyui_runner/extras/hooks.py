@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Callable, Dict, Mapping, NamedTuple, Optional,
 
 from comfyui_runner.conclusion import Ending, output_entry
 from comfyui_runner.edits import seeds_by_name
-from comfyui_runner.reports import Report, failure_report, problem_report
+from comfyui_runner.reports import Report, failure_report, plain_notice, problem_report
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
 from comfyui_runner.shells import IS_WINDOWS
@@ -284,7 +284,7 @@ class Hooks:
         if not all_done.done():
             count = plural(len(self._calls), "hook")
             message = f"Waiting for {count} (--hook), for {duration(self.seconds)} at most."
-            report({"event": "notice", "message": message})
+            report(plain_notice(message))
             await done_or_set(all_done, stopping, max(self.seconds - QUIET_SECONDS, 0.0))
         reason = "had not ended, and was ended"
         await asyncio.gather(*(in_thread(call.end, reason) for call in self._calls.values()))

@@ -65,7 +65,7 @@ from comfyui_runner.reports import Report
 from comfyui_runner.runs import Run
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings, choose_addresses, given_secrets, read_api_key
-from comfyui_runner.steps import draw_texts, find_spending, name_models
+from comfyui_runner.steps import draw_texts, find_spending, name_models, show_warnings
 from comfyui_runner.threads import end_tasks, in_thread, run_loop, start_thread
 from comfyui_runner.watch import Watch
 
@@ -347,8 +347,7 @@ class AsyncComfy:
                 raise
             self._forget_definitions()
             workflow = await console.unless_stopped(load(self._known))
-        for warning in workflow.loaded.warnings:
-            console.notice(warning)
+        show_warnings(workflow.loaded, console)
         return workflow
 
     async def _use_session(self) -> Session:

@@ -273,15 +273,15 @@ def load_called_workflow(call: Call, settings: Settings, known: KnownDefinitions
     unknown = nodes_with_unknown_models(prompt, known.define(classes))
     known.renew({class_of(prompt, node_id) for node_id in unknown})
     info = known.define(classes)
-    prompt, notices = with_names_of_server(prompt, info)
+    prompt, other_names = with_names_of_server(prompt, info)
     given = {key: read_python_value(value) for key, value in call.values.items()}
     values = read_call_values(prompt, info, given)
     if values.renamed:
         known.renew({class_of(prompt, ref.node_id) for ref in values.renamed})
         info = known.define(classes)
         values = read_call_values(prompt, info, given)
-    warnings = (*loaded.warnings, *notices)
-    return CalledWorkflow(loaded._replace(object_info=info, warnings=warnings), values)
+    notices = (*loaded.notices, *other_names)
+    return CalledWorkflow(loaded._replace(object_info=info, notices=notices), values)
 
 
 async def complete_called_prompt(

@@ -88,16 +88,22 @@ async def ask_whether_it_answers(member: Member) -> Optional[ServerError]:
 class ServerPool:
     """The servers of a batch, each of which takes ``in_flight`` rows at a time.
 
-    A server that is lost gets no rows until it answers again; ``notice`` takes what is to be said
-    of that. A batch with one server never loses it here: that one is waited for.
+    A server that is lost gets no rows until it answers again; ``warn`` takes what is to be said of
+    that, and ``note`` that it answers again. A batch with one server never loses it here: that one
+    is waited for.
     """
 
     def __init__(
-        self, servers: Sequence[Server], in_flight: int, notice: Callable[[str], None]
+        self,
+        servers: Sequence[Server],
+        in_flight: int,
+        warn: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
         self.members = [Member(server) for server in servers]
         self.in_flight = in_flight
-        self._notice = notice
+        self._warn = warn
+        self._note = note
         self._waiting: Set["asyncio.Future[None]"] = set()  # for a place
         self._asking: List["asyncio.Task[None]"] = []  # those that are lost
 
@@ -165,9 +171,9 @@ class ServerPool:
         member.is_out = is_lost_for_good(member, error)
         self._note_change()
         if member.is_out:
-            self._notice(f"{member.url} gets no rows any more: {error.message}")
+            self._warn(f"{member.url} gets no rows any more: {error.message}")
             return
-        self._notice(f"{member.url} gets no rows until it answers: {error.message}")
+        self._warn(f"{member.url} gets no rows until it answers: {error.message}")
         self._asking.append(asyncio.ensure_future(self._wait_for_answer(member)))
 
     async def _wait_for_answer(self, member: Member) -> None:
@@ -178,7 +184,7 @@ class ServerPool:
             attempt += 1
             if await ask_whether_it_answers(member) is None:
                 member.error = None
-        self._notice(f"{member.url} answers, and gets rows.")
+        self._note(f"{member.url} answers, and gets rows.")
         self._note_change()
 
     async def close(self) -> None:
