@@ -179,17 +179,44 @@ def example_of_input(prompt: JsonObject) -> str:
 
     "" if it has none.
     """
-    settable = [
-        (node_id, name, value)
+    settable = _inputs_with_values(prompt)
+    settable.sort(key=lambda item: (item[0].input != "steps", isinstance(item[1], str)))
+    if not settable:
+        return ""
+    ref, _ = settable[0]
+    return one_line(f"{ref.node_id}.{ref.input}", 60)
+
+
+class InputExample(NamedTuple):
+    """An input of a prompt, and a value for it."""
+
+    ref: InputRef
+    value: Any
+
+
+def example_of_edit(prompt: JsonObject) -> Optional[InputExample]:
+    """An input of ``prompt`` with a value for it, for a message: a random seed, else a number.
+
+    None where there is neither.
+    """
+    settable = _inputs_with_values(prompt)
+    for ref, _ in settable:
+        if ref.input in ("seed", "noise_seed"):
+            return InputExample(ref, "random")
+    for ref, value in settable:
+        if not isinstance(value, (str, bool)):
+            return InputExample(ref, value)
+    return None
+
+
+def _inputs_with_values(prompt: JsonObject) -> List[Tuple[InputRef, Any]]:
+    """The inputs of ``prompt`` that are texts, numbers or switches, with their values."""
+    return [
+        (InputRef(node_id, name), value)
         for node_id in prompt
         for name, value in inputs_of(prompt, node_id).items()
         if isinstance(value, (str, int, float))
     ]
-    settable.sort(key=lambda item: (item[1] != "steps", isinstance(item[2], str)))
-    if not settable:
-        return ""
-    node_id, name, _ = settable[0]
-    return one_line(f"{node_id}.{name}", 60)
 
 
 def notices_of_names(prompt: JsonObject, edits: Iterable["InputEdit"]) -> List[str]:

@@ -222,6 +222,15 @@ def make_parser(defaults: Defaults) -> Any:
             names = ", ".join(action.option_strings) or str(action.metavar)
             return f"{names} {value}" if action.option_strings and value else names
 
+        def _format_action(self, action: argparse.Action) -> str:
+            """The lines of an option; a long one has its text behind it where both fit."""
+            lines = super()._format_action(action).splitlines()
+            is_long = lines[0].strip() == self._format_action_invocation(action)
+            joined = "  ".join([lines[0], *(line.strip() for line in lines[1:2])])
+            if is_long and len(joined) <= width:
+                lines[:2] = [joined]
+            return "".join(f"{line}\n" for line in lines)
+
     class Help(argparse.Action):
         def __call__(self, parser: Any, _: Any, values: Any, option: Any = None) -> None:
             if values == "exit":
@@ -298,8 +307,8 @@ def add_value_flags(group: Any, defaults: Defaults) -> None:
         "workflow",
         nargs="*",
         metavar="WORKFLOW",
-        help="workflows, run one after the other, pictures that have one, or - for "
-        f"standard input (default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
+        help="workflows or pictures with one, or - for standard input "
+        f"(default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
     )
     group.add_argument("-p", "--positive", metavar="TEXT", help="set the positive text")
     group.add_argument("-n", "--negative", metavar="TEXT", help="set the negative text")
@@ -338,7 +347,7 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
         "--header",
         metavar="LINE",
         action="append",
-        help='send "Name: value" along; repeatable (env COMFYUI_HEADERS)',
+        help='send "Name: value"; repeatable (env COMFYUI_HEADERS)',
     )
     group.add_argument(
         "--demo", action="store_true", help="use the built-in simulator: no ComfyUI, no GPU"
@@ -392,13 +401,10 @@ def add_inspection_flags(group: Any) -> None:
 
 def add_output_flags(group: Any) -> None:
     group.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        help="save the outputs here; {row} and {NODE.INPUT} are filled in (env COMFYUI_OUTPUT)",
+        "-o", "--output", metavar="DIR", help="save the outputs here (env COMFYUI_OUTPUT)"
     )
     group.add_argument(
-        "--name", metavar="PATTERN", help="name the files so: {name}, {row}, {NODE.INPUT}"
+        "--name", metavar="PATTERN", help="name the files so (-o too): {name}, {row}, {NODE.INPUT}"
     )
     group.add_argument(
         "--overwrite", action="store_true", help="replace files, instead of adding ' (1)'"
@@ -420,7 +426,10 @@ def add_output_flags(group: Any) -> None:
         "--json", action="store_true", help="print a JSON object per line (docs/JSON.md)"
     )
     group.add_argument(
-        "-v", "--verbose", action="store_true", help="show whole tracebacks, and all routes"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show whole tracebacks, all routes and the state file",
     )
 
 
@@ -435,14 +444,13 @@ def add_batch_flags(group: Any) -> None:
         "--each",
         metavar="NODE.INPUT=VALUES",
         action="append",
-        help="run once per value: 4,6,8 or 1..8, @FILE with a text "
-        "per line, or a pattern of files; repeatable",
+        help="run once per value (4,6,8 or 1..8), line of @FILE or file of a pattern; repeatable",
     )
     group.add_argument(
         "--batch",
         metavar="FILE",
         type=partial(read_text, "--batch"),
-        help="run once per row of a CSV file (header: NODE.INPUT), of JSON Lines, or of -",
+        help="run once per row of a CSV, JSON Lines or text file, or -",
     )
     group.add_argument(
         "--in-flight",
@@ -457,11 +465,12 @@ def add_batch_flags(group: Any) -> None:
 
 
 def add_service_flags(group: Any, defaults: Defaults) -> None:
+    other_mode = next(mode for mode in reversed(MODES) if mode != defaults.mode)
     group.add_argument(
         "--mode",
         metavar="MODE",
         type=partial(read_mode, "--mode"),
-        help=f"continuous, or single_shot (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
+        help=f"{other_mode} (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
     )
     group.add_argument(
         "--host", metavar="NAME", help="where to listen (default: 127.0.0.1; else with a token)"
@@ -523,7 +532,7 @@ def add_other_flags(group: Any) -> None:
         metavar="COMMAND",
         action="append",
         type=partial(read_text, "--hook"),
-        help="after each run, have the shell run this (docs/RECIPES.md); repeatable",
+        help="run this in the shell after each run; repeatable",
     )
     group.add_argument(
         "--setup",

@@ -7,13 +7,15 @@ what the service answers.
 from __future__ import annotations
 
 import functools
+import json
 import re
 import urllib.parse
-from typing import Dict, Iterable, List, NamedTuple, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
+from comfyui_runner.edits import InputExample
 from comfyui_runner.messages import HttpError, Response
 from comfyui_runner.nodes import nearest_first, quote_name
-from comfyui_runner.shells import CURL
+from comfyui_runner.shells import CURL, IS_WINDOWS, quote_argument
 from comfyui_runner.text import one_line
 
 
@@ -295,7 +297,12 @@ _are_header_names = re.compile(r"[A-Za-z0-9_, -]{1,1000}").fullmatch
 _FIXED_ROUTES = {(route.method, route.path): route for route in ROUTES if "{" not in route.path}
 
 
-def find_route(method: str, path: str, url: str) -> Tuple[Route, Dict[str, str]]:
+def find_route(
+    method: str,
+    path: str,
+    url: str,
+    find_example: Callable[[], Optional[InputExample]] = lambda: None,
+) -> Tuple[Route, Dict[str, str]]:
     """The route that a request means, and the parts of its path ({"prompt_id": ...}).
 
     HEAD is taken wherever GET is. Raises HttpError 404, or 405 with what the path takes: its lines
@@ -314,7 +321,8 @@ def find_route(method: str, path: str, url: str) -> Tuple[Route, Dict[str, str]]
 
     allowed = ", ".join(methods_of(path))
     message = f"{one_line(path, 100)} takes {allowed}."
-    examples = [route.curl_command(url) for route in _routes_of(path) if route.curl]
+    fitting = (fit_route(route, find_example()) for route in _routes_of(path))
+    examples = [route.curl_command(url) for route in fitting if route.curl]
     if examples:
         message += " Example: " + ", or ".join(examples)
     raise HttpError(405, "method_not_allowed", message, headers=(("Allow", allowed),))
@@ -331,6 +339,20 @@ ERRORS_OF_BODY = (
     "wrong_type",
     "wrong_value",
 )
+
+
+def fit_route(route: Route, example: Optional[InputExample]) -> Route:
+    """``route``; where its example sets an input, that is ``example``: an input, and its value.
+
+    So the held workflow has the input. None: it has none that fits.
+    """
+    if route.handler != "update_inputs" or example is None:
+        return route
+    ref, value = example
+    body = json.dumps({"node_id": ref.node_id, "inputs": {ref.input: value}}, ensure_ascii=False)
+    words = (f"node_id={ref.node_id}", f"inputs.{ref.input}={value}")
+    form = " ".join(f"-d {quote_argument(word, IS_WINDOWS)}" for word in words)
+    return route._replace(body=body, form=form)
 
 
 def show_body(error: HttpError, route: Route) -> HttpError:
@@ -398,10 +420,10 @@ def _path_pattern(path: str) -> "re.Pattern[str]":
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
-def curl_lines(url: str) -> List[str]:
-    """Each route with a line of curl that calls it at ``url``."""
+def curl_lines(url: str, example: Optional[InputExample]) -> List[str]:
+    """Each route with a line of curl that calls it at ``url``; ``example`` is as in fit_route()."""
     lines = []
-    for route in ROUTES:
+    for route in (fit_route(route, example) for route in ROUTES):
         if route.curl:
             lines.append(f"{route.method:<5} {route.path:<18} {route.summary}")
             lines.append(f"      {route.curl_command(url)}")

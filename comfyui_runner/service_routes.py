@@ -11,6 +11,8 @@ from typing import Callable, Iterable, Mapping, NamedTuple, Optional, Tuple
 from comfyui_runner.call_bodies import open_call
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
 from comfyui_runner.edits import (
+    InputExample,
+    example_of_edit,
     find_loaders,
     find_node,
     find_text,
@@ -54,6 +56,7 @@ from comfyui_runner.routes import (
     check_query,
     curl_lines,
     find_route,
+    fit_route,
     options_response,
     show_body,
 )
@@ -135,7 +138,8 @@ class ServiceRoutes:
             if refusal is not None:
                 raise refusal
 
-            route, parts = find_route(request.method, request.path, self.url_for(request))
+            url = self.url_for(request)
+            route, parts = find_route(request.method, request.path, url, self.find_example)
             if request.method == "HEAD" and route.handler in NOT_FOR_HEAD:
                 return Response(200)
             return self._call(route, parts, RouteCall(self, request, body, client))
@@ -166,7 +170,11 @@ class ServiceRoutes:
             self.service.keeper.flush()  # what was answered is not forgotten
             return response
         except HttpError as error:
-            raise show_body(error, route) from None
+            raise show_body(error, fit_route(route, self.find_example())) from None
+
+    def find_example(self) -> Optional[InputExample]:
+        """An input of the held workflow with a value, for messages."""
+        return example_of_edit(self.service.held.now.prompt)
 
     def url_for(self, request: Request) -> str:
         """The URL by which the client of ``request`` reaches the service.
@@ -242,7 +250,7 @@ class RouteCall:
         """The page for browsers; the list of routes for all others."""
         if self.page and "text/html" in self.request.header("accept"):
             return Response(200, self.page, "text/html; charset=utf-8")
-        lines = curl_lines(self.url_for(self.request))
+        lines = curl_lines(self.url_for(self.request), example_of_edit(self.held.now.prompt))
         return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
 
     def get_openapi(self) -> Response:

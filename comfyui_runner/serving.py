@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_on
 from comfyui_runner.console import Console
-from comfyui_runner.edits import with_values
+from comfyui_runner.edits import example_of_edit, with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
 from comfyui_runner.http_server import HttpListener
 from comfyui_runner.loading import Loaded, prepare_workflow, read_document
@@ -334,7 +334,7 @@ def listen(
         "prompt_id": None,
         "url": url,
         "lan_url": url_in_network(settings.host, port),
-        "routes": curl_lines(url),
+        "routes": curl_lines(url, example_of_edit(service.held.now.prompt)),
     }
     if settings.verbose:
         for route in report["routes"]:

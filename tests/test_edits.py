@@ -15,9 +15,11 @@ from support import ROOT, count_calls, node
 
 from comfyui_runner.edits import (
     EditError,
+    InputExample,
     apply_edits,
     check_value,
     draw_seeds,
+    example_of_edit,
     example_of_input,
     find_input,
     find_node,
@@ -813,3 +815,16 @@ def test_what_was_taken_in_another_case_is_said() -> None:
 )
 def test_at_most_three_near_names_are_offered(value: Any, options: List[str], offer: str) -> None:
     assert did_you_mean(value, options) == offer
+
+
+@pytest.mark.parametrize(
+    ("inputs", "example"),
+    [
+        ({"steps": 4, "seed": 1}, ("seed", "random")),
+        ({"text": "a", "on": True, "cfg": 7.5}, ("cfg", 7.5)),
+        ({"text": "a", "on": True, "image": ["1", 0]}, None),
+    ],
+)
+def test_an_example_for_a_message_is_an_input_of_the_workflow(inputs: Json, example: Any) -> None:
+    expected = example and InputExample(InputRef("9", example[0]), example[1])
+    assert example_of_edit({"9": {"class_type": "A", "inputs": inputs}}) == expected

@@ -433,7 +433,7 @@ def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
 
 
 def test_what_always_happens_is_no_warning() -> None:
-    plain = [
+    plain: List[Report] = [
         {"event": "notice", "message": "Stopping.", "warning": False},
         {"event": "silence", "seconds": 65.0, "server_says": "it runs."},
         {"event": "server", "tried": ["Nothing at 8188."], "url": "u", "version": "1", "device": "d"},

@@ -11,10 +11,13 @@ from typing import List
 import pytest
 
 from comfyui_runner import __version__
+from comfyui_runner.edits import InputExample
 from comfyui_runner.messages import HttpError, parse_object_or_form
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.resources import read_resource
-from comfyui_runner.routes import ROUTES, check_query, curl_lines, find_route, options_response, show_body
+from comfyui_runner.routes import ROUTES, check_query, curl_lines, find_route, fit_route, options_response, show_body
 from comfyui_runner.service_routes import RouteCall
+from comfyui_runner.shells import IS_WINDOWS, quote_argument
 
 URL = "http://127.0.0.1:8189"
 
@@ -175,11 +178,29 @@ def test_the_document_says_where_forms_are_taken() -> None:
 
 
 def test_every_line_of_curl_names_the_address() -> None:
-    lines = curl_lines("http://127.0.0.1:8189")
+    lines = curl_lines("http://127.0.0.1:8189", None)
     commands = [line for line in lines if line.startswith("      curl ")]
     assert len(commands) == len([row for row in ROUTES if row.curl])
     for command in commands:
         assert "http://127.0.0.1:8189/" in command and "{}" not in command.replace("'{}'", "")
+
+
+def test_an_example_sets_an_input_that_the_workflow_has() -> None:
+    update, _ = find_route("POST", "/update/inputs", URL)
+    status, _ = find_route("GET", "/status", URL)
+    example = InputExample(InputRef("12:3", "noise_seed"), "random")
+    fitted = fit_route(update, example)
+    assert fitted.body == '{"node_id": "12:3", "inputs": {"noise_seed": "random"}}'
+    assert fitted.form == "-d node_id=12:3 -d inputs.noise_seed=random"
+    assert fit_route(update, None) is update and fit_route(status, example) is status
+    (line,) = (line for line in curl_lines(URL, example) if "/update/inputs" in line and "curl" in line)
+    assert "-d node_id=12:3 -d inputs.noise_seed=random" in line
+    with pytest.raises(HttpError) as caught:
+        find_route("GET", "/update/inputs", URL, lambda: example)
+    assert "-d node_id=12:3 " in caught.value.message
+    odd = fit_route(update, InputExample(InputRef("it's", "a b"), 1.5)).form
+    words = [quote_argument("node_id=it's", IS_WINDOWS), quote_argument("inputs.a b=1.5", IS_WINDOWS)]
+    assert odd == f"-d {words[0]} -d {words[1]}"
 
 
 def test_options_lists_the_methods_of_a_path() -> None:

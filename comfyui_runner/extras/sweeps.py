@@ -88,7 +88,7 @@ def _split(text: str, prompt: JsonObject) -> Sequence[str]:
             return name, values
     if errors:
         raise errors[0]
-    example = example_of_input(prompt) or "5.steps"
+    example = example_of_input(prompt) or "NODE.INPUT"
     # Quoted: to PowerShell, a comma outside quotes ends the argument.
     message = f'--each takes NODE.INPUT=VALUES, such as --each "{example}=10,20,30".'
     raise EditError("wrong_name", message)
