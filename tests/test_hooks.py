@@ -251,7 +251,7 @@ def test_people_are_told_what_is_waited_for(python: Make) -> None:
         return reports
 
     assert run_loop(story()) == [
-        {"event": "notice", "message": "Waiting for 1 hook (--hook), for 20.0 s at most."},
+        {"event": "notice", "message": "Waiting for 1 hook (--hook), for 20.0 s at most.", "warning": False},
     ]
 
 
