@@ -259,6 +259,7 @@ class Loaded(NamedTuple):
     uploads: Tuple[Tuple[InputRef, str], ...] = ()  # files to upload before the first run
     object_info: Mapping[str, Any] = {}  # empty where it was not needed
     extra_data: Mapping[str, Any] = {}  # of the file; it may contain secrets
+    varied: Mapping[InputRef, str] = {}  # what the rows of a batch set, in words
 
     @property
     def origin(self) -> Origin:
@@ -266,12 +267,13 @@ class Loaded(NamedTuple):
         return Origin(self.workflow or {}, os.path.dirname(self.path))
 
     def summary(self) -> Summary:
-        """What a person is shown before a run. Seeds to be drawn are not those of the file."""
-        prompt = with_values(self.prompt, dict.fromkeys(self.drawn, "random"))
+        """What a person is shown before a run: not what the file has where that does not run."""
+        others = {**dict.fromkeys(self.drawn, "random"), **self.varied}
+        prompt = with_values(self.prompt, others)
         roles = {
             ref: role for role in ("negative", "positive") for ref in prompt_texts(prompt, role)
         }
-        return summarize(prompt, roles, dict(self.uploads), [*self.edited, *self.drawn])
+        return summarize(prompt, roles, dict(self.uploads), [*self.edited, *others])
 
     def extra(self, prompt: Prompt) -> Dict[str, Any]:
         """More fields for POST /prompt: the file's, and the workflow with the values of ``prompt``.

@@ -24,7 +24,9 @@ from comfyui_runner.extras.batches import (
     read_rows,
     row_edits,
     row_key,
+    words_for_columns,
 )
+from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.patterns import fill_pattern, folder_before_fields
 
@@ -44,6 +46,17 @@ def rows(*lines: str, json_lines: bool = False) -> List[Row]:
 
 def values(*lines: str, json_lines: bool = False) -> List[Mapping[str, Any]]:
     return [row.values for row in rows(*lines, json_lines=json_lines)]
+
+
+def test_the_summary_shows_what_rows_set_and_not_what_the_file_has() -> None:
+    row = Row(1, {"3.steps": 4, "Positive.text": "a cat", "3.seed": 7, "Nobody.text": "x"})
+    words = words_for_columns(PROMPT, row, {"3.steps": 3, "3.seed": 1}, INFO)
+    assert words == {
+        InputRef("3", "steps"): "3 values", InputRef("6", "text"): "by row", InputRef("3", "seed"): "7",
+    }  # fmt: skip
+    summary = Loaded(PROMPT, "a.json", varied=words).summary()
+    assert summary.sampling == [("KSampler", "seed 7, steps 3 values")]
+    assert summary.texts == [("Positive", "by row")]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from comfyui_runner.conclusion import (
 from comfyui_runner.errors import ExitStatus, SaveError
 from comfyui_runner.interrupts import Stop
 from comfyui_runner.outputs import Output
-from comfyui_runner.reports import Report
+from comfyui_runner.reports import Report, plain_notice
 from comfyui_runner.saving import Destination, notice_of_unsaved
 from comfyui_runner.state import Phase, PromptState
 

@@ -141,6 +141,17 @@ def test_a_batch(terminals: Terminals, simulator: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
+def test_a_product_of_values(terminals: Terminals, simulator: Any) -> None:
+    workflow = terminals.write("flow.json", TEXTS)
+    prompts = terminals.write("prompts.txt", b"a red fox\nan owl\na blue whale\n")
+    words = ["--server", simulator.url, "--each", f"positive=@{prompts}", "--each", "seed=1..4", "-o", "out"]
+    shown = terminals.start(workflow, *words)
+    shown.wait_for("[y/N]").type("n\n")
+    assert shown.end() == 4
+    terminals.compare("each", shown)
+
+
+@pytest.mark.parametrize(("size", "colors"), LONG_VARIANTS)
 def test_a_batch_that_is_stopped(terminals: Terminals, simulator: Any) -> None:
     workflow = terminals.write("flow.json", slow_prompt(steps=4, seconds=3600.0))
     shown = terminals.start(workflow, "--server", simulator.url, "--repeat", "6", "--seed", "40", "--in-flight", "1")

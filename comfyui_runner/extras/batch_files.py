@@ -20,10 +20,12 @@ from comfyui_runner.extras.batches import (
     read_listed_rows,
     read_rows,
     row_key,
+    words_for_columns,
 )
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
 from comfyui_runner.files import name_on_disk, reason_not_read
 from comfyui_runner.loading import Loaded, files_that_fit, offer_files, read_text_file
+from comfyui_runner.nodes import InputRef
 from comfyui_runner.patterns import folder_before_fields
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.settings import Settings
@@ -42,6 +44,24 @@ def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[
     if is_streamed(settings.batch):
         return None
     return sum(1 for _ in read_all_rows(settings, workflow, stdin))
+
+
+def find_varied_inputs(
+    settings: Settings, workflow: Loaded, stdin: TextIO
+) -> Mapping[InputRef, str]:
+    """What the summary shows for the inputs that the rows set, by the first of them.
+
+    Raises UsageError, and EditError for a header that cannot be used.
+    """
+    if is_streamed(settings.batch):
+        return {}
+    counts: Mapping[str, int] = {}
+    if settings.each:
+        axes = read_axes_of(settings, workflow)
+        counts = {axis.name: len(axis.values) for axis in axes}
+    with open_rows(settings, workflow, stdin) as rows:
+        first = next(rows, Row(1))
+    return words_for_columns(workflow.prompt, first, counts, workflow.object_info)
 
 
 def is_streamed(batch: Optional[str]) -> bool:

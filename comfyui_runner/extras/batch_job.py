@@ -36,7 +36,13 @@ from comfyui_runner.errors import (
     Stopped,
     UsageError,
 )
-from comfyui_runner.extras.batch_files import Manifest, count_rows, manifest_path, open_rows
+from comfyui_runner.extras.batch_files import (
+    Manifest,
+    count_rows,
+    find_varied_inputs,
+    manifest_path,
+    open_rows,
+)
 from comfyui_runner.extras.batch_prompts import RowPrompts
 from comfyui_runner.extras.batches import Row, Tally, make_batch_meter, row_key
 from comfyui_runner.extras.opening import open_file
@@ -99,12 +105,14 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         settings = settings._replace(batch=file)
     async with ComfyUI(settings, console) as comfyui:
         workflow = await load_workflow(settings, comfyui, console)
-        show_workflow(workflow, console)
+        # In threads: Ctrl+C must not wait for a drive that is slow.
+        looking = in_thread(find_varied_inputs, settings, workflow, console.stdin)
+        varied = await console.unless_stopped(looking)
+        show_workflow(workflow._replace(varied=varied), console)
         require_terminal_or_yes(settings, console)
         check_patterns(settings, workflow.prompt)
         check_output_folder(settings)
         server = await comfyui.find()
-        # In threads: Ctrl+C must not wait for a drive that is slow.
         counting = in_thread(count_rows, settings, workflow, console.stdin)
         total = await console.unless_stopped(counting)
         goes_on = not settings.has_rows

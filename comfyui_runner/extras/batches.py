@@ -6,11 +6,13 @@ import csv
 import hashlib
 import itertools
 import json
+from contextlib import suppress
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from comfyui_runner.call_values import SHORT_NAMES, resolve_short_name
 from comfyui_runner.documents import Prompt, describe_json_type
 from comfyui_runner.edits import (
+    EditError,
     InputEdit,
     check_can_be_set,
     find_input,
@@ -130,6 +132,26 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
             is_full_name = "." in name  # not "positive"
             edits.append(edit._replace(typed=name if is_full_name else ""))
     return edits
+
+
+def words_for_columns(
+    prompt: JsonObject, row: Row, counts: Mapping[str, int], object_info: JsonObject
+) -> Dict[InputRef, str]:
+    """What the summary shows for the inputs that rows like ``row`` set.
+
+    ``counts`` is how many values a column has, where that is known. A column that cannot be used is
+    left out: its rows say why.
+    """
+    words = {}
+    for name, cell in row.values.items():
+        count = counts.get(name)
+        by_row = "by row" if count is None else f"{count} values"
+        if count == 1:
+            by_row = one_line(cell, 100)
+        with suppress(EditError):
+            for ref, _ in resolve_column(prompt, name, cell, object_info):
+                words[ref] = by_row
+    return words
 
 
 def resolve_column(
