@@ -205,7 +205,7 @@ def _files_in(folder: str, endings: Tuple[str, ...] = ("",)) -> List[str]:
     """The names in ``folder`` with one of ``endings``, sorted; [] if it cannot be read."""
     try:
         names = sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a null byte
         return []
     return [name for name in names if name.lower().endswith(endings)]
 

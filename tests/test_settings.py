@@ -467,6 +467,7 @@ def test_a_file_in_another_case_is_taken_where_it_is_the_only_one(cased: Any) ->
     assert find_file("flow.JSON", WorkflowError) == "Flow.json"
     assert find_file(str(cased / "FLOW.json"), WorkflowError) == str(cased / "Flow.json")
     assert find_file("flows.json", WorkflowError) == "flows.json"
+    assert find_file("a\0/b", WorkflowError) == "a\0/b"  # a cell of a batch may have such a path
     assert find_file(os.path.join("none", "flow.json"), WorkflowError) == os.path.join("none", "flow.json")
     assert loaded("flow.json")[1] == "Flow.json"
     (cased / "FLOW.json").write_bytes(PROMPT)
