@@ -101,11 +101,11 @@ def wrap(line: str, columns: int) -> List[str]:
 def _unbroken_words(line: str) -> List[str]:
     """The words of ``line``, each with the spaces before it, paths and URLs in one piece."""
     words = _WORD.findall(line)
-    copied = [index for index, word in enumerate(words) if _is_copied(word)]
-    if not copied:
+    # A path may have spaces in it; a URL has none.
+    paths = [index for index, word in enumerate(words) if _is_copied(word) and "://" not in word]
+    if not paths:
         return words
-    # A path may have spaces in it.
-    first, last = copied[0], copied[-1]
+    first, last = paths[0], paths[-1]
     return [*words[:first], "".join(words[first : last + 1]), *words[last + 1 :]]
 
 

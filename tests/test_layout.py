@@ -68,6 +68,7 @@ def test_what_follows_hangs_behind_the_label(line: str, hang: int) -> None:
         # what is copied is in one piece, with the spaces that a path may have
         ("Saved /home/me/my fox/a.png (1 KB)", 20, ["Saved", "/home/me/my fox/a.png", "(1 KB)"]),
         ("See http://host:8188/view?x=1 for more", 12, ["See", "http://host:8188/view?x=1", "for more"]),
+        ("Open http://127.0.0.1:8 here, there http://a:8", 26, ["Open http://127.0.0.1:8", "here, there http://a:8"]),
         ("  File  /a/very/long/path.png", 20, ["  File", "        /a/very/long/path.png"]),
         ("    python runner.py flow.json -o results", 20, ["    python runner.py flow.json -o results"]),
         ("done in 12.5 s", 12, ["done in", "12.5 s"]),
