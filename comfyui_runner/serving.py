@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import errno
 import http.client
+import os
 import socket
 import urllib.parse
 from contextlib import suppress

@@ -278,7 +278,7 @@ def test_a_file_that_has_changed_is_said_to_once_and_dropped_edits_stay_dropped(
 
         async def story(desk: Desk, comfyui: ComfyUI, settings: Settings) -> None:
             state = await open_state(settings, loaded, desk.console)
-            service = make_service([desk.server], loaded, state, settings, desk.console)
+            service = make_service(ExpectedServers([desk.server]), loaded, state, settings, desk.console)
             held.append(service.held.now.prompt)
             if edit is not None:
                 service.held.hold(edit)
@@ -317,7 +317,7 @@ def test_edits_of_another_workflow_than_the_first_are_said_to_be_kept(is_edited:
         loaded = Loaded(slow_prompt(), "a.json")
         state = await open_state(settings, loaded, desk.console)
         settings = settings._replace(workflows=("a.json", "b.json"))
-        service = make_service([desk.server], loaded, state, settings, desk.console)
+        service = make_service(ExpectedServers([desk.server]), loaded, state, settings, desk.console)
         stored = service.workflows.as_stored()._replace(name="b.json", is_edited=is_edited)
         restore_workflow(service, Restored(stored), desk.console)
 
