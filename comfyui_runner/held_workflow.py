@@ -186,8 +186,21 @@ class HeldWorkflow:
     def hold_loaded(self, loaded: Loaded) -> int:
         """Hold another workflow: its revision."""
         with self._lock:
-            self._before_edits = loaded
+            self._before_edits = self._file if self._is_edit_of_file(loaded) else loaded
             return self.hold(loaded.prompt, loaded.drawn)
+
+    def _is_edit_of_file(self, loaded: Loaded) -> bool:
+        """Whether a client's prompt is that of the file with other values, as Undo sends it.
+
+        It has no workflow in UI format then, but it still came from that of the file.
+        """
+        has_file_workflow = loaded.workflow is None and self._file.workflow is not None
+        if not has_file_workflow or loaded.path != self._file.path:
+            return False
+        classes = {node_id: class_of(loaded.prompt, node_id) for node_id in loaded.prompt}
+        return classes == {
+            node_id: class_of(self._file.prompt, node_id) for node_id in self._file.prompt
+        }
 
     def hold_file(self, loaded: Loaded) -> int:
         """Hold what the workflow's file has now: its revision."""

@@ -67,8 +67,8 @@ ROUTES: Tuple[Route, ...] = (
         method="GET",
         path="/workflow",
         handler="get_workflow",
-        summary="Shows the held workflow and what can be set in it.",
-        statuses=(200,),
+        summary="Shows the held workflow and what can be set; ?format=ui for ComfyUI's editor.",
+        statuses=(200, 400, 409, 503),
         curl="{url}/workflow",
     ),
     Route(

@@ -45,7 +45,7 @@ from comfyui_runner.messages import (
     strict_json,
 )
 from comfyui_runner.model_names import model_values
-from comfyui_runner.nodes import InputRef, class_of, quote_name
+from comfyui_runner.nodes import InputRef, class_of, describe_node, quote_name
 from comfyui_runner.outputs import Output
 from comfyui_runner.refusals import Refusal
 from comfyui_runner.remedies import Origin, workflow_in_extra
@@ -282,6 +282,12 @@ class RouteCall:
         """The held workflow, with what can be set in it."""
         from comfyui_runner.extras.checks import form_fields  # only this route needs it
 
+        wanted_format = self.request.query.get("format", "api")
+        if wanted_format == "ui":
+            return self._get_workflow_for_editor()
+        if wanted_format != "api":
+            message = f"?format= is api or ui, not {quote_name(wanted_format)}."
+            raise HttpError(400, "wrong_value", message)
         held = self.held.now
         object_info = self.backend.look_up(held.prompt)
         answer = {
@@ -289,7 +295,32 @@ class RouteCall:
             "revision": held.revision,
             "prompt": held.prompt,
             "draws": [f"{ref.node_id}.{ref.input}" for ref in self.held.draws(held.prompt)],
+            "has_ui_format": self.held.copy().loaded.workflow is not None,
             "fields": form_fields(held.prompt, object_info, held.random_seeds),
+        }
+        return json_response(200, answer)
+
+    def _get_workflow_for_editor(self) -> Response:
+        """The held workflow in UI format, with its edited values. Raises HttpError 409."""
+        from comfyui_runner.extras.ui_saving import save_for_editor  # only this format needs it
+
+        copy = self.held.copy()
+        workflow, prompt = copy.loaded.workflow, copy.held.prompt
+        if workflow is None:
+            message = (
+                "The held workflow did not come from a file in UI format, which ComfyUI's editor "
+                "saves, so it can be had in API format only: GET /workflow."
+            )
+            raise HttpError(409, "not_in_ui_format", message)
+        saved = save_for_editor(workflow, prompt, self.backend.look_up_all(None))
+        not_saved = [
+            {**describe_node(prompt, ref.node_id), "input": ref.input} for ref in saved.not_saved
+        ]
+        answer = {
+            "file": self.held.path,
+            "revision": copy.held.revision,
+            "workflow": saved.workflow,
+            "not_saved": not_saved,
         }
         return json_response(200, answer)
 

@@ -28,7 +28,7 @@ PURE_MODULES = [
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "extras/openai_images",
-    "stored_state", "stored_workflow", "shown_runs", "workflow_list",
+    "stored_state", "stored_workflow", "shown_runs", "workflow_list", "extras/ui_saving",
 ]  # fmt: skip
 PATHS = [os.path.join("comfyui_runner", *module.split("/")) + ".py" for module in PURE_MODULES]
 SUBJECTS = [
@@ -39,7 +39,7 @@ SUBJECTS = [
     "run_records", "refusals", "forms", "others", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",
     "openai_images",
-    "stored_state", "stored_workflow", "shown_runs", "workflow_list",
+    "stored_state", "stored_workflow", "shown_runs", "workflow_list", "ui_saving",
 ]  # fmt: skip
 TESTS = [os.path.join("tests", f"test_{subject}.py") for subject in SUBJECTS]
 

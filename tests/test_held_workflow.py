@@ -83,6 +83,27 @@ def test_a_node_that_is_gone_is_refused() -> None:
 # -- holding -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("prompt", "path", "workflow", "is_edit"),
+    [
+        ({"1": node("KSampler", seed=8), "2": PROMPT["2"]}, "flow.json", None, True),
+        ({"1": node("KSampler", seed=8), "2": PROMPT["2"]}, "other.json", None, False),
+        ({"1": node("KSampler", seed=8), "2": PROMPT["2"]}, "", None, False),
+        ({"1": node("KSampler", seed=8), "2": PROMPT["2"]}, "flow.json", {"nodes": []}, False),
+        (OTHER, "flow.json", None, False),
+        ({"1": node("Another"), "2": PROMPT["2"]}, "flow.json", None, False),
+    ],
+)
+def test_a_clients_prompt_with_the_nodes_of_the_file_still_comes_from_its_workflow(
+    prompt: Dict[str, Any], path: str, workflow: Any, is_edit: bool
+) -> None:
+    """Undo on the page sends it."""
+    held, _ = make_held(workflow={"nodes": ["of the file"]})
+    held.hold_loaded(Loaded(prompt, path, workflow))
+    assert (held.copy().loaded.workflow == {"nodes": ["of the file"]}) is is_edit
+    assert held.now.prompt == prompt
+
+
 def test_each_change_has_a_revision() -> None:
     held, revisions = make_held()
     assert held.to_json() == {"file": "flow.json", "nodes": 2, "revision": 1, "changed": False}

@@ -1171,6 +1171,47 @@ def test_the_workflow_is_downloaded_as_it_is_edited(make_service: Any, visit: An
 
 
 @pytest.mark.parametrize("width", [360, 1440])
+def test_the_workflow_is_saved_for_comfyuis_editor(make_service: Any, visit: Any, shot: Any, width: int) -> None:
+    image = {
+        "id": 1,
+        "type": "EmptyImage",
+        "outputs": [{"type": "IMAGE", "links": [1]}],
+        "widgets_values": [64, 128, 1, 0],
+    }
+    save = {"id": 2, "type": "SaveImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 1}]}
+    workflow = {"nodes": [image, {**save, "widgets_values": ["x"]}], "links": [[1, 1, 0, 2, 0, "IMAGE"]]}
+    service = make_service(workflow)
+    page = visit(service, **(phone() if width == 360 else {"viewport": {"width": width, "height": 900}}))
+    page.locator("#field-1-width").fill("256")
+    page.get_by_label("Menu").click()
+    shot(page, f"menu_{width}")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save for ComfyUI's editor").click()
+    assert download.value.suggested_filename == "held.json"
+    with open(download.value.path(), encoding="utf-8") as file:
+        saved = json.load(file)
+    assert saved["nodes"][0]["widgets_values"] == [256, 128, 1, 0]
+    expect(alerts(page)).to_be_empty()
+
+    prompt = service.get("/workflow")["prompt"]
+    prompt["1"]["inputs"]["more"] = 5  # no widget has it
+    name = service.get("/status")["workflow"]["file"]
+    requests.put(service.url + "/workflow", params={"name": name}, json=prompt, timeout=10).raise_for_status()
+    page.get_by_label("Menu").click()
+    with page.expect_download():
+        page.get_by_role("button", name="Save for ComfyUI's editor").click()
+    expect(alerts(page)).to_contain_text("without these values")
+    expect(alerts(page)).to_contain_text("Empty Image – More")
+    shot(page, f"not_saved_{width}")
+
+    requests.put(service.url + "/workflow", params={"name": "x.json"}, json=TEXTS, timeout=10).raise_for_status()
+    expect(page.locator(TEXT)).to_be_visible()
+    page.get_by_label("Menu").click()
+    expect(page.get_by_role("button", name="Save as a file")).to_be_visible()
+    expect(page.get_by_role("button", name="Save for ComfyUI's editor")).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [360, 1440])
 def test_one_of_several_workflows_is_chosen_and_each_keeps_its_edits(
     make_service: Any, visit: Any, tmp_path: Any, shot: Any, width: int
 ) -> None:

@@ -13,6 +13,25 @@ from support import node, slow_prompt
 
 from comfyui_runner.simulator.installation import MODELS
 
+#: A picture that is saved, as ComfyUI's editor saves its workflow.
+IN_UI_FORMAT = {
+    "nodes": [
+        {
+            "id": 1,
+            "type": "EmptyImage",
+            "outputs": [{"type": "IMAGE", "links": [1]}],
+            "widgets_values": [64, 128, 1, 0],
+        },
+        {
+            "id": 2,
+            "type": "SaveImage",
+            "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+            "widgets_values": ["x"],
+        },
+    ],
+    "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+}
+
 
 def test_the_workflow_is_shown_with_what_can_be_set(service: Middleware) -> None:
     shown = service.get("/workflow").json
@@ -292,3 +311,55 @@ def test_files_of_the_command_line_are_uploaded_for_the_workflow_that_is_chosen(
     assert service.call("PUT", "/workflow?name=b.json").status == 200
     assert service.held()["1"]["inputs"]["image"] == "fox.png"
     assert service.end(service.start())["phase"] == "success"
+
+
+# -- in UI format ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def from_editor(make_middleware: Make, simulator: Any) -> Middleware:
+    """A service of a workflow in UI format."""
+    service: Middleware = make_middleware(simulator, "--state", "none", prompt=IN_UI_FORMAT)
+    return service
+
+
+def test_a_workflow_is_had_for_comfyuis_editor_with_its_edits(from_editor: Middleware) -> None:
+    shown = from_editor.get("/workflow").json
+    assert shown["has_ui_format"] is True
+    assert from_editor.post("/update/inputs", {"node_id": "1", "inputs": {"width": 256}}).status == 200
+    saved = from_editor.get("/workflow?format=ui").json
+    assert saved["not_saved"] == [] and saved["file"].endswith("held.json")
+    assert saved["workflow"]["nodes"][0]["widgets_values"] == [256, 128, 1, 0]
+    assert from_editor.call("PUT", "/workflow?name=again.json", saved["workflow"]).status == 200
+    assert from_editor.held()["1"]["inputs"]["width"] == 256
+
+
+def test_undo_of_the_page_keeps_where_the_workflow_came_from(from_editor: Middleware) -> None:
+    shown = from_editor.get("/workflow").json
+    assert from_editor.call("PUT", "/workflow?name=other.json", TEXTS).status == 200
+    assert from_editor.get("/workflow").json["has_ui_format"] is False
+    before = {"prompt": shown["prompt"], "draws": shown["draws"]}
+    query = urllib.parse.urlencode({"name": shown["file"]})
+    assert from_editor.call("PUT", "/workflow?" + query, before).status == 200
+    assert from_editor.get("/workflow?format=ui").json["workflow"] == IN_UI_FORMAT
+    assert from_editor.call("PUT", "/workflow?" + query, TEXTS).status == 200
+    assert from_editor.get("/workflow").json["has_ui_format"] is False
+
+
+def test_values_that_cannot_be_written_back_are_named(from_editor: Middleware) -> None:
+    prompt = from_editor.held()
+    prompt["1"]["inputs"]["more"] = 5
+    query = urllib.parse.urlencode({"name": from_editor.get("/workflow").json["file"]})
+    assert from_editor.call("PUT", "/workflow?" + query, prompt).status == 200
+    assert from_editor.get("/workflow?format=ui").json["not_saved"] == [
+        {"node_id": "1", "title": "Empty Image", "class_type": "EmptyImage", "input": "more"}
+    ]
+
+
+def test_a_workflow_in_api_format_is_had_in_no_other(service: Middleware) -> None:
+    answer = service.get("/workflow?format=ui")
+    assert (answer.status, answer.error) == (409, "not_in_ui_format")
+    assert "GET /workflow" in answer.json["error"]["message"]
+    assert service.get("/workflow?format=api").json["prompt"] == TEXTS
+    answer = service.get("/workflow?format=xml")
+    assert (answer.status, answer.error) == (400, "wrong_value")

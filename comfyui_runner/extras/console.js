@@ -512,6 +512,7 @@ async function wantWorkflow(revision) {
     app.status = status;
     app.revision = restarts === app.restarts ? workflow.revision : null; // else a runner that has ended may have answered
     app.held = { prompt: workflow.prompt, draws: workflow.draws };
+    $("download-ui").hidden = !workflow.has_ui_format;
     await readChoices();
     if (app.formOf !== undefined && app.formOf !== status.workflow.name) forgetFields(); // another tab has chosen it
     app.formOf = status.workflow.name;
@@ -699,18 +700,30 @@ async function loadWorkflowFile(file) {
   await replaceWorkflow(`${file.name} is loaded.`, workflowPath(file.name), { method: "PUT", body: file });
 }
 
-/** The workflow as it is edited now, as a file in API format. */
-async function downloadWorkflow() {
+/** Offers a document as a file called after the workflow. */
+function downloadJSON(file, ending, content) {
+  const name = String(file || "workflow").split(/[\\/]/).pop().replace(/(_api)?\.\w+$/, "");
+  const url = URL.createObjectURL(new Blob([toJSON(content, 2), "\n"], { type: "application/json" }));
+  h("a", { href: url, download: `${name}${ending}.json` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+}
+
+/** The workflow as it is edited now, as a file in API format; `forEditor`: in the format of ComfyUI's editor. */
+async function downloadWorkflow(forEditor) {
   try {
     await flush();
-    const { file, prompt } = await api("workflow");
-    const name = String(file || "workflow").split(/[\\/]/).pop().replace(/(_api)?\.\w+$/, "");
-    const url = URL.createObjectURL(new Blob([toJSON(prompt, 2), "\n"], { type: "application/json" }));
-    h("a", { href: url, download: `${name}_api.json` }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 60000);
+    if (!forEditor) {
+      const { file, prompt } = await api("workflow");
+      downloadJSON(file, "_api", prompt);
+      return;
+    }
+    const { file, workflow, not_saved } = await api("workflow?format=ui", { timeout: 60 });
+    downloadJSON(file, "", workflow);
+    const lines = not_saved.map(({ title, input }) => `${title} – ${words(input)}`);
+    if (lines.length) notice(["The file is saved, but without these values. Set them in the editor:", ...lines].join("\n"));
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    notice(`The workflow cannot be read: ${error.words}`);
+    notice(`The workflow cannot be saved: ${error.words}`);
   }
 }
 
@@ -1466,7 +1479,8 @@ $("choices").addEventListener("change", (event) => chooseWorkflow(event.target.v
 $("choices").addEventListener("focus", () => readChoices().then(draw, () => {})); // a file may have been mended meanwhile
 $("load").addEventListener("click", () => { $("menu").open = false; $("load-file").click(); });
 $("load-file").addEventListener("change", (event) => { const [file] = event.target.files; event.target.value = ""; if (file) loadWorkflowFile(file); });
-$("download").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(); });
+$("download").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(false); });
+$("download-ui").addEventListener("click", () => { $("menu").open = false; downloadWorkflow(true); });
 $("reset").addEventListener("click", () => { $("menu").open = false; replaceWorkflow("The workflow was reset to the file.", "workflow/reset", { method: "POST", body: "{}" }); });
 addEventListener("click", (event) => { if (!$("menu").contains(event.target)) $("menu").open = false; });
 addEventListener("keydown", (event) => {
