@@ -263,7 +263,7 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     kind = "lowest" if options.lowest else "tests"
     folder = ".venv-%s-%d.%d" % (kind, *sys.version_info[:2])
-    python = environment(folder, options.lowest, needs_more=options.long or options.lint)
+    python = environment(folder, options.lowest, needs_more=options.long or options.lint or options.bench)
     second_try = not options.once
     if options.onefile:
         return test_one_file(python, options.pytest, second_try)
@@ -272,9 +272,8 @@ def main() -> int:
     if options.long:
         install_node_packages()
     if options.bench:
-        benches = [
-            os.path.join("tests", name) for name in ("bench_runner.py", "bench_middleware.py", "bench_conversion.py")
-        ]
+        names = ("runner", "middleware", "conversion", "page")
+        benches = [os.path.join("tests", f"bench_{name}.py") for name in names]
         return sum(subprocess.run([python, bench], cwd=ROOT, check=False).returncode != 0 for bench in benches)
     variables = dict(os.environ)
     if options.coarse_clock:

@@ -13,18 +13,20 @@ import http.server
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import pytest
 import requests
+from browsers import CHROMIUM, FIREFOX, require_browser
 from firefox import start_firefox
 from support import ROOT, SCRIPT, copy_with_crlf, node, slow_prompt, wait_until
 
+from comfyui_runner.comfyui import START_COMFYUI_THERE
+from comfyui_runner.http_failures import CREDENTIALS_REMEDY, LOGIN_REMEDY
 from comfyui_runner.outputs import Output, view_path
 from comfyui_runner.simulator import Simulator, draw, measure
 from comfyui_runner.state import Phase
@@ -37,8 +39,6 @@ expect = playwright.expect
 
 Json = Dict[str, Any]
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FIREFOX = ("firefox-esr", "firefox")
 PNG = draw(96, 64, 5, ["CAT"])
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
@@ -60,44 +60,6 @@ TEXT, SAMPLER = "#field-2-text", "#field-5-"
 # ------------------------------------------------------------------------------------------------
 # A browser, the service, and what ComfyUI was asked for
 # ------------------------------------------------------------------------------------------------
-
-
-def require_browser(names: Sequence[str]) -> str:
-    """The path of the first browser that there is; the first one is also the name of Debian's package.
-
-    In CI, and where the tests may install it, its absence is a failure.
-    """
-    has_apt = shutil.which("apt-get") is not None
-    must_be_found = bool(os.environ.get("CI")) or (has_apt and os.geteuid() == 0)
-    if find_browser(names) is None and has_apt and must_be_found:
-        install_browser(names[0])
-    path = find_browser(names)
-    if path is not None:
-        return path
-    reason = "no %s: none of %s is in PATH" % (names[0], ", ".join(names))
-    if must_be_found:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def find_browser(names: Sequence[str]) -> Optional[str]:
-    """The path of the first browser that is in PATH."""
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-def install_browser(package: str) -> None:
-    """Debian's package, as far as apt-get can be used; whether that worked is seen afterwards."""
-    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", package], 400)):
-        try:
-            subprocess.run(
-                ["apt-get", *command],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return
 
 
 def require_node_package(name: str) -> str:
@@ -866,6 +828,23 @@ def test_two_thousand_runs_are_scrolled_and_searched(make_service: Any, visit: A
     wait_until(lambda: page.evaluate(count_pictures) > 0, what="a picture in view")
     assert page.evaluate(count_pictures) < 60  # only those that are in view
 
+    asked: List[Any] = []  # thumbnails that are on their way
+    page.route("**/view?*preview=webp*", lambda route: asked.append(route))
+    page.locator("#runs li").nth(100).scroll_into_view_if_needed()
+
+    def four_are_asked_for() -> bool:
+        """After the page has seen what is in view; while that is asked, Playwright hands over the requests."""
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+        return len(asked) == 4
+
+    wait_until(four_are_asked_for, what="the first thumbnails")
+    assert four_are_asked_for()  # no more than these, though more are in view
+    asked.pop().continue_()
+    wait_until(four_are_asked_for, what="another one in its place")
+    for route in asked:  # it grows meanwhile
+        route.continue_()
+    page.unroute("**/view?*preview=webp*")
+
     def scroll_to_the_end() -> bool:
         page.locator("#runs li").last.scroll_into_view_if_needed()
         return bool(page.locator("#runs li").count() == 2000)
@@ -1081,6 +1060,22 @@ def test_a_prompt_that_comfyui_refuses_is_explained_beside_its_field(make_servic
     finished(page)
 
 
+#: What the runner says to people at a terminal, and what becomes of it on the page.
+PAGE_WORDS = {
+    f"ComfyUI at http://10.0.0.2:8188 does not answer. {START_COMFYUI_THERE}": (
+        "ComfyUI at http://10.0.0.2:8188 does not answer."
+    ),
+    f"http://10.0.0.2:8188 wants a login. {LOGIN_REMEDY}": "http://10.0.0.2:8188 wants a login.",
+    f"http://10.0.0.2:8188 refused the password. {CREDENTIALS_REMEDY}": "http://10.0.0.2:8188 refused the password.",
+    'This needs a number. For a random seed, use --seed random, or set it to "random".': (
+        "This needs a number. For a random seed, press the dice."
+    ),
+    "Cancelled by --timeout: stopped at KSampler.": "Cancelled by the time limit: stopped at KSampler.",
+    'text = "a fox, --ar 16:9" is too long.': 'text = "a fox, --ar 16:9" is too long.',
+    "--server is wrong.": "--server is wrong.",  # all of it: better than nothing
+}
+
+
 def test_a_comfyui_that_is_away_is_said_and_comes_back(make_service: Any, visit: Any, shot: Any) -> None:
     service = make_service(TEXTS)
     page = visit(service)
@@ -1091,6 +1086,8 @@ def test_a_comfyui_that_is_away_is_said_and_comes_back(make_service: Any, visit:
     wait_until(lambda: service.value("2", "text") == "typed meanwhile", what="the edit")
     run(page)
     expect(alerts(page)).to_contain_text("does not answer")
+    assert "--" not in alerts(page).text_content()  # flags are for those who start the runner
+    assert page.evaluate("(texts) => texts.map(inPageWords)", list(PAGE_WORDS)) == list(PAGE_WORDS.values())
     shot(page, "away")
     service.simulator.revive()
     expect(page.locator("#server")).to_contain_text("ComfyUI 0.", timeout=15_000)
@@ -1147,9 +1144,12 @@ def test_a_big_workflow_is_folded_by_node_and_searched(make_service: Any, visit:
     assert overflow(page) <= width
     shot(page, f"folded_{width}")
     page.get_by_label("Find a setting").fill("save 217")
-    expect(page.locator("details.fold:visible")).to_have_count(1)
+    expect(page.locator(".node:visible")).to_have_count(1)  # of those that are not folded too
     page.locator("#field-217-filename_prefix").fill("seventeen")
     wait_until(lambda: service.value("217", "filename_prefix") == "seventeen", what="the edit")
+    page.get_by_label("Find a setting").fill("nothing like it")
+    expect(page.get_by_text("No setting matches.")).to_be_visible()
+    assert page.locator(".node:visible, #more:visible").count() == 0
     page.get_by_label("Find a setting").fill("")
     expect(page.locator("#field-217-filename_prefix")).to_be_visible()  # what was opened stays open
     assert page.locator("#more details.fold").count() >= 30

@@ -33,6 +33,23 @@ const fromJSON = (text) => JSON.parse(text, (key, value, context) =>
   typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context && /^-?\d+$/.test(context.source) ? BigInt(context.source) : value);
 const toJSON = (value, indent) => JSON.stringify(value, (key, item) => typeof item !== "bigint" ? item : JSON.rawJSON ? JSON.rawJSON(String(item)) : Number(item), indent);
 
+/** What the runner says to people at a terminal, in the words of the page. */
+const wordings = [
+  [/For a random seed, use --seed random, or set it to "random"\./, "For a random seed, press the dice."],
+  [/add --seed random/, "press the dice of a seed"],
+  [/It is on this machine: --image "[^"]*" uploads it\./, "Choose the file here to upload it."],
+  [/Cancelled by --timeout/, "Cancelled by the time limit"],
+  [/The service was started without --allow-spend: nothing was run\./, "This runner may not spend credits: nothing was run."],
+];
+// Any other sentence with a flag says how to start the runner: that is not for those who use its page.
+const namesFlag = /(^|\s)--(allow-\w+|demo|header|host|image|port|public-url|seed|server|set|state|timeout|token|yes)\b/;
+
+function inPageWords(text) {
+  const reworded = wordings.reduce((before, [terminal, page]) => before.replace(terminal, page), String(text ?? ""));
+  const sentences = reworded.split(/(?<=[.!?]) +/);
+  return sentences.filter((sentence) => !namesFlag.test(sentence)).join(" ") || reworded;
+}
+
 const seconds = (value) => value < 9.95 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 const words = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replace(/_/g, " ");
@@ -43,10 +60,11 @@ const narrow = () => !matchMedia("(min-width: 900px)").matches;
 /** An answer other than 2xx, or none (status 0). */
 class Refused extends Error {
   constructor(status, error, retryAfter) {
-    super((error && error.message) || (status ? `The runner answered with HTTP ${status}.` : "The runner does not answer."));
+    const message = (error && error.message) || "";
+    super(inPageWords(message) || (status ? `The runner answered with HTTP ${status}.` : "The runner does not answer."));
     this.status = status;
     this.problems = (error && error.details && error.details.problems) || [];
-    this.unsaid = this.problems.filter((problem) => !this.message.includes(problem.message)); // the message may have the first one
+    this.unsaid = this.problems.filter((problem) => !message.includes(problem.message)); // the message may have the first one
     const candidates = ((error && error.details && error.details.candidates) || []).map((one) => one && typeof one === "object" ? one.title || one.node_id : one);
     const hints = this.problems.length ? [] : candidates.length ? [`Candidates: ${candidates.join(", ")}.`] : [];
     if (retryAfter) hints.push(/^\d+$/.test(retryAfter) ? `Try again in ${retryAfter} s.` : "Try again later.");
@@ -331,9 +349,11 @@ function setError(field, text) {
 
 /** Opens what a field is folded away in. */
 function unfold(field) {
+  const node = field.box.closest(".node");
+  if (node) node.hidden = false; // the filter may have hidden it
   for (let fold = field.box.closest("details"); fold; fold = fold.parentElement.closest("details")) {
     fold.open = true;
-    fold.hidden = false; // the filter may have hidden it
+    fold.hidden = false;
   }
 }
 
@@ -352,14 +372,6 @@ function foresee(field) {
   if (isStillSaid ? wrong !== field.foreseen : wrong && !field.error.textContent) setError(field, wrong);
   field.foreseen = wrong;
 }
-
-/** What the runner says to people at a terminal, in the words of the page. */
-const wordings = [
-  [/For a random seed, use --seed random, or set it to "random"\./, "For a random seed, press the dice."],
-  [/add --seed random/, "press the dice of a seed"],
-  [/It is on this machine: --image "[^"]*" uploads it\./, "Choose the file here to upload it."],
-];
-const inPageWords = (text) => wordings.reduce((before, [terminal, page]) => before.replace(terminal, page), String(text ?? ""));
 
 const told = (problem) => [problem.message, ...problem.hints || []].filter(Boolean).map(inPageWords).join("\n");
 
@@ -628,7 +640,12 @@ function showForm(specs) {
   };
   const unfolded = new Set([...document.querySelectorAll("details.fold[open]")].map((one) => one.dataset.node));
   /** Up to `most` groups as they are; of more, most are folded. */
-  const groupsOrFolds = (some, card, most) => some.map((one, at) => some.length > most && at >= most / 2 ? fold(one, card) : group(one, card));
+  const groupsOrFolds = (some, card, most) => some.map((specsOfNode, at) => {
+    const node = some.length > most && at >= most / 2 ? fold(specsOfNode, card) : group(specsOfNode, card);
+    node.classList.add("node");
+    node.sought = specsOfNode.flatMap((spec) => [spec.title, `#${spec.node_id}`, spec.input, words(spec.input), spec.role || ""]).join("\n").toLowerCase();
+    return node;
+  });
 
   const important = specs.filter((spec) => spec.important), rest = specs.filter((spec) => !spec.important);
   const layout = toJSON(specs.map((spec) => [spec.node_id, spec.input, spec.title, spec.kind, spec.important, spec.options, spec.min, spec.max, spec.step]));
@@ -643,8 +660,8 @@ function showForm(specs) {
     const groups = groupsOf(rest), isBig = groups.length > mostCards;
     $("more-form").replaceChildren(...groupsOrFolds(groups, "", isBig ? 0 : mostCards));
     $("find-field-box").hidden = !isBig && groupsOf(important).length <= mostCards;
+    if ($("find-field-box").hidden) $("find-field").value = "";
     findField();
-    $("more").hidden = !rest.length;
     say($("more-title"), `More settings (${rest.length})`);
     for (const [key, field] of fields) if (shown.get(key) !== field) { clearTimeout(field.timer); fields.delete(key); }
     for (const [key, field] of shown) fields.set(key, field);
@@ -656,13 +673,16 @@ function showForm(specs) {
 
 const mostCards = 8; // a form of more nodes is folded
 
-/** Shows the folded nodes that have the words of the filter, opened where they are few. */
+/** Shows the nodes that have the words of the filter; those that are folded are opened where they are few. */
 function findField() {
-  const sought = $("find-field").value.trim().toLowerCase(), folds = [...document.querySelectorAll("details.fold")];
-  const found = folds.filter((one) => one.firstElementChild.textContent.toLowerCase().includes(sought));
-  for (const one of folds) one.hidden = !found.includes(one);
-  if (sought && found.length <= 5) found.forEach((one) => { one.open = true; });
-  if (sought && found.some((one) => $("more").contains(one))) $("more").open = true;
+  const sought = $("find-field").value.trim().toLowerCase(), nodes = [...document.querySelectorAll(".node")];
+  for (const node of nodes) node.hidden = !node.sought.includes(sought);
+  const shown = nodes.filter((node) => !node.hidden), folds = shown.filter((node) => node.matches("details"));
+  if (sought && folds.length <= 5) folds.forEach((fold) => { fold.open = true; });
+  const isInMore = (node) => $("more").contains(node);
+  $("more").hidden = !shown.some(isInMore);
+  if (sought && shown.some(isInMore)) $("more").open = true;
+  say($("no-field"), nodes.length && !shown.length ? "No setting matches." : "");
 }
 
 const workflowPath = (name) => `workflow?${new URLSearchParams({ name: name || "" })}`;
@@ -790,7 +810,7 @@ async function startRuns({ times = timesToRun(), keepsNotice = false } = {}) {
     if (!(error instanceof Refused)) throw error;
     const marked = mark(error.problems), elsewhere = error.unsaid.filter((one) => !fieldOf(one));
     // What is wrong with a field is said beside it; here it is only named.
-    const line = marked.length ? `Not started. See ${namesOf(marked)}.` : app.sent ? `${app.sent} of ${times} started. ${inPageWords(error.words)}` : error.status ? inPageWords(error.words) : noAnswer;
+    const line = marked.length ? `Not started. See ${namesOf(marked)}.` : app.sent ? `${app.sent} of ${times} started. ${error.words}` : error.status ? error.words : noAnswer;
     const about = elsewhere.length ? [] : marked;
     if (error.status !== 401) notice([line, ...elsewhere.map((one) => `${placeOf(one)}${told(one)}`)].join("\n"), undefined, true, about);
     app.unanswered = error.status === 0 && !app.sent; // that some were not started stays said
@@ -1416,8 +1436,7 @@ async function poll() {
   polling = true;
   clearTimeout(retry);
   try {
-    const status = await api("status", { timeout: 6 });
-    const { runs, next } = await api("runs", { timeout: 10 });
+    const [status, { runs, next }] = await Promise.all([api("status", { timeout: 6 }), api("runs", { timeout: 10 })]);
     if (app.next === undefined) app.next = next;
     const deaf = streaming && (status.workflow.revision !== app.revision || runs.some((run) => (app.runs.get(run.prompt_id) || {}).phase !== run.phase));
     heard = performance.now();
