@@ -41,7 +41,7 @@ class ComfyUI:
         self.console = console
         self.server: Optional[Server] = None  #: once it is found
         self.stats: Dict[str, Any] = {}  #: its answer to GET /system_stats
-        self.searched: List[Tuple[Server, Optional[ServerError]]] = []  #: until it was found
+        self.searched: List[Tuple[Server, Optional[ServerError]]] = []  #: by the last search
         self._simulator: Any = None
         self._notices_are_shown = False
 
@@ -70,6 +70,7 @@ class ComfyUI:
             limits = limits._replace(give_up=limits.give_up_one)
         servers = [Server(address, limits, self.console.secrets) for address in self._addresses()]
         self._show_notices_of_addresses(servers)
+        self.searched.clear()  # a service searches again and again until ComfyUI comes
 
         # At the same time: on Windows it takes two seconds until a port refuses.
         searches = [asyncio.ensure_future(ask_for_stats(server)) for server in servers]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from comfyui_runner.comfyui import START_COMFYUI, START_COMFYUI_THERE, definitions_in, error_of_search
+import asyncio
+
+import pytest
+from desk import NOWHERE, Desk, settings_of
+from support import FAST
+
+from comfyui_runner.comfyui import START_COMFYUI, START_COMFYUI_THERE, ComfyUI, definitions_in, error_of_search
 from comfyui_runner.errors import ServerAnswer, ServerTooOld, ServerUnreachable
 
 
@@ -29,3 +35,14 @@ def test_saved_definitions_are_looked_up_by_class() -> None:
     define = definitions_in({"A": {"input": {}}, "B": None})
     assert define(None) == {"A": {"input": {}}, "B": None}
     assert define(["A", "B", "C"]) == {"A": {"input": {}}, "B": {}, "C": {}}
+
+
+def test_a_search_forgets_the_one_before() -> None:
+    async def story() -> None:
+        comfyui = ComfyUI(settings_of()._replace(limits=FAST), Desk().console)
+        for _ in range(3):
+            with pytest.raises(ServerUnreachable):
+                await comfyui.find()
+            assert [server.address.url for server, _ in comfyui.searched] == [NOWHERE]
+
+    asyncio.run(story())
