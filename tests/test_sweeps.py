@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any, Dict, List
 
 import pytest
-from support import node
+from desk import settings_of
+from support import count_calls, node
 
 from comfyui_runner.edits import EditError
+from comfyui_runner.extras.batch_files import count_rows
 from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
-from comfyui_runner.loading import files_that_fit
+from comfyui_runner.loading import Loaded, files_that_fit
 
 PROMPT: Dict[str, Any] = {
     "1": node("CLIPTextEncode", "A = B", text="a fox"),
@@ -109,6 +112,22 @@ def test_several_names_make_the_product_and_the_last_one_changes_first() -> None
     assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row.values["seed"] for row in rows] == [1, 2, 3, 1, 2, 3]
     assert rows[3].values == {"positive": "a cat, red", "seed": 1}
+
+
+def test_rows_are_counted_by_a_product_and_not_one_by_one() -> None:
+    workflow = Loaded(PROMPT, "flow.json", object_info=INFO)
+    with count_calls("repeat_row") as calls:
+        settings = settings_of("--each", "seed=1..300", "--each", "3.cfg=1,2", "--repeat", "5")
+        assert count_rows(settings, workflow, io.StringIO()) == 3000
+        assert count_rows(settings_of("--repeat", "5"), workflow, io.StringIO()) == 5
+    assert calls["repeat_row"] == 0
+
+
+def test_more_combinations_than_anybody_runs_are_refused() -> None:
+    assert len(axes("seed=1..100000", "3.steps=1..10")) == 2
+    with pytest.raises(EditError) as caught:
+        axes("seed=1..100000", "3.steps=1..11")
+    assert caught.value.message == "--each makes 1100000 combinations of values: 1000000 are allowed."
 
 
 def test_an_input_that_is_not_declared_is_read_by_its_value() -> None:

@@ -22,7 +22,13 @@ from comfyui_runner.extras.batches import (
     row_key,
     words_for_columns,
 )
-from comfyui_runner.extras.sweeps import Axis, FileAccess, read_axes, rows_of_product
+from comfyui_runner.extras.sweeps import (
+    Axis,
+    FileAccess,
+    count_combinations,
+    read_axes,
+    rows_of_product,
+)
 from comfyui_runner.files import name_on_disk, reason_not_read
 from comfyui_runner.loading import Loaded, files_that_fit, offer_files, read_text_file
 from comfyui_runner.nodes import InputRef
@@ -41,6 +47,10 @@ def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[
     A file is read through before its first row runs. Raises UsageError, and EditError for a header
     that cannot be used.
     """
+    if settings.each:
+        return count_combinations(read_axes_of(settings, workflow)) * settings.repeat
+    if settings.batch is None:
+        return settings.repeat
     if is_streamed(settings.batch):
         return None
     return sum(1 for _ in read_all_rows(settings, workflow, stdin))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence
 
@@ -22,6 +23,9 @@ from comfyui_runner.values import type_of_input
 
 #: Values of one input that a range may have, and values that are tried before anything runs.
 MOST_VALUES, MOST_TRIED = 1_000_000, 1000
+
+#: Combinations of values: more are a mistake.
+MOST_COMBINATIONS = 1_000_000
 
 _is_range = re.compile(r"\s*(-?\d{1,18})\s*\.\.\s*(-?\d{1,18})\s*").fullmatch
 
@@ -45,7 +49,8 @@ def read_axes(
 ) -> List[Axis]:
     """The axes in ``NAME=VALUES``, in their order; the same name again adds to its values.
 
-    Raises EditError for a name, and for a value that its input does not take.
+    Raises EditError for a name, for a value that its input does not take, and for more combinations
+    than anybody runs.
     """
     values: Dict[str, List[Any]] = {}
     for text in texts:
@@ -54,11 +59,22 @@ def read_axes(
             _read_values(name, value_text, prompt, object_info, files)
         )
     axes = [Axis(name, each) for name, each in values.items()]
+    combinations = count_combinations(axes)
+    if combinations > MOST_COMBINATIONS:
+        message = (
+            f"--each makes {combinations} combinations of values: {MOST_COMBINATIONS} are allowed."
+        )
+        raise EditError("wrong_value", message)
     for axis in axes:
         for value in axis.values[:MOST_TRIED]:
             edits = row_edits(prompt, Row(0, {axis.name: value}), object_info)
             apply_edits(prompt, [edit for edit in edits if not edit.file], object_info)
     return axes
+
+
+def count_combinations(axes: Iterable[Axis]) -> int:
+    """How many rows rows_of_product() makes."""
+    return math.prod(len(axis.values) for axis in axes)
 
 
 def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
