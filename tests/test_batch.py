@@ -868,6 +868,16 @@ def test_the_question_tells_how_many_rows_there_are_and_no_runs_nothing(batch: B
     assert batch.posts() == 0 and not batch.manifest.exists()
 
 
+def test_the_question_of_a_batch_that_goes_on_is_about_what_is_not_done(batch: Batch) -> None:
+    batch.csv("3.text", "one", "two")
+    assert batch().status == ExitStatus.OK
+    batch.csv("3.text", "one", "two", "three")
+    result = batch("--resume", yes=False, answers="n\n", json_mode=False)
+    assert "Run the remaining 1 of 3 rows? [y/N]" in result.out
+    batch.csv("3.text", "one", "two")
+    assert batch("--resume", yes=False, answers="n\n").status == ExitStatus.OK  # nothing is left to ask about
+
+
 # -- files to upload -------------------------------------------------------------------------------
 
 LOADER = {

@@ -165,16 +165,18 @@ def test_runs_that_leave_no_manifest_cannot_be_resumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "batch", "question"),
+    ("total", "left", "batch", "question"),
     [
-        (1, None, "Run it once? [y/N] "),
-        (6, None, "Run it 6 times? [y/N] "),
-        (6, "rows.csv", "Run 6 rows? [y/N] "),
-        (None, "-", "Run the rows as they come? [y/N] "),
+        (1, 1, None, "Run it once? [y/N] "),
+        (6, 6, None, "Run it 6 times? [y/N] "),
+        (6, 6, "rows.csv", "Run 6 rows? [y/N] "),
+        (6, 2, "rows.csv", "Run the remaining 2 of 6 rows? [y/N] "),
+        (12, 9, None, "Run the remaining 9 of 12 runs? [y/N] "),
+        (None, None, "-", "Run the rows as they come? [y/N] "),
     ],
 )
-def test_the_question(total: Optional[int], batch: Optional[str], question: str) -> None:
-    assert question_about(total, settings(batch=batch)) == question
+def test_the_question(total: Optional[int], left: Optional[int], batch: Optional[str], question: str) -> None:
+    assert question_about(total, left, settings(batch=batch)) == question
 
 
 @pytest.mark.parametrize(

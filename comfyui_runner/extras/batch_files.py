@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO
+from typing import Any, Callable, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.edits import EditError
@@ -41,11 +41,16 @@ from comfyui_runner.windows_files import reason_not_written
 # -- the rows --------------------------------------------------------------------------------------
 
 
-def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[int]:
-    """How many rows there are; None where they can be read once only, when they run.
+def count_rows(
+    settings: Settings,
+    workflow: Loaded,
+    stdin: TextIO,
+    is_done: Callable[[Row], bool] = lambda _: False,
+) -> Optional[int]:
+    """How many rows there are that are not done; None where they can be read once only.
 
-    A file is read through before its first row runs. Raises UsageError, and EditError for a header
-    that cannot be used.
+    Then they are read when they run. A file is read through before its first row runs. Raises
+    UsageError, and EditError for a header that cannot be used.
     """
     if settings.each:
         return count_combinations(read_axes_of(settings, workflow)) * settings.repeat
@@ -53,7 +58,7 @@ def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[
         return settings.repeat
     if is_streamed(settings.batch):
         return None
-    return sum(1 for _ in read_all_rows(settings, workflow, stdin))
+    return sum(not is_done(row) for row in read_all_rows(settings, workflow, stdin))
 
 
 def find_varied_inputs(

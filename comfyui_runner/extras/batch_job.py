@@ -120,8 +120,14 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         reading = in_thread(Manifest, path, resume, console.secrets, goes_on)
         manifest = await console.unless_stopped(reading)
         settings = settings._replace(first_row=manifest.first_row)
+        left = total
+        if resume:
+            done = manifest.lists_as_done
+            counting = in_thread(count_rows, settings, workflow, console.stdin, done)
+            left = await console.unless_stopped(counting)
         spending = await find_spending(workflow, server, settings, console)
-        confirm(spending.before(question_about(total, settings)), settings, console)
+        if left != 0:
+            confirm(spending.before(question_about(total, left, settings)), settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, manifest, total, comfyui.searched)
@@ -132,14 +138,24 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         return job.report_end()
 
 
-def question_about(total: Optional[int], settings: Settings) -> str:
-    """What a person is asked before ``total`` rows run; None: their number is not known yet."""
-    if total is None:
+def question_about(total: Optional[int], left: Optional[int], settings: Settings) -> str:
+    """What a person is asked before those rows of ``total`` run that are ``left``.
+
+    None: their number is not known yet.
+    """
+    if total is None or left is None:
         return "Run the rows as they come? [y/N] "
+    if left != total:  # --resume
+        return f"Run the remaining {left} of {plural(total, noun_of(settings))}? [y/N] "
     if settings.batch is None:
         times = "once" if total == 1 else f"{total} times"
         return f"Run it {times}? [y/N] "
     return f"Run {plural(total, 'row')}? [y/N] "
+
+
+def noun_of(settings: Settings) -> str:
+    """What a run of the batch is called: a file has rows."""
+    return "run" if settings.batch is None else "row"
 
 
 # -- rules -----------------------------------------------------------------------------------------
@@ -273,8 +289,7 @@ class BatchJob:
         self.console = console
         self.manifest = manifest
         self.pool = make_pool(searched, settings, console)
-        noun = "run" if settings.batch is None else "row"
-        self.tally = Tally(total, noun=noun)
+        self.tally = Tally(total, noun=noun_of(settings))
         self.began = time.monotonic()
         self.attempts: Dict[int, Attempt] = {}  #: on their way, by the number of the row
         self.fatal: Optional[RunnerError] = None  #: why no row can run any more
