@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, List, Mapping, Optional
+from typing import Any, List, Mapping, Optional, Tuple, Type
 
 
 class ExitStatus(enum.IntEnum):
@@ -59,6 +59,19 @@ class RunnerError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+
+    def __reduce__(self) -> Any:
+        """For pickle: without it, an error that another process raises would break its pool."""
+        return rebuild_error, (type(self), self.args, self.__dict__)
+
+
+def rebuild_error(
+    error_class: Type[RunnerError], arguments: Tuple[Any, ...], fields: Mapping[str, Any]
+) -> RunnerError:
+    """An error as it was when it was pickled: its __init__() may take other arguments."""
+    error = error_class.__new__(error_class, *arguments)
+    error.__dict__.update(fields)
+    return error
 
 
 class UsageError(RunnerError):
@@ -162,6 +175,10 @@ class RunFailed(RunnerError):
     def __init__(self, message: str, remedy: str = "", *, result: Any = None) -> None:
         super().__init__(message, remedy)
         self.result = result
+
+    def __reduce__(self) -> Any:
+        """Without ``result``: its outputs belong to a connection, which stays in its process."""
+        return rebuild_error, (type(self), self.args, {**self.__dict__, "result": None})
 
 
 class NodeFailed(RunFailed):

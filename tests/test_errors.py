@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, List, Tuple
 
 import pytest
 
+from comfyui_runner.edits import EditError
 from comfyui_runner.errors import (
     EXIT_MEANINGS,
     ExitStatus,
+    NodeFailed,
     NotConfirmed,
     PromptRejected,
     PromptUnknown,
+    RunLost,
     RunnerError,
     SaveError,
     ServerAnswer,
@@ -53,6 +57,26 @@ def test_an_error_says_what_and_what_next_and_leads_to_its_statuses(
 def test_a_server_that_does_not_answer_has_refused_only_if_that_is_said(error: Any) -> None:
     assert error.refused is False and error.status is None and error.remedy == ""
     assert ServerUnreachable("m", refused=True).refused is True
+
+
+def test_errors_come_whole_from_another_process() -> None:
+    """An exception that cannot be unpickled breaks the pool of processes that it was raised in."""
+    rejected = PromptRejected("m", "r", answer={"error": "no"})
+    rejected.problems = ["one"]
+    rejected.args = ("m\nr",)
+    answer = ServerAnswer("m", "r", status=404, body={"a": 1}, from_proxy=True)
+    failure = {"node_id": "1", "title": "T", "class_type": "C", "type": "E", "traceback": []}
+    failed = NodeFailed("m", "r", failure=failure, result=None)
+    for error in (rejected, answer, failed, EditError("no_size", "m", details=["1"]), RunLost("m")):
+        copied = pickle.loads(pickle.dumps(error))
+        assert type(copied) is type(error)
+        assert (copied.args, copied.__dict__) == (error.args, error.__dict__)
+
+
+def test_what_a_run_made_stays_in_its_process() -> None:
+    error = RunLost("m", result=object())
+    assert pickle.loads(pickle.dumps(error)).result is None
+    assert error.result is not None
 
 
 def test_an_answer_keeps_its_status_and_body_and_who_made_it() -> None:
