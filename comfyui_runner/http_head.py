@@ -49,8 +49,8 @@ def parse_head(read_line: Callable[[int], bytes]) -> Head:
     ``read_line(limit)`` returns the next line with its end, or the first ``limit`` bytes of a
     longer one, or what came before the end of the connection: readline() of a file does.
 
-    Raises HttpError (400, 411 or 431) for a head that cannot be followed, and HeadCutOff for one
-    that does not end.
+    Raises HttpError (400, 411 or 431) for a head that cannot be followed, with its request if that
+    can be read, and HeadCutOff for one that does not end.
     """
     lines = _read_head_lines(read_line)
     method, target, version = _parse_request_line(next(lines, ""))
@@ -61,7 +61,12 @@ def parse_head(read_line: Callable[[int], bytes]) -> Head:
 
     path, query = _parse_target(target)
     request = Request(method, path, query, headers)
-    return Head(request, _body_length(headers), _keeps_alive(version, headers))
+    try:
+        body_length = _body_length(headers)
+    except HttpError as error:
+        error.request = request  # the answer is in the shape that its route has for errors
+        raise
+    return Head(request, body_length, _keeps_alive(version, headers))
 
 
 def _read_head_lines(read_line: Callable[[int], bytes]) -> Iterator[str]:

@@ -23,12 +23,11 @@ from comfyui_runner.messages import (
     Request,
     Response,
     encode_head,
-    error_response,
     hide_secrets,
     security_headers,
 )
 from comfyui_runner.places import Places
-from comfyui_runner.service_routes import Client, ServiceRoutes
+from comfyui_runner.service_routes import Client, ServiceRoutes, show_error
 
 #: Seconds between two looks for heads that take too long, and for the end of the service.
 POLL_SECONDS = 0.1
@@ -70,9 +69,10 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
                 self._answer(head._replace(request=request))
         except HttpError as error:  # of a head: of a request, or of an answer that cannot be sent
             self.close_connection = True  # where the next request begins may not be certain
-            request = UNREADABLE_REQUEST._replace(client=str(self.client_address[0]))
+            request = error.request or UNREADABLE_REQUEST
+            request = request._replace(client=str(self.client_address[0]))
             self.server.routes.note_refusal(request, error)
-            self._send(error_response(error), request)
+            self._send(show_error(request, error), request)
         except OSError:
             pass  # the connection broke
         finally:

@@ -106,6 +106,7 @@ class HttpError(RunnerError):
         self.type = type
         self.details = details
         self.headers = headers
+        self.request: Optional[Request] = None  #: that of a refused head, where it is known
 
 
 # -- bodies ----------------------------------------------------------------------------------------

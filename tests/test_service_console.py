@@ -72,7 +72,7 @@ def test_a_request_whose_head_cannot_be_followed_is_a_line_too(service: Middlewa
     forget(service)
     chunked = b"POST /prompt HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert service.raw(chunked).status == 411
-    assert shown(service, "127.0.0.1: a request refused (411): Send a Content-Length, not a chunked body.")
+    assert shown(service, "127.0.0.1: POST /prompt refused (411): Send a Content-Length, not a chunked body.")
 
 
 def test_a_foreign_page_that_tries_to_start_a_run_is_named(service: Middleware) -> None:

@@ -268,6 +268,14 @@ def test_a_body_that_is_not_json_or_a_broken_form_is_refused(service: Middleware
     assert (answer.status, error(answer)["code"]) == (400, "bad_form")
 
 
+@pytest.mark.parametrize(("header", "status"), [("Transfer-Encoding: chunked", 411), ("Content-Length: five", 400)])
+def test_a_body_of_unknown_length_is_refused_in_the_shape_of_openai(
+    service: Middleware, header: str, status: int
+) -> None:
+    answer = service.raw(f"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode())
+    assert answer.status == status and "Content-Length" in error(answer)["message"]
+
+
 def test_azure_s_version_in_the_url_does_not_matter(service: Middleware) -> None:
     answer = service.post("/v1/images/generations?api-version=2025-04-01-preview", {"prompt": "a fox"})
     assert answer.status == 200
