@@ -87,7 +87,7 @@ from comfyui_runner.stored_state import (
     unpack_prompt,
 )
 from comfyui_runner.text import JsonObject, plural
-from comfyui_runner.threads import in_thread
+from comfyui_runner.threads import done_or_set, end_tasks, in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
 from comfyui_runner.workflow_list import WorkflowList
 
@@ -360,16 +360,15 @@ class Service:
 
     # -- in the loop: a run from its start to its end --------------------------------------------
 
-    async def launch(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
-        """Submit a run and follow it: its record, and ComfyUI's answer.
+    async def launch(self, new: RunPrompt, notices: Sequence[str]) -> Tuple[RunRecord, JsonObject]:
+        """Submit a run, report ``notices`` about it, and follow it: its record, ComfyUI's answer.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
         taken, 403 if it may not spend what it costs, 503 if the service stops meanwhile, and what
         Session.submit() raises.
         """
-        prompt, notices = await in_thread(self.backend.name_models, new.prompt)
-        key = self._key_for(prompt, new.extra)
-        session, prompt = await self._session_for(prompt, new.uploads)
+        key = self._key_for(new.prompt, new.extra)
+        session, prompt = await self._session_for(new.prompt, new.uploads)
         await wait_for_socket(session, prompt)
         prompt_id = new.extra.get("prompt_id")
         if prompt_id is not None:
@@ -400,6 +399,7 @@ class Service:
         answer = await self._submit(record)
         self._store_phase(record)
         self._finish_later(self._finish(record))
+        await self._look(record)
         if not answer:  # it was lost, but the prompt is there
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
@@ -480,14 +480,13 @@ class Service:
             return {ref: upload_again(server) for ref, upload_again in uploads}
 
     async def _submit(self, record: RunRecord) -> JsonObject:
-        """Submit a run and see where it is in the queue: ComfyUI's answer, {} if it was lost."""
+        """Submit a run: ComfyUI's answer, {} if it was lost."""
         session, run = record.session, record.run
         try:
             # First: what ComfyUI has must be found again, whatever becomes of this process.
             self.options.secrets.learn(secrets_in_extra_data(run.extra.get("extra_data")))
             await self.keeper.add(record.as_stored(), run.prompt)
             answer = await session.submit(run)
-            await session.look(run)
         except PromptRejected as error:
             error.message = add_first_problem(error.message, run.problems)
             await self._end(record, error.message)
@@ -499,6 +498,16 @@ class Service:
             await self._end(record, type(error).__name__)
             raise
         return answer
+
+    async def _look(self, record: RunRecord) -> None:
+        """See where a run is in the queue. One that is in the cache has ended before that."""
+        looking = asyncio.ensure_future(record.session.look(record.run))
+        try:
+            await done_or_set(looking, record.run.over)
+            if looking.done():
+                looking.result()  # raises only for a fault of ours
+        finally:
+            await end_tasks([looking])
 
     def _finish_later(self, work: Coroutine[Any, Any, None]) -> None:
         """Have a run followed to its end, which stop() waits for."""
@@ -673,11 +682,13 @@ class Service:
             raise self._queue_full()
 
     def start(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
-        """launch(), from a thread."""
+        """launch(), from a thread, of ``new`` with its models named as ComfyUI names them."""
         self.require_comfyui()
+        prompt, notices = self.backend.name_models(new.prompt)
+        launching = self.launch(new._replace(prompt=prompt), notices)
         limits = self.backend.server.limits
         seconds = limits.post + limits.give_up + 10.0
-        record, answer = self.run_in_loop(self.launch(new), seconds)
+        record, answer = self.run_in_loop(launching, seconds)
         return record, answer
 
     def start_call(self, copy: HeldCopy, values: Mapping[str, Any]) -> RunRecord:

@@ -706,7 +706,9 @@ class Session:
         if run.state.phase is not Phase.QUEUED:
             return
         try:
-            await self._look(run)
+            queue = await self._read_queue()
+            if run.state.phase is Phase.QUEUED:  # else messages came that say more
+                await self._look(run, queue)
         except ServerError:
             pass
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import queue
 import socket
 import threading
-from typing import Any, Awaitable, Callable, Iterable, List, Mapping, Optional, TypeVar
+import time
+from functools import partial
+from typing import Any, Awaitable, Callable, Iterable, List, Mapping, Optional, Tuple, TypeVar
 
 from comfyui_runner.errors import ServerUnreachable
 from comfyui_runner.text import duration
 
 Result = TypeVar("Result")
+
+#: Work for a thread; then it does there what this returns, which must be quick.
+ThreadCall = Callable[[], Callable[[], None]]
+
+#: Seconds that a thread waits for more work. To start one takes as long as a small request.
+IDLE_THREAD_SECONDS = 0.1
 
 
 def start_thread(
@@ -21,14 +30,55 @@ def start_thread(
     future: "concurrent.futures.Future[Result]" = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # the caller may stop waiting, but the call goes on
 
-    def work() -> None:
+    def call() -> Callable[[], None]:
         try:
-            future.set_result(function(*arguments))
+            result = function(*arguments)
         except BaseException as error:  # raised again where the result is waited for
-            future.set_exception(error)
+            return partial(future.set_exception, error)
+        return partial(future.set_result, result)
 
-    threading.Thread(target=work, daemon=True).start()
+    WORKERS.give(call)
     return future
+
+
+class Workers:
+    """Daemon threads that end when they have had nothing to do for IDLE_THREAD_SECONDS.
+
+    There are as many as calls go on: none waits for another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: List["queue.SimpleQueue[ThreadCall]"] = []
+
+    def give(self, call: ThreadCall) -> None:
+        """Does ``call()`` in a thread."""
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is not None:
+            inbox.put(call)
+        else:
+            threading.Thread(target=self._work, args=(call,), daemon=True).start()
+
+    def _work(self, call: ThreadCall) -> None:
+        inbox: "queue.SimpleQueue[ThreadCall]" = queue.SimpleQueue()
+        while True:
+            finish = call()
+            with self._lock:
+                self._idle.append(inbox)
+            finish()  # now: what the result leads to may be work for the same thread
+            del call, finish  # and what they hold
+            try:
+                call = inbox.get(timeout=IDLE_THREAD_SECONDS)
+            except queue.Empty:
+                with self._lock:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                call = inbox.get()  # it came at the last moment
+
+
+WORKERS = Workers()
 
 
 async def in_thread(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -69,25 +119,67 @@ class ConnectionDeadline:
 
     def __init__(self, file_descriptor: int, seconds: float) -> None:
         self.has_passed = False  #: whether the connection was cut
+        self.has_ended = False  #: whether the block has
         # A copy: the number itself may stand for another connection by then.
         self._socket = socket.fromfd(file_descriptor, socket.AF_INET, socket.SOCK_STREAM)
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True  # it holds no exit up
+        self._seconds = seconds
 
     def __enter__(self) -> "ConnectionDeadline":
-        self._timer.start()
+        DEADLINES.add(self, self._seconds)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
+        self.has_ended = True
         self._socket.close()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Cut the connection."""
         self.has_passed = True
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it was closed meanwhile
+
+
+class Deadlines:
+    """One thread for all ConnectionDeadlines: each request has two, which nearly always end first.
+
+    It is a daemon: it holds no exit up. It ends soon after the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: List[Tuple[float, ConnectionDeadline]] = []  # with when they are due
+        self._is_watched = False
+
+    def add(self, deadline: ConnectionDeadline, seconds: float) -> None:
+        """Cut the connection of ``deadline`` after ``seconds``, unless its block has ended."""
+        with self._condition:
+            self._waiting.append((time.monotonic() + seconds, deadline))
+            if not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, daemon=True).start()
+            elif seconds < IDLE_THREAD_SECONDS:
+                self._condition.notify()  # else the thread wakes in time
+
+    def _watch(self) -> None:
+        with self._condition:
+            while self._waiting:
+                seconds = min(due for due, _ in self._waiting) - time.monotonic()
+                self._condition.wait(min(max(seconds, 0.0), IDLE_THREAD_SECONDS))
+                self._cut_due(time.monotonic())
+            self._is_watched = False
+
+    def _cut_due(self, now: float) -> None:
+        """Cuts what is due, and forgets what has ended."""
+        waiting = [(due, deadline) for due, deadline in self._waiting if not deadline.has_ended]
+        for due, deadline in waiting:
+            if due <= now:
+                deadline.cut()
+        self._waiting = [(due, deadline) for due, deadline in waiting if due > now]
+
+
+DEADLINES = Deadlines()
 
 
 async def done_or_set(

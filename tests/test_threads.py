@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import socket
 import threading
 import time
-from typing import Any, List
+from typing import Any, List, Set
 
 import pytest
-from support import seconds_since
+from support import seconds_since, wait_until
 
 from comfyui_runner.errors import ServerUnreachable
 from comfyui_runner.threads import (
+    DEADLINES,
+    IDLE_THREAD_SECONDS,
+    WORKERS,
     ConnectionDeadline,
     bounded,
     bounded_here,
@@ -21,6 +25,7 @@ from comfyui_runner.threads import (
     end_tasks,
     in_thread,
     run_loop,
+    start_thread,
 )
 
 
@@ -137,6 +142,44 @@ def test_work_in_a_thread_raises_what_it_raises_there() -> None:
         over.set()
 
 
+def wait_until_threads_are_idle() -> Set[threading.Thread]:
+    """The threads that are left when those that only wait for more work have ended."""
+    wait_until(lambda: not WORKERS._idle and not DEADLINES._is_watched)
+    time.sleep(0.05)  # their last steps
+    return set(threading.enumerate())
+
+
+def test_calls_one_after_the_other_take_one_thread_and_calls_at_once_one_each() -> None:
+    before = wait_until_threads_are_idle()
+
+    async def story() -> List[int]:
+        return [await in_thread(threading.get_ident) for _ in range(20)]
+
+    assert len(set(asyncio.run(story()))) < 20  # a pause of the machine may cost one more
+
+    async def at_once() -> None:
+        together = threading.Barrier(5)
+        await asyncio.wait_for(asyncio.gather(*(in_thread(together.wait, 20.0) for _ in range(5))), 20.0)
+
+    asyncio.run(at_once())
+    wait_until(lambda: set(threading.enumerate()) == before, what="the end of the threads")
+
+
+def test_work_that_comes_when_a_thread_is_about_to_end_is_done() -> None:
+    for _ in range(20):
+        assert start_thread(divmod, 7, 2).result(20.0) == (3, 1)
+        time.sleep(IDLE_THREAD_SECONDS + random.uniform(-0.002, 0.002))
+
+
+def test_a_deadline_that_comes_first_is_not_kept_waiting_by_a_later_one() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ConnectionDeadline(theirs.fileno(), 3600.0) as later:
+        ours.settimeout(20.0)
+        with ConnectionDeadline(ours.fileno(), 0.02) as deadline:
+            assert ours.recv(1) == b""
+        assert deadline.has_passed and not later.has_passed
+
+
 def test_a_connection_is_cut_at_its_deadline() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -149,12 +192,12 @@ def test_a_connection_is_cut_at_its_deadline() -> None:
 def test_a_connection_whose_block_ends_first_is_not_cut() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        before = threading.active_count()
+        before = wait_until_threads_are_idle()
         with ConnectionDeadline(ours.fileno(), 3600.0) as deadline:
-            assert threading.active_count() == before + 1
-            assert deadline._timer.daemon
-        deadline._timer.join(20.0)  # it does not wait for an hour
-        assert not deadline._timer.is_alive() and not deadline.has_passed
+            (watching,) = set(threading.enumerate()) - before
+            assert watching.daemon
+        watching.join(20.0)  # it does not wait for an hour
+        assert not watching.is_alive() and not deadline.has_passed
         assert deadline._socket.fileno() == -1
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
