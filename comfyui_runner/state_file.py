@@ -54,6 +54,9 @@ CREATE TABLE held (name TEXT PRIMARY KEY, content BLOB NOT NULL);
 # Everything but the prompt.
 _COLUMNS = "number, prompt_id, created, phase, is_cancelled, spooled, shown, checksum"
 
+# What SQLite says where the tables are not those that were made.
+_WORDS_OF_DAMAGE = ("malformed", "no such table", "no such column", "already exists", "columns but")
+
 
 class StateFileError(Exception):
     """The state file cannot be used; the text is the end of a sentence.
@@ -82,13 +85,14 @@ def sqlite_errors() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         reason = str(error)
-        raise StateFileError(
-            reason, in_use="locked" in reason, damaged="malformed" in reason
-        ) from None
+        is_damaged = any(words in reason for words in _WORDS_OF_DAMAGE)
+        raise StateFileError(reason, in_use="locked" in reason, damaged=is_damaged) from None
     except sqlite3.DatabaseError as error:
         raise StateFileError(str(error), damaged=True) from None
     except sqlite3.Error as error:
         raise StateFileError(str(error)) from None
+    except UnicodeDecodeError:  # SQLite's message quotes what is wrong with the tables
+        raise StateFileError("its tables cannot be read", damaged=True) from None
     except (OSError, OverflowError) as error:
         reason = str(error)
         if isinstance(error, OSError):

@@ -185,6 +185,37 @@ def test_what_a_crash_of_the_disk_leaves_is_damaged(tmp_path: Path, content: byt
     assert caught.value.damaged and path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"sqlite_autoindex_held", b"sq\xecite_autoindex_held"),  # SQLite quotes it in its message
+        (b"TABLE held (name", b"TABLE held (nama"),
+    ],
+)
+def test_tables_that_a_disk_has_changed_are_damage(tmp_path: Path, before: bytes, after: bytes) -> None:
+    path = tmp_path / NAME
+    open_state_file(str(path)).close()
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after))
+    with pytest.raises(StateFileError) as caught:
+        file = open_state_file(str(path))
+        try:
+            file.hold({"about": b"x"})
+        finally:
+            file.close()
+    assert caught.value.damaged
+
+
+def test_a_version_that_a_disk_has_changed_is_damage(tmp_path: Path) -> None:
+    path = str(tmp_path / NAME)
+    open_state_file(path).close()
+    change(path, "PRAGMA user_version = 0")
+    with pytest.raises(StateFileError) as caught:
+        open_state_file(path)
+    assert caught.value.damaged
+
+
 def test_the_log_of_a_damaged_file_goes_with_it(tmp_path: Path) -> None:
     """It would be taken for that of the new file."""
     path = tmp_path / NAME
