@@ -73,7 +73,7 @@ class StateFileError(Exception):
 
 
 class ForeignFile(StateFileError):
-    """The file is another program's."""
+    """The file is another program's, or no regular file."""
 
 
 @contextlib.contextmanager
@@ -113,6 +113,8 @@ def open_state_file(path: str) -> "StateFile":
 
 def check_is_ours(path: str) -> None:
     """Raises StateFileError unless there is no file, or it is a state file. Raises OSError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ForeignFile("it is not a regular file")  # reading a pipe could take forever
     # Only its owner may read it: prompts are private. SQLite gives -wal the same mode.
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
     with open(handle, "rb") as file:
@@ -141,8 +143,12 @@ class StateFile:
         import sqlite3  # not every Python has it
 
         self.path = path
+        # As an absolute path: the name ":memory:" would mean no file.
         self._connection: Any = sqlite3.connect(
-            path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+            os.path.abspath(path),
+            timeout=LOCK_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
         )
         # A text that a disk has changed may not be UTF-8 any more: its checksum finds it. SQLite's
         # own error would lose the whole file, and has the text in its message.

@@ -256,6 +256,22 @@ def change(path: str, statement: str) -> None:
     connection.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names in folders there")
+def test_a_pipe_or_a_device_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (str(pipe), os.devnull, str(tmp_path)):
+        with pytest.raises(ForeignFile, match="it is not a regular file"):
+            open_state_file(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names have no colons there")
+def test_a_file_may_have_the_name_that_means_memory_to_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_state_file(":memory:").close()
+    assert (tmp_path / ":memory:").read_bytes().startswith(b"SQLite format 3")
+
+
 @pytest.mark.parametrize("shown", ["'{]'", "CAST(x'7b22c3' AS TEXT)", "x'7b7d'"], ids=["JSON", "UTF-8", "type"])
 def test_a_text_that_the_disk_has_changed_is_not_shown(tmp_path: Path, shown: str) -> None:
     path = str(tmp_path / NAME)
