@@ -213,6 +213,7 @@ def test_a_stop_does_not_wait_for_a_client_that_stops_reading(make_middleware: M
 
 def test_a_stop_does_not_wait_for_a_client_that_stops_sending(make_middleware: Make, simulator: Any) -> None:
     service = make_middleware(simulator)
+    wait_until(lambda: not service.listener.busy, what="the end of the requests that look for ComfyUI")
     with service.connect() as connection:
         connection.sendall(b"POST /update/prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         wait_until(lambda: service.listener.busy, what="the request")
