@@ -20,8 +20,11 @@ _WORD = re.compile(r" *[^ ]+(?:(?<=[0-9]) (?:s|[KMG]?B)(?=[ ,.;)]|$))?")
 #: How a line begins that is a command.
 _COMMANDS = ("python ", "curl ", "curl.exe ")
 
-#: A path or a URL; "3/12 rows" is none.
+#: A word with a part of a path or a URL in it; "3/12" is none.
 _PATH = re.compile(r"/[^\d ]|[^\d ]/")
+
+#: A word that begins a path, from a root, from home or from this folder; "and/or" begins none.
+_BEGINNING_OF_PATH = re.compile(r" *[\"'(\[]*(?:~?/\w|\.\.?[/\\]|[A-Za-z]:[/\\]\w|\\\\\w)")
 
 
 def width_of(text: str) -> int:
@@ -99,13 +102,19 @@ def wrap(line: str, columns: int) -> List[str]:
 
 
 def _unbroken_words(line: str) -> List[str]:
-    """The words of ``line``, each with the spaces before it, paths and URLs in one piece."""
+    """The words of ``line``, each with the spaces before it, a path with spaces in one piece.
+
+    Where a line has two paths, nobody knows what between them belongs to the first. A line with a
+    label has texts and values, in which a "/" is most often no path.
+    """
     words = _WORD.findall(line)
-    # A path may have spaces in it; a URL has none.
-    paths = [index for index, word in enumerate(words) if _is_copied(word) and "://" not in word]
-    if not paths:
+    beginnings = [index for index, word in enumerate(words) if _BEGINNING_OF_PATH.match(word)]
+    if len(beginnings) != 1 or _LABEL.match(line):
         return words
-    first, last = paths[0], paths[-1]
+    first = beginnings[0]
+    # A URL has no spaces.
+    parts = [index for index, word in enumerate(words) if _is_copied(word) and "://" not in word]
+    last = max([first, *parts])
     return [*words[:first], "".join(words[first : last + 1]), *words[last + 1 :]]
 
 

@@ -73,6 +73,18 @@ def test_what_follows_hangs_behind_the_label(line: str, hang: int) -> None:
         ("    python runner.py flow.json -o results", 20, ["    python runner.py flow.json -o results"]),
         ("done in 12.5 s", 12, ["done in", "12.5 s"]),
         ("12.55 s, 3.25 KB or 44 BB", 10, ["12.55 s,", "3.25 KB or", "44 BB"]),
+        ("In ./my fox/and a cat/a.png now", 12, ["In", "./my fox/and a cat/a.png", "now"]),
+        # of two paths nobody knows where the first one ends
+        ("Copied /a/red fox.png to /b/c.png now", 16, ["Copied /a/red", "fox.png to", "/b/c.png now"]),
+        # a URL has no spaces, and the words after it have a "/" too
+        ("See https://a/b about and/or and w/o", 15, ["See https://a/b", "about and/or", "and w/o"]),
+        # nor is a path what only has a "/" in it, or what is in a text or a value
+        ("Load and/or save it in the black/white node", 15, ["Load and/or", "save it in the", "black/white", "node"]),
+        (
+            "  Text  a fox w/ a hat /photo of and/or",
+            20,
+            ["  Text  a fox w/ a", "        hat /photo", "        of and/or"],
+        ),
         # a count is no path
         ("3/12 rows and 4/12 rows", 12, ["3/12 rows", "and 4/12", "rows"]),
     ],
@@ -87,6 +99,12 @@ def test_any_text_is_broken_and_nothing_is_lost(text: str, columns: int) -> None
     lines = wrap(text, columns)
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert all(width_of(line) <= columns for line in lines)
+
+
+@few
+@given(st.text("ab /.:~\\", max_size=60), st.integers(10, 40))
+def test_of_any_paths_nothing_is_lost(text: str, columns: int) -> None:
+    assert "".join("".join(wrap(text, columns)).split()) == "".join(text.split())
 
 
 def test_a_path_of_windows_is_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
