@@ -323,6 +323,11 @@ class SizeInputs(NamedTuple):
     height: InputRef
 
 
+def is_size(text: str) -> bool:
+    """Whether ``text`` is a size, such as ``768x512``."""
+    return _read_size(text) is not None
+
+
 def _parse_size(value: Any) -> Tuple[int, int]:
     """Width and height in ``768x512``. Raises EditError."""
     match = None

@@ -21,7 +21,7 @@ from typing import (
     Type,
 )
 
-from comfyui_runner.call_values import resolve_short_name
+from comfyui_runner.call_values import is_size, resolve_short_name
 from comfyui_runner.contents import (
     HEAD_SIZE,
     describe_content,
@@ -446,11 +446,15 @@ def _parse_image(
         raise
 
 
-def short_edits(prompt: JsonObject, values: Iterable[Tuple[str, str]]) -> List[InputEdit]:
+def short_edits(prompt: JsonObject, values: Sequence[Tuple[str, str]]) -> List[InputEdit]:
     """The edits that --positive, --negative and --size ask for: names and texts. Raises EditError.
 
     ``@FILE`` is the text of a file, as for --set.
     """
+    for name, text in values:
+        if name == "size" and not is_size(text):
+            message = f"--size {text} is not a size: write it as 768x512."
+            raise EditError("wrong_value", message)
     return [
         input_edit(ref, value)
         for name, text in values

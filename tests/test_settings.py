@@ -29,6 +29,7 @@ from comfyui_runner.loading import (
     offer_files,
     prepare_workflow,
     read_object_info,
+    short_edits,
 )
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.settings import Settings, given_secrets, make_settings
@@ -875,3 +876,12 @@ def test_yes_is_allowed_everywhere_and_so_are_variables_of_other_programs(progra
 )  # fmt: skip
 def test_yes_is_yes_and_silence_is_no(answer: str, meant: Any) -> None:
     assert is_yes(answer) is meant
+
+
+@pytest.mark.parametrize("size", ["512x", "big"])
+def test_a_wrong_size_is_named_as_it_was_typed(size: str) -> None:
+    prompt = {"1": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}}
+    with pytest.raises(EditError) as caught:
+        short_edits(prompt, [("size", size)])
+    assert caught.value.message == f"--size {size} is not a size: write it as 768x512."
+    assert [edit.value for edit in short_edits(prompt, [("size", "512x256")])] == [512, 256]
