@@ -169,6 +169,7 @@ class Service:
         self.records = RunRecords(self.lock, keeper, restored.last_number)
         self.refusals = RefusalLog()
         self.spool = Spool()
+        self.network_url: Optional[str] = None  #: where other machines find us, if they do
         self.looked_at = float("-inf")  #: when somebody asked for a preview last
         self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
@@ -771,6 +772,7 @@ class Service:
             "auto_execute_on_upload": self.options.auto_execute,
             "token_required": self.options.guard.token is not None,
             "state_file": self.keeper.path,
+            "network_url": self.network_url,
         }
 
 

@@ -330,11 +330,13 @@ def listen(
         listener.server_close()
         raise
     url = url_of_service(settings.host, port)
+    lan_url = url_in_network(settings.host, port)
+    service.network_url = settings.public_url or lan_url
     report: Report = {
         "event": "listening",
         "prompt_id": None,
         "url": url,
-        "lan_url": url_in_network(settings.host, port),
+        "lan_url": lan_url,
         "routes": curl_lines(url, example_of_edit(service.held.now.prompt)),
     }
     if settings.verbose:

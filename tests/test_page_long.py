@@ -1212,6 +1212,25 @@ def test_the_workflow_is_saved_for_comfyuis_editor(make_service: Any, visit: Any
 
 
 @pytest.mark.parametrize("width", [360, 1440])
+def test_the_menu_says_what_to_open_on_a_phone(make_service: Any, visit: Any, shot: Any, width: int) -> None:
+    options = phone() if width == 360 else {"viewport": {"width": width, "height": 900}}
+    service = make_service(TEXTS)
+    page = visit(service, **options)
+    page.get_by_label("Menu").click()
+    expect(page.locator("#phone")).to_have_text(
+        "To open this page on a phone, start the service with --host 0.0.0.0 and --token SECRET."
+    )
+    shot(page, f"phone_none_{width}")
+    public = make_service(TEXTS, "--public-url", "https://gpu.example/comfy")
+    page = visit(public, **options)
+    page.get_by_label("Menu").click()
+    expect(page.locator("#phone a")).to_have_attribute("href", "https://gpu.example/comfy")
+    expect(page.locator("#phone")).to_have_text("On your phone, open https://gpu.example/comfy")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shot(page, f"phone_{width}")
+
+
+@pytest.mark.parametrize("width", [360, 1440])
 def test_one_of_several_workflows_is_chosen_and_each_keeps_its_edits(
     make_service: Any, visit: Any, tmp_path: Any, shot: Any, width: int
 ) -> None:

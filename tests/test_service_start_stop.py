@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Callable, List, Optional
 
 import pytest
 from served import Events, Make, Middleware, phase_elsewhere, post_elsewhere, put_file, read_answer
@@ -20,6 +20,7 @@ from support import FAST, SCRIPT, run, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.routes import ROUTES
+from comfyui_runner.serving import url_in_network
 from comfyui_runner.simulator import Faults
 
 
@@ -101,6 +102,21 @@ def test_quiet_prints_the_address_and_nothing_else(make_simulator: Make, tmp_pat
         program.terminate()
         rest, _ = program.communicate(timeout=15)
     assert rest == b""
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], lambda port: None),
+        (["--public-url", "https://gpu.example"], lambda port: "https://gpu.example"),
+        (["--host", "0.0.0.0", "--no-token"], lambda port: url_in_network("0.0.0.0", port)),
+    ],
+)
+def test_the_status_says_where_other_machines_find_the_service(
+    make_middleware: Make, simulator: Any, flags: List[str], says: Callable[[int], Optional[str]]
+) -> None:
+    service = make_middleware(simulator, *flags)
+    assert service.get("/status").json["network_url"] == says(service.port)
 
 
 def test_the_output_as_json_stays_json(make_middleware: Make, simulator: Any, tmp_path: Any) -> None:

@@ -1004,6 +1004,7 @@ function drawHeader(active, latest, part) {
   const file = workflow && workflow.file ? String(workflow.file).split(/[\\/]/).pop() : "Workflow Runner";
   say($("file"), file + (workflow && workflow.changed ? " (changed)" : ""));
   drawChoices(workflow);
+  if (status) drawPhone(status.network_url);
   const trouble = app.link === "lost" ? "Connection lost, trying again …" : comfyui && !comfyui.connected ? `ComfyUI at ${comfyui.url} does not answer. Trying again …` : "";
   say($("server"), app.link === "lost" ? "Connection lost" : !comfyui ? "Connecting …" : comfyui.connected ? ["ComfyUI", comfyui.version, comfyui.device && `· ${comfyui.device}`].filter(Boolean).join(" ") : "ComfyUI does not answer");
   $("server").dataset.on = app.link !== "lost" && comfyui && comfyui.connected ? "yes" : "no";
@@ -1021,6 +1022,12 @@ function drawHeader(active, latest, part) {
   $("stop").disabled = !active || app.stopping === active.prompt_id;
   say($("stop"), active && app.stopping === active.prompt_id ? "Stopping …" : "Stop");
   document.title = percent ? `${percent} – ${file}` : active ? `${phases[active.phase]} – ${file}` : app.unseen ? `${app.unseen} – ${file}` : file;
+}
+
+/** Where a phone finds this page, or how to make it so. */
+function drawPhone(url) {
+  redraw($("phone"), `for ${url}`, () => url ? ["On your phone, open ", h("a", { href: url }, url)]
+    : ["To open this page on a phone, start the service with --host 0.0.0.0 and --token SECRET."]);
 }
 
 /** Who else is in ComfyUI's queue: "Others in ComfyUI's queue: 1 running, 2 waiting". Nothing if nobody is. */
