@@ -287,8 +287,11 @@ async def conclude_run(
     )
     if settings.open:
         open_saved((ending.saved or {}).values(), console)
-    if settings.demo:
-        show_next_step(ending, settings, console)
+    is_one_of_several = bool(console.context)  # then it is said once, at the end of the call
+    if settings.demo and ending.exit_status is ExitStatus.OK and not is_one_of_several:
+        is_lost = bool(ending.outputs) and ending.saved is None
+        workflows = [settings.workflow] if settings.workflow_named else []
+        show_next_step(workflows, is_lost, console)
     return ending
 
 
@@ -305,20 +308,15 @@ def open_saved(paths: Iterable[str], console: Console) -> None:
         console.notice(trouble)
 
 
-def show_next_step(ending: Ending, settings: Settings, console: Console) -> None:
-    """Says after a run of --demo what to do next, and what became of its outputs."""
-    if ending.exit_status is not ExitStatus.OK:
-        return
-    is_lost = bool(ending.outputs) and ending.saved is None
+def show_next_step(workflows: Iterable[str], is_lost: bool, console: Console) -> None:
+    """Says after runs of --demo what to do next, and whether what they made is lost."""
     if is_lost:
         console.say("This was the built-in simulator, which keeps nothing without -o.")
     else:
         console.say("This was the built-in simulator.")
-    workflow = ""
-    if settings.workflow_named:
-        workflow = quote_argument(settings.workflow, IS_WINDOWS) + " "
+    names = "".join(f"{quote_argument(workflow, IS_WINDOWS)} " for workflow in workflows)
     console.say("Next, start your own ComfyUI, then:")
-    console.say(f"    {command_of(os.path.basename(sys.argv[0]))} {workflow}-o results")
+    console.say(f"    {command_of(os.path.basename(sys.argv[0]))} {names}-o results")
 
 
 def destination_of_run(

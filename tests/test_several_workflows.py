@@ -267,6 +267,14 @@ def test_credits_of_all_are_named_before_the_question(folder: Folder, simulator:
     assert result.out.count("a.json: 2 nodes") == result.out.count("b.json: 2 nodes") == 1
 
 
+def test_after_a_demo_the_next_step_is_said_once(folder: Folder) -> None:
+    folder.write(a=slow_prompt(seconds=0.0), b=slow_prompt(seconds=0.0))
+    result = run("a.json", "b.json", "--demo", answers="y\n")
+    assert result.status == ExitStatus.OK
+    assert result.out.count("Next, start your own ComfyUI") == result.out.count("built-in simulator, which keeps") == 1
+    assert result.out.endswith(" a.json b.json -o results\n")
+
+
 def test_no_runs_nothing(folder: Folder, simulator: Any) -> None:
     folder.write(a=slow_prompt(), b=slow_prompt())
     result = folder("a.json", "b.json", answers="n\n")

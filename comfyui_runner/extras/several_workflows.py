@@ -39,6 +39,7 @@ from comfyui_runner.steps import (
     check_output_folder,
     confirm,
     require_terminal_or_yes,
+    show_next_step,
 )
 from comfyui_runner.text import plural
 from comfyui_runner.threads import in_thread
@@ -254,7 +255,11 @@ def one_after_the_other(program: Program, prepare: Prepare, run_prepared: RunPre
         console.say("")
         report = end_of_all(paths, ends, console.what_stopped.exit_status)
         console.report(None, report)
-        return ExitStatus(report["exit_status"])
+        exit_status = ExitStatus(report["exit_status"])
+        is_run_of_demo = settings.demo and settings.task == "run"
+        if is_run_of_demo and exit_status is ExitStatus.OK:
+            show_next_step(settings.workflows, settings.output is None, console)
+        return exit_status
 
     async def ask_and_run(
         calls: Sequence[WorkflowCall], settings: Settings, console: Console
