@@ -91,7 +91,7 @@ def test_every_command_of_the_runner_runs_as_it_is_typed(
             continue
         (folder / "flow.json").write_text(json.dumps(workflow_for(line)))
         line = line.replace("--repeat 20", "--repeat 2")  # which would only take longer
-        line = line.replace("http://127.0.0.1:8188", simulator.url).replace("http://127.0.0.1:8189", second.url)
+        line = line.replace("http://127.0.0.1:8188", simulator.url).replace("http://127.0.0.1:8190", second.url)
         arguments = [word for word in shlex.split(line)[2:] if word != "--open"]
         only_looks = {"--inputs", "--check"} & set(arguments)
         if not only_looks and "--yes" not in arguments:
