@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+import socket
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.last_words import try_for
@@ -59,6 +61,7 @@ class Interrupts:
         self.farewell = "Left at once."  #: what the second press says
         self._wake: Callable[[], object] = lambda: None
         self._replaced_handlers: Dict[int, Any] = {}
+        self._wakers: Optional[Tuple[socket.socket, socket.socket]] = None
         self._console_handler: Optional[ConsoleHandler] = None
         self._takes_escape_codes = True  # an old console of Windows would show them
 
@@ -98,6 +101,7 @@ class Interrupts:
 
     def restore(self) -> None:
         """Gives the signals back."""
+        self._close_wakers()
         for number, handler in self._replaced_handlers.items():
             signal.signal(number, handler)
         self._replaced_handlers = {}
@@ -114,6 +118,33 @@ class Interrupts:
         self._wake = lambda: loop.call_soon_threadsafe(event.set)
         if self.cause is not None:
             event.set()
+        takes_signals = bool(self._replaced_handlers)
+        # The loop of Windows has wakers of its own (ProactorEventLoop.run_forever()).
+        if takes_signals and os.name != "nt":
+            self._let_signals_wake(loop)
+
+    def _let_signals_wake(self, loop: "asyncio.AbstractEventLoop") -> None:
+        """Signals end the system call in which ``loop`` waits.
+
+        Python calls handlers in the main thread, between two of its steps. Without this, a signal
+        would wait with the loop where the system gives it to another thread, or where it comes
+        just before the main thread begins to wait.
+        """
+        self._close_wakers()
+        reader, writer = socket.socketpair()
+        for waker in (reader, writer):
+            waker.setblocking(False)
+        self._wakers = (reader, writer)
+        loop.add_reader(reader, functools.partial(reader.recv, 4096))
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+    def _close_wakers(self) -> None:
+        if self._wakers is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for waker in self._wakers:
+            waker.close()
+        self._wakers = None
 
     def _handle(self, number: int, frame: object) -> None:
         stop = stop_by_signal(number)

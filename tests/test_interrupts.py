@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -101,6 +102,42 @@ def test_a_press_after_the_loop_has_ended_is_noted_and_nothing_fails() -> None:
     interrupts = asyncio.run(story())
     interrupts._handle(signal.SIGINT, None)
     assert interrupts.cause == Stop("Ctrl+C", ExitStatus.CANCELLED)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no masks of signals")
+def test_a_signal_that_another_thread_gets_wakes_the_loop() -> None:
+    """As one that comes just before the main thread begins to wait."""
+    interrupts = Interrupts()
+    interrupts.install()
+    main_thread, is_over = threading.get_ident(), threading.Event()
+
+    def loop_waits() -> bool:
+        return sys._current_frames()[main_thread].f_code.co_name == "select"
+
+    def press() -> None:
+        wait_until(loop_waits, what="the loop")
+        os.kill(os.getpid(), signal.SIGINT)
+        is_over.wait(30.0)
+
+    async def wait_for_the_press() -> None:
+        event = asyncio.Event()
+        interrupts.bind(asyncio.get_running_loop(), event)
+        await asyncio.wait_for(event.wait(), 20.0)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    start = time.monotonic()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # in this thread alone
+    try:
+        asyncio.run(wait_for_the_press())
+    finally:
+        is_over.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        interrupts.restore()
+    assert interrupts.cause is not None and interrupts.cause.name == "Ctrl+C"
+    assert time.monotonic() - start < 15.0
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_signals_are_taken_and_given_back() -> None:
