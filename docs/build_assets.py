@@ -227,7 +227,7 @@ def shrink(path: str, colours: int) -> None:
 # ------------------------------------------------------------------------------------------------
 
 COLUMNS, LINES, FONT_SIZE, MARGIN, FRAME = 104, 23, 17, 16, 0.1
-COMMAND = "python comfyui_workflow_runner.py --demo -o results"
+COMMAND = 'python comfyui_workflow_runner.py --demo -p "a red fox in deep snow" -o results'
 BACKGROUND, FOREGROUND, DIM = "#1e2228", "#d8dee9", "#5c6675"
 COLOURS = {"default": FOREGROUND, "dim": DIM,
            "green": "#98c379", "red": "#e06c75", "brown": "#e5c07b", "yellow": "#e5c07b", "blue": "#61afef",
