@@ -18,14 +18,15 @@ import pytest
 from served import Events, Make, Middleware, phase_elsewhere, post_elsewhere, put_file, read_answer
 from support import FAST, SCRIPT, run, slow_prompt, wait_until
 
+from comfyui_runner.edits import example_of_edit
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.routes import ROUTES
+from comfyui_runner.routes import ROUTES, fit_route
 from comfyui_runner.serving import url_in_network
 from comfyui_runner.simulator import Faults
 
 
 def test_the_start_is_three_lines_the_last_one_says_where(service: Middleware) -> None:
-    lines = [line for line in service.out.getvalue().splitlines() if not line.startswith("Runs and edits are kept")]
+    lines = service.out.getvalue().splitlines()
     assert lines[0].endswith(": 7 nodes") and lines[1].startswith("ComfyUI ")
     assert lines[2] == f"Open http://127.0.0.1:{service.port} in a browser"
 
@@ -35,7 +36,8 @@ def test_the_routes_and_a_line_of_curl_for_each_come_when_asked_for(make_middlew
     printed = service.out.getvalue()
     for row in ROUTES:
         if row.curl:
-            assert row.curl_command("http://127.0.0.1:%d" % service.port) in printed
+            fitting = fit_route(row, example_of_edit(slow_prompt()))  # the example is one of this workflow
+            assert fitting.curl_command("http://127.0.0.1:%d" % service.port) in printed
     assert "  Sampling " in printed  # and the whole summary
 
 
