@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import json
 import os
@@ -21,7 +22,6 @@ from simulated import txt2img
 from support import FAST, SCRIPT, Outcome, Terminal, call, node, run, seconds_since, slow_prompt, wait_until
 
 from comfyui_runner.errors import ExitStatus
-from comfyui_runner.extras import batch_job
 from comfyui_runner.extras.batches import Tally
 from comfyui_runner.simulator.installation import MODELS
 from comfyui_runner.simulator.life import Life
@@ -432,7 +432,7 @@ def test_a_page_of_somebody_else_is_not_replaced_by_a_sheet(batch: Batch) -> Non
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_sheet_that_cannot_be_written_in_time_is_not_reported(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe stands for a drive that does not answer."""
-    monkeypatch.setattr(batch_job, "LAST_SHEET", 0.2)
+    monkeypatch.setattr(importlib.import_module("comfyui_runner.extras.batch_job"), "LAST_SHEET", 0.2)
     out = batch.folder / "out"
     out.mkdir()
     os.mkfifo(str(out / "sheet.html"))
