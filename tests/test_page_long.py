@@ -925,7 +925,7 @@ def test_a_video_plays_sound_has_controls_and_a_text_is_read(
     expect(page.locator("#outputs pre")).to_have_text("a caption\n" + HOSTILE)
     with open(os.path.join(service.simulator.folder("output"), "clip.webm"), "wb") as file:
         file.write(record_video(browser))  # the simulator's own is a file of no content
-    page.reload()
+    page = visit(service)  # in a browser that has not seen the other file
     video = page.locator("#outputs video")
     expect(video).to_have_attribute("controls", "")
     page.bring_to_front()  # a muted video in a page that is not seen is not played
