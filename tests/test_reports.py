@@ -29,6 +29,7 @@ from comfyui_runner.reports import (
     failure_report,
     is_about_trouble,
     nodes_done,
+    plain_notice,
     problem_report,
     result_of,
     seeds_in_words,
@@ -434,7 +435,7 @@ def test_a_row_a_batch_and_a_check_look_as_they_are() -> None:
 
 def test_what_always_happens_is_no_warning() -> None:
     plain: List[Report] = [
-        {"event": "notice", "message": "Stopping.", "warning": False},
+        plain_notice("Stopping."),
         {"event": "silence", "seconds": 65.0, "server_says": "it runs."},
         {"event": "server", "tried": ["Nothing at 8188."], "url": "u", "version": "1", "device": "d"},
     ]
