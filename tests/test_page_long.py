@@ -940,6 +940,7 @@ def test_stop_cancels_ours_while_it_runs_and_nobody_elses(make_service: Any, vis
     expect(page.locator("#stop")).to_be_disabled()
     run(page)
     expect(state(page)).to_have_text("Running")
+    expect(page.get_by_text(re.compile(r"^\d+ of 400$"))).to_be_visible()
     foreign = post_elsewhere(service.simulator, slow_prompt(steps=400, seconds=60.0, seed=9))
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#runs li")).to_contain_text("Stopped")

@@ -232,7 +232,7 @@ def test_sigterm_cancels_our_runs_and_the_list_is_back(make_process: Start, simu
 def test_nothing_is_missing_and_nothing_is_done_twice_wherever_it_is_killed(
     make_process: Start, simulator: Any
 ) -> None:
-    """test_service_state_long.py does so many times."""
+    """test_killed_long.py does so many times."""
     process = make_process(numbered_prompt(0))
     story = Story(process, random.Random(7))
     for seconds in (0.4, 0.05, 0.9):

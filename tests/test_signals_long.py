@@ -328,7 +328,7 @@ def _check_files(process: Process, said: str, status: int, saved_to: Optional[st
     hidden = glob.glob(os.path.join(saved_to, ".*"))
     assert not hidden, "left over: %s" % hidden
     assert len(files) <= (said == "finished")
-    assert len(files) == len(re.findall(r': saved |"event": "saved"', process.out))
+    assert len(files) == len(re.findall(r'(?m)^Saved |"event": "saved"', process.out))
     if status == ExitStatus.OK:
         assert len(files) == 1, "the status says that all is saved"
 
