@@ -123,6 +123,8 @@ class ServiceRoutes:
         self.guard = service.options.guard
         self.failed_guesses = FailedGuesses()
         self.started = int(time.time())
+        #: The status that was shown last, and its answer.
+        self._shown_status: Tuple[JsonObject, Response] = ({}, json_response(200, {}))
 
     def respond(self, request: Request, body: RequestBody, client: Client) -> Response:
         """The answer to a request, whatever happens."""
@@ -171,6 +173,17 @@ class ServiceRoutes:
             return response
         except HttpError as error:
             raise show_body(error, fit_route(route, self.find_example())) from None
+
+    def show_status(self) -> Response:
+        """The state of everything. Clients ask for it all the time, and seldom has it changed:
+        it is put into JSON only then, which takes a third of the answer's time.
+        """
+        status = self.service.status()
+        shown, response = self._shown_status
+        if status != shown:
+            response = json_response(200, status)
+            self._shown_status = (status, response)
+        return response
 
     def find_example(self) -> Optional[InputExample]:
         """An input of the held workflow with a value, for messages."""
@@ -237,6 +250,7 @@ class RouteCall:
         self.records = self.service.records
         self.options = self.service.options
         self.url_for = routes.url_for
+        self.show_status = routes.show_status
         self.started = routes.started
 
     def read_fields(self, required: Mapping[str, type], optional: Mapping[str, type]) -> JsonObject:
@@ -263,7 +277,7 @@ class RouteCall:
 
     def get_status(self) -> Response:
         """The state of everything."""
-        return json_response(200, self.service.status())
+        return self.show_status()
 
     def log_in(self) -> Response:
         """A cookie for the token."""
