@@ -36,7 +36,7 @@ def test_stop_leaves_nothing_behind(open_ws: Callable[..., ClientConnection]) ->
             sim.stop()
             sim.stop()
             assert time.monotonic() - begun < 2
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # those of earlier tests may have ended meanwhile
     assert not root.exists()
     with pytest.raises(requests.ConnectionError):
         get(sim, "/queue")
