@@ -570,7 +570,20 @@ asyncio.run(main())
 
 @pytest.mark.script_and_folder
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send SIGINT to one process")
-@pytest.mark.parametrize("program", [PROGRAM, PROGRAM_WITH_A_LOOP], ids=["plain", "asyncio"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        PROGRAM,
+        pytest.param(
+            PROGRAM_WITH_A_LOOP,
+            marks=pytest.mark.skipif(
+                sys.version_info < (3, 11),
+                reason="Ctrl+C may come in the very step that wakes a task, which waits then",
+            ),
+        ),
+    ],
+    ids=["plain", "asyncio"],
+)
 def test_ctrl_c_ends_a_program_and_its_run(program: str, simulator: Any) -> None:
     variables = {**os.environ, "COMFYUI_URL": simulator.url}
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=variables, stderr=subprocess.PIPE)
