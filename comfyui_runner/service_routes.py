@@ -175,8 +175,10 @@ class ServiceRoutes:
             raise show_body(error, fit_route(route, self.find_example())) from None
 
     def show_status(self) -> Response:
-        """The state of everything. Clients ask for it all the time, and seldom has it changed:
-        it is put into JSON only then, which takes a third of the answer's time.
+        """The state of everything.
+
+        Clients ask for it all the time, and it rarely changes. Encoding it takes a third of the
+        answer's time, so that is done only after a change.
         """
         status = self.service.status()
         shown, response = self._shown_status

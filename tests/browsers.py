@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from typing import Optional, Sequence
 
 import pytest
+from debian import install_package
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FIREFOX = ("firefox-esr", "firefox")
@@ -21,7 +21,7 @@ def require_browser(names: Sequence[str]) -> str:
     has_apt = shutil.which("apt-get") is not None
     must_be_found = bool(os.environ.get("CI")) or (has_apt and os.geteuid() == 0)
     if find_browser(names) is None and has_apt and must_be_found:
-        install_browser(names[0])
+        install_package(names[0])
     path = find_browser(names)
     if path is not None:
         return path
@@ -34,18 +34,3 @@ def require_browser(names: Sequence[str]) -> str:
 def find_browser(names: Sequence[str]) -> Optional[str]:
     """The path of the first browser that is in PATH."""
     return next(filter(None, map(shutil.which, names)), None)
-
-
-def install_browser(package: str) -> None:
-    """Debian's package, as far as apt-get can be used; whether that worked is seen afterwards."""
-    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", package], 400)):
-        try:
-            subprocess.run(
-                ["apt-get", *command],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return

@@ -45,7 +45,7 @@ def install_package(package: str) -> None:
                 ["apt-get", *command],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                timeout=300,
+                timeout=400,
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ import urllib.parse
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import pytest
+from debian import require_program
 from served import PNG, Middleware, multipart
 from support import FAST, ROOT, Outcome, node, run, slow_prompt, wait_until
 
@@ -36,37 +36,10 @@ MARK = "x-test-jar"
 PATIENT = FAST._replace(websocket=6.0, read=8.0, post=8.0)
 
 
-def find_haproxy() -> Optional[str]:
-    """The path of HAProxy; Debian's is not in everybody's PATH."""
-    return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-
-
-def install_haproxy() -> None:
-    """Debian's HAProxy, as far as apt-get can be used; whether that worked is seen afterwards."""
-    for command, seconds in ((["update"], 120), (["install", "-y", "--no-install-recommends", "haproxy"], 300)):
-        try:
-            subprocess.run(
-                ["apt-get", *command],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                timeout=seconds,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return
-
-
 @pytest.fixture(scope="session")
 def haproxy() -> str:
-    """HAProxy's path. In CI its absence is a failure."""
-    path = find_haproxy()
-    if path is None and os.environ.get("CI"):
-        install_haproxy()
-        path = find_haproxy()
-        assert path is not None, "no haproxy, and apt-get could not install it"
-    if path is None:
-        pytest.skip("no haproxy in PATH")
-    return path
+    """HAProxy's path."""
+    return require_program("haproxy", "haproxy")
 
 
 def documented() -> str:
