@@ -184,13 +184,13 @@ def measure(runs: int, haproxy: str, seconds: float, servers: int = 0, repeat: i
 
 
 def main(arguments: List[str]) -> int:
-    from test_balancer_long import find_haproxy
+    from debian import find_program
 
     if arguments[:1] == ["--simulate"]:
         return simulate(int(arguments[1]))
     if arguments[:1] == ["--follow"]:
         return follow(int(arguments[1]), arguments[2:])
-    haproxy = find_haproxy()
+    haproxy = find_program("haproxy")
     if haproxy is None:
         raise SystemExit("HAProxy is needed: apt-get install haproxy")
     print(
