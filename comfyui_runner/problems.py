@@ -221,13 +221,19 @@ def _read_node_error(
     if not spec.type:
         spec = input_spec(object_info, class_type, name)
 
-    title = node_title(prompt, node_id)
-    message = one_line(item.get("message") or "it is wrong", 300)
-    details = one_line(item.get("details") or "", 500)
+    problem = Problem(
+        error_type,
+        message="",
+        node_id=node_id,
+        title=node_title(prompt, node_id),
+        class_type=class_type,
+        input=name,
+        value=value,
+    )
     return _NodeError(
-        Problem(error_type, "", node_id, title, class_type, name, value),
-        message=message,
-        details=details,
+        problem,
+        message=one_line(item.get("message") or "it is wrong", 300),
+        details=one_line(item.get("details") or "", 500),
         extra=extra,
         spec=spec,
         prompt=prompt,

@@ -76,7 +76,10 @@ def save_jobs(
         keeps_its_subfolder = name == output.filename
         parts = safe_path_parts(output.subfolder if keeps_its_subfolder else "", name)
         fetch = download_or_save_text if output.source == "text" else download
-        jobs.append((output, functools.partial(fetch, server, output, parts, destination, notify)))
+        save = functools.partial(
+            fetch, server, output, parts, destination=destination, notify=notify
+        )
+        jobs.append((output, save))
     return jobs
 
 

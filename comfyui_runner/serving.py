@@ -299,8 +299,15 @@ def make_service(
         afterwards=make_afterwards(settings, console),
         comfyui_is_shown=expected.is_shown,
     )
-    paths = settings.workflows
-    service = Service(expected.servers, loaded, options, report, *state, paths)
+    service = Service(
+        expected.servers,
+        loaded,
+        options=options,
+        report=report,
+        keeper=state.keeper,
+        restored=state.restored,
+        paths=settings.workflows,
+    )
     restore_workflow(service, state.restored, console)
     if state.restored.runs:
         count = plural(len(state.restored.runs), "run")

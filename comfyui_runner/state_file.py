@@ -243,16 +243,17 @@ class StateFile:
         """Notes how a run has ended: one whose end is not known is taken up at the next start."""
         with sqlite_errors():
             self._run(
-                "UPDATE runs SET phase = ?, is_over = ?, spooled = ?, shown = ?, checksum = ?, "
-                "prompt = CASE WHEN length(prompt) > ? THEN x'' ELSE prompt END "
-                "WHERE prompt_id = ?",
-                run.phase.value,
-                run.phase.over,
-                spooled_as_text(run.spooled),
-                run.shown,
-                checksum_of(run.shown),
-                MOST_BYTES_OF_PROMPT,
-                run.prompt_id,
+                "UPDATE runs SET phase = :phase, is_over = :is_over, spooled = :spooled, "
+                "shown = :shown, checksum = :checksum, "
+                "prompt = CASE WHEN length(prompt) > :most_bytes THEN x'' ELSE prompt END "
+                "WHERE prompt_id = :prompt_id",
+                phase=run.phase.value,
+                is_over=run.phase.over,
+                spooled=spooled_as_text(run.spooled),
+                shown=run.shown,
+                checksum=checksum_of(run.shown),
+                most_bytes=MOST_BYTES_OF_PROMPT,
+                prompt_id=run.prompt_id,
             )
 
     def get(self, prompt_id: str) -> Optional[StoredRun]:
@@ -308,8 +309,9 @@ class StateFile:
 
     # -- statements --------------------------------------------------------------------------------
 
-    def _run(self, statement: str, *values: Any) -> List[Any]:
-        rows: List[Any] = self._connection.execute(statement, values).fetchall()
+    def _run(self, statement: str, *values: Any, **named_values: Any) -> List[Any]:
+        """The rows of an SQL statement whose placeholders are either ``?`` or ``:name``."""
+        rows: List[Any] = self._connection.execute(statement, named_values or values).fetchall()
         return rows
 
     def _value(self, query: str, *values: Any) -> Any:

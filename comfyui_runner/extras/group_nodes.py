@@ -134,7 +134,12 @@ class GroupNode:
         }
         host["title"] = title
         return ExpandedGroup(
-            host, subgraph, unused_values, widgets_without_value, lost_inputs, self.value_positions
+            host,
+            subgraph,
+            unused_values=unused_values,
+            widgets_without_value=widgets_without_value,
+            lost_inputs=lost_inputs,
+            value_positions=self.value_positions,
         )
 
     def _tell_primitives(self, links: Sequence[Sequence[Any]]) -> None:

@@ -303,9 +303,15 @@ def _create_main_widget(name: str, spec: InputSpec) -> NewWidget:
     elif type_ == "COMBO" and not value:
         value = _first_choice(choices, options)
 
-    in_workflow = type_ not in _NOT_IN_WORKFLOW
-    in_prompt = type_ not in _NOT_IN_PROMPT
-    return Widget(name, type_, in_workflow, in_prompt, choices, options), value
+    widget = Widget(
+        name,
+        type_,
+        in_workflow=type_ not in _NOT_IN_WORKFLOW,
+        in_prompt=type_ not in _NOT_IN_PROMPT,
+        choices=choices,
+        options=options,
+    )
+    return widget, value
 
 
 def _first_choice(choices: Sequence[Any], options: JsonObject) -> Any:

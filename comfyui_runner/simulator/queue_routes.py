@@ -71,7 +71,15 @@ def accept_prompt(installation: Installation, life: Life, data: Json) -> Reply:
         return refuse_prompt(validation.error, validation.node_errors)
     extra_data = make_extra_data(installation, data)
     secrets = find_secrets(data)
-    life.put(Job(number, prompt_id, prompt, extra_data, validation.good, secrets))
+    job = Job(
+        number,
+        prompt_id,
+        prompt,
+        extra_data=extra_data,
+        outputs=validation.good,
+        secrets=secrets,
+    )
+    life.put(job)
     return as_json(
         {
             "prompt_id": prompt_id,
