@@ -29,18 +29,22 @@ def execution_order(
 def find_pending(
     prompt: Json, outputs: list[str], is_cached: Callable[[str], bool]
 ) -> dict[str, set[str]]:
-    """The nodes that must run, each with those that it waits for: what is cached need not."""
+    """The nodes that must run, each with those that it waits for: what is cached need not run."""
     waits_for: dict[str, set[str]] = {}
-    stack = outputs[::-1]
-    while stack:
-        node_id = stack.pop()
+    to_visit = outputs[::-1]  # a stack: the first output is on top
+    while to_visit:
+        node_id = to_visit.pop()
         if node_id in waits_for:
             continue
-        values = prompt[node_id]["inputs"].values()
-        origins = [value[0] for value in values if is_link(value, prompt)]
-        origins = [origin for origin in origins if not is_cached(origin)]
-        waits_for[node_id] = set(origins)
-        stack += origins
+        pending_origins = []
+        for value in prompt[node_id]["inputs"].values():
+            if not is_link(value, prompt):
+                continue
+            origin = value[0]
+            if not is_cached(origin):
+                pending_origins.append(origin)
+        waits_for[node_id] = set(pending_origins)
+        to_visit += pending_origins
     return waits_for
 
 
@@ -51,16 +55,24 @@ def pick_node(prompt: Json, waits_for: dict[str, set[str]]) -> str:
     by way of one other node, else the first of all (ComfyUI: comfy_execution/graph.py,
     ux_friendly_pick_node).
     """
-    outputs = {node_id for node_id in waits_for if NODES[prompt[node_id]["class_type"]].is_output}
+    outputs = {node_id for node_id in waits_for if is_output_node(prompt, node_id)}
     ready = [node_id for node_id, origins in waits_for.items() if not origins]
-    reached = {node_id: {node_id} for node_id in ready}  # what is so many links behind it
-    for _ in range(LOOK_AHEAD + 1):
+    # The nodes a number of links behind each ready one: itself at first, then one link further on
+    # in each turn.
+    behind = {node_id: {node_id} for node_id in ready}
+    for _ in range(1 + LOOK_AHEAD):
         for node_id in ready:
-            if reached[node_id] & outputs:
+            if behind[node_id] & outputs:
                 return node_id
         for node_id in ready:
-            reached[node_id] = followers_of(reached[node_id], waits_for)
+            behind[node_id] = followers_of(behind[node_id], waits_for)
     return ready[0]
+
+
+def is_output_node(prompt: Json, node_id: str) -> bool:
+    """Whether a prompt may end in this node."""
+    class_type = prompt[node_id]["class_type"]
+    return NODES[class_type].is_output
 
 
 def followers_of(node_ids: set[str], waits_for: dict[str, set[str]]) -> set[str]:

@@ -8,8 +8,20 @@ import zlib
 from typing import Iterable, Iterator, NamedTuple, Sequence
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: Rows of pixels in a line of text: five of a letter, two between the lines.
-ROWS_OF_LETTER, ROWS_OF_LINE = 5, 7
+#: Where a PNG has its width and height: after the signature and the head of the first chunk.
+PNG_SIZE = slice(16, 24)
+#: What follows them: 8 bits a color, red, green and blue, and no option of the format.
+EIGHT_BITS_OF_RGB = bytes([8, 2, 0, 0, 0])
+#: What each row of a PNG begins with: none of the filters is applied to it.
+NO_FILTER = b"\0"
+#: The width and the height of files that are not PNG: nobody looks into them.
+SIZE_OF_OTHER_FILES = (512, 512)
+
+#: Pixels from one letter to the next: three of a letter, one between the letters.
+COLUMNS_OF_LETTER = 4
+ROWS_OF_LETTER = 5
+#: Pixels from one line of text to the next: five of a letter, two between the lines.
+ROWS_OF_LINE = 7
 #: A 3x5 font: one octal digit per row, its three bits are the pixels.
 GLYPHS = """
     25755 65656 34443 65556 74647 74644 34553 55755 72227 11152 55655 44447 57755 65555
@@ -43,53 +55,69 @@ def draw(
 
 def draw_rows(width: int, height: int, seed: int, lines: Sequence[str]) -> Iterator[bytes]:
     """The rows of a picture from top to bottom, three bytes (red, green, blue) a pixel."""
-    hashed = hashlib.sha256(str(seed).encode()).digest()
-    top = [part // 2 for part in hashed[0:3]]
-    bottom = [part // 2 for part in hashed[3:6]]
+    top, bottom = choose_colors(seed)
     scale = choose_scale(width, height, lines)
     height_of_text = ROWS_OF_LINE * scale * len(lines)
-    first = (height - height_of_text) // 2
+    first_row_of_text = (height - height_of_text) // 2
     for y in range(height):
-        paper = bytes(
-            above + (below - above) * y // height for above, below in zip(top, bottom)
-        )  # one pixel of the background
-        line, row_of_line = divmod((y - first) // scale, ROWS_OF_LINE)
-        has_ink = 0 <= line < len(lines) and row_of_line < ROWS_OF_LETTER
-        if has_ink:
-            yield draw_row_of_text(width, lines[line], row_of_line, scale, paper)
+        paper = blend(top, bottom, y, height)
+        row_of_text = (y - first_row_of_text) // scale
+        line_number, row_of_line = divmod(row_of_text, ROWS_OF_LINE)
+        is_in_line = 0 <= line_number < len(lines)
+        is_in_letters = row_of_line < ROWS_OF_LETTER
+        if is_in_line and is_in_letters:
+            yield draw_row_of_text(width, lines[line_number], row_of_line, scale, paper)
         else:
             yield paper * width
 
 
+def choose_colors(seed: int) -> tuple[bytes, bytes]:
+    """The colors at the top and the bottom of a picture: so dark that white letters are legible."""
+    digest = hashlib.sha256(str(seed).encode()).digest()
+    dark = bytes(byte // 2 for byte in digest)
+    return dark[0:3], dark[3:6]
+
+
+def blend(top: bytes, bottom: bytes, y: int, height: int) -> bytes:
+    """One pixel of the background in row `y`: the color changes evenly from top to bottom."""
+    return bytes(above + (below - above) * y // height for above, below in zip(top, bottom))
+
+
 def choose_scale(width: int, height: int, lines: Sequence[str]) -> int:
-    """How many pixels of the picture are one of the font, so that the lines fit, but at least 1."""
-    columns = 4 * max(len(line) for line in lines) + 2
+    """How many pixels wide a pixel of the font is, so that the lines fit; at least 1."""
+    longest = max(len(line) for line in lines)
+    columns = COLUMNS_OF_LETTER * longest + 2
     rows = ROWS_OF_LINE * len(lines) + 2
-    return max(1, min(width // columns, height // rows))
+    largest_that_fits = min(width // columns, height // rows)
+    return max(1, largest_that_fits)
 
 
 def draw_row_of_text(width: int, line: str, row: int, scale: int, paper: bytes) -> bytes:
     """One row of a picture through a line of text, which is centered and cut at the right."""
-    digits = [FONT.get(letter, UNKNOWN_GLYPH)[row] for letter in line.upper()]
-    bits = "".join(f"{int(digit, 8):03b}0" for digit in digits)
-    pixels = [WHITE if bit == "1" else paper for bit in bits]
-    ink = b"".join(pixel * scale for pixel in pixels)
-    left = max(0, (width - len(bits) * scale) // 2)
-    return (paper * left + ink + paper * width)[: 3 * width]
+    bits = ""
+    for letter in line.upper():
+        glyph = FONT.get(letter, UNKNOWN_GLYPH)
+        three_bits = f"{int(glyph[row], base=8):03b}"
+        bits += three_bits + "0"  # the space between two letters
+    pixels = {"0": paper * scale, "1": WHITE * scale}
+    text = b"".join(pixels[bit] for bit in bits)
+    margin = max(0, (width - len(bits) * scale) // 2)
+    whole_row = paper * margin + text + paper * width
+    return whole_row[: len(paper) * width]
 
 
 def encode_png(
     width: int, height: int, rows: Iterable[bytes], texts: Iterable[tuple[str, str]]
 ) -> bytes:
     """A PNG of 8 bits a color, with (key, text) as tEXt chunks."""
-    packer = zlib.compressobj(1)
+    packer = zlib.compressobj(zlib.Z_BEST_SPEED)
     packed = []
     for row in rows:
-        packed.append(packer.compress(b"\0" + row))  # b"\0": the row is not filtered
+        packed.append(packer.compress(NO_FILTER + row))
     packed.append(packer.flush())
+
     size = struct.pack(">II", width, height)
-    eight_bits_of_rgb = bytes([8, 2, 0, 0, 0])
-    chunks = [encode_chunk(b"IHDR", size + eight_bits_of_rgb)]
+    chunks = [encode_chunk(b"IHDR", size + EIGHT_BITS_OF_RGB)]
     for key, text in [("Software", "ComfyUI simulator"), *texts]:
         content = key.encode("latin-1", "replace") + b"\0" + text.encode("ascii")
         chunks.append(encode_chunk(b"tEXt", content))
@@ -100,23 +128,27 @@ def encode_png(
 
 def encode_chunk(name: bytes, content: bytes) -> bytes:
     """A chunk of a PNG: length, name, content, checksum."""
-    checksum = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+    length = struct.pack(">I", len(content))
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return length + name + content + checksum
 
 
 def make_label(name: str, size: int = 0) -> bytes:
-    """Content for a file that is not a picture: it says what it is, then is padded to `size`."""
-    return f"SIMULATED: {name} of the ComfyUI simulator\n".encode().ljust(size, b".")
+    """Content for a file that is not a picture: it says what it is, and is padded to `size`."""
+    label = f"SIMULATED: {name} of the ComfyUI simulator\n"
+    return label.encode().ljust(size, b".")
 
 
 def measure(path: str) -> Image:
-    """The size of a PNG, or 512 x 512 for any other file, and a seed from its content.
+    """The size of a PNG, or a fixed one for any other file, and a seed from its content.
 
     Raises OSError if the file cannot be read.
     """
     with open(path, "rb") as file:
         content = file.read()
-    width, height = 512, 512
-    if content.startswith(PNG_SIGNATURE) and len(content) >= 24:
-        width, height = struct.unpack(">II", content[16:24])
+    width, height = SIZE_OF_OTHER_FILES
+    size = content[PNG_SIZE]
+    is_complete = len(size) == PNG_SIZE.stop - PNG_SIZE.start
+    if content.startswith(PNG_SIGNATURE) and is_complete:
+        width, height = struct.unpack(">II", size)
     return Image(width, height, zlib.crc32(content))

@@ -10,23 +10,24 @@ from typing import Any, Iterator, NamedTuple, Optional, Tuple
 
 
 class Reply(NamedTuple):
-    """An answer: `body`, or else the file at `path` (a part of it if a Range asks for one).
-
-    Or else `pieces`, each sent as a chunk, with `pause` seconds between two.
-    """
+    """An answer. It has one of `body`, `path` and `pieces`."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = ""
     headers: Tuple[Tuple[str, str], ...] = ()
+    #: A file, of which only a part is sent if a Range asks for one.
     path: str = ""
+    #: Each is sent as a chunk.
     pieces: Optional[Iterator[bytes]] = None
+    #: Seconds between two pieces.
     pause: float = 0.0
 
 
 def as_json(data: Any, status: int = 200) -> Reply:
-    """A reply with JSON (that may hold NaN, as a real one's may)."""
-    return Reply(status, json.dumps(data).encode(), "application/json; charset=utf-8")
+    """A reply with JSON, in which NaN may be, as in a real server's."""
+    body = json.dumps(data).encode()
+    return Reply(status, body, "application/json; charset=utf-8")
 
 
 def as_text(text: str, status: int) -> Reply:
@@ -37,14 +38,19 @@ def as_text(text: str, status: int) -> Reply:
 def as_echo(headers: Message, body: str, status: int, form: str) -> Reply:
     """A reply that quotes a request, as "text" or as "json".
 
-    The last header comes first: those that a library adds are sent before a person's own, and
-    messages are cut off.
+    The last header comes first: a person's own headers follow those that a library adds, and
+    clients shorten the messages that they show.
     """
-    lines = [f"{name}: {value}" for name, value in reversed(headers.items())]
-    text = "\n".join([f"{status}: refused", *lines, "", body])
+    quoted_headers = [f"{name}: {value}" for name, value in reversed(headers.items())]
+    text = "\n".join([f"{status}: refused", *quoted_headers, "", body])
     if form == "text":
         return as_text(text, status)
-    error = {"type": "refused", "message": text, "details": "", "extra_info": dict(headers)}
+    error = {
+        "type": "refused",
+        "message": text,
+        "details": "",
+        "extra_info": dict(headers),
+    }
     return as_json({"error": error, "node_errors": {}}, status)
 
 
@@ -61,7 +67,8 @@ def has_etag(header: str, etag: str) -> bool:
     """Whether an If-None-Match header says that the client has the file of `etag`."""
     if header.strip() == "*":
         return True
-    return etag in [part.strip() for part in header.replace("W/", "").split(",")]
+    strong_etags = header.replace("W/", "")  # a weak one counts like a strong one here (RFC 9110)
+    return etag in [part.strip() for part in strong_etags.split(",")]
 
 
 class Range(NamedTuple):
@@ -94,16 +101,22 @@ def choose_range(header: str, size: int) -> Range:
     "bytes=FIRST-" is all from there on, "bytes=-N" the last N bytes. Anything else counts for
     nothing, as if there were no Range.
     """
+    whole_file = Range(200, start=0, length=size, content_range="")
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
-    if match is None or match[0] == "bytes=-":
-        return Range(200, 0, size, "")
+    if match is None:
+        return whole_file
     first, last = match.groups()
+    if not first and not last:
+        return whole_file
+
+    end = size
     if not first:
-        start, end = max(0, size - int(last)), size
-    elif not last:
-        start, end = int(first), size
+        start = max(0, size - int(last))
     else:
-        start, end = int(first), min(size, int(last) + 1)
+        start = int(first)
+        if last:
+            end = min(size, int(last) + 1)
     if start >= end:
-        return Range(416, 0, 0, f"bytes */{size}")
-    return Range(206, start, end - start, f"bytes {start}-{end - 1}/{size}")
+        return Range(416, start=0, length=0, content_range=f"bytes */{size}")
+    shown = f"bytes {start}-{end - 1}/{size}"
+    return Range(206, start=start, length=end - start, content_range=shown)
