@@ -25,29 +25,40 @@ class ExpandedGroup(NamedTuple):
 
     host: JsonObject
     subgraph: JsonObject
-    unused_values: Sequence[Any]  # those of the group node that no inner widget takes
+    unused_values: Sequence[Any]  # values of the group node that no inner widget takes
     widgets_without_value: Sequence[str]
     lost_inputs: Sequence[str]
-    #: For each inner node: where in its values, and where in those of the group node, one is.
+    #: One mapping for each inner node, from the position of a value among its own widgets_values
+    #: to the position among those of the group node.
     value_positions: Sequence[Mapping[int, int]]
 
 
-class InnerSlot(NamedTuple):
-    """An input or output of an inner node that the group node shows."""
+class InnerLink(NamedTuple):
+    """A link between two inner nodes, which are named by their index."""
+
+    origin_index: int
+    origin_slot: int
+    target_index: int
+    target_slot: int
+
+
+class ShownSlot(NamedTuple):
+    """An input or output of an inner node that the group node shows, and its name there."""
 
     name: str
-    node: int  # the index of the inner node
+    node_index: int
     slot: int
     type: Any
     is_widget: bool = False
 
 
 def find_group_definition(workflow: JsonObject, type_: str) -> Optional[JsonObject]:
-    """What the workflow says of the group node ``type_``; None if that is not one of its own."""
+    """How the workflow defines the group node ``type_``; None if it does not."""
     if not re.match("workflow[>/]", type_):
         return None
+    name = type_[len("workflow>") :]
     definitions = as_dict(as_dict(workflow.get("extra")).get("groupNodes"))
-    definition = as_dict(definitions.get(type_[len("workflow>") :]))
+    definition = as_dict(definitions.get(name))
     if not as_list(definition.get("nodes")):
         return None
     return definition
@@ -58,7 +69,7 @@ def expand_group_node(
 ) -> ExpandedGroup:
     """The subgraph ``key`` for a group node, and its host. The arguments do not change.
 
-    The ids of the inner nodes are their indices: others have to be assigned.
+    The ids of the inner nodes are their indices: the caller has to assign others.
     """
     return GroupNode(host, definition, templates).expand(key)
 
@@ -75,64 +86,59 @@ class GroupNode:
             node["inputs"] = [as_dict(raw_input) for raw_input in as_list(node.get("inputs"))]
             self.nodes.append(node)
         self.templates = [templates.of_class(str(node.get("type"))) for node in self.nodes]
-        self.links = list(self._read_links(definition))
-        self.targets = {(target, slot) for _, _, target, slot in self.links}
-        self.origins = {(origin, slot) for origin, slot, _, _ in self.links}
-        self.external = self._read_external(definition)
+
+        self.inner_links = list(self._read_inner_links(definition))
+        # Inputs and outputs of inner nodes, each as (index of the node, slot):
+        self.linked_inputs = {(link.target_index, link.target_slot) for link in self.inner_links}
+        self.linked_outputs = {(link.origin_index, link.origin_slot) for link in self.inner_links}
+        self.external_outputs = self._read_external_outputs(definition)
+
         self.value_positions: List[Dict[int, int]] = [{} for _ in self.nodes]
+        self.subgraph_links: List[JsonObject] = []
 
-    def _read_links(self, definition: JsonObject) -> Iterator[Tuple[int, int, int, int]]:
-        """The links between inner nodes: node, slot, node, slot."""
+    def _read_inner_links(self, definition: JsonObject) -> Iterator[InnerLink]:
         for entry in as_list(definition.get("links")):
-            link = as_list(entry)[:4]
-            are_numbers = all(type(part) is int and part >= 0 for part in link)
-            if len(link) < 4 or not are_numbers:  # one that came from outside begins with null
+            parts = as_list(entry)[:4]
+            if len(parts) < 4:
                 continue
-            if link[0] < len(self.nodes) and link[2] < len(self.nodes):
-                yield link[0], link[1], link[2], link[3]
+            # A link that came from outside begins with null.
+            if not all(type(part) is int and part >= 0 for part in parts):
+                continue
+            link = InnerLink(*parts)
+            if link.origin_index < len(self.nodes) and link.target_index < len(self.nodes):
+                yield link
 
-    def _read_external(self, definition: JsonObject) -> List[Tuple[Any, Any]]:
-        """The outputs that lead inside and outside: node, slot."""
-        external = []
+    def _read_external_outputs(self, definition: JsonObject) -> List[Tuple[Any, Any]]:
+        """The outputs that the group node shows although they also lead to an inner node."""
+        external_outputs = []
         for entry in as_list(definition.get("external")):
-            index, slot = (*as_list(entry), None, None)[:2]
+            index, slot, *_ = [*as_list(entry), None, None]
             if isinstance(index, dict):  # some files have the whole node there
                 index = index.get("index")
-            external.append((index, slot))
-        return external
+            external_outputs.append((index, slot))
+        return external_outputs
+
+    # --- The subgraph -----------------------------------------------------------------------------
 
     def expand(self, key: str) -> ExpandedGroup:
+        """The group node as a host of the subgraph ``key``. Only once: the inner nodes change."""
         unused_values, widgets_without_value = self._distribute_values()
-        links: List[Sequence[Any]] = [[number, *link] for number, link in enumerate(self.links, 1)]
-        inputs: List[JsonObject] = []
-        lost_inputs = []
-        for inner in self._host_inputs():
-            # So does the frontend: a Reroute inside loses what comes from outside.
-            if self.nodes[inner.node].get("type") == REROUTE:
-                lost_inputs.append(inner.name)
-                inputs.append({"name": inner.name, "type": inner.type, "linkIds": []})
-                continue
-            link_id = len(links) + 1
-            links.append([link_id, SUBGRAPH_INPUT_NODE, len(inputs), inner.node, inner.slot])
-            inputs.append({"name": inner.name, "type": inner.type, "linkIds": [link_id]})
-        outputs: List[JsonObject] = []
-        for inner in self._visible_outputs():
-            link_id = len(links) + 1
-            links.append([link_id, inner.node, inner.slot, SUBGRAPH_OUTPUT_NODE, len(outputs)])
-            outputs.append({"name": inner.name, "type": inner.type, "linkIds": [link_id]})
-        self._tell_primitives(links)
+        for link in self.inner_links:
+            self._add_link(*link)
+        inputs, lost_inputs = self._create_inputs()
+        outputs = self._create_outputs()
+        self._write_links_of_primitives()
 
-        host = {**self.host, "type": key, "widgets_values": [], "properties": {}}
         title = self.host.get("title") or self.host["type"]
+        host = {**self.host, "type": key, "title": title, "widgets_values": [], "properties": {}}
         subgraph = {
             "id": key,
             "name": title,
             "nodes": self.nodes,
-            "links": links,
+            "links": self.subgraph_links,
             "inputs": inputs,
             "outputs": outputs,
         }
-        host["title"] = title
         return ExpandedGroup(
             host,
             subgraph,
@@ -142,87 +148,133 @@ class GroupNode:
             value_positions=self.value_positions,
         )
 
-    def _tell_primitives(self, links: Sequence[Sequence[Any]]) -> None:
-        """Writes their links into the outputs of PrimitiveNodes, where they are looked for."""
+    def _add_link(self, origin_id: Any, origin_slot: int, target_id: Any, target_slot: int) -> int:
+        """Adds a link to the subgraph; returns its id."""
+        link_id = len(self.subgraph_links) + 1
+        self.subgraph_links.append(
+            {
+                "id": link_id,
+                "origin_id": origin_id,
+                "origin_slot": origin_slot,
+                "target_id": target_id,
+                "target_slot": target_slot,
+            }
+        )
+        return link_id
+
+    def _create_inputs(self) -> Tuple[List[JsonObject], List[str]]:
+        """The inputs of the subgraph, and the names of those that lead nowhere."""
+        inputs: List[JsonObject] = []
+        lost_inputs = []
+        for shown in self._host_inputs():
+            link_ids = []
+            if self.nodes[shown.node_index].get("type") == REROUTE:
+                # The frontend does the same: a Reroute inside loses what comes from outside.
+                lost_inputs.append(shown.name)
+            else:
+                slot = len(inputs)
+                link_id = self._add_link(SUBGRAPH_INPUT_NODE, slot, shown.node_index, shown.slot)
+                link_ids.append(link_id)
+            inputs.append({"name": shown.name, "type": shown.type, "linkIds": link_ids})
+        return inputs, lost_inputs
+
+    def _create_outputs(self) -> List[JsonObject]:
+        """The outputs of the subgraph."""
+        outputs: List[JsonObject] = []
+        for shown in self._shown_outputs():
+            slot = len(outputs)
+            link_id = self._add_link(shown.node_index, shown.slot, SUBGRAPH_OUTPUT_NODE, slot)
+            outputs.append({"name": shown.name, "type": shown.type, "linkIds": [link_id]})
+        return outputs
+
+    def _write_links_of_primitives(self) -> None:
+        """Writes their links into the outputs of PrimitiveNodes: primitive_targets() reads them."""
         for index, node in enumerate(self.nodes):
             if node.get("type") != PRIMITIVE:
                 continue
-            link_ids = [link[0] for link in links if link[1:3] == [index, 0]]
-            raw_output = as_dict(next(iter(as_list(node.get("outputs"))), None))
-            node["outputs"] = [{**raw_output, "links": link_ids}]
+            link_ids = [
+                link["id"]
+                for link in self.subgraph_links
+                if link["origin_id"] == index and link["origin_slot"] == 0
+            ]
+            node["outputs"] = [{**first_output(node), "links": link_ids}]
 
     # --- Inputs -----------------------------------------------------------------------------------
 
-    def _host_inputs(self) -> Iterator[InnerSlot]:
-        """What the inputs of the group node stand for: its sockets, and widgets with a link.
+    def _host_inputs(self) -> Iterator[ShownSlot]:
+        """What the inputs of the group node in the file stand for: sockets, and linked widgets.
 
-        Names first: they are those of the inner inputs, made unique. Sockets that have another name
-        are taken in their order.
+        An input belongs to the inner input whose shown name it has. Sockets that have another name,
+        given by hand, are taken in their order.
         """
-        shown = list(self._visible_inputs())
         raw_inputs = [as_dict(raw) for raw in as_list(self.host.get("inputs"))]
-        names = [str(raw.get("name")) for raw in raw_inputs]
-        by_name = {inner.name: inner for inner in reversed(shown)}
-        unnamed = iter(
-            [inner for inner in shown if inner.name not in names and not inner.is_widget]
-        )
-        for name, raw in zip(names, raw_inputs):
-            inner = by_name.get(name)
-            if inner is None and not raw.get("widget"):
-                inner = next(unnamed, None)
-            if inner is None or (inner.is_widget and raw.get("link") is None):
-                continue
-            yield inner._replace(name=name, type=raw.get("type"))
+        file_names = [str(raw.get("name")) for raw in raw_inputs]
 
-    def _visible_inputs(self) -> Iterator[InnerSlot]:
-        seen: Dict[str, int] = {}
+        shown_by_name: Dict[str, ShownSlot] = {}
+        sockets_not_named = []
+        for shown in self._shown_inputs():
+            shown_by_name.setdefault(shown.name, shown)
+            if shown.name not in file_names and not shown.is_widget:
+                sockets_not_named.append(shown)
+        remaining_sockets = iter(sockets_not_named)
+
+        for name, raw in zip(file_names, raw_inputs):
+            source = shown_by_name.get(name)
+            if source is None and not raw.get("widget"):
+                source = next(remaining_sockets, None)
+            if source is None:
+                continue
+            if source.is_widget and raw.get("link") is None:
+                continue
+            yield source._replace(name=name, type=raw.get("type"))
+
+    def _shown_inputs(self) -> Iterator[ShownSlot]:
+        """The inner inputs that no inner link leads to, unless the group's settings hide them."""
+        next_numbers: Dict[str, int] = {}
         for index, node in enumerate(self.nodes):
-            config = as_dict(as_dict(self.config.get(str(index))).get("input"))
+            node_config = as_dict(as_dict(self.config.get(str(index))).get("input"))
             for name, is_widget in self._input_names(index):
-                slot = self._slot_named(index, name, is_widget)
-                own_config = as_dict(config.get(name))
-                is_hidden = own_config.get("visible") is False
-                if (index, slot) in self.targets:
+                slot = self._find_or_add_input(index, name, is_widget)
+                if (index, slot) in self.linked_inputs:
                     continue
                 raw_input = node["inputs"][slot]
-                own_name = str(own_config.get("name") or raw_input.get("label") or name)
-                shown_name = self._make_unique(own_name, name, index, seen)
-                if not is_hidden:
-                    yield InnerSlot(shown_name, index, slot, raw_input.get("type"), is_widget)
-
-    def _make_unique(self, own_name: str, name: str, index: int, seen: Dict[str, int]) -> str:
-        node = self.nodes[index]
-        key = own_name
-        if (node.get("type") == PRIMITIVE and node.get("title")) or own_name in seen:
-            prefix = node.get("title") or node.get("type")
-            key = own_name = f"{prefix} {name}"
-            if own_name in seen:
-                own_name = f"{prefix} {seen[own_name]} {name}"
-        seen[key] = seen.get(key, 1) + 1
-        return own_name
+                config = as_dict(node_config.get(name))
+                wanted_name = str(config.get("name") or raw_input.get("label") or name)
+                # A hidden input takes its name, too.
+                shown_name = name_input_uniquely(node, name, wanted_name, next_numbers)
+                if config.get("visible") is not False:
+                    yield ShownSlot(shown_name, index, slot, raw_input.get("type"), is_widget)
 
     def _input_names(self, index: int) -> Sequence[Tuple[str, bool]]:
-        """The inputs of an inner node, widgets first, each with whether it is a widget."""
-        node = self.nodes[index]
-        if node.get("type") == REROUTE:
-            # It has the name of its type. One between inner nodes is not shown.
-            is_inside = (index, 0) in self.targets and (index, 0) in self.origins
-            if is_inside and (index, 0) not in self.external:
-                return []
-            return [(self._type_of_reroute(index), False)]
+        """The inputs of an inner node, widgets first: the name, and whether it is a widget."""
+        if self.nodes[index].get("type") == REROUTE:
+            return self._input_names_of_reroute(index)
         sockets = self.templates[index].inputs
-        widgets = [(one.name, True) for one in sockets if one.widget_name is not None]
-        return [*widgets, *[(one.name, False) for one in sockets if one.widget_name is None]]
+        widget_names = [one.name for one in sockets if one.widget_name is not None]
+        other_names = [one.name for one in sockets if one.widget_name is None]
+        return [
+            *((name, True) for name in widget_names),
+            *((name, False) for name in other_names),
+        ]
 
-    def _type_of_reroute(self, index: int) -> str:
-        for origin, _, target, slot in self.links:
-            if origin == index:
-                raw_inputs = self.nodes[target]["inputs"]
-                if slot < len(raw_inputs):
-                    return str(raw_inputs[slot].get("type"))
+    def _input_names_of_reroute(self, index: int) -> Sequence[Tuple[str, bool]]:
+        """The one input of a Reroute; none if it only joins inner nodes."""
+        joins_inner_nodes = (index, 0) in self.linked_inputs and (index, 0) in self.linked_outputs
+        if joins_inner_nodes and (index, 0) not in self.external_outputs:
+            return []
+        return [(self._type_behind_reroute(index), False)]
+
+    def _type_behind_reroute(self, index: int) -> str:
+        """The type of the first input that a Reroute leads to. The frontend names its input so."""
+        for link in self.inner_links:
+            if link.origin_index != index:
+                continue
+            raw_inputs = self.nodes[link.target_index]["inputs"]
+            if link.target_slot < len(raw_inputs):
+                return str(raw_inputs[link.target_slot].get("type"))
         return "*"
 
-    def _slot_named(self, index: int, name: str, is_widget: bool) -> int:
+    def _find_or_add_input(self, index: int, name: str, is_widget: bool) -> int:
         """The slot of an input of an inner node; the node gets it if the file does not have it."""
         raw_inputs = self.nodes[index]["inputs"]
         if self.nodes[index].get("type") == REROUTE and raw_inputs:
@@ -230,64 +282,80 @@ class GroupNode:
         for slot, raw in enumerate(raw_inputs):
             if raw.get("name") == name:
                 return slot
-        raw_inputs.append({"name": name, "type": "*"})
+        added: Dict[str, Any] = {"name": name, "type": "*"}
         if is_widget:
-            raw_inputs[-1]["widget"] = {"name": name}
+            added["widget"] = {"name": name}
+        raw_inputs.append(added)
         return len(raw_inputs) - 1
 
     # --- Outputs ----------------------------------------------------------------------------------
 
-    def _visible_outputs(self) -> Iterator[InnerSlot]:
-        """The outputs of the group node: those that lead nowhere inside, or outside as well."""
-        for index, template in enumerate(self.templates):
-            raw_outputs = as_list(self.nodes[index].get("outputs"))
-            types = template.output_types or [as_dict(raw).get("type") for raw in raw_outputs]
-            config = as_dict(as_dict(self.config.get(str(index))).get("output"))
-            for slot, type_ in enumerate(types):
-                is_visible = as_dict(config.get(str(slot))).get("visible")
+    def _shown_outputs(self) -> Iterator[ShownSlot]:
+        """The outputs of the group node, as its settings say.
+
+        Where they say nothing, it shows an output that leads to no inner node, or outside as well.
+        """
+        for index in range(len(self.nodes)):
+            node_config = as_dict(as_dict(self.config.get(str(index))).get("output"))
+            for slot, type_ in enumerate(self._output_types(index)):
+                is_visible = as_dict(node_config.get(str(slot))).get("visible")
                 if is_visible is None:
-                    leads_inside = (index, slot) in self.origins
-                    is_visible = not leads_inside or (index, slot) in self.external
+                    leads_inside = (index, slot) in self.linked_outputs
+                    is_visible = not leads_inside or (index, slot) in self.external_outputs
                 if is_visible:
-                    yield InnerSlot(f"{index} {slot}", index, slot, type_)
+                    yield ShownSlot(f"{index} {slot}", index, slot, type_)
+
+    def _output_types(self, index: int) -> Sequence[Any]:
+        """The types of an inner node's outputs: of its class or, without one, as in the file."""
+        types_of_class = self.templates[index].output_types
+        if types_of_class:
+            return types_of_class
+        raw_outputs = as_list(self.nodes[index].get("outputs"))
+        return [as_dict(raw).get("type") for raw in raw_outputs]
 
     # --- Values -----------------------------------------------------------------------------------
 
     def _distribute_values(self) -> Tuple[Sequence[Any], Sequence[str]]:
-        """Gives the inner nodes the values of the group node, in plain order.
+        """Gives the inner nodes the values of the group node, in their plain order.
 
-        Returns those that are left, and the inner classes that got too few.
+        Returns the values that are left, and the inner classes that got too few.
         """
-        values = as_list(self.host.get("widgets_values"))
-        host_position = 0
-        lacking: Dict[str, None] = {}
+        group_values = as_list(self.host.get("widgets_values"))
+        if not group_values:  # the inner nodes keep the values of the definition
+            return [], []
+        remaining = enumerate(group_values)
+        classes_without_value: Dict[str, None] = {}
         for index, node in enumerate(self.nodes):
-            inner_values = as_list(node.get("widgets_values"))
-            taken = []
-            for position, first_value in enumerate(self._first_values(index)):
-                if position < len(inner_values):
-                    first_value = inner_values[position]
-                if not self._is_linked_inside(index, position):
-                    if host_position < len(values):
-                        first_value = values[host_position]
-                        self.value_positions[index][position] = host_position
-                        host_position += 1
-                    elif values:
-                        lacking[str(node.get("type"))] = None
-                taken.append(first_value)
-            if taken and values:
-                node["widgets_values"] = taken
-        return values[host_position:], list(lacking)
+            values = self._values_in_definition(index)
+            for position in range(len(values)):
+                if self._is_linked_inside(index, position):
+                    continue
+                following = next(remaining, None)
+                if following is None:
+                    classes_without_value[str(node.get("type"))] = None
+                    continue
+                group_position, values[position] = following
+                self.value_positions[index][position] = group_position
+            if values:
+                node["widgets_values"] = values
+        unused_values = [value for _, value in remaining]
+        return unused_values, list(classes_without_value)
+
+    def _values_in_definition(self, index: int) -> List[Any]:
+        """The values of an inner node before it gets those of the group node."""
+        stored = as_list(self.nodes[index].get("widgets_values"))
+        first_values = self._first_values(index)
+        return [*stored[: len(first_values)], *first_values[len(stored) :]]
 
     def _first_values(self, index: int) -> Sequence[Any]:
         """What the widgets of an inner node begin with, one for each value that a file has."""
+        node = self.nodes[index]
         template = self.templates[index]
-        if self.nodes[index].get("type") != PRIMITIVE or template.is_known:
+        if node.get("type") != PRIMITIVE or template.is_known:
             return [template.values[one.name] for one in template.widgets if one.in_workflow]
-        if (index, 0) not in self.origins:
+        if (index, 0) not in self.linked_outputs:
             return []
-        output_type = as_dict(next(iter(as_list(self.nodes[index].get("outputs"))), None))
-        if output_type.get("type") in ("INT", "FLOAT", "COMBO"):
+        if first_output(node).get("type") in ("INT", "FLOAT", "COMBO"):
             return [None, "fixed"]  # the value and its control_after_generate
         return [None]
 
@@ -298,5 +366,32 @@ class GroupNode:
             return False
         for slot, raw_input in enumerate(self.nodes[index]["inputs"]):
             if raw_input.get("name") == widgets[position].name:
-                return (index, slot) in self.targets
+                return (index, slot) in self.linked_inputs
         return False
+
+
+def name_input_uniquely(
+    node: JsonObject, name: str, wanted_name: str, next_numbers: Dict[str, int]
+) -> str:
+    """The name that a group node shows for an inner input (groupNode.ts, getInputConfig).
+
+    It is ``wanted_name`` the first time; after that, the title of the inner node, a number from the
+    third time on, and ``name``, that of the inner input. ``next_numbers`` counts them, by name.
+    """
+    is_named_after_title = node.get("type") == PRIMITIVE and node.get("title")
+    if not is_named_after_title and wanted_name not in next_numbers:
+        next_numbers[wanted_name] = 2
+        return wanted_name
+    prefix = node.get("title") or node.get("type")
+    prefixed_name = f"{prefix} {name}"
+    number = next_numbers.get(prefixed_name, 1)
+    next_numbers[prefixed_name] = number + 1
+    if number == 1:
+        return prefixed_name
+    return f"{prefix} {number} {name}"
+
+
+def first_output(node: JsonObject) -> JsonObject:
+    """The first output of a node of a file; empty if it has none."""
+    raw_outputs = as_list(node.get("outputs"))
+    return as_dict(next(iter(raw_outputs), None))
