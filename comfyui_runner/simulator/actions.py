@@ -278,7 +278,7 @@ def simulate_entry(context: Context, entry: Any) -> bool:
     if not isinstance(entry, dict):
         return True
     if entry.get("source") == "websocket":
-        picture = draw_small(seed=len(entry))
+        picture = draw_square(seed=len(entry))
         context.send_picture(picture)
         return bool(entry.pop("listed", True))
     if "filename" in entry:
@@ -304,7 +304,7 @@ def write_simulated_file(installation: Installation, entry: Json, size: int) -> 
     """Write a picture for a .png without a size, a label for anything else."""
     name = entry["filename"]
     if name.lower().endswith(".png") and not size:
-        content = draw_small(seed=zlib.crc32(name.encode()))
+        content = draw_square(seed=zlib.crc32(name.encode()))
     else:
         content = make_label(name, size)
     folder_type = entry.get("type", "output")
@@ -316,6 +316,6 @@ def write_simulated_file(installation: Installation, entry: Json, size: int) -> 
         file.write(content)
 
 
-def draw_small(seed: int) -> bytes:
-    """A picture for which only the seed matters."""
+def draw_square(seed: int) -> bytes:
+    """A small picture for which only the seed matters."""
     return draw(SMALL_SIDE, SMALL_SIDE, seed, ["SIMULATED"])

@@ -37,7 +37,8 @@ def get_view(request: Request) -> Reply:
     if "filename" not in query:
         return Reply(404)
     name, folder = split_annotation(query["filename"], query.get("type", "output"))
-    if not name or name.startswith("/") or ".." in name or folder not in FOLDERS:
+    leads_elsewhere = name.startswith("/") or ".." in name
+    if not name or leads_elsewhere or folder not in FOLDERS:
         return Reply(400)
     try:
         path_of_folder = request.installation.folder(folder, query.get("subfolder", ""))
@@ -63,7 +64,8 @@ def get_view(request: Request) -> Reply:
 def draw_small(path: str) -> bytes:
     """A picture of the proportions of an image file, not larger than a preview."""
     image = measure(path)
-    scale = max(1.0, max(image.width, image.height) / LONGEST_SIDE_OF_PREVIEW)
+    longest_side = max(image.width, image.height)
+    scale = max(1.0, longest_side / LONGEST_SIDE_OF_PREVIEW)
     width = max(1, int(image.width / scale))
     height = max(1, int(image.height / scale))
     return draw(width, height, image.seed, ["SIMULATED", "PREVIEW"])
@@ -100,16 +102,18 @@ def store_upload(installation: Installation, form: Form, is_mask: bool) -> Reply
         path_inside(installation.folder(folder), os.path.join(directory, upload.filename))
     except PermissionError:
         return Reply(400)
-    original = json.loads(str(form["original_ref"])) if is_mask else None
+    original = None
+    if is_mask:
+        original = json.loads(str(form["original_ref"]))
     may_overwrite = form.get("overwrite") in ("true", "1")
     with installation.naming:
         os.makedirs(directory, exist_ok=True)
         name = upload.filename
-        is_there = False
+        exists_already = False
         if not may_overwrite:
-            name, is_there = choose_name(directory, upload)
+            name, exists_already = choose_name(directory, upload)
             path = path_inside(directory, name)
-        if not is_there:
+        if not exists_already:
             if original is None:
                 when_not_in_use(functools.partial(os.replace, upload.path, path))
             else:
@@ -139,11 +143,13 @@ def store_mask(installation: Installation, original: Json, path: str) -> None:
     """Replace the original by one with the mask's alpha; if it is missing, write nothing."""
     name, folder = split_annotation(original["filename"], original.get("type", "output"))
     try:
-        source = path_inside(installation.folder(folder, original.get("subfolder", "")), name)
+        directory = installation.folder(folder, original.get("subfolder", ""))
+        source = path_inside(directory, name)
     except PermissionError:
         return  # a real server also answers 200 here
     if not os.path.isfile(source):
         return
     image = measure(source)
+    picture = draw(image.width, image.height, image.seed, ["SIMULATED", "MASKED"])
     with open(path, "wb") as file:
-        file.write(draw(image.width, image.height, image.seed, ["SIMULATED", "MASKED"]))
+        file.write(picture)

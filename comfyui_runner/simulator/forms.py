@@ -23,8 +23,15 @@ class Upload(NamedTuple):
 
 Form = Dict[str, Union[str, Upload]]
 
-#: name=..., filename="..." or filename*=UTF-8''... in a Content-Disposition.
-PARAMETER = re.compile(r';\s*(name|filename)(\*?)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]+))', re.IGNORECASE)
+#: name=..., filename="..." or filename*=UTF-8''... in a Content-Disposition. Its groups: the key,
+#: the star, the value in quotation marks (with a backslash before those in it), the bare value.
+PARAMETER = re.compile(
+    r"""
+    ;\s* (name|filename) (\*?)
+    = (?: "( (?: [^"\\] | \\. )* )" | ([^;\s]+) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 class FormReader:
@@ -39,7 +46,8 @@ class FormReader:
 
     def read(self) -> None:
         """Read every field. Raises ValueError if the form ends too early."""
-        self.copy_until(self.boundary, len)  # what comes before the first field counts for nothing
+        discard = len  # what comes before the first field is passed to it, and counts for nothing
+        self.copy_until(self.boundary, discard)
         while True:
             head = bytearray()
             self.copy_until(b"\n", head.extend)
@@ -65,13 +73,14 @@ class FormReader:
     def copy_until(self, end: bytes, write: Callable[[bytes], Any]) -> None:
         """Give what comes before `end` to `write`, piece by piece, and skip `end` itself."""
         while end not in self.buffer:
-            keep = len(end) - 1  # it may have begun in this piece
-            sure = max(0, len(self.buffer) - keep)
-            write(self.buffer[:sure])
+            # The last bytes of the buffer may be the beginning of `end`, so they are kept.
+            most_of_end = len(end) - 1
+            certain = max(0, len(self.buffer) - most_of_end)
+            write(self.buffer[:certain])
             data = self.body.read()
             if not data:
                 raise ValueError("the form ends too early")
-            self.buffer = self.buffer[sure:] + data
+            self.buffer = self.buffer[certain:] + data
         content, _, self.buffer = self.buffer.partition(end)
         write(content)
 
@@ -96,11 +105,13 @@ def parse_disposition(head: bytes) -> dict[str, str]:
     disposition = re.search(rb"content-disposition:(.*)", head, re.IGNORECASE)
     if disposition is None:
         return {}
+    text = disposition[1].decode("utf-8", "replace")
     parameters = {}
-    for key, star, quoted, bare in PARAMETER.findall(disposition[1].decode("utf-8", "replace")):
+    for key, star, quoted, bare in PARAMETER.findall(text):
         value = re.sub(r"\\(.)", r"\1", quoted) or bare
         if star:  # RFC 5987: charset'language'percent-encoded
-            value = urllib.parse.unquote(value.split("''")[-1])
+            encoded = value.split("''")[-1]
+            value = urllib.parse.unquote(encoded)
         parameters[key] = value
     return parameters
 
@@ -116,6 +127,8 @@ def hash_file(path: str) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        for data in iter(lambda: file.read(PIECE), b""):
+        data = file.read(PIECE)
+        while data:
             digest.update(data)
+            data = file.read(PIECE)
     return digest.hexdigest()

@@ -103,9 +103,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return Reply(403)
         reply = self.answer_route(url, path, bare_path, body)
         for key in keys_of_path(bare_path):
-            kind = installation.faults.bodies.get(key)
-            if kind is not None:
-                return with_odd_body(reply, kind)
+            name_of_body = installation.faults.bodies.get(key)
+            if name_of_body is not None:
+                return with_odd_body(reply, name_of_body)
         return reply
 
     def answer_route(
@@ -156,7 +156,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Cut()
 
     def write_reply(self, reply: Reply) -> None:
-        """Write an answer: its body, or its file or the part of it that was asked for."""
+        """Write an answer: its body, its pieces, or its file."""
         headers = list(reply.headers)
         if reply.content_type:
             headers.append(("Content-Type", reply.content_type))
@@ -167,41 +167,50 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.write_content(reply.status, headers, io.BytesIO(reply.body), len(reply.body))
             return
         with open(reply.path, "rb") as file:
-            about = os.fstat(file.fileno())
-            etag = make_etag(about.st_size, about.st_mtime_ns)
-            headers.append(("ETag", etag))
-            if has_etag(self.headers.get("If-None-Match", ""), etag):
-                self.connection.sendall(self.make_head(304, headers, None))
-                return
-            wanted = self.headers.get("Range", "")
-            if not range_counts(self.headers.get("If-Range", ""), about.st_mtime):
-                wanted = ""
-            part = choose_range(wanted, about.st_size)
-            headers.append(("Last-Modified", email.utils.formatdate(about.st_mtime, usegmt=True)))
-            headers.append(("Accept-Ranges", "bytes"))
-            if part.content_range:
-                headers.append(("Content-Range", part.content_range))
-            file.seek(part.start)
-            cut_after = self.take_cut_of_file()
-            if cut_after is not None and cut_after < part.length:
-                head = self.make_head(part.status, headers, part.length)
-                self.connection.sendall(head + file.read(cut_after))
-                self.close_connection = True
-                return
-            self.write_content(part.status, headers, file, part.length)
+            self.write_file(file, headers)
+
+    def write_file(self, file: BinaryIO, headers: list[tuple[str, str]]) -> None:
+        """Write an answer with a file, or the part of it that was asked for."""
+        status = os.fstat(file.fileno())
+        etag = make_etag(status.st_size, status.st_mtime_ns)
+        headers.append(("ETag", etag))
+        if has_etag(self.headers.get("If-None-Match", ""), etag):
+            self.connection.sendall(self.make_head(304, headers, None))
+            return
+        wanted = self.headers.get("Range", "")
+        if not range_counts(self.headers.get("If-Range", ""), status.st_mtime):
+            wanted = ""
+        part = choose_range(wanted, status.st_size)
+        modified = email.utils.formatdate(status.st_mtime, usegmt=True)
+        headers.append(("Last-Modified", modified))
+        headers.append(("Accept-Ranges", "bytes"))
+        if part.content_range:
+            headers.append(("Content-Range", part.content_range))
+        file.seek(part.start)
+        cut_after = self.take_cut_of_file()
+        if cut_after is not None and cut_after < part.length:
+            head = self.make_head(part.status, headers, part.length)
+            self.connection.sendall(head + file.read(cut_after))
+            self.close_connection = True
+            return
+        self.write_content(part.status, headers, file, part.length)
 
     def take_cut_of_file(self) -> int | None:
         """After how many bytes this answer with a file is cut, if a fault says so."""
         with self.server.life.lock:
-            cuts = self.server.installation.faults.cut_files
-            return cuts.pop(0) if cuts else None
+            cut_files = self.server.installation.faults.cut_files
+            if not cut_files:
+                return None
+            return cut_files.pop(0)
 
     def write_content(
         self, status: int, headers: list[tuple[str, str]], file: BinaryIO, length: int
     ) -> None:
-        """Write an answer with so many bytes of a file; of HEAD only the head."""
+        """Write an answer with so many bytes of a file; for HEAD, only the head."""
         data = self.make_head(status, headers, length)
-        left = 0 if self.command == "HEAD" else length
+        left = length
+        if self.command == "HEAD":
+            left = 0
         while True:
             piece = file.read(min(left, PIECE))
             left -= len(piece)

@@ -16,21 +16,26 @@ GIB = 1 << 30
 
 def get_object_info(request: Request) -> Reply:
     """All node classes."""
-    return as_json({name: node.info(request.installation) for name, node in NODES.items()})
+    object_info = {name: node.info(request.installation) for name, node in NODES.items()}
+    return as_json(object_info)
 
 
 def get_object_info_of_class(request: Request, name: str) -> Reply:
     """One node class; {} if there is none of that name."""
     if name not in NODES:
         return as_json({})
-    return as_json({name: NODES[name].info(request.installation)})
+    info = NODES[name].info(request.installation)
+    return as_json({name: info})
 
 
 def get_system_stats(request: Request) -> Reply:
     """The system; its device says that it is simulated."""
     installation = request.installation
+    platform = os.name
+    if installation.has("jobs"):
+        platform = sys.platform
     system: Json = {
-        "os": sys.platform if installation.has("jobs") else os.name,
+        "os": platform,
         "ram_total": 16 * GIB,
         "ram_free": 8 * GIB,
         "comfyui_version": installation.version,
@@ -75,5 +80,5 @@ def get_models_of_folder(request: Request, folder: str) -> Reply:
 
 
 def get_extensions(request: Request) -> Reply:
-    """None: there is no frontend."""
+    """The scripts of the frontend's extensions: none, as there is no frontend."""
     return as_json([])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable, Mapping
+
 from comfyui_runner.simulator.http_request import Request
 from comfyui_runner.simulator.jobs import JOB_STATES, all_jobs
 from comfyui_runner.simulator.life import Life
 from comfyui_runner.simulator.prompts import Json, is_job_id
 from comfyui_runner.simulator.replies import Reply, as_json
 
-SORT_KEYS = ("created_at", "execution_duration")
 SORT_ORDERS = ("asc", "desc")
 
 
 def get_jobs(request: Request) -> Reply:
     """Jobs, filtered, sorted and cut into pages."""
     query = request.query
-    states = [state.strip().lower() for state in query.get("status", "").split(",") if state]
+    states = split_states(query.get("status", ""))
     sort_by = query.get("sort_by", "created_at")
     sort_order = query.get("sort_order", "desc")
     limit = None
@@ -25,8 +26,9 @@ def get_jobs(request: Request) -> Reply:
         offset = max(0, int(query.get("offset", 0)))
     except ValueError:
         return refuse_request("limit and offset must be integers")
+    are_states_known = set(states) <= set(JOB_STATES)
     is_sorting_known = sort_by in SORT_KEYS and sort_order in SORT_ORDERS
-    if not set(states) <= set(JOB_STATES) or not is_sorting_known:
+    if not are_states_known or not is_sorting_known:
         return refuse_request("invalid status, sort_by or sort_order")
     if limit is not None and limit <= 0:
         return refuse_request("limit must be a positive integer")
@@ -35,9 +37,9 @@ def get_jobs(request: Request) -> Reply:
     if states:
         jobs = [job for job in jobs if job["status"] in states]
     if "workflow_id" in query:
-        jobs = [job for job in jobs if job.get("workflow_id") == query["workflow_id"]]
-    sort_key = create_time if sort_by == "created_at" else execution_duration
-    jobs.sort(key=sort_key, reverse=sort_order == "desc")
+        workflow_id = query["workflow_id"]
+        jobs = [job for job in jobs if job.get("workflow_id") == workflow_id]
+    jobs.sort(key=SORT_KEYS[sort_by], reverse=sort_order == "desc")
     page = jobs[offset:]
     if limit is not None:
         page = page[:limit]
@@ -50,6 +52,11 @@ def get_jobs(request: Request) -> Reply:
     return as_json({"jobs": page, "pagination": pagination})
 
 
+def split_states(text: str) -> list[str]:
+    """The states in the query of a request, between commas."""
+    return [state.strip().lower() for state in text.split(",") if state]
+
+
 def create_time(job: Json) -> float:
     """When a job was accepted, in milliseconds."""
     return float(job["create_time"])
@@ -57,7 +64,16 @@ def create_time(job: Json) -> float:
 
 def execution_duration(job: Json) -> float:
     """How long a job ran, in milliseconds; 0 if it did not."""
-    return float(job.get("execution_end_time", 0) - job.get("execution_start_time", 0))
+    end = job.get("execution_end_time", 0)
+    start = job.get("execution_start_time", 0)
+    return float(end - start)
+
+
+#: The values of sort_by.
+SORT_KEYS: Mapping[str, Callable[[Json], float]] = {
+    "created_at": create_time,
+    "execution_duration": execution_duration,
+}
 
 
 def get_job(request: Request, prompt_id: str) -> Reply:
@@ -79,21 +95,32 @@ def post_cancel_of_jobs(request: Request) -> Reply:
         data = request.json()
     except ValueError:
         return refuse_request("Request body must be valid JSON")
-    ids = data.get("job_ids") if isinstance(data, dict) else None
-    if not isinstance(ids, list):
+    job_ids = None
+    if isinstance(data, dict):
+        job_ids = data.get("job_ids")
+    if not isinstance(job_ids, list):
         return refuse_request("job_ids must be a list")
-    invalid = [job_id for job_id in ids if not is_job_id(job_id)]
-    if invalid:
-        shown = [job_id if isinstance(job_id, str) else repr(job_id) for job_id in invalid]
-        return as_json({"error": "job_ids contains invalid id(s)", "invalid_ids": shown}, 400)
-    return as_json({"cancelled": cancel_jobs(request.life, ids)})
+    invalid_ids = [quote_job_id(job_id) for job_id in job_ids if not is_job_id(job_id)]
+    if invalid_ids:
+        refusal = {"error": "job_ids contains invalid id(s)", "invalid_ids": invalid_ids}
+        return as_json(refusal, 400)
+    return as_json({"cancelled": cancel_jobs(request.life, job_ids)})
 
 
-def cancel_jobs(life: Life, ids: list[str]) -> bool:
+def quote_job_id(job_id: Any) -> str:
+    """How an answer shows an id that is invalid."""
+    if isinstance(job_id, str):
+        return job_id
+    return repr(job_id)
+
+
+def cancel_jobs(life: Life, prompt_ids: list[str]) -> bool:
     """Cancel jobs. Returns False if there was nothing to cancel."""
     was_any_cancelled = False
-    for prompt_id in ids:
-        if prompt_id and (life.interrupt(prompt_id) or life.delete(prompt_id)):
+    for prompt_id in prompt_ids:
+        if not prompt_id:
+            continue  # without an id, interrupt() would stop whatever runs
+        if life.interrupt(prompt_id) or life.delete(prompt_id):
             was_any_cancelled = True
     return was_any_cancelled
 

@@ -12,10 +12,12 @@ JOB_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 SUFFIXES_OF_TEXT = (".txt", ".md", ".json")
 #: The media types of outputs that can be shown, whatever the file's suffix is.
 SHOWN_MEDIA = ("images", "video", "audio", "3d", "text")
-LONGEST_TEXT = 1024
 
-#: Which output stands for a job: the lowest of these.
-SAVED, TEMPORARY, TEXT_FILE, PLAIN_TEXT = 0, 1, 2, 3
+#: The ranks of outputs: one of the lowest rank represents its job.
+SAVED, TEMPORARY, TEXT_FILE, PLAIN_TEXT = range(4)
+
+#: Characters of a text that an answer shows at most.
+LONGEST_TEXT = 1024
 
 
 def all_jobs(life: Life, is_detailed: bool = False) -> list[Json]:
@@ -60,7 +62,8 @@ def describe_job(item: list[Any], state: str, entry: Json | None, is_detailed: b
         job.update(describe_messages(entry["status"]["messages"]))
         outputs = entry["outputs"]
     job.update(summarize_outputs(outputs))
-    workflow = (extra_data.get("extra_pnginfo") or {}).get("workflow") or {}
+    extra_pnginfo = extra_data.get("extra_pnginfo") or {}
+    workflow = extra_pnginfo.get("workflow") or {}
     if workflow.get("id") is not None:
         job["workflow_id"] = workflow["id"]
     if is_detailed:
@@ -73,33 +76,36 @@ def describe_job(item: list[Any], state: str, entry: Json | None, is_detailed: b
 
 def describe_messages(messages: list[Any]) -> Json:
     """What a job takes from the messages of its run: the times, and the error."""
-    known: Json = {}
+    about_run: Json = {}
     for event, data in messages:
         if event == "execution_start":
-            known["execution_start_time"] = data["timestamp"]
+            about_run["execution_start_time"] = data["timestamp"]
         elif event != "execution_cached":
-            known["execution_end_time"] = data["timestamp"]
+            about_run["execution_end_time"] = data["timestamp"]
         if event == "execution_error":
-            known["execution_error"] = data
-    return known
+            about_run["execution_error"] = data
+    return about_run
 
 
 def summarize_outputs(outputs: Json) -> Json:
     """Count the outputs, and choose one to show: a saved picture before a text."""
-    count = shown = 0
+    files = 0
+    shown_files = 0
     ranked: list[tuple[int, Json]] = []
     for node_id, media, item in each_output(outputs):
         source = {"nodeId": node_id, "mediaType": media}
         if isinstance(item, str) and item.lower().endswith(SUFFIXES_3D):
             item = {"filename": item, "type": "output", "subfolder": "", "mediaType": "3d"}
         if isinstance(item, dict):
-            count += 1
+            files += 1
             if can_be_shown(item, media):
-                shown += 1
-                ranked.append((rank_file(item, media), {**source, **item}))
+                shown_files += 1
+                rank = rank_file(item, media)
+                ranked.append((rank, {**source, **item}))
         elif media == "text":
-            ranked.append((PLAIN_TEXT, {**shorten_text(str(item)), **source}))
-    summary: Json = {"outputs_count": count, "previewable_outputs_count": shown}
+            shortened = shorten_text(str(item))
+            ranked.append((PLAIN_TEXT, {**shortened, **source}))
+    summary: Json = {"outputs_count": files, "previewable_outputs_count": shown_files}
     if ranked:
         _, best = min(ranked, key=lambda pair: pair[0])
         summary["preview_output"] = best

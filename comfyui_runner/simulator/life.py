@@ -166,7 +166,9 @@ class Life:
         with self.lock:
             number = self.next_number
             self.next_number += 1
-        return -number if is_first else number
+        if is_first:
+            return -number
+        return number
 
     def put(self, job: Job) -> None:
         """Queue a job."""
@@ -230,7 +232,9 @@ class Life:
     def snapshot(self) -> tuple[list[Job], list[Job]]:
         """What runs (one job or none) and what waits, in no order."""
         with self.lock:
-            running = [] if self.running is None else [self.running]
+            running = []
+            if self.running is not None:
+                running.append(self.running)
             pending = [job for *_, job in self.pending]
         return running, pending
 

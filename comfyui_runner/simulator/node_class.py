@@ -67,10 +67,16 @@ class Node:
         """The entry in /object_info."""
         groups: dict[str, Json] = {"required": {}}
         for name, (input_type, settings) in self.inputs(installation).items():
-            group = "optional" if name in self.optional else "required"
-            spec = [input_type, settings] if settings else [input_type]
+            group = "required"
+            if name in self.optional:
+                group = "optional"
+            spec = [input_type]
+            if settings:
+                spec.append(settings)
             groups.setdefault(group, {})[name] = spec
-        module = "comfyui_runner.simulator" if self.category == TEST_CATEGORY else "nodes"
+        module = "nodes"
+        if self.category == TEST_CATEGORY:
+            module = "comfyui_runner.simulator"
         info: Json = {
             "input": groups,
             "input_order": {group: list(specs) for group, specs in groups.items()},
@@ -88,6 +94,6 @@ class Node:
             info["is_input_list"] = False
             info["has_intermediate_output"] = False
             info["search_aliases"] = []
-        if self.is_api_node:  # ComfyUI says it of those alone (server.py, node_info())
+        if self.is_api_node:  # any other node has no such entry (server.py, node_info())
             info["api_node"] = True
         return info

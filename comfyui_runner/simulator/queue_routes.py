@@ -28,8 +28,10 @@ def post_prompt(request: Request) -> Reply:
     data = request.json()
     life = request.life
     with life.lock:
+        fault = "ok"
         lose_post = request.installation.faults.lose_post
-        fault = lose_post.pop(0) if lose_post else "ok"
+        if lose_post:
+            fault = lose_post.pop(0)
     if fault.isdigit():
         return as_text(f"{fault}: simulated", int(fault))
     if fault == "unnamed":
@@ -48,10 +50,7 @@ def post_prompt(request: Request) -> Reply:
 
 def accept_prompt(installation: Installation, life: Life, data: Json) -> Reply:
     """Validate a prompt and queue it."""
-    if "number" in data:
-        number = float(data["number"])
-    else:
-        number = life.take_number(is_first=bool(data.get("front")))
+    number = choose_number(life, data)
     if "prompt" not in data:
         message = "No prompt provided"
         return refuse_prompt(make_error("no_prompt", message, message))
@@ -69,15 +68,13 @@ def accept_prompt(installation: Installation, life: Life, data: Json) -> Reply:
     validation = Validation(installation, prompt, data.get("partial_execution_targets"))
     if validation.error is not None:
         return refuse_prompt(validation.error, validation.node_errors)
-    extra_data = make_extra_data(installation, data)
-    secrets = find_secrets(data)
     job = Job(
         number,
         prompt_id,
         prompt,
-        extra_data=extra_data,
+        extra_data=make_extra_data(installation, data),
         outputs=validation.good,
-        secrets=secrets,
+        secrets=find_secrets(data),
     )
     life.put(job)
     return as_json(
@@ -94,6 +91,13 @@ def refuse_prompt(error: Json, node_errors: Json | None = None) -> Reply:
     return as_json({"error": error, "node_errors": node_errors or {}}, 400)
 
 
+def choose_number(life: Life, data: Json) -> float:
+    """The client's number, or the next one: it says where in the queue the prompt is."""
+    if "number" in data:
+        return float(data["number"])
+    return life.take_number(is_first=bool(data.get("front")))
+
+
 def choose_prompt_id(installation: Installation, data: Json) -> str | None:
     """The client's prompt_id, or a new one. Returns None if the client's is refused."""
     new_id = str(uuid.uuid4())
@@ -102,7 +106,9 @@ def choose_prompt_id(installation: Installation, data: Json) -> str | None:
     wanted = data.get("prompt_id")
     if wanted is None:
         return new_id
-    return wanted if is_job_id(wanted) else None
+    if not is_job_id(wanted):
+        return None
+    return str(wanted)
 
 
 def find_secrets(data: Json) -> Json:
@@ -160,11 +166,13 @@ def get_history(request: Request) -> Reply:
         entries = list(request.life.history.items())
     offset = int(request.query.get("offset", -1))
     if "max_items" not in request.query:
-        return as_json(dict(entries[max(0, offset) :]))
+        begin = max(0, offset)
+        return as_json(dict(entries[begin:]))
     count = int(request.query["max_items"])
     if offset < 0:
         offset = max(0, len(entries) - count)  # the newest ones
-    return as_json(dict(entries[offset : offset + max(1, count)]))
+    end = offset + max(1, count)
+    return as_json(dict(entries[offset:end]))
 
 
 def get_history_entry(request: Request, prompt_id: str) -> Reply:

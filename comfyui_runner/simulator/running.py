@@ -26,6 +26,9 @@ from comfyui_runner.simulator.signatures import Signatures
 #: What a prompt may choose (latent_preview.py, set_preview_method()); else the server's own counts.
 PREVIEW_METHODS = ("none", "auto", "latent2rgb", "taesd")
 
+#: The width and the height of a preview.
+PREVIEW_SIDE = 128
+
 
 class Interrupted(Exception):
     """The running prompt was interrupted."""
@@ -35,7 +38,9 @@ def sends_previews(installation: Installation, extra_data: Json) -> bool:
     """Whether samplers send previews: as the prompt says, else as the server does by itself."""
     method = extra_data.get("preview_method")
     is_chosen = installation.has("preview_method") and method in PREVIEW_METHODS
-    return method != "none" if is_chosen else installation.previews
+    if is_chosen:
+        return method != "none"
+    return installation.previews
 
 
 class Running:
@@ -47,7 +52,7 @@ class Running:
         self.job = job
         self.prompt = job.prompt
         self.extra_data = job.extra_data
-        self.client: str | None = job.extra_data.get("client_id")
+        self.client_id: str | None = job.extra_data.get("client_id")
         self.signatures = Signatures(self.installation, self.prompt)
         self.secrets = job.secrets
         self.previews = sends_previews(self.installation, job.extra_data)
@@ -85,29 +90,32 @@ class Running:
         self.set_state(value, total, "running")
         if isinstance(preview, int):
             preview = self.draw_preview(preview, value, total)
-        takes_metadata = self.life.takes_metadata(self.client)
+        takes_metadata = self.life.takes_metadata(self.client_id)
         # A preview with metadata is sent before the progress of its step, a plain one after it.
         if preview is not None and takes_metadata:
             metadata = {**self.describe_node(), "image_type": "image/png"}
-            self.life.emit(make_preview_with_metadata(metadata, preview), self.client)
+            frame = make_preview_with_metadata(metadata, preview)
+            self.life.emit(frame, self.client_id)
         data = {
             "value": value,
             "max": total,
             "prompt_id": self.job.prompt_id,
             "node": self.node_id,
         }
-        self.life.send("progress", data, self.client)
+        self.life.send("progress", data, self.client_id)
         if preview is not None and not takes_metadata:
-            self.life.emit(make_preview(preview), self.client)
+            self.send_picture(preview)
 
     def send_picture(self, picture: bytes) -> None:
         """Send a picture that belongs to no step: a plain one, whatever the client takes."""
-        self.life.emit(make_preview(picture), self.client)
+        frame = make_preview(picture)
+        self.life.emit(frame, self.client_id)
 
     @staticmethod
     def draw_preview(seed: int, value: int, total: int) -> bytes:
         """The preview of a step."""
-        return draw(128, 128, seed + value, ["SIMULATED", f"{value} OF {total}"])
+        lines = ["SIMULATED", f"{value} OF {total}"]
+        return draw(PREVIEW_SIDE, PREVIEW_SIDE, seed + value, lines)
 
     # Messages.
 
@@ -115,13 +123,15 @@ class Running:
         """Send a message that /history keeps to the prompt's client, or to everyone."""
         data["timestamp"] = int(time.time() * 1000)
         self.messages.append([event, data])
-        if self.client is not None or for_everyone:
-            self.life.send(event, data, self.client)
+        if self.client_id is not None or for_everyone:
+            self.life.send(event, data, self.client_id)
 
     def send(self, event: str, **data: Any) -> None:
         """Send a message of this prompt to its client, if it has one."""
-        if self.client is not None:
-            self.life.send(event, {**data, "prompt_id": self.job.prompt_id}, self.client)
+        if self.client_id is None:
+            return
+        data["prompt_id"] = self.job.prompt_id
+        self.life.send(event, data, self.client_id)
 
     def send_output(self, output: Json | None) -> None:
         """Send the output of the current node."""
@@ -141,25 +151,27 @@ class Running:
         """Set the current node's progress, and send progress_state."""
         self.total = total
         part = {"value": value, "max": total, "state": state, **self.describe_node()}
-        self.states[self.node_id] = f"{json.dumps(self.node_id)}: {json.dumps(part)}"
+        key = json.dumps(self.node_id)
+        self.states[self.node_id] = f"{key}: {json.dumps(part)}"
         if "progress_state" in self.installation.faults.drop_events:
             return
         nodes = ", ".join(self.states.values())
-        data = f'{{"prompt_id": {json.dumps(self.job.prompt_id)}, "nodes": {{{nodes}}}}}'
-        self.life.emit(f'{{"type": "progress_state", "data": {data}}}', self.client)
+        prompt_id = json.dumps(self.job.prompt_id)
+        data = f'{{"prompt_id": {prompt_id}, "nodes": {{{nodes}}}}}'
+        self.life.emit(f'{{"type": "progress_state", "data": {data}}}', self.client_id)
 
-    def misbehave(self, is_begin: bool) -> None:
-        """Send what the faults ask for at the begin and the end of a run."""
+    def misbehave(self, is_beginning: bool) -> None:
+        """Send what the faults ask for at the beginning and the end of a run."""
         faults = self.installation.faults
         if faults.noise:
             for event, data in make_noise_messages():
-                self.life.send(event, data, self.client)
+                self.life.send(event, data, self.client_id)
             for frame in make_noise_frames():
-                self.life.emit(frame, self.client)
-        if faults.big_frame and is_begin:
+                self.life.emit(frame, self.client_id)
+        if faults.big_frame and is_beginning:
             padding = "x" * faults.big_frame
-            self.life.send("simulated_big_event", {"padding": padding}, self.client)
-            self.life.emit(make_big_preview(faults.big_frame), self.client)
+            self.life.send("simulated_big_event", {"padding": padding}, self.client_id)
+            self.life.emit(make_big_preview(faults.big_frame), self.client_id)
 
     # Execution.
 
@@ -175,16 +187,17 @@ class Running:
             self.forget_other_prompts()
             cached = [node_id for node_id in self.prompt if self.is_cached(node_id)]
             self.announce("execution_cached", nodes=cached, prompt_id=self.job.prompt_id)
-            self.misbehave(is_begin=True)
+            self.misbehave(is_beginning=True)
             for node_id in execution_order(self.prompt, self.job.outputs, self.is_cached):
                 self.node_id = node_id
-                self.execute(NODES[self.prompt[node_id]["class_type"]])
+                class_type = self.prompt[node_id]["class_type"]
+                self.execute(NODES[class_type])
             succeeded = True
-            self.misbehave(is_begin=False)
+            self.misbehave(is_beginning=False)
             self.announce("execution_success", prompt_id=self.job.prompt_id)
         except Interrupted:
             self.announce("execution_interrupted", for_everyone=True, **self.describe_end())
-        except Exception as error:  # whatever a node raises is the client's to hear of
+        except Exception as error:  # whatever a node raises is reported to the client
             self.announce("execution_error", **self.describe_end(), **self.describe_error(error))
         if not self.installation.has("jobs"):
             self.add_cached_outputs()
@@ -192,8 +205,8 @@ class Running:
 
     def forget_other_prompts(self) -> None:
         """Keep in the cache only what the previous prompt and this one have in common."""
-        own = {self.signatures.of(node_id) for node_id in self.prompt}
-        for signature in set(self.life.cache) - own:
+        own_signatures = {self.signatures.of(node_id) for node_id in self.prompt}
+        for signature in set(self.life.cache) - own_signatures:
             del self.life.cache[signature]
 
     def execute(self, node: Node) -> None:
@@ -204,7 +217,7 @@ class Running:
             self.take_from_cache(signature)
             return
         self.set_state(0.0, 1.0, "running")
-        if self.client is not None:
+        if self.client_id is not None:
             self.life.last_node = self.node_id
         self.send("executing", node=self.node_id, display_node=self.node_id)
         self.check()
@@ -233,13 +246,14 @@ class Running:
                 continue
             if is_link(value, self.prompt):
                 origin, slot = value
-                value = self.life.cache[self.signatures.of(origin)].outputs[slot]
+                result = self.life.cache[self.signatures.of(origin)]
+                value = result.outputs[slot]
             self.current_inputs[name] = value
 
     # The end.
 
     def describe_end(self) -> Json:
-        """Where an execution ended that did not succeed."""
+        """Where an execution ended that failed or was interrupted."""
         return {
             "prompt_id": self.job.prompt_id,
             "node_id": self.node_id,
@@ -265,18 +279,20 @@ class Running:
     def add_cached_outputs(self) -> None:
         """Add what the cache has for nodes that did not run; newer servers leave it out."""
         for node_id in self.prompt:
-            if self.is_cached(node_id):
-                ui = self.life.cache[self.signatures.of(node_id)].ui
-                if ui:
-                    self.outputs[node_id] = ui
+            result = self.life.cache.get(self.signatures.of(node_id))
+            if result is not None and result.ui:
+                self.outputs[node_id] = result.ui
 
     def make_history_entry(self, succeeded: bool) -> Json:
         """The prompt's entry in /history."""
+        status = "error"
+        if succeeded:
+            status = "success"
         return {
             "prompt": self.job.item(),
             "outputs": self.outputs,
             "status": {
-                "status_str": "success" if succeeded else "error",
+                "status_str": status,
                 "completed": succeeded,
                 "messages": self.messages,
             },
@@ -306,8 +322,8 @@ def work(life: Life) -> None:
 def run_job(life: Life, job: Job) -> None:
     """Run a prompt that was taken off the queue, and say that it ended unless the server did."""
     installation = life.installation
-    begun_before = installation.executions.get(job.prompt_id, 0)
-    installation.executions[job.prompt_id] = begun_before + 1
+    earlier_executions = installation.executions.get(job.prompt_id, 0)
+    installation.executions[job.prompt_id] = earlier_executions + 1
     installation.executed_nodes.setdefault(job.prompt_id, [])
 
     running = Running(life, job)

@@ -1,4 +1,4 @@
-"""What the cache knows a node by."""
+"""Signatures: the cache finds the result of a node by them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from comfyui_runner.simulator.prompts import Json, is_link
 
 #: The classes that run each time: their IS_CHANGED returns the time (websocket_image_save.py).
 ALWAYS_CHANGED = ("SaveImageWebsocket",)
+
+#: The signature of a node while its own is computed: for links that lead back to it.
+SIGNATURE_IN_CYCLE = "cycle"
 
 
 class Signatures:
@@ -30,28 +33,32 @@ class Signatures:
     def of(self, node_id: str) -> str:
         """The signature of a node."""
         if node_id not in self.known:
-            self.known[node_id] = "cycle"  # what a node sees that leads back to itself
+            self.known[node_id] = SIGNATURE_IN_CYCLE
             self.known[node_id] = self.compute(node_id)
         return self.known[node_id]
 
     def compute(self, node_id: str) -> str:
         """Hash all that the result of a node depends on."""
         node = self.prompt[node_id]
-        parts: list[Any] = [node["class_type"]]
-        if node["class_type"] in ALWAYS_CHANGED:
+        class_type = node["class_type"]
+        parts: list[Any] = [class_type]
+        if class_type in ALWAYS_CHANGED:
             parts.append(time.time())
         inputs = node.get("inputs")
         if isinstance(inputs, dict):  # it may be anything in a node that no output needs
             for name, value in sorted(inputs.items()):
-                parts.append([name, self.describe_value(name, value)])
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+                part = self.describe_value(name, value)
+                parts.append([name, part])
+        encoded = json.dumps(parts).encode()
+        return hashlib.sha256(encoded).hexdigest()
 
     def describe_value(self, name: str, value: Any) -> Any:
-        """What counts of a value: a link's origin, the age of an image file, else itself."""
+        """What counts of a value: the origin of a link, the time of an image file, else itself."""
         if is_link(value, self.prompt):
             origin, slot = value
             return [self.of(origin), slot]
         if name == "image" and isinstance(value, str):
             path = self.installation.annotated(value)
-            return [value, os.path.isfile(path) and os.stat(path).st_mtime_ns]
+            modified_ns = os.path.isfile(path) and os.stat(path).st_mtime_ns
+            return [value, modified_ns]
         return value

@@ -59,8 +59,9 @@ class Validation:
         for node_id, node in self.prompt.items():
             if "class_type" not in node or node["class_type"] not in NODES:
                 return self.report_unknown_class(node_id, node)
+            is_output = NODES[node["class_type"]].is_output
             is_target = targets is None or node_id in targets
-            if NODES[node["class_type"]].is_output and is_target:
+            if is_output and is_target:
                 outputs.append(node_id)
         if not outputs:
             return make_error("prompt_no_outputs", "Prompt has no outputs")
@@ -105,12 +106,15 @@ class Validation:
     def report_unknown_class(self, node_id: str, node: Json) -> Json:
         """The error of a node that has no class, or one that is not installed."""
         where = f"Node ID '#{node_id}'"
-        class_type = node.get("class_type") if isinstance(node, dict) else None
+        class_type = None
+        if isinstance(node, dict):
+            class_type = node.get("class_type")
         if not self.installation.has("jobs"):
-            reason = f"node {class_type} does not exist."
+            message = f"Cannot execute because node {class_type} does not exist."
             if class_type is None:
-                reason = "a node is missing the class_type property."
-            return make_error("invalid_prompt", "Cannot execute because " + reason, where)
+                message = "Cannot execute because a node is missing the class_type property."
+            return make_error("invalid_prompt", message, where)
+
         title = node.get("_meta", {}).get("title", class_type)
         message = f"Node '{title}' not found. The custom node may not be installed."
         if class_type is None:
@@ -143,14 +147,14 @@ class Validation:
                 if name not in node.optional:
                     errors.append(report_missing_input(name))
                 continue
-            known: Json = {"input_name": name, "input_config": [input_type, settings]}
+            about_input: Json = {"input_name": name, "input_config": [input_type, settings]}
             value = inputs[name]
             if isinstance(value, list):  # always read as a link: a literal list is in __value__
-                error = self.check_link(value, input_type, known)
-                if error is None and not self.check_origin(value, [*path, node_id], known):
+                error = self.check_link(value, input_type, about_input)
+                if error is None and not self.check_origin(value, [*path, node_id], about_input):
                     are_origins_sound = False
             else:
-                error = self.check_value(node, inputs, known)
+                error = self.check_value(node, inputs, about_input)
             if error is not None:
                 errors.append(error)
         errors = self.checked.get(node_id, []) + errors  # a cycle may have been found meanwhile
@@ -158,19 +162,23 @@ class Validation:
         self.sound[node_id] = are_origins_sound and not errors
         return self.sound[node_id]
 
-    def check_origin(self, link: list[Any], path: list[str], known: Json) -> bool:
+    def check_origin(self, link: list[Any], path: list[str], about_input: Json) -> bool:
         """Check the node that a link comes from; what that raises is an error of that node."""
         origin = link[0]
         try:
             return self.check_node(origin, path)
         except Exception as error:
             self.sound[origin] = False
-            self.checked[origin] = [report_inner_exception(error, {**known, "linked_node": link})]
+            about_link = {**about_input, "linked_node": link}
+            self.checked[origin] = [report_inner_exception(error, about_link)]
             return False
 
     def report_cycle(self, ring: list[str]) -> None:
-        """Note an error for each node of a ring, which replaces what was found there."""
-        names = [f"{each} ({self.prompt[each]['class_type']})" for each in ring]
+        """Note an error for each node of a ring, in place of its other errors."""
+        names = []
+        for node_id in ring:
+            class_type = self.prompt[node_id]["class_type"]
+            names.append(f"{node_id} ({class_type})")
         details = " -> ".join([*names, names[0]])
         for node_id in ring:
             extra = {"node_id": node_id, "cycle_nodes": ring}
@@ -178,56 +186,63 @@ class Validation:
             self.sound[node_id] = False
             self.checked[node_id] = [error]
 
-    # An input. `known` is what an error's extra_info has: input_name and input_config.
+    # An input. `about_input` is what each error about it has in its extra_info: input_name and
+    # input_config, which is a list of its type and its settings.
 
-    def check_link(self, link: list[Any], input_type: Any, known: Json) -> Json | None:
+    def check_link(self, link: list[Any], input_type: Any, about_input: Json) -> Json | None:
         """The error if a link is not one, or if the other node's output is of another type."""
-        name = known["input_name"]
+        name = about_input["input_name"]
         if len(link) != 2:
             return make_error(
                 "bad_linked_input",
                 "Bad linked input, must be a length-2 list of [node_id, slot_index]",
                 name,
-                **known,
+                **about_input,
                 received_value=link,
             )
-        node_id, slot = link
-        received_type = NODES[self.prompt[node_id]["class_type"]].outputs[slot]
+        origin, slot = link
+        class_type = self.prompt[origin]["class_type"]
+        received_type = NODES[class_type].outputs[slot]
         if types_fit(received_type, input_type):
             return None
         return make_error(
             "return_type_mismatch",
             "Return type mismatch between linked nodes",
             f"{name}, received_type({received_type}) mismatch input_type({input_type})",
-            **known,
+            **about_input,
             received_type=received_type,
             linked_node=link,
         )
 
-    def check_value(self, node: Node, inputs: Json, known: Json) -> Json | None:
+    def check_value(self, node: Node, inputs: Json, about_input: Json) -> Json | None:
         """The error if a value is not of its type or not one of those allowed; converts it."""
-        name = known["input_name"]
-        input_type, settings = known["input_config"]
-        error = convert_value(inputs, input_type, known)
+        name = about_input["input_name"]
+        input_type, settings = about_input["input_config"]
+        error = convert_value(inputs, input_type, about_input)
         if error is not None:
             return error
         value = inputs[name]
-        if node.name.startswith("Load") and name in FILE_INPUTS:
+        is_loader = node.name.startswith("Load")
+        if is_loader and name in FILE_INPUTS:
             return self.check_file(name, value)
-        known = {**known, "received_value": value}
-        error = check_bounds(value, settings, known)
+        about_input = {**about_input, "received_value": value}
+        error = check_bounds(value, settings, about_input)
         if error is not None:
             return error
-        options = settings.get("options") if input_type == "COMBO" else input_type
+        options = input_type  # it is the list of options, or the name of a type
+        if input_type == "COMBO":
+            options = settings.get("options")
         if isinstance(options, list) and value not in options:
-            return self.report_unlisted(value, options, known)
+            return self.report_unlisted(value, options, about_input)
         return None
 
     def check_file(self, name: str, value: Any) -> Json | None:
         """The error if a loader's file is missing: its class checks that input by itself."""
         if os.path.isfile(self.installation.annotated(value)):
             return None
-        media = "video" if name == "file" else name
+        media = name
+        if name == "file":
+            media = "video"
         return make_error(
             "custom_validation_failed",
             "Custom validation failed for node",
@@ -235,17 +250,17 @@ class Validation:
             input_name=name,
         )
 
-    def report_unlisted(self, value: Any, options: list[Any], known: Json) -> Json:
+    def report_unlisted(self, value: Any, options: list[Any], about_input: Json) -> Json:
         """The error of a value that is not one of the options."""
         listed = str(options)
         if len(options) > MOST_LISTED_OPTIONS:
             listed = f"(list of length {len(options)})"
-            known = {**known, "input_config": None}
+            about_input = {**about_input, "input_config": None}
         quoted = repr(value)
         if not self.installation.has("jobs"):
             quoted = f"'{value}'"
-        details = f"{known['input_name']}: {quoted} not in {listed}"
-        return make_error("value_not_in_list", "Value not in list", details, **known)
+        details = f"{about_input['input_name']}: {quoted} not in {listed}"
+        return make_error("value_not_in_list", "Value not in list", details, **about_input)
 
 
 def types_fit(received_type: Any, input_type: Any) -> bool:
@@ -256,12 +271,14 @@ def types_fit(received_type: Any, input_type: Any) -> bool:
         return False
     offered = set(received_type.split(","))
     accepted = set(input_type.split(","))
-    return "*" in offered or "*" in accepted or bool(offered & accepted)
+    if "*" in offered or "*" in accepted:
+        return True
+    return not offered.isdisjoint(accepted)
 
 
-def convert_value(inputs: Json, input_type: Any, known: Json) -> Json | None:
+def convert_value(inputs: Json, input_type: Any, about_input: Json) -> Json | None:
     """Take a value out of __value__ and convert it, in place. Returns the error if it cannot be."""
-    name = known["input_name"]
+    name = about_input["input_name"]
     value = inputs[name]
     convert = CONVERSIONS.get(str(input_type))
     try:
@@ -275,22 +292,22 @@ def convert_value(inputs: Json, input_type: Any, known: Json) -> Json | None:
             "invalid_input_type",
             f"Failed to convert an input value to a {input_type} value",
             f"{name}, {value}, {error}",
-            **known,
+            **about_input,
             received_value=value,
             exception_message=str(error),
         )
     return None
 
 
-def check_bounds(value: Any, settings: Json, known: Json) -> Json | None:
+def check_bounds(value: Any, settings: Json, about_input: Json) -> Json | None:
     """The error if a number is below the input's minimum or above its maximum."""
-    name = known["input_name"]
+    name = about_input["input_name"]
     if "min" in settings and value < settings["min"]:
         message = f"Value {value} smaller than min of {settings['min']}"
-        return make_error("value_smaller_than_min", message, name, **known)
+        return make_error("value_smaller_than_min", message, name, **about_input)
     if "max" in settings and value > settings["max"]:
         message = f"Value {value} bigger than max of {settings['max']}"
-        return make_error("value_bigger_than_max", message, name, **known)
+        return make_error("value_bigger_than_max", message, name, **about_input)
     return None
 
 
@@ -311,14 +328,14 @@ def report_exception(error: Exception) -> Json:
     )
 
 
-def report_inner_exception(error: Exception, known: Json) -> Json:
+def report_inner_exception(error: Exception, about_input: Json) -> Json:
     """The error that stands for an exception in the check of a node that is linked to."""
     return make_error(
         "exception_during_inner_validation",
         "Exception when validating inner node",
         str(error),
         exception_message=str(error),
-        **known,
+        **about_input,
         exception_type=type(error).__name__,
         traceback=traceback.format_tb(error.__traceback__),
     )
