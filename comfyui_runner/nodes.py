@@ -116,15 +116,54 @@ def upstream(prompt: JsonObject, node_ids: Iterable[str]) -> FrozenSet[str]:
     return frozenset(needed)
 
 
+def find_cycle(prompt: JsonObject, node_ids: Iterable[str]) -> List[str]:
+    """A ring of links among ``node_ids`` and what they need; [] if there is none.
+
+    Each node of the ring links to the next one, and the last one to the first.
+    """
+    finished: Set[str] = set()
+    for start in node_ids:
+        if start in finished:
+            continue
+        # The way to the node that is looked at, and what each node on it links to further.
+        path = {start: iter(linked_nodes(prompt, start))}
+        while path:
+            node_id = next(reversed(path))
+            source = next(path[node_id], None)
+            if source is None:
+                finished.add(node_id)
+                del path[node_id]
+            elif source in path:
+                way = list(path)
+                return way[way.index(source) :]
+            elif source not in finished:
+                path[source] = iter(linked_nodes(prompt, source))
+    return []
+
+
+def ends_of_cycles(prompt: JsonObject) -> List[str]:
+    """The nodes that nothing links to and that cannot run: they need a node that needs itself."""
+    used = _used_nodes(prompt)
+    ends = [node_id for node_id in prompt if node_id not in used]
+    if not find_cycle(prompt, ends):  # as ever: one walk over the prompt, not one for each end
+        return []
+    return [node_id for node_id in ends if find_cycle(prompt, [node_id])]
+
+
 def planned_nodes(prompt: JsonObject, dropped: Iterable[str] = ()) -> FrozenSet[str]:
     """The nodes that will run, when ComfyUI has refused the output nodes ``dropped``."""
-    used: Set[str] = set()
-    for node_id in prompt:
-        used.update(linked_nodes(prompt, node_id))
-    ends = set(prompt) - used
+    ends = set(prompt) - _used_nodes(prompt)
     if not ends:  # the links go in circles
         ends = set(prompt)
     return upstream(prompt, ends - set(dropped))
+
+
+def _used_nodes(prompt: JsonObject) -> Set[str]:
+    """The ids of the nodes that others link to."""
+    used: Set[str] = set()
+    for node_id in prompt:
+        used.update(linked_nodes(prompt, node_id))
+    return used
 
 
 # -- names for messages ----------------------------------------------------------------------------

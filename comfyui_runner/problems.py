@@ -47,6 +47,9 @@ INSTALL_HINT = (
 #: The nearest options are looked for in this many problems of one answer: nobody reads more.
 PROBLEMS_WITH_NEAREST = 50
 
+#: Errors of a whole prompt that say no more than that it is refused.
+TYPES_WITHOUT_A_REASON = ("unknown", "prompt_outputs_failed_validation")
+
 CONNECT_HINT = "Connect it again, or export the workflow again."
 
 #: In what a partner node raises without a valid key (ComfyUI, comfy_api_nodes/util/client.py,
@@ -335,7 +338,14 @@ def _explain_other_error(error: _NodeError) -> Problem:
     return error.to_problem(_sentence(error.message, error.details))
 
 
+def _explain_cycle(error: _NodeError) -> Problem:
+    return error.to_problem(
+        f"its links go in a circle: {error.details}.", "Remove one of these links."
+    )
+
+
 _EXPLAINERS: Mapping[str, Callable[[_NodeError], Problem]] = {
+    "dependency_cycle": _explain_cycle,
     "required_input_missing": _explain_missing_input,
     "value_smaller_than_min": _explain_value,
     "value_bigger_than_max": _explain_value,

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Union
 
 from comfyui_runner.documents import Prompt
 from comfyui_runner.errors import (
@@ -19,9 +19,15 @@ from comfyui_runner.errors import (
     ServerUnreachable,
 )
 from comfyui_runner.events import Event, MessageData, parse_message, prompts_remaining
-from comfyui_runner.nodes import class_of, node_title, planned_nodes
+from comfyui_runner.nodes import class_of, ends_of_cycles, node_title, planned_nodes
 from comfyui_runner.others import UNKNOWN_LENGTH, QueueLength
-from comfyui_runner.problems import Problem, classes_to_look_up, dropped_outputs, explain_answer
+from comfyui_runner.problems import (
+    TYPES_WITHOUT_A_REASON,
+    Problem,
+    classes_to_look_up,
+    dropped_outputs,
+    explain_answer,
+)
 from comfyui_runner.remedies import NO_ORIGIN, Origin, add_remedies
 from comfyui_runner.reports import NO_RUN_TEXTS, Report, RunTexts, changes, problem_report
 from comfyui_runner.retries import Patience, backoff, may_be_retried
@@ -297,6 +303,8 @@ class Session:
             if not run.problems:
                 raise
             raise as_rejection(error, run.problems) from None
+        if not answer.get("node_errors"):
+            await self._find_parts_dropped_silently(run)
         if run.dropped or answer.get("node_errors"):
             await self._report_refused_parts(run, answer)
         return answer
@@ -375,15 +383,35 @@ class Session:
 
     def _accept(self, run: Run, answer: Mapping[str, Any]) -> None:
         """The server has the prompt. ``answer`` is its answer to the POST, {} if that was lost."""
+        self._drop(run, dropped_outputs(answer))
         state = run.state
-        run.dropped = dropped_outputs(answer)
-        if run.dropped:
-            state = state._replace(planned=planned_nodes(run.prompt, run.dropped))
         if state.phase is Phase.SUBMITTING:
             state = state._replace(phase=Phase.QUEUED)
         run.heard = run.checked = time.monotonic()
         self._change(run, state)
         self._wake.set()
+
+    def _drop(self, run: Run, outputs: FrozenSet[str]) -> None:
+        """Notes the ``outputs`` that the server does not run."""
+        run.dropped = outputs
+        if outputs:
+            run.state = run.state._replace(planned=planned_nodes(run.prompt, outputs))
+
+    async def _find_parts_dropped_silently(self, run: Run) -> None:
+        """Finds the outputs whose links go in a circle: ComfyUI 0.3.64 drops them without a word.
+
+        Where every output is one, it refuses the prompt.
+        """
+        ends = ends_of_cycles(run.prompt)
+        if not ends:
+            return
+        definitions = await self._look_up(sorted({class_of(run.prompt, end) for end in ends}))
+        outputs = [
+            end
+            for end in ends
+            if as_dict(definitions.get(class_of(run.prompt, end))).get("output_node")
+        ]
+        self._drop(run, frozenset(outputs))
 
     async def _find_on_server(
         self, run: Run, patience: Patience, absent: Optional[float] = None
@@ -452,7 +480,7 @@ class Session:
             found = check_prompt(prompt, definitions)
             problems += [problem for problem in found if problem.type not in types]
             # The first one is shown where there is room for one: not "invalid prompt".
-            problems.sort(key=lambda problem: problem.type == "unknown")
+            problems.sort(key=lambda problem: problem.type in TYPES_WITHOUT_A_REASON)
         return add_remedies(problems, prompt, run.origin)
 
     async def _look_up(self, classes: Sequence[str]) -> Dict[str, Any]:

@@ -288,7 +288,7 @@ AT = '"Sampler" (KSampler, node 2): '
         ),
         (
             node_error("dependency_cycle", "Dependency cycle detected", "2 -> 3 -> 2"),
-            [AT + "Dependency cycle detected: 2 -> 3 -> 2."],
+            [AT + "its links go in a circle: 2 -> 3 -> 2.", "    Remove one of these links."],
         ),
         (
             node_error("invalid_dynamic_input", "Invalid dynamic input", "images.image0", input_name="images.image0"),

@@ -563,6 +563,39 @@ def test_a_refusal_that_names_no_node_is_explained_by_our_own_check(
     assert (f"answered HTTP {answer} to POST /prompt" in message) is (answer != "unnamed")
 
 
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+def test_links_that_go_in_a_circle_are_named_though_older_servers_give_no_reason(
+    arguments: List[str], version: str, make_simulator: Make, workflow_file: Make
+) -> None:
+    circle = {
+        "1": node("ImageInvert", image=["2", 0]),
+        "2": node("ImageInvert", image=["1", 0]),
+        "3": node("SaveImage", images=["1", 0], filename_prefix="x"),
+    }
+    result = go(make_simulator(version=version), workflow_file(circle), *arguments)
+    assert result.status == ExitStatus.REJECTED
+    problem = next(event for event in result.events if event["event"] == "problem")
+    assert (problem["type"], problem["node_id"]) == ("dependency_cycle", "1")
+    assert problem["message"] == "its links go in a circle: 1 (ImageInvert) -> 2 (ImageInvert) -> 1 (ImageInvert)."
+
+
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+def test_outputs_that_need_a_circle_of_links_are_missed_though_older_servers_do_not_mention_them(
+    version: str, make_simulator: Make, workflow_file: Make
+) -> None:
+    prompt = {
+        **slow_prompt(),
+        "6": node("ImageInvert", image=["7", 0]),
+        "7": node("ImageInvert", image=["6", 0]),
+        "8": node("SaveImage", "Save the other", images=["7", 0], filename_prefix="x"),
+    }
+    result = go(make_simulator(version=version), workflow_file(prompt))
+    assert result.status == ExitStatus.PARTIAL
+    assert 'runs the rest; without: "Save the other".' in result.event("notice")["message"]
+    assert "dependency_cycle" in [event["type"] for event in result.events if event["event"] == "problem"]
+
+
 def test_a_500_over_a_prompt_that_seems_right_is_not_blamed_on_it(simulator: Any, workflow_file: Make) -> None:
     simulator.faults.lose_post = ["500"]
     result = go(simulator, workflow_file(slow_prompt()))

@@ -68,11 +68,8 @@ def test_bad_links_below_an_output(sim: Simulator, link: List[Any]) -> None:
     assert kinds == {"exception_during_inner_validation"}
 
 
-@pytest.mark.parametrize(
-    ("version", "kind"),
-    [("0.33.0", "dependency_cycle"), ("0.3.64", "exception_during_inner_validation")],
-)
-def test_cycles(simulate: Callable[..., Simulator], version: str, kind: str) -> None:
+@pytest.mark.parametrize("version", ["0.33.0", "0.3.64"])
+def test_cycles(simulate: Callable[..., Simulator], version: str) -> None:
     sim = simulate(version=version)
     prompt = slow()
     for node_id, other in (("3", "4"), ("4", "3")):
@@ -80,11 +77,19 @@ def test_cycles(simulate: Callable[..., Simulator], version: str, kind: str) -> 
     prompt["2"]["inputs"]["images"] = ["3", 0]
     answer = post(sim, prompt)
     assert answer.status_code == 400
-    found = [each for node in answer.json()["node_errors"].values() for each in node["errors"]]
-    assert kind in {each["type"] for each in found}
-    if kind == "dependency_cycle":
-        assert found[0]["extra_info"]["cycle_nodes"] == ["3", "4"]
-        assert found[0]["details"] == "3 (ImageInvert) -> 4 (ImageInvert) -> 3 (ImageInvert)"
+    if version == "0.3.64":  # its whole answer: the RecursionError that ends its check is lost on the way up
+        error = {
+            "type": "prompt_outputs_failed_validation",
+            "message": "Prompt outputs failed validation",
+            "details": "",
+            "extra_info": {},
+        }
+        assert answer.json() == {"error": error, "node_errors": {}}
+        return
+    (error,) = answer.json()["node_errors"]["3"]["errors"]
+    assert error["type"] == "dependency_cycle"
+    assert error["extra_info"]["cycle_nodes"] == ["3", "4"]
+    assert error["details"] == "3 (ImageInvert) -> 4 (ImageInvert) -> 3 (ImageInvert)"
 
 
 def test_loaders_stay_in_their_folders(sim: Simulator) -> None:

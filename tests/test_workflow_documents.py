@@ -18,7 +18,17 @@ from support import ROOT, node
 from comfyui_runner.documents import EXPORT_REMEDY, Document, parse_document
 from comfyui_runner.errors import WorkflowError
 from comfyui_runner.extras.pictures import png_texts, webp_texts
-from comfyui_runner.nodes import InputRef, class_of, is_link, node_in_prompt, node_title, planned_nodes, upstream
+from comfyui_runner.nodes import (
+    InputRef,
+    class_of,
+    ends_of_cycles,
+    find_cycle,
+    is_link,
+    node_in_prompt,
+    node_title,
+    planned_nodes,
+    upstream,
+)
 from comfyui_runner.summary import Summary, summarize
 
 with open(os.path.join(ROOT, "workflow_api.json"), "rb") as file:
@@ -492,6 +502,32 @@ def test_upstream_ignores_what_is_not_in_the_prompt() -> None:
 def test_a_long_chain_is_followed_to_its_beginning() -> None:
     chain = {str(number): node("X", before=[str(number - 1), 0]) for number in range(5000)}
     assert len(upstream(chain, ["4999"])) == 5000
+    assert find_cycle(chain, ["4999"]) == []
+    chain["0"]["inputs"]["before"] = ["4990", 0]
+    assert find_cycle(chain, ["4999"]) == [str(number) for number in range(4990, -1, -1)]
+
+
+@pytest.mark.parametrize(
+    ("links", "cycle"),
+    [
+        ({"1": ["2", "3"], "2": ["3"], "3": []}, []),  # two ways to 3 are not a ring
+        ({"1": ["2", "3"], "2": [], "3": ["4"], "4": ["5"], "5": ["3"]}, ["3", "4", "5"]),
+        ({"1": ["1"]}, ["1"]),
+        ({"1": [], "2": ["3"], "3": ["404", "2"]}, []),  # nothing needs the ring
+    ],
+)
+def test_links_that_go_in_a_circle_are_found(links: Any, cycle: List[str]) -> None:
+    prompt = {}
+    for node_id, sources in links.items():
+        inputs = {f"input{slot}": [source, 0] for slot, source in enumerate(sources)}
+        prompt[node_id] = {"class_type": "X", "inputs": inputs}
+    assert find_cycle(prompt, ["1"]) == cycle
+
+
+def test_what_needs_a_circle_of_links_cannot_run() -> None:
+    circle = {"6": node("X", x=["7", 0]), "7": node("X", x=["6", 0]), "8": node("SaveImage", images=["7", 0])}
+    assert ends_of_cycles(TWO_ENDS) == []
+    assert ends_of_cycles({**TWO_ENDS, **circle}) == ["8"]
 
 
 def test_all_nodes_are_planned_that_an_end_needs() -> None:

@@ -25,6 +25,7 @@ from comfyui_runner.nodes import (
     InputRef,
     class_of,
     describe_node,
+    find_cycle,
     has_slot,
     input_specs,
     inputs_of,
@@ -61,11 +62,23 @@ def check_prompt(prompt: JsonObject, object_info: JsonObject) -> List[Problem]:
         for node_id in prompt
         if node_id in needed
     }
+    cycle = find_cycle(prompt, ends or prompt)
+    if cycle:
+        errors[cycle[0]]["errors"].append(_cycle_error(cycle, prompt))
     problems += explain_answer({"node_errors": errors}, prompt, object_info)
     if not ends:
         no_outputs = {"type": "prompt_no_outputs", "message": "Prompt has no outputs"}
         problems += explain_prompt_error(no_outputs, prompt, {})
     return problems
+
+
+def _cycle_error(cycle: Sequence[str], prompt: JsonObject) -> Dict[str, Any]:
+    """The error of links that go in a circle, as newer servers report it.
+
+    ComfyUI 0.3.64 refuses such a prompt without a reason.
+    """
+    names = [f"{node_id} ({class_of(prompt, node_id)})" for node_id in [*cycle, cycle[0]]]
+    return {"type": "dependency_cycle", "details": " -> ".join(names)}
 
 
 def _may_be_output(class_type: str, object_info: JsonObject) -> bool:

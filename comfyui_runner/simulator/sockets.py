@@ -81,10 +81,13 @@ class Socket:
 
     def serve(self) -> None:
         """Shake hands, then read until the connection is over."""
-        is_open = self.shake_hands()
-        if not is_open:
-            return
-        self.register()
+        # The lock: a client that knows its socket open loses nothing of what it starts then, as in
+        # ComfyUI (server.py, websocket_handler), where nothing else runs between the two.
+        with self.life.lock:
+            is_open = self.shake_hands()
+            if not is_open:
+                return
+            self.register()
         self.life.spawn(self.write)
         try:
             self.read()

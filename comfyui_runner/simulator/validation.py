@@ -135,8 +135,10 @@ class Validation:
         """
         if node_id in self.sound:
             return self.sound[node_id]
-        if node_id in path and self.installation.has("jobs"):
-            self.report_cycle(path[path.index(node_id) :])
+        if node_id in path:
+            # Older servers go round until Python ends the recursion, and keep no error of it.
+            if self.installation.has("jobs"):
+                self.report_cycle(path[path.index(node_id) :])
             return False
         inputs = self.prompt[node_id]["inputs"]
         node = NODES[self.prompt[node_id]["class_type"]]
