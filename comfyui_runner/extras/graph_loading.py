@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (
+    Any,
+    Container,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from comfyui_runner.extras.graph import (
     PRIMITIVE,
@@ -21,6 +33,7 @@ from comfyui_runner.extras.graph import (
     LLink,
     NodeSocket,
     Socket,
+    SubgraphSlot,
     parse_link_id,
     parse_node_id,
     parse_type,
@@ -40,6 +53,7 @@ from comfyui_runner.extras.pack_values import (
     values_that_matter,
 )
 from comfyui_runner.extras.proxy_widgets import (
+    HOST_ITSELF,
     migrate_proxy_widgets,
     parse_json_list,
     primitive_targets,
@@ -56,64 +70,69 @@ from comfyui_runner.text import JsonObject, as_dict, as_list, as_number, one_lin
 #: How many levels of subgraphs a workflow may have: far more than anybody draws.
 DEEPEST_NESTING = 100
 
+#: What a link in a file has, in the order of the older encoding, which is a list.
+LINK_KEYS = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+
+#: An input of a graph: the id of its node, and its slot in the file.
+InputSlot = Tuple[str, int]
+
 
 def load_graph(workflow: JsonObject, object_info: JsonObject) -> LGraph:
     """The root graph of a workflow, as it is when all is loaded. Raises ConversionError."""
     templates = Templates(object_info)
-    root_nodes = read_nodes(workflow, "the workflow")
-    groups = expand_group_nodes(workflow, root_nodes, templates)
-    root_nodes = [
-        groups[index].host if index in groups else raw for index, raw in enumerate(root_nodes)
-    ]
+    root_nodes = list(read_nodes(workflow, "the workflow"))
     definitions = find_subgraph_definitions(workflow)
+    groups = expand_group_nodes(workflow, root_nodes, templates)
     group_keys: Dict[str, int] = {}
     for index, group in groups.items():
         key = group.host["type"]
         group_keys[key] = index
         definitions[key] = group.subgraph
-    subgraphs = {
-        key: LGraph(raw, one_line(raw.get("name") or key, 60) or "?")
-        for key, raw in definitions.items()
-    }
-    nodes = {
-        key: read_nodes(raw, f"the subgraph {subgraphs[key].name}")
-        for key, raw in definitions.items()
-    }
-    subgraph_ids, root_ids = assign_node_ids(workflow, root_nodes, nodes, group_keys)
+        root_nodes[index] = group.host
+
+    subgraphs: Dict[str, LGraph] = {}
+    subgraph_nodes: Dict[str, RawNodes] = {}
+    for key, raw in definitions.items():
+        name = one_line(raw.get("name") or key, 60) or "?"
+        subgraphs[key] = LGraph(raw, name)
+        subgraph_nodes[key] = read_nodes(raw, f"the subgraph {name}")
+    subgraph_ids, root_ids = assign_node_ids(workflow, root_nodes, subgraph_nodes, group_keys)
 
     root = LGraph(workflow)
     loader = GraphLoader(templates, subgraphs, subgraph_ids)
-    for key in order_of_loading(subgraphs, nodes):
-        loader.load(subgraphs[key], nodes[key], subgraph_ids[key])
+    for key in order_of_loading(subgraphs, subgraph_nodes):
+        loader.load(subgraphs[key], subgraph_nodes[key], subgraph_ids[key])
     loader.load(root, root_nodes, root_ids)
     finish_loading([*subgraphs.values(), root])
+
     for index, group in groups.items():
         host = root.nodes[root_ids.ids[index]]
         note_losses(host, group)
+        raw_group_node = as_list(workflow["nodes"])[index]
         inner_nodes = subgraphs[host.type].nodes.values()
-        for inner, positions in zip(inner_nodes, group.value_positions):
-            point_to_group_node(inner, as_list(workflow["nodes"])[index], positions)
+        for inner, group_positions in zip(inner_nodes, group.value_positions):
+            point_to_group_node(inner, raw_group_node, group_positions)
     return root
 
 
 def point_to_group_node(
-    inner: LGraphNode, raw_group_node: JsonObject, positions: Mapping[int, int]
+    inner: LGraphNode, raw_group_node: JsonObject, group_positions: Mapping[int, int]
 ) -> None:
-    """Says that the values of an inner node are those of the group node in the file.
+    """Makes the group node in the file the place where the values of an inner node are edited.
 
-    ``positions`` lead from the places of its own values to those of the group node.
+    ``group_positions`` has, for the position of a value among those of the inner node, its position
+    among those of the group node. Values that the group node does not have cannot be edited.
     """
     own_positions = inner.value_positions
-    inner.value_positions = {
-        name: positions[position]
-        for name, position in own_positions.items()
-        if position in positions
-    }
+    inner.value_positions = {}
+    for name, position in own_positions.items():
+        if position in group_positions:
+            inner.value_positions[name] = group_positions[position]
     inner.raw = raw_group_node
 
 
 def note_losses(host: LGraphNode, group: ExpandedGroup) -> None:
-    """Keeps what of a group node got lost, for warnings."""
+    """Keeps what was lost of a group node, for warnings."""
     links = {socket.name: socket.link for socket in host.inputs}
     host.lost_inputs = [name for name in group.lost_inputs if links[name] is not None]
     host.unused_values = group.unused_values
@@ -162,17 +181,17 @@ def read_nodes(raw_graph: JsonObject, graph_name: str) -> RawNodes:
 
 
 def order_of_loading(
-    subgraphs: Mapping[str, LGraph], nodes: Mapping[str, RawNodes]
+    subgraphs: Mapping[str, LGraph], subgraph_nodes: Mapping[str, RawNodes]
 ) -> Sequence[str]:
     """The ids of the subgraphs in the order in which they are loaded: inner ones come first.
 
     Raises ConversionError where one contains itself, or where they are nested too deep.
     """
-    inner = {}
-    for key, raw_nodes in nodes.items():
-        inner[key] = [raw["type"] for raw in raw_nodes if raw["type"] in subgraphs]
-    levels = count_levels(inner)
-    for key in inner:
+    inner_keys = {}  # the subgraphs that each one contains, once for each host
+    for key, raw_nodes in subgraph_nodes.items():
+        inner_keys[key] = [raw["type"] for raw in raw_nodes if raw["type"] in subgraphs]
+    levels = count_levels(inner_keys)
+    for key in inner_keys:
         name = subgraphs[key].name
         if key not in levels:
             raise ConversionError(f"The subgraph {name} contains itself.", SAVE_AGAIN)
@@ -181,26 +200,29 @@ def order_of_loading(
                 f"The subgraph {name} contains more than {DEEPEST_NESTING} levels of subgraphs.",
                 SAVE_AGAIN,
             )
-    # topologicalSortSubgraphs counts a subgraph twice that is twice in another one, never gets to
-    # the end, and falls back on the order of the file.
-    if any(len(set(inner_keys)) < len(inner_keys) for inner_keys in inner.values()):
-        return list(inner)
+    # Where a subgraph contains another one twice, topologicalSortSubgraphs counts that twice, never
+    # gets to the end, and falls back on the order of the file.
+    for keys in inner_keys.values():
+        contains_one_twice = len(set(keys)) < len(keys)
+        if contains_one_twice:
+            return list(inner_keys)
     return list(levels)
 
 
-def count_levels(inner: Mapping[str, Sequence[str]]) -> Dict[str, int]:
+def count_levels(inner_keys: Mapping[str, Sequence[str]]) -> Dict[str, int]:
     """How many levels of subgraphs each one has, itself included. Inner ones come first.
 
-    ``inner`` are the subgraphs that each contains. Those that contain themselves are left out.
+    ``inner_keys`` are the subgraphs that each one contains. A subgraph that contains itself is left
+    out.
     """
-    holders: Dict[str, List[str]] = {key: [] for key in inner}
-    waiting_for = {key: set(inner_keys) for key, inner_keys in inner.items()}
-    for key, inner_keys in waiting_for.items():
-        for inner_key in inner_keys:
-            holders[inner_key].append(key)
+    waiting_for = {key: set(keys) for key, keys in inner_keys.items()}
+    holders: Dict[str, List[str]] = {key: [] for key in inner_keys}
+    for holder, keys in waiting_for.items():
+        for key in keys:
+            holders[key].append(holder)
 
-    levels = dict.fromkeys(inner, 1)
-    ready = [key for key in inner if not inner[key]]
+    levels = dict.fromkeys(inner_keys, 1)
+    ready = [key for key, keys in inner_keys.items() if not keys]
     for key in ready:  # grows as subgraphs get all that they wait for
         for holder in holders[key]:
             levels[holder] = max(levels[holder], levels[key] + 1)
@@ -276,22 +298,23 @@ class GraphLoader:
 
 def read_links(graph: LGraph, renamed: Mapping[str, str]) -> None:
     """Reads the links of a graph; ``renamed`` are the ids of nodes that had to change."""
-    for raw in as_list(graph.raw.get("links")):
-        if isinstance(raw, dict):  # in schema 1, and in all subgraphs
-            keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
-            raw = [raw.get(key) for key in keys]
-        if not isinstance(raw, list) or len(raw) < 5:
+    for entry in as_list(graph.raw.get("links")):
+        parts = as_list(entry)  # id, origin, origin slot, target, target slot, type
+        if isinstance(entry, dict):  # in schema 1, and in all subgraphs
+            parts = [entry.get(key) for key in LINK_KEYS]
+        if len(parts) < len(LINK_KEYS):
             continue
-        link_id = parse_link_id(raw[0])
+        raw_id, raw_origin_id, origin_slot, raw_target_id, target_slot, *_ = parts
+        link_id = parse_link_id(raw_id)
         if link_id is None:
             continue
-        origin_id = parse_node_id(raw[1])
-        target_id = parse_node_id(raw[3])
+        origin_id = parse_node_id(raw_origin_id)
+        target_id = parse_node_id(raw_target_id)
         graph.links[link_id] = LLink(
             renamed.get(origin_id, origin_id),
-            parse_slot(raw[2]),
+            parse_slot(origin_slot),
             renamed.get(target_id, target_id),
-            parse_slot(raw[4]),
+            parse_slot(target_slot),
         )
 
 
@@ -302,34 +325,41 @@ def settle_links(graph: LGraph, raw_nodes: RawNodes, ids: Sequence[str]) -> None
     where the table agrees on the node (slots drift when a class changes), and where two links in
     the table lead to the same slot.
     """
-    named: Dict[Tuple[str, int], Any] = {}
+    named_by_inputs = find_links_named_by_inputs(graph, raw_nodes, ids)
+    link_ids: Dict[InputSlot, Any] = {}  # as the table says
+    for link_id, link in list(graph.links.items()):
+        if link.target_id == SUBGRAPH_OUTPUT_NODE:
+            continue
+        target = (link.target_id, link.target_slot)
+        if target not in link_ids:
+            link_ids[target] = link_id
+        elif named_by_inputs.get(target) == link_id:
+            del graph.links[link_ids[target]]
+            link_ids[target] = link_id
+        else:
+            del graph.links[link_id]
+
+    named_ids = set(named_by_inputs.values())
+    for target, link_id in link_ids.items():
+        if link_id not in named_ids:
+            graph.input_links[target] = link_id
+    for target, link_id in named_by_inputs.items():
+        if link_id in graph.links:
+            graph.input_links[target] = link_id
+
+
+def find_links_named_by_inputs(
+    graph: LGraph, raw_nodes: RawNodes, ids: Sequence[str]
+) -> Dict[InputSlot, Any]:
+    """The links that inputs name as theirs, where the table of links agrees on the node."""
+    link_ids: Dict[InputSlot, Any] = {}
     for raw, node_id in zip(raw_nodes, ids):
         for slot, raw_input in enumerate(as_list(raw.get("inputs"))):
             link_id = parse_link_id(as_dict(raw_input).get("link"))
             link = graph.links.get(link_id)
             if link and link.target_id == node_id:
-                named[node_id, slot] = link_id
-
-    of_slot: Dict[Tuple[str, int], Any] = {}
-    for link_id, link in list(graph.links.items()):
-        target = (link.target_id, link.target_slot)
-        if link.target_id == SUBGRAPH_OUTPUT_NODE:
-            continue
-        if target not in of_slot:
-            of_slot[target] = link_id
-        elif named.get(target) == link_id:
-            del graph.links[of_slot[target]]
-            of_slot[target] = link_id
-        else:
-            del graph.links[link_id]
-
-    claimed = set(named.values())
-    for target, link_id in of_slot.items():
-        if link_id not in claimed:
-            graph.input_links[target] = link_id
-    for target, link_id in named.items():
-        if link_id in graph.links:
-            graph.input_links[target] = link_id
+                link_ids[node_id, slot] = link_id
+    return link_ids
 
 
 def parse_slot(value: Any) -> int:
@@ -340,7 +370,7 @@ def parse_slot(value: Any) -> int:
 
 
 def repair_slot_links(graph: LGraph) -> None:
-    """Replaces links of a subgraph's inputs and outputs that are not there (_repairSlotLinkIds)."""
+    """Replaces links of a subgraph's inputs and outputs that do not exist (_repairSlotLinkIds)."""
     first_of_input: Dict[int, Any] = {}
     first_of_output: Dict[int, Any] = {}
     for link_id, link in graph.links.items():
@@ -348,11 +378,21 @@ def repair_slot_links(graph: LGraph) -> None:
             first_of_input.setdefault(link.origin_slot, link_id)
         if link.target_id == SUBGRAPH_OUTPUT_NODE:
             first_of_output.setdefault(link.target_slot, link_id)
-    for slots, first in ((graph.inputs, first_of_input), (graph.outputs, first_of_output)):
-        for number, slot in enumerate(slots):
-            for index, link_id in enumerate(slot.link_ids):
-                if link_id not in graph.links:
-                    slot.link_ids[index] = first.get(number, link_id)
+    replace_missing_links(graph.inputs, first_of_input, graph.links)
+    replace_missing_links(graph.outputs, first_of_output, graph.links)
+
+
+def replace_missing_links(
+    subgraph_slots: Sequence[SubgraphSlot],
+    first_links: Mapping[int, Any],
+    links: Container[Any],
+) -> None:
+    """Replaces each link id that is not among ``links`` by the first link of its slot, if any."""
+    for slot, subgraph_slot in enumerate(subgraph_slots):
+        link_ids = subgraph_slot.link_ids
+        for index, link_id in enumerate(link_ids):
+            if link_id not in links:
+                link_ids[index] = first_links.get(slot, link_id)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -371,35 +411,37 @@ def configure_node(node: LGraphNode) -> None:
 
 
 class StoredInput(NamedTuple):
-    """An input that the file has of a node."""
+    """An input that the file has of a node; ``link_id`` is None if nothing is linked to it."""
 
     name: str
-    link: Any
+    link_id: Any
     raw: JsonObject
 
 
 def stored_inputs(node: LGraphNode) -> Sequence[StoredInput]:
-    links = node.graph.input_links
-    return [
-        StoredInput(str(raw.get("name")), links.get((node.id, slot)), raw)
-        for slot, raw in enumerate(as_list(node.raw.get("inputs")))
-        if isinstance(raw, dict)
-    ]
+    inputs = []
+    for slot, raw in enumerate(as_list(node.raw.get("inputs"))):
+        if isinstance(raw, dict):
+            link_id = node.graph.input_links.get((node.id, slot))
+            inputs.append(StoredInput(str(raw.get("name")), link_id, raw))
+    return inputs
 
 
 def connect_inputs(node: LGraphNode, stored: Sequence[StoredInput]) -> None:
-    """Takes over the links of the inputs that the node already has."""
-    links = {one.name: one.link for one in stored}  # of two with the same name, the last one counts
+    """Gives the inputs that the node already has the links that the file has for them."""
+    link_ids = {one.name: one.link_id for one in stored}  # the last one of two namesakes counts
     for socket in node.inputs:
-        if socket.name in links:
-            socket.link = links[socket.name]
+        if socket.name in link_ids:
+            socket.link = link_ids[socket.name]
 
 
 def configure_inputs(node: LGraphNode) -> None:
     stored = stored_inputs(node)
-    node.lost_inputs = [
-        name for name, link_id, raw in stored if link_id is None and raw.get("link") is not None
-    ]
+    lost_inputs = []
+    for name, link_id, raw in stored:
+        if link_id is None and raw.get("link") is not None:
+            lost_inputs.append(name)
+    node.lost_inputs = lost_inputs
     connect_inputs(node, stored)
     own_names = {socket.name for socket in node.inputs}
     # Inputs that only the file has: of an older file, or further places of an autogrow group.
@@ -419,7 +461,7 @@ def grow_linked_groups(node: LGraphNode) -> None:
     if not node.autogrow_groups:
         return
     slot = 0
-    while slot < len(node.inputs):  # the groups grow meanwhile
+    while slot < len(node.inputs):  # on_connected() adds inputs
         if node.inputs[slot].link in node.graph.links:
             node.on_connected(slot)
         slot += 1
@@ -450,14 +492,17 @@ def set_named_values(node: LGraphNode, named: Dict[str, NamedValue]) -> None:
 
 
 def set_power_loras(node: LGraphNode, values: Sequence[Any]) -> None:
+    """Gives a Power Lora Loader a widget for each row that the file has (pack_values.py)."""
     for number, (position, row) in enumerate(read_power_loras(values, node.properties), 1):
         widget = node.add_widget(Widget(f"lora_{number}", CUSTOM), row)
         node.value_positions[widget.name] = position
 
 
 def set_values_in_order(node: LGraphNode, values: Sequence[Any]) -> None:
+    """Gives the widgets the values in their order, without the dummies of older files."""
     positions: Iterable[int] = range(len(values))
-    if len(values) == len(node.forced_positions):  # litegraphUtil.ts, migrateWidgetsValues
+    has_dummies = len(values) == len(node.forced_positions)
+    if has_dummies:  # litegraphUtil.ts, migrateWidgetsValues
         positions = [index for index in positions if not node.forced_positions[index]]
     remaining = iter(positions)
     widgets_without_value = []
@@ -506,9 +551,11 @@ def quarantined_values(host: LGraphNode) -> Dict[str, Any]:
     values: Dict[str, Any] = {}
     quarantine = parse_json_list(host.properties.get("proxyWidgetErrorQuarantine"))
     for entry in reversed(quarantine):  # the first one with a name counts
-        original_entry = as_list(as_dict(entry).get("originalEntry"))
-        if original_entry[:1] == ["-1"] and entry.get("hostValue") is not None:
-            values[str(original_entry[-1])] = entry["hostValue"]
+        proxy_entry = as_list(as_dict(entry).get("originalEntry"))  # node, widget
+        is_of_host = proxy_entry[:1] == [HOST_ITSELF]
+        if is_of_host and entry.get("hostValue") is not None:
+            widget_name = str(proxy_entry[-1])
+            values[widget_name] = entry["hostValue"]
     return values
 
 
@@ -600,8 +647,7 @@ def fit_into_range(value: Any, widget: Widget) -> Any:
         return value
     if isinstance(value, str):
         value = number_in_text(value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or value != value or abs(value) == math.inf:
+    if not is_finite_number(value):
         return value
     low = widget.options.get("min")
     high = widget.options.get("max")
@@ -612,15 +658,31 @@ def fit_into_range(value: Any, widget: Widget) -> Any:
         value = low
     if high is not None and value > high:
         value = high
-    # JavaScript's Math.round; numbers above 2 ** 53 have no halves in a float.
-    if widget.type == "INT" and isinstance(step, int) and abs(value) < 2**53:
-        offset = (low or 0) % step
-        value = int(((value - offset) / step + 0.5) // 1) * step + offset
+    # Numbers above 2 ** 53 have no halves in a float.
+    can_be_rounded = isinstance(step, int) and abs(value) < 2**53
+    if widget.type == "INT" and can_be_rounded:
+        value = round_to_step(value, step, (low or 0) % step)
     return value
 
 
+def is_finite_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    is_nan = value != value
+    return not is_nan and abs(value) != math.inf  # math.isfinite() fails on huge integers
+
+
+def round_to_step(value: float, step: int, offset: float) -> float:
+    """The multiple of ``step``, plus ``offset``, that is nearest to a number.
+
+    Halves go up, as with JavaScript's Math.round.
+    """
+    steps = math.floor((value - offset) / step + 0.5)
+    return steps * step + offset
+
+
 def number_in_text(text: str) -> Any:
-    """The number that a text is, as JavaScript takes it for one; other texts stay."""
+    """The number that JavaScript makes of a text. A text that is not a number is returned as is."""
     if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*", text, re.I):
         return text
     number = float(text)
@@ -674,11 +736,14 @@ def narrow_node(node: LGraphNode) -> bool:
     has_changed = False
     for template_id, allowed_types in node.match_inputs.items():
         sockets = [socket for socket in node.inputs if socket.name in allowed_types]
-        types = [type_of_origin(node.graph, socket.link) for socket in sockets]
+        origin_types = [type_of_origin(node.graph, socket.link) for socket in sockets]
         for index, socket in enumerate(sockets):
-            others = [*types[:index], *types[index + 1 :], allowed_types[socket.name]]
-            socket.type = common_type(others) or socket.type
-        output_type = common_type(types)
+            # What it may take: what its class allows, and what the other sockets get.
+            types_of_others = [*origin_types[:index], *origin_types[index + 1 :]]
+            type_ = common_type([*types_of_others, allowed_types[socket.name]])
+            if type_:
+                socket.type = type_
+        output_type = common_type(origin_types)
         if output_type and set_match_outputs(node, template_id, output_type):
             has_changed = True
     return has_changed
@@ -695,7 +760,7 @@ def set_match_outputs(node: LGraphNode, template_id: str, type_: str) -> bool:
 
 
 def type_of_origin(graph: LGraph, link_id: Any) -> Any:
-    """The type of the output that a link begins at; "*" where there is none."""
+    """The type of the output that a link begins at; "*" if that does not exist."""
     link = graph.links.get(link_id)
     if link is None:
         return "*"
@@ -715,9 +780,11 @@ def common_type(types: Iterable[Any]) -> Optional[str]:
 
     "*" allows every type.
     """
-    lists = [type_.split(",") for type_ in types if isinstance(type_, str) and type_ != "*"]
-    if not lists:
+    alternatives = [type_.split(",") for type_ in types if isinstance(type_, str) and type_ != "*"]
+    if not alternatives:
         return "*"
-    first, *others = lists
-    shared = [type_ for type_ in first if all(type_ in other for other in others)]
-    return ",".join(dict.fromkeys(shared)) or None
+    first, *others = alternatives
+    shared = dict.fromkeys(first)  # each once
+    for other in others:
+        shared = {type_: None for type_ in shared if type_ in other}
+    return ",".join(shared) or None
