@@ -53,18 +53,27 @@ def parse_proxy_widgets(host: LGraphNode, renamed: Mapping[str, str]) -> Sequenc
         return []
     values = as_list(host.raw.get("widgets_values"))
     proxy_widgets = []
-    for index, (node_id, widget_name, *inner) in enumerate(entries):
-        inner_node_id = inner[0] if inner else None
-        # Or all in the name, "7: 3: steps": the widget "steps" of the node 3 in the subgraph 7.
-        prefixed = re.fullmatch(r"(?:\s*([0-9]+)\s*:\s*)+(.+)", widget_name)
-        if prefixed:
-            inner_node_id, widget_name = prefixed.groups()
+    for index, entry in enumerate(entries):
+        proxy = parse_proxy_entry(entry)
+        node_id = renamed.get(proxy.node_id, proxy.node_id)
         value = UNDEFINED
         if index < len(values) and values[index] is not None:
             value = values[index]
-        node_id = renamed.get(node_id, node_id)
-        proxy_widgets.append(ProxyWidget(node_id, widget_name, inner_node_id, value))
+        proxy_widgets.append(proxy._replace(node_id=node_id, value=value))
     return proxy_widgets
+
+
+def parse_proxy_entry(entry: Sequence[str]) -> ProxyWidget:
+    """An entry as is_proxy_entry() wants it, still without a value."""
+    node_id, widget_name, *more = entry
+    inner_node_id = None
+    if more:
+        inner_node_id = more[0]
+    # Or all in the name, "7: 3: steps": the widget "steps" of the node 3 in the subgraph 7.
+    prefixed = re.fullmatch(r"(?:\s*([0-9]+)\s*:\s*)+(.+)", widget_name)
+    if prefixed:
+        inner_node_id, widget_name = prefixed.groups()
+    return ProxyWidget(node_id, widget_name, inner_node_id, UNDEFINED)
 
 
 def is_proxy_entry(entry: Any) -> bool:
@@ -77,28 +86,29 @@ def is_proxy_entry(entry: Any) -> bool:
 def migrate_proxy_widgets(host: LGraphNode, subgraph: LGraph, renamed: Mapping[str, str]) -> None:
     """Makes inputs of what ``proxyWidgets`` promotes, and gives them their values.
 
-    ``renamed`` are the ids of nodes inside that had to change.
+    ``renamed`` has the new ids of nodes inside whose ids had to change.
     """
     proxy_widgets = parse_proxy_widgets(host, renamed)
     if not proxy_widgets:
         return
-    promoted: Dict[Any, Socket] = {}  # as it is before anything is added
+    promoted: Dict[Any, Socket] = {}  # by what they promote, before anything is added
     for socket, subgraph_input in zip(host.inputs, subgraph.inputs):
         promoted.setdefault(subgraph.promoted_source(subgraph_input), socket)
     cohorts: Dict[str, List[ProxyWidget]] = {}  # by the PrimitiveNode whose value they promote
     for proxy in proxy_widgets:
+        host_socket = promoted.get((proxy.node_id, proxy.widget_name))
         node = subgraph.nodes.get(proxy.node_id)
-        found = promoted.get((proxy.node_id, proxy.widget_name))
         if proxy.node_id == HOST_ITSELF:
-            found = host.socket_named(proxy.widget_name)
-        elif node and not found and node.type == PRIMITIVE:
-            found = host.socket_named(node.promoted_as)
-            if not found:
-                cohorts.setdefault(proxy.node_id, []).append(proxy)
-        elif node and not found:
-            found = promote_widget(host, subgraph, node, proxy)
-        if found and found.promoted and proxy.value is not UNDEFINED:
-            host.values[found.name] = proxy.value
+            host_socket = host.socket_named(proxy.widget_name)
+        elif host_socket is None and node is not None:
+            if node.type != PRIMITIVE:
+                host_socket = promote_widget(host, subgraph, node, proxy)
+            else:
+                host_socket = host.socket_named(node.promoted_as)
+                if host_socket is None:
+                    cohorts.setdefault(proxy.node_id, []).append(proxy)
+        if host_socket and host_socket.promoted and proxy.value is not UNDEFINED:
+            host.values[host_socket.name] = proxy.value
     for node_id, cohort in cohorts.items():
         migrate_primitive(host, subgraph, subgraph.nodes[node_id], cohort)
 
@@ -106,7 +116,10 @@ def migrate_proxy_widgets(host: LGraphNode, subgraph: LGraph, renamed: Mapping[s
 def promote_widget(
     host: LGraphNode, subgraph: LGraph, node: LGraphNode, proxy: ProxyWidget
 ) -> Optional[Socket]:
-    """Gives the subgraph an input for a widget of ``node``; None if it has no such widget."""
+    """Gives the subgraph an input for a widget of ``node``, which is inside.
+
+    Returns the new socket of the host; None if the node has no such widget.
+    """
     socket = find_promotable(node, proxy)
     if socket is None:
         return None
@@ -116,22 +129,28 @@ def promote_widget(
 
 def find_promotable(node: LGraphNode, proxy: ProxyWidget) -> Optional[Socket]:
     """The socket of the widget that a proxy widget stands for."""
-    if not node.subgraph:
-        for socket in node.inputs:
-            if socket.widget_name == proxy.widget_name and node.widget_of(socket):
-                return socket
-        return None
+    if node.subgraph:
+        return find_promotable_of_host(node, node.subgraph, proxy)
+    for socket in node.inputs:
+        if socket.widget_name == proxy.widget_name and node.widget_of(socket):
+            return socket
+    return None
 
-    sockets = list(zip(node.inputs, node.subgraph.inputs))
+
+def find_promotable_of_host(
+    node: LGraphNode, inner_subgraph: LGraph, proxy: ProxyWidget
+) -> Optional[Socket]:
+    """As find_promotable(), where the node inside is a host itself."""
+    sources = [inner_subgraph.promoted_source(slot) for slot in inner_subgraph.inputs]
     if proxy.inner_node_id is not None:
-        for socket, subgraph_input in sockets:
-            source = node.subgraph.promoted_source(subgraph_input)
-            if socket.promoted and source == (proxy.inner_node_id, proxy.widget_name):
+        wanted = (proxy.inner_node_id, proxy.widget_name)
+        for socket, source in zip(node.inputs, sources):
+            if socket.promoted and source == wanted:
                 return socket
     # The ids inside may have changed since; the name alone counts then.
-    for socket, subgraph_input in sockets:
-        source = node.subgraph.promoted_source(subgraph_input) or ("", "")
-        if socket.promoted and proxy.widget_name in (socket.name, source[1]):
+    for socket, source in zip(node.inputs, sources):
+        _, widget_name = source or ("", "")
+        if socket.promoted and proxy.widget_name in (socket.name, widget_name):
             return socket
     return None
 
@@ -142,7 +161,7 @@ def find_promotable(node: LGraphNode, proxy: ProxyWidget) -> Optional[Socket]:
 
 
 def primitive_targets(graph: LGraph, primitive: LGraphNode) -> Iterator[NodeSocket]:
-    """The sockets that a primitive leads to, by the slots that its links name."""
+    """The sockets that a primitive leads to, as its links in the file say."""
     raw_outputs = as_list(primitive.raw.get("outputs"))
     if not raw_outputs:
         return
@@ -180,12 +199,15 @@ def can_replace_primitive(
         return False
     output_type = primitive.output_types[0]
     for _, socket in targets:
-        if socket.type not in ("*", output_type) and output_type != "*":
+        is_same_type = "*" in (output_type, socket.type) or socket.type == output_type
+        if not is_same_type:
             return False
-    if len({proxy.widget_name for proxy in cohort}) > 1:
+    promoted_names = {proxy.widget_name for proxy in cohort}
+    if len(promoted_names) > 1:
         return False
-    shapes = [shape for shape in map(widget_shape, targets) if shape]
-    return all(shape == shapes[0] for shape in shapes)
+    shapes = [widget_shape(target) for target in targets]
+    shapes_of_widgets = [shape for shape in shapes if shape is not None]
+    return all(shape == shapes_of_widgets[0] for shape in shapes_of_widgets)
 
 
 def widget_shape(target: NodeSocket) -> Optional[Tuple[Any, ...]]:
@@ -221,6 +243,7 @@ def add_subgraph_input(
 
 
 def make_unique(name: str, taken: Sequence[str]) -> str:
+    """``name``, or ``name_1`` and so on if that is taken."""
     unique_name = name
     number = 0
     while unique_name in taken:
@@ -238,9 +261,10 @@ def disconnect(subgraph: LGraph, socket: Socket) -> None:
     if slot >= len(subgraph.inputs):
         return
     subgraph_input = subgraph.inputs[slot]
-    subgraph_input.link_ids = [key for key in subgraph_input.link_ids if key != socket.link]
+    other_ids = [link_id for link_id in subgraph_input.link_ids if link_id != socket.link]
+    subgraph_input.link_ids = other_ids
     for host in subgraph.hosts:
-        targets = subgraph.sockets_of(subgraph_input.link_ids)
+        targets = subgraph.sockets_of(other_ids)
         host.promote_first_widget(host.inputs[slot], targets)
 
 
@@ -248,11 +272,15 @@ def connect_to_last_input(subgraph: LGraph, target: NodeSocket) -> None:
     """Links the last input of a subgraph to a socket inside; the hosts promote its widget."""
     node, socket = target
     subgraph_input = subgraph.inputs[-1]
+    input_slot = len(subgraph.inputs) - 1
     link_id = (subgraph_input.name, len(subgraph_input.link_ids))  # no file has such an id
     socket.link = link_id
     subgraph_input.link_ids.append(link_id)
     subgraph.links[link_id] = LLink(
-        SUBGRAPH_INPUT_NODE, len(subgraph.inputs) - 1, node.id, node.inputs.index(socket)
+        origin_id=SUBGRAPH_INPUT_NODE,
+        origin_slot=input_slot,
+        target_id=node.id,
+        target_slot=node.inputs.index(socket),
     )
     for host in subgraph.hosts:
         host.promote_first_widget(host.inputs[-1], subgraph.sockets_of(subgraph_input.link_ids))

@@ -1,4 +1,4 @@
-"""What a new node of each class has, and what a node of a file shows that it has besides."""
+"""What a new node of each class has, and what else a node of a file is seen to have."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Templates:
     def __init__(self, object_info: JsonObject) -> None:
         self.object_info = object_info
         self.created: Dict[Tuple[str, Sequence[str]], LGraphNode] = {}
-        self.output_types: Set[str] = set()  # of all classes; filled when it is needed
+        self.output_types: Set[str] = set()  # of all classes; collected when they are needed
 
     def of_class(self, type_: str, custom_inputs: Sequence[str] = ()) -> LGraphNode:
         """The template of a class, with widgets for its ``custom_inputs``."""
@@ -28,21 +28,23 @@ class Templates:
         """The template of a node of a file.
 
         /object_info cannot say for which inputs a custom node's script makes a widget. The file
-        shows it: such an input is not among the sockets, nothing can be linked to it, and only with
-        it the number of values is right.
+        shows it: such an input is not among the sockets, nothing can be linked to it, and the
+        number of values is only right if it has a widget. Where the values have names, one has its.
         """
         template = self.of_class(raw["type"])
         stored = raw.get("widgets_values")
         if not stored or not template.is_known:
             return template
         if isinstance(stored, dict):
-            names = self._find_custom_inputs(raw, template)
-            return self.of_class(raw["type"], tuple(name for name in names if name in stored))
+            custom_inputs = self._find_custom_inputs(raw, template)
+            with_value = tuple(name for name in custom_inputs if name in stored)
+            return self.of_class(raw["type"], with_value)
 
         count = len(as_list(stored))
         if template.takes_values(count):
             return template
-        extended = self.of_class(raw["type"], self._find_custom_inputs(raw, template))
+        custom_inputs = self._find_custom_inputs(raw, template)
+        extended = self.of_class(raw["type"], custom_inputs)
         if extended.takes_values(count):
             return extended
         return template
@@ -50,12 +52,9 @@ class Templates:
     def _find_custom_inputs(self, raw: JsonObject, template: LGraphNode) -> Sequence[str]:
         """The inputs of a node that may have a widget of a script."""
         raw_inputs = [as_dict(raw_input) for raw_input in as_list(raw.get("inputs"))]
-        socket_names = {str(one.get("name")) for one in raw_inputs if not one.get("widget")}
-        unlisted = [
-            socket
-            for socket in template.inputs
-            if socket.widget_name is None and socket.name not in socket_names
-        ]
+        names_in_file = {str(one.get("name")) for one in raw_inputs if not one.get("widget")}
+        sockets = [socket for socket in template.inputs if socket.widget_name is None]
+        unlisted = [socket for socket in sockets if socket.name not in names_in_file]
         if unlisted and not self.output_types:
             self.output_types = output_types_of_all(self.object_info)
         return tuple(
