@@ -1,7 +1,7 @@
 """A workflow in UI format with the values of an edited prompt, for ComfyUI's editor.
 
-The conversion knows of most inputs which widget they come from. Of the others, such as those that a
-subgraph promotes or that several nodes share, it does not: a place that has the old value is tried,
+The conversion knows which widget most inputs come from. It does not know it of inputs that a
+subgraph promotes or that several nodes share: there, each place that has the old value is tried,
 and counts if the conversion then makes the wanted prompt. So what is saved is always checked.
 """
 
@@ -17,7 +17,8 @@ from comfyui_runner.nodes import InputRef, inputs_of, is_link
 from comfyui_runner.text import JsonObject, as_dict, as_list
 
 #: How many places are tried for one value, and for all of them: each costs a conversion.
-MOST_TRIES_FOR_VALUE, MOST_TRIES = 20, 100
+MOST_TRIES_FOR_VALUE = 20
+MOST_TRIES = 100
 
 #: Stands for the value of an input that a node does not have.
 MISSING = object()
@@ -47,26 +48,51 @@ def save_for_editor(
     conversion = convert_with_open_texts(workflow, object_info)
     edited = edited_workflow(conversion, dict(workflow), prompt)
     made = convert_with_open_texts(edited, object_info).prompt
-    wanting = find_differences(prompt, made)
-    tries_left = MOST_TRIES
-    for ref in sorted(wanting):
-        if ref not in wanting:  # it came with another one
+    writer = ValueWriter(edited, prompt, object_info, find_differences(prompt, made))
+    for ref in sorted(writer.not_saved):
+        if ref not in writer.not_saved:  # it was saved together with another one
             continue
         old = inputs_of(made, ref.node_id).get(ref.input)
         new = inputs_of(prompt, ref.node_id).get(ref.input)
-        if is_link(old) or is_link(new) or old is None or new is None:
-            continue
-        for place in list(find_places(edited, old, ref.node_id))[:MOST_TRIES_FOR_VALUE]:
-            if not tries_left:
-                break
-            tries_left -= 1
+        are_values = not is_link(old) and not is_link(new)
+        if are_values and old is not None and new is not None:
+            writer.try_places(ref, old, new)
+    return SavedForEditor(edited, sorted(writer.not_saved))
+
+
+class ValueWriter:
+    """Writes values of ``prompt`` into ``workflow``, at places where that makes the prompt.
+
+    ``not_saved`` are the inputs in which the workflow does not become ``prompt`` yet.
+    """
+
+    def __init__(
+        self,
+        workflow: JsonObject,
+        prompt: Prompt,
+        object_info: JsonObject,
+        not_saved: Set[InputRef],
+    ) -> None:
+        self.workflow = workflow
+        self.prompt = prompt
+        self.object_info = object_info
+        self.not_saved = not_saved
+        self.tries_left = MOST_TRIES
+
+    def try_places(self, ref: InputRef, old: Any, new: Any) -> None:
+        """Writes ``new`` to the first place of ``old`` where it helps and changes nothing else."""
+        places = list(find_places(self.workflow, old, ref.node_id))
+        for place in places[:MOST_TRIES_FOR_VALUE]:
+            if not self.tries_left:
+                return
+            self.tries_left -= 1
             place.holder[place.key] = new
-            still_wanting = differences_when_converted(edited, prompt, object_info)
-            if still_wanting < wanting:  # nothing else has changed by it
-                wanting = still_wanting
-                break
+            not_saved = differences_when_converted(self.workflow, self.prompt, self.object_info)
+            only_helps = not_saved < self.not_saved  # fewer differ, and none that did not before
+            if only_helps:
+                self.not_saved = not_saved
+                return
             place.holder[place.key] = old
-    return SavedForEditor(edited, sorted(wanting))
 
 
 def differences_when_converted(
@@ -84,9 +110,10 @@ def find_differences(first: Prompt, second: Prompt) -> Set[InputRef]:
     """The inputs that are not the same in two prompts."""
     different = set()
     for node_id in {**first, **second}:
-        inputs, others = inputs_of(first, node_id), inputs_of(second, node_id)
-        for name in {**inputs, **others}:
-            if inputs.get(name, MISSING) != others.get(name, MISSING):
+        first_inputs = inputs_of(first, node_id)
+        second_inputs = inputs_of(second, node_id)
+        for name in {**first_inputs, **second_inputs}:
+            if first_inputs.get(name, MISSING) != second_inputs.get(name, MISSING):
                 different.add(InputRef(node_id, name))
     return different
 
@@ -97,13 +124,16 @@ def find_places(workflow: JsonObject, value: Any, node_id: str) -> Iterator[Plac
     The nodes of the prompt that come from a subgraph are called after the nodes around them:
     ``8:3`` is node 3 in the subgraph of node 8.
     """
-    around = node_id.split(":")
-    nodes = sorted(find_nodes(workflow), key=lambda node: str(node.get("id")) not in around)
-    for node in nodes:
+    ids_around = node_id.split(":")
+    nodes = find_nodes(workflow)
+    nodes_around = [node for node in nodes if str(node.get("id")) in ids_around]
+    other_nodes = [node for node in nodes if str(node.get("id")) not in ids_around]
+    for node in [*nodes_around, *other_nodes]:
         values = node.get("widgets_values")
         for key, entry in enumerate_values(values):
-            is_same_kind = isinstance(entry, bool) == isinstance(value, bool)
-            if is_same_kind and entry == value:
+            # To Python, True equals 1.
+            is_same_type = isinstance(entry, bool) == isinstance(value, bool)
+            if is_same_type and entry == value:
                 yield Place(values, key)
 
 
@@ -111,11 +141,14 @@ def find_nodes(workflow: JsonObject) -> List[JsonObject]:
     """The nodes of a workflow in UI format, those in its subgraphs too."""
     subgraphs = as_list(as_dict(workflow.get("definitions")).get("subgraphs"))
     graphs = [workflow, *map(as_dict, subgraphs)]
-    return [as_dict(node) for graph in graphs for node in as_list(graph.get("nodes"))]
+    nodes: List[JsonObject] = []
+    for graph in graphs:
+        nodes += map(as_dict, as_list(graph.get("nodes")))
+    return nodes
 
 
 def enumerate_values(values: Any) -> Iterator[Tuple[Any, Any]]:
-    """The values of a node, by their places: a list, or an object with names."""
+    """The values of a node with their indices in a list, or their names in an object."""
     if isinstance(values, dict):
         return iter(values.items())
     return enumerate(as_list(values))
