@@ -13,6 +13,15 @@ from comfyui_runner.text import size_in_words
 
 EMBEDDED_KEYS = ("prompt", "workflow")
 
+PNG_FILE_HEAD = b"\x89PNG\r\n\x1a\n"
+PNG_CHECKSUM_SIZE = 4
+
+#: "RIFF", the size of the file, and "WEBP".
+WEBP_HEAD_SIZE = 12
+
+#: The length and the type that each chunk of a PNG or WebP file begins with.
+CHUNK_HEAD_SIZE = 8
+
 #: How large the compressed texts of a picture may be in all, unpacked, in bytes: a small file can
 #: hold huge ones.
 MOST_INFLATED = 64 << 20
@@ -23,9 +32,18 @@ PNG_ENCODINGS = {b"tEXt": "latin-1", b"zTXt": "latin-1", b"iTXt": "utf-8", b"com
 #: Bytes in which the zero behind a keyword is looked for: more than EMBEDDED_KEYS have.
 KEYWORD_SIZE = 16
 
-#: The type of an EXIF entry that is ASCII text, and how many bytes fit into the entry itself.
+#: What may come before EXIF data.
+EXIF_PREFIX = b"Exif\0\0"
+
+#: The size of a table's count and of each entry behind it; the type of an entry that is ASCII text,
+#: and how many bytes of text fit into the entry itself.
+EXIF_COUNT_SIZE = 2
+EXIF_ENTRY_SIZE = 12
 EXIF_ASCII = 2
 EXIF_INLINE_SIZE = 4
+
+#: Bytes in which the colon behind a key is looked for.
+LONGEST_EXIF_KEY = len("workflow:")
 
 
 def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
@@ -74,7 +92,7 @@ def png_texts(data: bytes) -> Optional[Dict[str, str]]:
     They are in text chunks; in animated files, in chunks "comf" of ComfyUI's own. What is broken is
     left out. Raises WorkflowError if they are too large when they are unpacked.
     """
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if not data.startswith(PNG_FILE_HEAD):
         return None
     chunks: Dict[str, Tuple[bytes, bytes]] = {}  # the last one of each key counts
     for chunk_type, chunk in png_chunks(data):
@@ -88,20 +106,19 @@ def png_texts(data: bytes) -> Optional[Dict[str, str]]:
     for key, (chunk_type, value) in chunks.items():
         text = png_text(chunk_type, value, room)
         room = max(room - len(text), 0)
-        encoding = PNG_ENCODINGS[chunk_type]
-        texts[key] = text.decode(encoding, "replace")
+        texts[key] = text.decode(PNG_ENCODINGS[chunk_type], "replace")
     return texts
 
 
 def png_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
     """The chunks of a PNG file: their types and contents."""
-    position = 8
-    while position + 8 <= len(data):
+    position = len(PNG_FILE_HEAD)
+    while position + CHUNK_HEAD_SIZE <= len(data):
         length, chunk_type = struct.unpack_from(">I4s", data, position)
-        begin = position + 8
+        begin = position + CHUNK_HEAD_SIZE
         end = begin + length
         yield chunk_type, data[begin:end]
-        position = end + 4  # the checksum
+        position = end + PNG_CHECKSUM_SIZE
 
 
 def png_text(chunk_type: bytes, value: bytes, room: int) -> bytes:
@@ -125,7 +142,7 @@ def inflate(data: bytes, room: int) -> bytes:
     """``data`` unpacked; nothing if it is broken. Raises WorkflowError beyond ``room`` bytes."""
     unpacker = zlib.decompressobj()
     try:
-        text = unpacker.decompress(data, room + 1)  # a limit of 0 would be none
+        text = unpacker.decompress(data, room + 1)  # a limit of 0 would mean no limit
     except zlib.error:
         return b""
     if len(text) > room:
@@ -153,16 +170,16 @@ def webp_texts(data: bytes) -> Optional[Dict[str, str]]:
     texts: Dict[str, str] = {}
     for chunk_type, chunk in riff_chunks(data):
         if chunk_type == b"EXIF":
-            texts = {**exif_texts(chunk), **texts}
+            texts = {**exif_texts(chunk), **texts}  # the first one of each key counts
     return texts
 
 
 def riff_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
     """The chunks of a RIFF file: their types and contents."""
-    position = 12
-    while position + 8 <= len(data):
+    position = WEBP_HEAD_SIZE
+    while position + CHUNK_HEAD_SIZE <= len(data):
         chunk_type, length = struct.unpack_from("<4sI", data, position)
-        begin = position + 8
+        begin = position + CHUNK_HEAD_SIZE
         end = begin + length
         yield chunk_type, data[begin:end]
         position = end + length % 2  # chunks begin at even positions
@@ -171,28 +188,37 @@ def riff_chunks(data: bytes) -> Iterator[Tuple[bytes, bytes]]:
 def exif_texts(chunk: bytes) -> Dict[str, str]:
     """The prompt and the workflow in EXIF data, as far as it can be read.
 
-    The first one of each counts. Others are not even decoded: all could be the same long bytes.
+    The first one of each counts. Others are not even decoded: they may be many, and all the same
+    long bytes.
     """
-    texts: Dict[str, str] = {}
     exif = chunk
-    if chunk.startswith(b"Exif\0\0"):
-        exif = chunk[6:]
-    order = ">" if exif[:2] == b"MM" else "<"
+    if chunk.startswith(EXIF_PREFIX):
+        exif = chunk[len(EXIF_PREFIX) :]
+    texts: Dict[str, str] = {}
+    for begin, size in exif_ascii_entries(exif):
+        head = exif[begin : begin + min(size, LONGEST_EXIF_KEY)]
+        key = head.partition(b":")[0].decode("latin-1").lower()
+        if key in EMBEDDED_KEYS and key not in texts:
+            text = exif[begin : begin + size].rstrip(b"\0").decode("utf-8", "replace")
+            texts[key] = text.partition(":")[2]
+    return texts
+
+
+def exif_ascii_entries(exif: bytes) -> Iterator[Tuple[int, int]]:
+    """Where the texts of the first table of EXIF data are: their positions and sizes in bytes.
+
+    It ends where the data is broken.
+    """
+    order = "<"
+    if exif.startswith(b"MM"):
+        order = ">"
     try:
         (table,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, table)
-        for number in range(count):
-            entry = table + 2 + 12 * number
-            _, type_, size, begin = struct.unpack_from(order + "HHII", exif, entry)
-            if type_ != EXIF_ASCII or size <= EXIF_INLINE_SIZE:
-                continue
-            # What is before the colon; not all texts are decoded: they may be long, and many.
-            longest = len("workflow:")
-            key = exif[begin : begin + min(size, longest)].partition(b":")[0]
-            name = key.decode("latin-1").lower()
-            if name in EMBEDDED_KEYS and name not in texts:
-                text = exif[begin : begin + size].rstrip(b"\0").decode("utf-8", "replace")
-                texts[name] = text.partition(":")[2]
+        for index in range(count):
+            entry = table + EXIF_COUNT_SIZE + EXIF_ENTRY_SIZE * index
+            _tag, type_, size, begin = struct.unpack_from(order + "HHII", exif, entry)
+            if type_ == EXIF_ASCII and size > EXIF_INLINE_SIZE:
+                yield begin, size
     except struct.error:
-        pass
-    return texts
+        return
