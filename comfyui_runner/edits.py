@@ -38,6 +38,7 @@ from comfyui_runner.nodes import (
     only_other_case,
     own_title,
     quote_name,
+    source_of,
     spec_of,
     value_of,
 )
@@ -53,7 +54,10 @@ from comfyui_runner.values import (
 #: Names that a message lists where none is like the one that was meant.
 MOST_LISTED = 3
 
-#: The request is right, but this workflow is not made for it.
+#: Nodes that a message lists where any of them may be meant.
+MOST_CANDIDATES = 20
+
+#: The types of errors where the request is right, but this workflow is not made for it: HTTP 409.
 _CONFLICTS = (
     "ambiguous_node",
     "no_such_text",
@@ -97,10 +101,13 @@ def find_node(prompt: JsonObject, name: str) -> str:
 
     shown = quote_name(name)
     if matches:
-        listed = ", ".join(node_in_words(prompt, node_id) for node_id in matches[:20])
+        candidates = matches[:MOST_CANDIDATES]
+        listed = ", ".join(node_in_words(prompt, node_id) for node_id in candidates)
         message = f"{len(matches)} nodes are called {shown}. Use an id: {listed}."
         raise EditError("ambiguous_node", message, describe_nodes(prompt, matches))
-    offer = did_you_mean(name, sorted(_names_of_nodes(prompt))) or _offer_some_nodes(prompt)
+
+    known_names = sorted(_names_of_nodes(prompt))
+    offer = did_you_mean(name, known_names) or _offer_some_nodes(prompt)
     message = f"The workflow has no node {shown}. {offer}"
     raise EditError("no_such_node", message.rstrip(), describe_nodes(prompt, prompt))
 
@@ -130,20 +137,27 @@ def _names_of_nodes(prompt: JsonObject) -> Set[str]:
 
 
 def _nodes_called(prompt: JsonObject, name: str) -> List[str]:
+    """The nodes that ``name`` may mean: an id is preferred to titles, and titles to classes.
+
+    Where nothing is spelled so, it is the only node whose title or class differs in upper and lower
+    case alone.
+    """
     if name in prompt:
         return [name]
-    if not name:
+    if not name:  # it would mean every node without a title
         return []
     titled = [node_id for node_id in prompt if own_title(prompt, node_id) == name]
     of_class = [node_id for node_id in prompt if class_of(prompt, node_id) == name]
     if titled or of_class:
         return titled or of_class
+
     folded = name.casefold()
-    in_other_case = [
-        node_id
-        for node_id in prompt
-        if folded in (own_title(prompt, node_id).casefold(), class_of(prompt, node_id).casefold())
-    ]
+    in_other_case = []
+    for node_id in prompt:
+        title = own_title(prompt, node_id)
+        class_type = class_of(prompt, node_id)
+        if folded in (title.casefold(), class_type.casefold()):
+            in_other_case.append(node_id)
     if len(in_other_case) == 1:
         return in_other_case
     return []
@@ -161,10 +175,13 @@ def find_input(prompt: JsonObject, name: str) -> InputRef:
     for count in range(len(parts) - 1, 0, -1):
         node_name = ".".join(parts[:count])
         input_name = ".".join(parts[count:])
-        if input_name and (node_name in known_names or node_name.casefold() in known_names):
+        is_known = node_name in known_names or node_name.casefold() in known_names
+        if is_known and input_name:
             node_id = find_node(prompt, node_name)
-            names = map(str, inputs_of(prompt, node_id))
-            return InputRef(node_id, only_other_case(input_name, names) or input_name)
+            names_of_inputs = map(str, inputs_of(prompt, node_id))
+            own_name = only_other_case(input_name, names_of_inputs)
+            return InputRef(node_id, own_name or input_name)
+
     if len(parts) == 1:
         example = example_of_input(prompt)
         such_as = f", such as {example}" if example else ""
@@ -180,11 +197,10 @@ def example_of_input(prompt: JsonObject) -> str:
     "" if it has none.
     """
     settable = _inputs_with_values(prompt)
-    settable.sort(key=lambda item: (item[0].input != "steps", isinstance(item[1], str)))
     if not settable:
         return ""
-    ref, _ = settable[0]
-    return one_line(f"{ref.node_id}.{ref.input}", 60)
+    best = min(settable, key=_rank_as_example)
+    return one_line(best.ref.full_name, 60)
 
 
 class InputExample(NamedTuple):
@@ -194,8 +210,15 @@ class InputExample(NamedTuple):
     value: Any
 
 
+def _rank_as_example(example: InputExample) -> Tuple[bool, bool]:
+    """Sorts inputs: steps first, texts last."""
+    is_steps = example.ref.input == "steps"
+    is_text = isinstance(example.value, str)
+    return not is_steps, is_text
+
+
 def example_of_edit(prompt: JsonObject) -> Optional[InputExample]:
-    """An input of ``prompt`` with a value for it, for a message: a random seed, else a number.
+    """An input of ``prompt`` and a value for it, for a message: a random seed, else a number.
 
     None where there is neither.
     """
@@ -209,39 +232,46 @@ def example_of_edit(prompt: JsonObject) -> Optional[InputExample]:
     return None
 
 
-def _inputs_with_values(prompt: JsonObject) -> List[Tuple[InputRef, Any]]:
+def _inputs_with_values(prompt: JsonObject) -> List[InputExample]:
     """The inputs of ``prompt`` that are texts, numbers or switches, with their values."""
     return [
-        (InputRef(node_id, name), value)
+        InputExample(InputRef(node_id, name), value)
         for node_id in prompt
         for name, value in inputs_of(prompt, node_id).items()
         if isinstance(value, (str, int, float))
     ]
 
 
-def notices_of_names(prompt: JsonObject, edits: Iterable["InputEdit"]) -> List[str]:
-    """The notices of ``edits`` whose names were typed in another case, as NODE.INPUT.
+def notices_of_names(prompt: JsonObject, edits: Iterable[InputEdit]) -> List[str]:
+    """What was taken for something spelled in another case, by ``edits`` that ``prompt`` has now.
 
-    Those of values that ``prompt`` has now in another case too.
+    That may be the name of an input, and one of the options of a combo.
     """
     notices = []
     for edit in edits:
-        ref = edit.ref
-        name = f"{ref.node_id}.{ref.input}"
-        if edit.typed and not _is_spelled_so(prompt, edit.typed, ref):
+        name = edit.ref.full_name
+        if edit.typed and not _is_spelled_so(prompt, edit.typed, edit.ref):
             notices.append(f"{quote_name(edit.typed)} is taken for {name}.")
-        value = value_of(prompt, ref)
-        if edit.file or not isinstance(value, str) or is_model_name(value):
-            continue  # of models, other_names_of_edits() says it
-        if value != edit.value and value.casefold() == str(edit.value).casefold():
+        value = value_of(prompt, edit.ref)
+        if _has_other_case(edit, value):
             notices.append(f"{name}: {one_line(value, 100)} is used for {quote_name(edit.value)}.")
     return notices
 
 
 def _is_spelled_so(prompt: JsonObject, typed: str, ref: InputRef) -> bool:
     """Whether ``typed`` names ``ref`` letter for letter."""
-    names = (ref.node_id, own_title(prompt, ref.node_id), class_of(prompt, ref.node_id))
-    return any(typed == f"{name}.{ref.input}" for name in names)
+    node_names = (ref.node_id, own_title(prompt, ref.node_id), class_of(prompt, ref.node_id))
+    return any(typed == f"{node_name}.{ref.input}" for node_name in node_names)
+
+
+def _has_other_case(edit: InputEdit, value: Any) -> bool:
+    """Whether ``edit`` was taken for ``value``, which differs in upper and lower case alone.
+
+    Not of models: other_names_of_edits() has the notices of those.
+    """
+    if edit.file or not isinstance(value, str) or is_model_name(value):
+        return False
+    return value != edit.value and value.casefold() == str(edit.value).casefold()
 
 
 # -- setting inputs --------------------------------------------------------------------------------
@@ -271,18 +301,27 @@ def input_edit(ref: InputRef, value: Any) -> InputEdit:
     return InputEdit(ref, value)
 
 
+#: "=" of a --set at which NODE.INPUT may end.
+MOST_EQUALS_TRIED = 10
+
+
 def parse_set(prompt: JsonObject, text: str) -> InputEdit:
     """The edit in ``NODE.INPUT=VALUE``. Raises EditError."""
     first_error: Optional[EditError] = None
-    # A title may contain a few "=", and VALUE any number of them.
-    for equals in itertools.islice(re.finditer("=", text), 10):
-        name, value = text[: equals.start()], text[equals.end() :]
+    # A title may contain "=" too, and VALUE any number of them: the first one is taken behind which
+    # NODE.INPUT is known.
+    for equals in itertools.islice(re.finditer("=", text), MOST_EQUALS_TRIED):
+        name = text[: equals.start()]
+        value = text[equals.end() :]
         try:
-            return input_edit(find_input(prompt, name), value)._replace(typed=name)
+            ref = find_input(prompt, name)
         except EditError as error:
             first_error = first_error or error
+        else:
+            return input_edit(ref, value)._replace(typed=name)
     if first_error is not None:
         raise first_error
+
     example = example_of_input(prompt)
     such_as = f", such as {example}=VALUE" if example else ""
     raise EditError("wrong_name", f"--set takes NODE.INPUT=VALUE{such_as}.")
@@ -298,10 +337,10 @@ def apply_edits(
     drawn: List[InputRef] = []
     for edit in edits:
         ref, value = edit.ref, edit.value
+        if ref in drawn:
+            drawn.remove(ref)  # the last edit of an input counts
         current = value_of(prompt, ref)
         spec = spec_of(prompt, ref, object_info)
-        if ref in drawn:
-            drawn.remove(ref)
         has_seed = is_seed(ref.input, spec) and isinstance(current, (int, float))
         if has_seed and value == "random":
             drawn.append(ref)
@@ -319,7 +358,8 @@ def read_inputs(
     values = {}
     for name, text in texts.items():
         ref = InputRef(node_id, name)
-        values[name] = read_value(spec_of(prompt, ref, object_info), value_of(prompt, ref), text)
+        spec = spec_of(prompt, ref, object_info)
+        values[name] = read_value(spec, value_of(prompt, ref), text)
     return values
 
 
@@ -336,19 +376,15 @@ def set_inputs(
         ref = InputRef(node_id, name)
         spec = spec_of(prompt, ref, object_info)
         check_can_be_set(prompt, ref, spec)
-        try:
-            value = check_value(spec, name, value)
-        except EditError as error:
-            message = f"{node_in_words(prompt, node_id)}: {error.message}"
-            refusal = EditError(error.type, message, error.details)
-            refusal.node_id = node_id
-            raise refusal from None
+        value = _check_value_in_node(prompt, ref, spec, value)
         part = find_part(inputs_of(prompt, node_id), name)
-        if part:
-            whole = checked.get(part.input) or value_of(prompt, InputRef(node_id, part.input))
-            checked[part.input] = {**whole, part.key: value}
-        else:
+        if part is None:
             checked[name] = value
+            continue
+        # Of one input several parts may be set: each adds to what the ones before it made.
+        whole = checked.get(part.input) or value_of(prompt, InputRef(node_id, part.input))
+        checked[part.input] = {**whole, part.key: value}
+
     node = prompt[node_id]
     changed = {**node, "inputs": {**node["inputs"], **checked}}
     is_known = bool(object_info.get(class_of(prompt, node_id)))
@@ -359,24 +395,39 @@ def check_can_be_set(prompt: JsonObject, ref: InputRef, spec: DeclaredInput) -> 
     """Raises EditError for an input that the node does not have, or that a link feeds."""
     value = value_of(prompt, ref)
     if is_link(value):
-        source = str(value[0])
+        source = source_of(value)
         message = f"{ref.input} is fed by {node_in_words(prompt, source)}: set it there."
         raise EditError("linked_input", message, describe_nodes(prompt, [source]))
 
-    names = inputs_of(prompt, ref.node_id)
-    is_there = ref.input in names or find_part(names, ref.input)
-    if not is_there and not spec.type:
-        node = node_in_words(prompt, ref.node_id)
-        known = sorted(str(name) for name, value in names.items() if not is_link(value))
-        offer = did_you_mean(ref.input, known)
-        if not offer and known:
-            offer = f"It has {list_first(known[:MOST_LISTED], len(known))}."
-        message = f"{node} has no input {quote_name(ref.input)}. {offer}"
-        raise EditError("no_such_input", message.rstrip())
+    inputs = inputs_of(prompt, ref.node_id)
+    is_in_prompt = ref.input in inputs or find_part(inputs, ref.input) is not None
+    if is_in_prompt or spec.type:
+        return
+    settable = sorted(str(name) for name, value in inputs.items() if not is_link(value))
+    offer = did_you_mean(ref.input, settable)
+    if not offer and settable:
+        offer = f"It has {list_first(settable[:MOST_LISTED], len(settable))}."
+    node = node_in_words(prompt, ref.node_id)
+    message = f"{node} has no input {quote_name(ref.input)}. {offer}"
+    raise EditError("no_such_input", message.rstrip())
+
+
+def _check_value_in_node(prompt: JsonObject, ref: InputRef, spec: DeclaredInput, value: Any) -> Any:
+    """``check_value()``, whose error names the node too."""
+    try:
+        return check_value(spec, ref.input, value)
+    except EditError as error:
+        message = f"{node_in_words(prompt, ref.node_id)}: {error.message}"
+        refusal = EditError(error.type, message, error.details)
+        refusal.node_id = ref.node_id
+        raise refusal from None
 
 
 def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:
-    """``value`` as the input takes it; where nothing is declared, as it is. Raises EditError."""
+    """``value`` as the input ``name`` takes it. Raises EditError.
+
+    Where nothing is declared, it is returned as it is.
+    """
     if not spec.type:
         return value
     is_whole = isinstance(value, float) and value.is_integer()
@@ -415,11 +466,13 @@ def seed_inputs(prompt: JsonObject, object_info: JsonObject) -> List[InputRef]:
                 continue
             ref = InputRef(node_id, name)
             if is_link(value):
-                source = str(value[0])
+                source = source_of(value)
                 if source not in feeding_nodes:  # thousands of inputs may be fed by one large node
                     seeds.update(dict.fromkeys(_seeds_in(prompt, source, object_info)))
                 feeding_nodes.add(source)
-            elif type(value) is int and spec_of(prompt, ref, object_info).type in ("INT", ""):
+                continue
+            is_whole_number = type(value) is int  # not a bool
+            if is_whole_number and spec_of(prompt, ref, object_info).type in ("INT", ""):
                 seeds[ref] = None
     return list(seeds)
 
@@ -430,20 +483,21 @@ def seeds_by_name(prompt: JsonObject, drawn: Iterable[InputRef] = ()) -> Dict[st
     ``drawn`` are inputs that were drawn for it: they are seeds whatever they are called.
     """
     refs = dict.fromkeys([*seed_inputs(prompt, {}), *drawn])
-    return {f"{ref.node_id}.{ref.input}": value_of(prompt, ref) for ref in refs}
+    return {ref.full_name: value_of(prompt, ref) for ref in refs}
 
 
 def _seeds_in(prompt: JsonObject, node_id: str, object_info: JsonObject) -> Iterator[InputRef]:
     """The numbers in a node that feeds a seed: PrimitiveInt has a ``value``."""
     for name, value in inputs_of(prompt, node_id).items():
         ref = InputRef(node_id, name)
-        spec = spec_of(prompt, ref, object_info)
-        named_so = name == "value" or is_seed(name, spec)
-        if named_so and type(value) is int:
+        is_named_so = name == "value" or is_seed(name, spec_of(prompt, ref, object_info))
+        is_whole_number = type(value) is int  # not a bool
+        if is_named_so and is_whole_number:
             yield ref
 
 
-#: Every reader of JSON keeps numbers up to here exact (JavaScript's are exact up to 2**53).
+#: Drawn seeds lie within so many numbers. Every reader of JSON keeps them exact: JavaScript's
+#: numbers are exact up to 2**53.
 _SEED_RANGE = 2**50
 
 
@@ -464,7 +518,8 @@ def draw_seeds(
         options = spec_of(prompt, ref, object_info).options
         low = int(as_number(options.get("min")))
         high = int(as_number(options.get("max"), _SEED_RANGE))
-        if high >= 0:
+        takes_positive = high >= 0
+        if takes_positive:
             low = max(low, 0)
         high = min(high, low + _SEED_RANGE)
         seeds[ref] = low + int(draw() * (high - low + 1))
@@ -502,7 +557,7 @@ def _texts_from(
         if (current, is_feeding) in seen:
             continue
         seen.add((current, is_feeding))
-        links = []
+        sources = []
         for name, value in inputs_of(prompt, current).items():
             is_text = bool(TEXT_INPUT_NAMES.search(name))
             if is_feeding:  # in a node that feeds a text, any text is one
@@ -510,8 +565,8 @@ def _texts_from(
             if is_text and isinstance(value, str):
                 yield InputRef(current, name)
             elif is_text and is_link(value):
-                links.append(str(value[0]))
-        waiting.extend(reversed(links))
+                sources.append(source_of(value))
+        waiting.extend(reversed(sources))  # the first one is taken first
 
 
 def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
@@ -525,8 +580,8 @@ def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
     waiting = list(_sampler_links(prompt, role))
     waiting.reverse()  # the first one is taken first
     while waiting:
-        source, slot = waiting.pop()
-        node_id = str(source)
+        link = waiting.pop()
+        node_id = source_of(link)
         if node_id in seen:
             continue
         seen.add(node_id)
@@ -535,8 +590,8 @@ def prompt_texts(prompt: JsonObject, role: str) -> List[InputRef]:
         own_texts = text_inputs(prompt, node_id)
         texts.update(dict.fromkeys(own_texts))
         if not own_texts:
-            inputs = inputs_of(prompt, node_id)
-            waiting.extend(_conditioning_links(inputs, slot, role))
+            _, slot = link
+            waiting.extend(_conditioning_links(inputs_of(prompt, node_id), slot, role))
     return list(texts)
 
 
@@ -544,7 +599,8 @@ def _sampler_links(prompt: JsonObject, role: str) -> Iterator[Sequence[Any]]:
     """The links on which samplers, and the guiders before them, get the ``role``'s conditioning."""
     for node_id in prompt:
         inputs = inputs_of(prompt, node_id)
-        if "latent_image" not in inputs and "model" not in inputs:
+        is_sampler_or_guider = "latent_image" in inputs or "model" in inputs
+        if not is_sampler_or_guider:
             continue
         names = [role]
         if role == "positive" and "Guider" in class_of(prompt, node_id):
@@ -556,9 +612,9 @@ def _sampler_links(prompt: JsonObject, role: str) -> Iterator[Sequence[Any]]:
 
 def _conditioning_links(inputs: JsonObject, slot: int, role: str) -> Iterator[Sequence[Any]]:
     """Where the conditioning at an output of a node comes from, the last of its inputs first."""
-    if is_link(inputs.get("positive")) and is_link(inputs.get("negative")):
-        side = "negative" if slot == 1 else "positive"  # ControlNet: two in, two out
-        yield inputs[side]
+    has_both_sides = is_link(inputs.get("positive")) and is_link(inputs.get("negative"))
+    if has_both_sides:  # ControlNet: two in, two out, in this order
+        yield inputs["negative"] if slot == 1 else inputs["positive"]
         return
     for name, value in reversed(list(inputs.items())):
         if is_link(value) and name.startswith(("cond", role)):
@@ -584,28 +640,33 @@ def find_text(prompt: JsonObject, node: Optional[str], role: Optional[str]) -> I
 
     if len(texts) == 1:
         return texts[0]
-    if not texts:
-        others = [ref.node_id for ref in text_inputs_of_all(prompt, prompt)]
-        message = f"{subject} has no text that can be set."
-        if node is None and not _has_sampler(prompt):
-            message = (
-                'The workflow has no sampler with a "positive" or "negative" input, so no text '
-                f"is its {role} prompt. {_offer_texts(prompt, others)}"
-            )
-        raise EditError("no_such_text", message, describe_nodes(prompt, others))
+    if texts:
+        raise _several_texts(prompt, subject, texts)
+    others = [ref.node_id for ref in text_inputs_of_all(prompt, prompt)]
+    message = f"{subject} has no text that can be set."
+    if node is None and not _has_sampler(prompt):
+        message = (
+            'The workflow has no sampler with a "positive" or "negative" input, so no text '
+            f"is its {role} prompt. {_offer_texts(prompt, others)}"
+        )
+    raise EditError("no_such_text", message, describe_nodes(prompt, others))
+
+
+def _several_texts(prompt: JsonObject, subject: str, texts: Sequence[InputRef]) -> EditError:
+    """The error where ``texts``, of one node or of several, may be meant."""
     candidates = describe_nodes(prompt, [ref.node_id for ref in texts])
     if len(candidates) == 1:
         names = ", ".join(ref.input for ref in texts)
         message = f"{subject} has several texts ({names}): use /update/inputs."
     else:
         message = f"{subject} has several texts: name a node."
-    raise EditError("ambiguous_node", message, candidates)
+    return EditError("ambiguous_node", message, candidates)
 
 
 def _has_sampler(prompt: JsonObject) -> bool:
     """Whether a node gets a positive or a negative conditioning, as samplers and guiders do."""
     links = itertools.chain(_sampler_links(prompt, "positive"), _sampler_links(prompt, "negative"))
-    return any(True for _ in links)
+    return next(links, None) is not None
 
 
 def _offer_texts(prompt: JsonObject, node_ids: Iterable[str]) -> str:
@@ -613,7 +674,8 @@ def _offer_texts(prompt: JsonObject, node_ids: Iterable[str]) -> str:
     nodes = [node_in_words(prompt, node_id) for node_id in dict.fromkeys(node_ids)]
     if not nodes:
         return "No node has a text either."
-    return f"Name a node by its node_id or title instead: {', '.join(nodes[:20])}."
+    listed = ", ".join(nodes[:MOST_CANDIDATES])
+    return f"Name a node by its node_id or title instead: {listed}."
 
 
 def _titled_texts(prompt: JsonObject, role: str) -> List[InputRef]:
@@ -668,7 +730,7 @@ def find_loaders(
         raise EditError("ambiguous_node", message, listed)
 
     for ref in known:
-        if name == f"{ref.node_id}.{ref.input}":
+        if name == ref.full_name:
             return [ref]
     node_id = find_node(prompt, name)
     for ref in known:

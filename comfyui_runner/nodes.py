@@ -20,7 +20,6 @@ from typing import (
     Optional,
     Sequence,
     Set,
-    Tuple,
 )
 
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
@@ -33,6 +32,11 @@ class InputRef(NamedTuple):
 
     node_id: str
     input: str
+
+    @property
+    def full_name(self) -> str:
+        """The input as NODE.INPUT, with the id of the node."""
+        return f"{self.node_id}.{self.input}"
 
 
 def node_in_prompt(prompt: JsonObject, node_id: str) -> Optional[str]:
@@ -96,10 +100,15 @@ def is_link(value: object) -> bool:
     )
 
 
+def source_of(link: Sequence[Any]) -> str:
+    """The id of the node that a link comes from; JSON may have it as a number."""
+    return str(link[0])
+
+
 def linked_nodes(prompt: JsonObject, node_id: str) -> List[str]:
     """The ids of the nodes that a node's inputs link to, whether ``prompt`` has them or not."""
     values = inputs_of(prompt, node_id).values()
-    return [str(value[0]) for value in values if is_link(value)]
+    return [source_of(value) for value in values if is_link(value)]
 
 
 def upstream(prompt: JsonObject, node_ids: Iterable[str]) -> FrozenSet[str]:
@@ -215,20 +224,30 @@ def quote_name(name: object) -> str:
     return json.dumps(one_line(name, 80), ensure_ascii=False)
 
 
-#: What one look for the nearest names costs at most: characters of a name that are compared, names
-#: that are compared roughly, and names that are compared exactly. Names come from outside, and
-#: difflib would take minutes for 10,000 of them, or for one of a megabyte.
-_COMPARED_LENGTH, _COMPARED_ROUGHLY, _COMPARED_EXACTLY = 200, 2000, 50
+# Names come from outside, and difflib would take minutes for 10,000 of them, or for one of a
+# megabyte. So a search for the nearest names is limited in three ways.
 
+#: Characters of a name that are compared.
+_COMPARED_LENGTH = 200
 
-#: How like a name must be to be offered as what was meant, and how many names are offered.
-_NEAR_ENOUGH, _MOST_OFFERED = 0.6, 3
+#: Names that are compared by the letters that they have, in any order.
+_COMPARED_ROUGHLY = 2000
+
+#: Names that are compared letter by letter.
+_COMPARED_EXACTLY = 50
+
+#: How like a name must be, from 0 to 1, to be offered as what was meant.
+_NEAR_ENOUGH = 0.6
+
+#: Names that are offered.
+_MOST_OFFERED = 3
 
 
 def nearest_first(value: object, options: Sequence[object], shown: int = 8) -> str:
     """Options as a list for people: those most like ``value``, then how many more there are."""
     names = [str(option) for option in options]
-    listed = [one_line(name, 100) for name, _ in _rank(value, names)[:shown]]
+    nearest = _rank(value, names)[:shown]
+    listed = [one_line(each.name, 100) for each in nearest]
     if len(names) > shown:
         listed.append(f"{len(names) - shown} more")
     return ", ".join(listed)
@@ -244,21 +263,22 @@ def did_you_mean(value: object, options: Iterable[object], prefix: str = "") -> 
     by_stem: Dict[str, List[str]] = {}
     for name in dict.fromkeys(str(option) for option in options):
         by_stem.setdefault(_without_ending(name), []).append(name)
-    near = [
-        prefix + one_line(name, 100)
-        for stem, likeness in _rank(wanted, list(by_stem))
-        if likeness >= _NEAR_ENOUGH or (len(wanted) > 2 and wanted in stem)
-        for name in by_stem[stem]
-    ]
-    offered = near[:_MOST_OFFERED]
+    near: List[str] = []
+    for stem, likeness, _ in _rank(wanted, list(by_stem)):
+        is_abbreviated = len(wanted) > 2 and wanted in stem
+        if likeness >= _NEAR_ENOUGH or is_abbreviated:
+            near += by_stem[stem]
+    offered = [prefix + one_line(name, 100) for name in near[:_MOST_OFFERED]]
     if not offered:
         return ""
     *others, last = offered
-    listed = f"{', '.join(others)} or {last}" if others else last
-    return f"Did you mean {listed}?"
+    if not others:
+        return f"Did you mean {last}?"
+    return f"Did you mean {', '.join(others)} or {last}?"
 
 
 def _without_ending(name: str) -> str:
+    """``name`` as it is compared, without the ending of a file (".safetensors")."""
     return re.sub(r"\.[a-z]{2,12}$", "", _as_compared(name))
 
 
@@ -274,31 +294,40 @@ def only_other_case(name: str, names: Iterable[str]) -> Optional[str]:
     return same.pop()
 
 
-def _rank(value: object, names: List[str]) -> List[Tuple[str, float]]:
-    """The names that are most like ``value``, with how like they are, from 0 to 1."""
+class _RankedName(NamedTuple):
+    """A name, and how like it is to the one that is wanted."""
+
+    name: str
+    likeness: float  # from 0 to 1
+    common_beginning: int  # in characters: it decides where the likeness is equal
+
+
+def _rank(value: object, names: List[str]) -> List[_RankedName]:
+    """The names that are most like ``value``, the most like ones first."""
     import difflib  # only messages about errors need it
 
     wanted = _as_compared(str(value))
     matcher = difflib.SequenceMatcher(b=wanted)
 
-    def likeness(name: str) -> Tuple[float, int]:
-        compared = _as_compared(name)
-        matcher.set_seq1(compared)
-        beginning = os.path.commonprefix([wanted, compared])  # noqa: RUF071 - not a path
-        return matcher.ratio(), len(beginning)
-
     def rough_likeness(name: str) -> float:  # never below ratio()
         matcher.set_seq1(_as_compared(name))
         return matcher.quick_ratio()
 
+    def compare_exactly(name: str) -> _RankedName:
+        compared = _as_compared(name)
+        matcher.set_seq1(compared)
+        beginning = os.path.commonprefix([wanted, compared])  # noqa: RUF071 - not a path
+        return _RankedName(name, matcher.ratio(), len(beginning))
+
     candidates = _sharing_words(wanted, names)
     candidates.sort(key=rough_likeness, reverse=True)
-    measured = [(name, likeness(name)) for name in candidates[:_COMPARED_EXACTLY]]
-    measured.sort(key=lambda item: item[1], reverse=True)
-    return [(name, ratio) for name, (ratio, _) in measured]
+    ranked = [compare_exactly(name) for name in candidates[:_COMPARED_EXACTLY]]
+    ranked.sort(key=lambda each: (each.likeness, each.common_beginning), reverse=True)
+    return ranked
 
 
 def _as_compared(name: str) -> str:
+    """What of ``name`` is compared: its beginning, in lower case."""
     return name[:_COMPARED_LENGTH].lower()
 
 
@@ -371,12 +400,15 @@ def parse_spec(declared: object) -> DeclaredInput:
     parts = as_list(declared)
     if not parts:
         return DeclaredInput()
+    input_type = parts[0]
     options = as_dict(parts[1]) if len(parts) > 1 else {}
-    if isinstance(parts[0], list):
-        return DeclaredInput("COMBO", options, parts[0])
-    if parts[0] == "COMBO" and "remote" not in options and isinstance(options.get("options"), list):
-        return DeclaredInput("COMBO", options, options["options"])
-    return DeclaredInput(str(parts[0]), options)
+    if isinstance(input_type, list):
+        return DeclaredInput("COMBO", options, choices=input_type)
+    choices = options.get("options")
+    lists_choices = isinstance(choices, list) and "remote" not in options
+    if input_type == "COMBO" and lists_choices:
+        return DeclaredInput("COMBO", options, choices)
+    return DeclaredInput(str(input_type), options)
 
 
 def input_specs(object_info: JsonObject, class_type: str, group: str) -> Dict[str, DeclaredInput]:
@@ -397,14 +429,16 @@ def input_spec(object_info: JsonObject, class_type: str, name: str) -> DeclaredI
     return DeclaredInput()
 
 
-#: What may be set in place of a value that nothing declares.
+#: The type of a part of an input by that of its value: no definition declares it. A part that is 1
+#: may become 0.5.
 _TYPES_OF_PARTS = {bool: "BOOLEAN", int: "FLOAT", float: "FLOAT", str: "STRING"}
 
 
 def spec_of(prompt: JsonObject, ref: InputRef, object_info: JsonObject) -> DeclaredInput:
     """``input_spec()`` of an input in a prompt; a part of one takes what is like its value."""
     if find_part(inputs_of(prompt, ref.node_id), ref.input):
-        return DeclaredInput(_TYPES_OF_PARTS.get(type(value_of(prompt, ref)), ""))
+        type_of_value = type(value_of(prompt, ref))
+        return DeclaredInput(_TYPES_OF_PARTS.get(type_of_value, ""))
     return input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
 
 
