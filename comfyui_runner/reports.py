@@ -89,8 +89,8 @@ class RunTexts(NamedTuple):
 
     def to_json(self) -> Dict[str, Any]:
         """Fields of reports and records, beside the seeds."""
-        texts = {f"{ref.node_id}.{ref.input}": text for ref, text in self.texts.items()}
-        return {"draw": self.number, "texts": texts}
+        texts_by_name = {ref.full_name: text for ref, text in self.texts.items()}
+        return {"draw": self.number, "texts": texts_by_name}
 
 
 #: Of a prompt that is submitted as it is.
@@ -112,13 +112,15 @@ def changes(
     ``throttle`` is the run's own: this is the one place that decides which steps are reported.
     ``attached``: somebody else has submitted the prompt.
     """
-    if attached and before.phase is Phase.SUBMITTING and after.phase is Phase.QUEUED:
+    is_found_in_queue = before.phase is Phase.SUBMITTING and after.phase is Phase.QUEUED
+    if attached and is_found_in_queue:
         yield {"event": "following", "seeds": seeds_by_name(prompt)}
     else:
         yield from _changes_in_queue(before, after, prompt, run_texts)
     if after.cached != before.cached:
         nodes = sorted(after.cached)
         yield {"event": "cached", "nodes": nodes, "nodes_total": len(after.planned)}
+    # Of a state nothing is changed in place: what is the same object has not changed.
     if after.finished is not before.finished:
         yield from _finished_nodes(before, after, prompt)
     if after.running is not before.running:
@@ -154,11 +156,11 @@ def _finished_nodes(
 ) -> Iterator[Report]:
     counts = nodes_done(after)
     for node_id, seconds in after.finished.items():
-        seconds_before = before.finished.get(node_id, 0.0)
-        if node_id in before.finished and seconds == seconds_before:
+        seconds_before = before.finished.get(node_id)
+        if seconds == seconds_before:
             continue
-        took = round(seconds - seconds_before, 3)  # a node in a loop runs more than once
-        yield node_report("node_finished", prompt, node_id, seconds=took, **counts)
+        took = seconds - (seconds_before or 0.0)  # a node in a loop runs more than once
+        yield node_report("node_finished", prompt, node_id, seconds=round(took, 3), **counts)
 
 
 def _running_nodes(
@@ -253,22 +255,22 @@ def end_report(
     seconds = run_seconds(state, now)
     count = len(collect_outputs(state.outputs, prompt)) + received
     outputs = plural(count, "output")
-    if not cancelled:
+    if cancelled and exit_status is ExitStatus.TIMEOUT:
+        status = "timeout"
+        message = "Cancelled by --timeout: " + _describe_cancelling(state, prompt, outputs)
+    elif cancelled:
+        status = "cancelled"
+        message = "Cancelled: " + _describe_cancelling(state, prompt, outputs)
+    else:
         status = state.phase.value
         message = _describe_ending(state, prompt, duration(seconds), outputs)
-        is_silent = state.phase is Phase.SUCCESS and not wholly_cached(state) and not count
-        if is_silent:
+        made_nothing = state.phase is Phase.SUCCESS and not wholly_cached(state) and not count
+        if made_nothing:
             message += explain_no_outputs(state, prompt)
         if exit_status is ExitStatus.PARTIAL:
             message += (
                 "\nIt ran only in part: the outputs that ComfyUI refused are missing (see above)."
             )
-    elif exit_status is ExitStatus.TIMEOUT:
-        status = "timeout"
-        message = "Cancelled by --timeout: " + _describe_cancelling(state, prompt, outputs)
-    else:
-        status = "cancelled"
-        message = "Cancelled: " + _describe_cancelling(state, prompt, outputs)
     if unsaved:
         message += f"\nNot saved: {list_some(unsaved)}."
     return {
@@ -283,20 +285,23 @@ def end_report(
 
 
 def _describe_ending(state: PromptState, prompt: Mapping[str, Any], took: str, outputs: str) -> str:
-    """How a run ended that we did not stop."""
+    """How a run ended that we did not stop. ``took`` and ``outputs`` are in words."""
     if wholly_cached(state):
         return (
             f"Nothing was rendered: every result came from ComfyUI's cache ({outputs}).\n"
             "To render again, change a value or add --seed random."
         )
-    made = ", ".join(filter(None, [outputs, seeds_in_words(seeds_by_name(prompt))]))
+    seeds = seeds_in_words(seeds_by_name(prompt))
+    made = ", ".join(filter(None, [outputs, seeds]))
+    at_node = _at_node(state, prompt)
+    reason = state.reason or "how it ended is unknown"
     messages = {
         Phase.SUCCESS: f"Done in {took}, {made}.",
-        Phase.ERROR: f"The run failed after {took}{_at_node(state, prompt)}.",
-        Phase.INTERRUPTED: f"Someone else interrupted the run{_at_node(state, prompt)}.",
+        Phase.ERROR: f"The run failed after {took}{at_node}.",
+        Phase.INTERRUPTED: f"Someone else interrupted the run{at_node}.",
         Phase.DELETED: "Someone else removed the prompt from the queue before it ran.",
         Phase.LOST: (
-            f"The run is lost: {state.reason or 'how it ended is unknown'}.\n"
+            f"The run is lost: {reason}.\n"
             "Before you run it again, check the server's output folder."
         ),
         Phase.REJECTED: "ComfyUI refused the prompt: nothing ran.",
@@ -308,29 +313,37 @@ def explain_no_outputs(state: PromptState, prompt: Mapping[str, Any]) -> str:
     """Which nodes should have made something and reported nothing; "" if there are none.
 
     Nodes that save files need not report them: Image Save of WAS Node Suite does not without
-    show_previews.
+    show_previews. The text is for the end of a message: its lines begin with a newline.
     """
-    ends = (state.targets or state.planned) - upstream_of_others(prompt, state.planned)
-    silent = [
-        node_id for node_id in sorted(ends) if not any(state.outputs.get(node_id, {}).values())
-    ]
-    senders = [node_id for node_id in silent if class_of(prompt, node_id) == SENDS_PICTURES]
-    others = [node_id for node_id in silent if node_id not in senders]
-    lines = []
+    last_nodes = (state.targets or state.planned) - upstream_of_others(prompt, state.planned)
+    senders = []
+    others = []
+    for node_id in sorted(last_nodes):
+        has_reported = any(state.outputs.get(node_id, {}).values())
+        if has_reported:
+            continue
+        name = node_in_words(prompt, node_id)
+        if class_of(prompt, node_id) == SENDS_PICTURES:
+            senders.append(name)
+        else:
+            others.append(name)
+
+    text = ""
     if senders:
-        names = list_some([node_in_words(prompt, node_id) for node_id in senders])
-        lines.append(f"{names}: the pictures go over the WebSocket alone, and none arrived.")
-    if others:
-        names = list_some([node_in_words(prompt, node_id) for node_id in others])
-        lines.append(
-            f"Nothing was reported by {names}. Look in the server's output folder, or for an "
-            "option of the node that makes it report what it saves (such as show_previews)."
+        text += (
+            f"\n{list_some(senders)}: the pictures go over the WebSocket alone, and none arrived."
         )
-    return "".join(f"\n{line}" for line in lines)
+    if others:
+        text += (
+            f"\nNothing was reported by {list_some(others)}. Look in the server's output folder, "
+            "or for an option of the node that makes it report what it saves (such as "
+            "show_previews)."
+        )
+    return text
 
 
 def plain_notice(message: str) -> Report:
-    """A notice of what happens as it was asked for, or as it always does: it is no warning."""
+    """A notice of what happens as it was asked for, or as it always does: it is not a warning."""
     return {"event": "notice", "message": message, "warning": False}
 
 
@@ -340,14 +353,16 @@ def upstream_of_others(prompt: Mapping[str, Any], node_ids: Iterable[str]) -> Fr
 
 
 def _describe_cancelling(state: PromptState, prompt: Mapping[str, Any], outputs: str) -> str:
-    """What became of a run that we cancelled."""
+    """What became of a run that we cancelled. ``outputs`` says how many it had, in words."""
+    at_node = _at_node(state, prompt)
+    reason = state.reason or "reason unknown"
     messages = {
-        Phase.INTERRUPTED: f"ComfyUI interrupted our run{_at_node(state, prompt)}.",
+        Phase.INTERRUPTED: f"ComfyUI interrupted our run{at_node}.",
         Phase.DELETED: "removed from the queue before it ran.",
         Phase.SUCCESS: f"the run had already finished ({outputs}).",
-        Phase.ERROR: f"the run had already failed{_at_node(state, prompt)}.",
+        Phase.ERROR: f"the run had already failed{at_node}.",
         Phase.REJECTED: "nothing was submitted.",
-        Phase.LOST: f"the server no longer has the run ({state.reason or 'reason unknown'}).",
+        Phase.LOST: f"the server no longer has the run ({reason}).",
     }
     unconfirmed = (
         f"ComfyUI has not confirmed it, so prompt {state.prompt_id} may still be running.\n"
@@ -379,29 +394,34 @@ def result_of(report: Report) -> Optional[str]:
     """The path, URL or text that a report gives as a result; None for other reports."""
     event = report["event"]
     if event == "saved":
-        result = report["path"]
-    elif event == "listening":
-        result = report["url"]
-    elif event == "output" and not report["will_be_saved"]:
-        result = report["url"]
-        if report["text"] is not None:
-            result = report["text"]
-        if result is None:
-            return None  # it is neither: -o saves it
-    else:
+        return str(report["path"])
+    if event == "listening":
+        return str(report["url"])
+    if event != "output" or report["will_be_saved"]:
         return None
-    return str(result)
+    if report["text"] is not None:
+        return str(report["text"])
+    if report["url"] is not None:
+        return str(report["url"])
+    return None  # we have its content: only -o gives it a path
+
+
+_EVENTS_OF_TROUBLE = frozenset(
+    ["error", "problem", "refused", "failure", "not_saved", "hook_failed", "notice"]
+)
+
+#: Events with an exit status: something ended, well or not.
+_EVENTS_WITH_STATUS = frozenset(["end", "row", "batch", "checked", "workflows"])
 
 
 def is_about_trouble(report: Report) -> bool:
     """Whether a report says that something went wrong, so that --quiet shows it too."""
     event = report["event"]
-    if event in ("error", "problem", "refused", "failure", "not_saved", "hook_failed", "notice"):
+    if event in _EVENTS_OF_TROUBLE:
         return True
     if event == "end" and report.get("row"):
         return False  # a row's own report says the same
-    ends_something = event in ("end", "row", "batch", "checked", "workflows")
-    return ends_something and bool(report["exit_status"])
+    return event in _EVENTS_WITH_STATUS and bool(report["exit_status"])
 
 
 def indent(lines: List[str]) -> List[Line]:
@@ -435,17 +455,18 @@ def describe_workflow(report: Report) -> List[Line]:
         return lines
     for field, label in _PARTS_OF_SUMMARY:
         entries = report[field]
-        has_title = len(entries) > 1 or field in ("texts", "values")
+        shows_titles = len(entries) > 1 or field in ("texts", "values")
         for title, text in entries[:ENTRIES_SHOWN]:
-            role = _ROLES.get(title) if field == "texts" else None
-            if role is not None:
-                lines.append(("", f"  {role:<9} {text}"))
-            elif has_title:
+            is_role = field == "texts" and title in _ROLES
+            if is_role:
+                lines.append(("", f"  {_ROLES[title]:<9} {text}"))
+            elif shows_titles:
                 lines.append(("", f"  {label:<9} {title}: {text}"))
             else:
                 lines.append(("", f"  {label:<9} {text}"))
-        if len(entries) > ENTRIES_SHOWN:
-            lines.append(("dim", f"  {label:<9} {len(entries) - ENTRIES_SHOWN} more"))
+        more = len(entries) - ENTRIES_SHOWN
+        if more > 0:
+            lines.append(("dim", f"  {label:<9} {more} more"))
     return lines
 
 
@@ -478,10 +499,11 @@ def describe_following(report: Report) -> List[Line]:
 
 def seeds_in_words(seeds: Mapping[str, Any]) -> str:
     """``seed 42``; of several, which is which; "" of none."""
-    if len(seeds) == 1:
-        return f"seed {next(iter(seeds.values()))}"
     if not seeds:
         return ""
+    if len(seeds) == 1:
+        (seed,) = seeds.values()
+        return f"seed {seed}"
     return f"seeds {list_seeds(seeds)}"
 
 
@@ -545,8 +567,10 @@ def describe_silence(report: Report) -> List[Line]:
 
 
 def describe_notice(report: Report) -> List[Line]:
-    is_warning = report.get("warning", True)
-    return [("warn" if is_warning else "", report["message"])]
+    style = "warn"
+    if not report.get("warning", True):  # see plain_notice()
+        style = ""
+    return [(style, report["message"])]
 
 
 def describe_problem(report: Report) -> List[Line]:
@@ -560,13 +584,14 @@ def add_first_problem(message: str, problems: Sequence[Problem]) -> str:
     """``message`` with the first of ``problems`` behind it, and how many more there are."""
     if not problems:
         return message
-    first, *hints = [one_line(text) for _, text in describe_problem(problem_report(problems[0]))]
-    shown = one_line(first, PROBLEM_SHOWN)
+    first, *others = problems
+    sentence, *hints = [one_line(text) for _, text in describe_problem(problem_report(first))]
+    shown = one_line(sentence, PROBLEM_SHOWN)
     for hint in hints:  # whole or not at all: half of a command would do harm
         if len(shown) + len(hint) < PROBLEM_SHOWN:
             shown += f" {hint}"
-    if len(problems) > 1:
-        shown += f" ({plural(len(problems) - 1, 'more problem')}.)"
+    if others:
+        shown += f" ({plural(len(others), 'more problem')}.)"
     return f"{message} {shown}"
 
 
@@ -574,16 +599,17 @@ def describe_refused(report: Report) -> List[Line]:
     client = report["client"]
     if report["page"]:
         client += f" (page {report['page']})"
-    times = f"{report['count']} more times " if report["count"] > 1 else ""
     request = f"{report['method']} {report['path']}".strip() or "a request"
-    line = f"{client}: {request} refused {times}({report['status']}): {report['message']}"
-    return [("warn", line)]
+    refused = "refused"
+    if report["count"] > 1:
+        refused += f" {report['count']} more times"
+    return [("warn", f"{client}: {request} {refused} ({report['status']}): {report['message']}")]
 
 
 def describe_failure(report: Report) -> List[Line]:
     node = _name_node(report)
-    message, *more = report["message"].split("\n")
-    lines: List[Line] = [("bad", f"{node} raised {report['type']}: {message}")]
+    first, *more = report["message"].split("\n")
+    lines: List[Line] = [("bad", f"{node} raised {report['type']}: {first}")]
     lines += indent([line for line in more if line.strip()])
     lines += [("dim", line) for line in report["traceback"]]
     lines += indent(report["hints"])
@@ -591,10 +617,13 @@ def describe_failure(report: Report) -> List[Line]:
 
 
 def _name_node(report: Report) -> str:
+    """``"Sampler" (KSampler, node 3)``, as node_in_words() has it."""
     if not report["node_id"]:
         return "A node"
-    details = [report["class_type"], f"node {report['node_id']}"]
-    return f'"{report["title"]}" ({", ".join(filter(None, details))})'
+    details = f"node {report['node_id']}"
+    if report["class_type"]:
+        details = f"{report['class_type']}, {details}"
+    return f'"{report["title"]}" ({details})'
 
 
 #: How a file came that is not on the server.
@@ -614,8 +643,8 @@ def describe_output(report: Report) -> List[Line]:
     way = IN_WORDS_OF_SOURCE.get(report["source"])
     if report["url"] is None and way is not None:
         return [("ok", f"{title}: {report['kind']} {way}, {size_in_words(report['size'])}")]
-    name = "/".join(filter(None, (report["subfolder"], report["filename"])))
-    lines: List[Line] = [("ok", f"{title}: {name}")]
+    path = "/".join(filter(None, (report["subfolder"], report["filename"])))
+    lines: List[Line] = [("ok", f"{title}: {path}")]
     if report["url"] is not None:
         lines.append(("dim", f"    {report['url']}"))
     return lines
@@ -656,30 +685,41 @@ def describe_freed(report: Report) -> List[Line]:
 
 def describe_row(report: Report) -> List[Line]:
     """``3/12  seed 8812, 255, red  out/00003/red_00003_.png  1.4 s``."""
-    total = report["total"]
-    place = f"{report['place']}/{total}" if total is not None else f"Row {report['row']}"
-    parts = [place, values_in_words(report)]
-    if report["status"] == "done":
+    if report["total"] is None:
+        parts = [f"Row {report['row']}"]
+    else:
+        parts = [f"{report['place']}/{report['total']}"]
+    parts.append(values_in_words(report))
+
+    is_done = report["status"] == "done"
+    if is_done:
         parts.append(files_in_words(report["files"]))
         if report["seconds"] is not None:
             parts.append(duration(report["seconds"]))
-        return [("ok", "  ".join(filter(None, parts)))]
+    else:
+        parts.append(_failure_of_row(report))
+    return [(style_of_result(is_good=is_done), "  ".join(filter(None, parts)))]
+
+
+def _failure_of_row(report: Report) -> str:
+    """How a row ended that is not done, on one line."""
+    if report["status"] == "cancelled":
+        return "cancelled"  # the line above says by what
     lines = report["message"].split("\n")
     words = f"{report['status']}: {lines[0]}"
-    if report["status"] == "cancelled":
-        words = "cancelled"  # the line above says by what
-    elif report["exit_status"] == ExitStatus.NOT_SAVED:
-        words += f" {lines[-1]}"  # what is not saved
-    return [("bad", "  ".join(filter(None, [*parts, words])))]
+    if report["exit_status"] == ExitStatus.NOT_SAVED:
+        words += f" {lines[-1]}"  # it lists what is not saved
+    return words
 
 
 def values_in_words(report: Report) -> str:
     """What makes a row different: its seeds, its values, and the texts that were drawn for it."""
     seeds = report["seeds"]
-    numbers = set(map(str, seeds.values()))
+    seeds_shown = set(map(str, seeds.values()))
     words = [seeds_in_words(seeds)]
     for name, value in {**report["values"], **report["texts"]}.items():
-        is_seed_again = name.endswith("seed") and str(value) in numbers  # by any name of the node
+        # A seed is there by the node's id, and here by whatever name was typed.
+        is_seed_again = name.endswith("seed") and str(value) in seeds_shown
         if not is_seed_again:
             words.append(one_line(value, VALUE_SHOWN))
     shown = [word for word in words if word]
@@ -701,7 +741,9 @@ def files_in_words(files: Sequence[str]) -> str:
 def describe_batch(report: Report) -> List[Line]:
     first, *others = report["message"].split("\n")
     style = style_of_result(is_good=not report["exit_status"])
-    return [(style, first), *(("", line) for line in others)]
+    lines: List[Line] = [(style, first)]
+    lines += [("", line) for line in others]
+    return lines
 
 
 def describe_error(report: Report) -> List[Line]:
