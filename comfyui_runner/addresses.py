@@ -1,4 +1,4 @@
-"""Where a ComfyUI is, and with which headers it is asked."""
+"""Where a ComfyUI is, and which headers its requests have."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: that is set counts: requests reads the first two in this order, and OpenSSL the third.
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
 URL_EXAMPLE = "Example: http://127.0.0.1:8188"
 
 
 class Address(NamedTuple):
-    """Where a server is: ``url`` without credentials and without a last slash; headers to send.
+    """Where a server is, and what is sent to it."""
 
-    ``ca_bundle`` is a file or folder of certificate authorities that are trusted too, "" for none.
-    ``notice`` is for people: what was changed in the URL.
-    """
-
-    url: str
-    headers: Tuple[Tuple[str, str], ...] = ()
-    ca_bundle: str = ""
-    notice: str = ""
+    url: str  #: without credentials and without a last slash
+    headers: Tuple[Tuple[str, str], ...] = ()  #: to send with each request
+    ca_bundle: str = ""  #: a file or folder of certificate authorities that are trusted too
+    notice: str = ""  #: what was changed in the URL, for people
 
     @property
     def websocket(self) -> str:
-        """The URL that the path of the WebSocket goes behind."""
+        """``url`` for the WebSocket: with ws:// for http://, and with wss:// for https://."""
         return "ws" + self.url[len("http") :]
 
     @property
@@ -44,9 +42,9 @@ class Address(NamedTuple):
 
     @property
     def port(self) -> int:
-        """The port, where none is in the URL that of the scheme."""
+        """The port; where the URL does not state it, the one of its scheme."""
         parts = urllib.parse.urlsplit(self.url)
-        return parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return parts.port or DEFAULT_PORTS[parts.scheme]
 
     @property
     def has_tls(self) -> bool:
@@ -55,21 +53,24 @@ class Address(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine, so that no proxy of the system may be asked for it."""
+        """Whether it is on this machine, so that the system's proxy must not be used for it."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
 def choose_ca_bundle(variables: Mapping[str, str]) -> str:
     """The file or folder of certificate authorities that the environment names, "" for none."""
-    named = [variables[name] for name in CA_VARIABLES if variables.get(name)]
-    return next(iter(named), "")
+    for name in CA_VARIABLES:
+        path = variables.get(name)
+        if path:
+            return path
+    return ""
 
 
 def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -> Address:
     """The address in ``text`` (``http://user:password@host:8188/base``, or ``host:8188``).
 
-    ``headers`` are "Name: value" lines; they override each other and the user and password of the
-    URL. Raises UsageError, whose message never shows a secret.
+    ``headers`` are "Name: value" lines. A later one replaces an earlier one, and Authorization
+    replaces the user and password of the URL. Raises UsageError; its message never shows a secret.
     """
     parts, port = _split_server_url(text)
     typed_host = parts.hostname or ""
@@ -81,16 +82,18 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
         )
     if ":" in host:  # IPv6
         host = f"[{host}]"
-    netloc = f"{host}:{port}" if port else host
-    url = f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
+    if port:
+        host = f"{host}:{port}"
+    path = parts.path.rstrip("/")
+    url = f"{parts.scheme}://{host}{path}"
 
     sent: Dict[str, str] = {}
     if parts.username is not None or parts.password is not None:
         sent["Authorization"] = _basic_authorization(parts)
     for line in headers:
         name, value = _parse_header_flag(line)
-        overridden = [other for other in sent if other.lower() == name.lower()]
-        for other in overridden:
+        replaced = [other for other in sent if other.lower() == name.lower()]
+        for other in replaced:
             del sent[other]
         sent[name] = value
     return Address(url, tuple(sent.items()), ca_bundle, notice)
@@ -99,7 +102,7 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
 def read_public_url(text: str) -> str:
     """The URL of --public-url, without a last slash. Raises UsageError.
 
-    A path is that below which a proxy passes requests on. The message never repeats the text.
+    Its path is where a proxy makes the service available. The message never repeats the text.
     """
     remedy = "Example: https://gpu.example/runner"
     try:
@@ -116,7 +119,9 @@ def read_public_url(text: str) -> str:
     if "@" in parts.netloc or "?" in text or "#" in text:
         message = "--public-url must have no user, no password, and nothing from a ? or # on."
         raise UsageError(message, remedy)
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+    host_and_port = parts.netloc.lower()
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{host_and_port}{path}"
 
 
 def split_origin(url: str) -> Tuple[str, str]:
@@ -152,7 +157,7 @@ def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
 def _host_that_can_be_called(host: str) -> str:
     """``host``; for 0.0.0.0 and ::, which mean all addresses of this machine, the local one.
 
-    ComfyUI that listens everywhere prints http://0.0.0.0:8188, and Windows connects to no such
+    A ComfyUI that listens everywhere prints http://0.0.0.0:8188, but Windows cannot connect to that
     address.
     """
     try:
@@ -161,7 +166,9 @@ def _host_that_can_be_called(host: str) -> str:
         return host  # a name
     if not ip.is_unspecified:
         return host
-    return {4: "127.0.0.1", 6: "::1"}[ip.version]
+    if ip.version == 6:
+        return "::1"
+    return "127.0.0.1"
 
 
 def _basic_authorization(parts: urllib.parse.SplitResult) -> str:
@@ -182,7 +189,8 @@ def _parse_header_flag(line: str) -> Tuple[str, str]:
             'A header must look like "Name: value".',
             'Example: --header "Authorization: Bearer …"',
         )
-    if re.search(r"[\x00-\x1f\x7f]", value) or not _is_latin_1(value):
+    has_control_characters = re.search(r"[\x00-\x1f\x7f]", value)
+    if has_control_characters or not _is_latin_1(value):
         raise UsageError(f"The value of the header {name} has characters that headers cannot have.")
     return name, value
 

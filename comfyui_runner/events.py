@@ -13,18 +13,18 @@ MessageData = Mapping[str, Any]
 
 
 class Event(NamedTuple):
-    """One WebSocket message. ``at`` is when it came, in seconds of any one clock."""
+    """One WebSocket message."""
 
     type: str
-    prompt_id: Optional[str]  # None: the message does not say which prompt it is about
+    prompt_id: Optional[str]  #: None: the message does not say which prompt it is about
     data: MessageData
-    at: float
+    at: float  #: when it came, in seconds of any one clock
 
 
 class Preview(NamedTuple):
-    """A picture that came over the WebSocket. ``node_id`` is None where the frame names no node."""
+    """A picture that came over the WebSocket."""
 
-    node_id: Optional[str]
+    node_id: Optional[str]  #: None: the frame does not say which node made it
     mime: str
     image: bytes
 
@@ -38,7 +38,7 @@ PICTURE_FRAME_WITH_METADATA = 4
 PICTURE_FORMATS = {1: "image/jpeg", 2: "image/png"}
 
 
-#: json.loads() without its search for white space, which costs as much as to read a short message.
+#: json.loads() without its search for white space, which takes as long as parsing a short message.
 _decode_frame = json.JSONDecoder().raw_decode
 
 
@@ -46,7 +46,8 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
     """One WebSocket frame as an Event; never raises.
 
     A binary frame becomes an event of type "preview" (``data["preview"]`` is a Preview) or
-    "progress_text" (``node`` and ``text``); what is broken or not known becomes "unknown".
+    "progress_text" (``data`` has ``node`` and ``text``). A frame that is broken or of a type that
+    is not known becomes an event of type "unknown".
     """
     try:
         if isinstance(frame, str):
@@ -57,9 +58,11 @@ def parse_message(frame: Union[str, bytes], at: float) -> Event:
 
 
 def _parse_json_frame(frame: str, at: float) -> Event:
-    # may_be_deep() without its call, as for white space.
-    if frame.count("{") + frame.count("[") > DEEPEST_JSON:
-        message, end = parse_json(frame), len(frame)
+    # The same as may_be_deep(): a call of it would take as long as parsing a short message, too.
+    may_be_too_deep = frame.count("{") + frame.count("[") > DEEPEST_JSON
+    if may_be_too_deep:
+        message = parse_json(frame)
+        end = len(frame)
     else:
         message, end = _decode_frame(frame)
     if end != len(frame):
@@ -84,7 +87,11 @@ def _parse_binary_frame(frame: bytes, at: float) -> Event:
     if frame_type == PICTURE_FRAME_WITH_METADATA:
         metadata, image = _split_by_length(frame)
         about = parse_json(metadata)
-        preview = Preview(str(about["display_node_id"]), str(about["image_type"]), image)
+        preview = Preview(
+            node_id=str(about["display_node_id"]),
+            mime=str(about["image_type"]),
+            image=image,
+        )
         return Event("preview", _prompt_id_in(about), {"preview": preview}, at)
 
     raise ValueError("a type that is not known")
@@ -100,17 +107,23 @@ def _split_by_length(frame: bytes) -> Tuple[bytes, bytes]:
 
 
 def prompts_remaining(status: MessageData) -> Optional[int]:
-    """How many prompts wait or run, by the data of a ``status`` message; None: it does not say."""
+    """How many prompts wait or run, by the data of a ``status`` message; None: it does not say.
+
+    The data is {"status": {"exec_info": {"queue_remaining": 2}}} (ComfyUI's server.py).
+    """
     for key in ("status", "exec_info"):
         inner = status.get(key)
         if not isinstance(inner, dict):
             return None
         status = inner
     count = status.get("queue_remaining")
-    is_count = isinstance(count, int) and not isinstance(count, bool)
-    return count if is_count else None
+    if not isinstance(count, int) or isinstance(count, bool):
+        return None
+    return count
 
 
 def _prompt_id_in(data: MessageData) -> Optional[str]:
     prompt_id = data.get("prompt_id")
-    return prompt_id if isinstance(prompt_id, str) else None
+    if not isinstance(prompt_id, str):
+        return None
+    return prompt_id

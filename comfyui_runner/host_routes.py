@@ -1,7 +1,7 @@
 """Which of a host's IP addresses answers, found out once for HTTP and WebSocket.
 
-``localhost`` is ::1 and 127.0.0.1, and ComfyUI listens on the second alone. Windows keeps trying a
-port that refuses it for two seconds: each connection would begin with that pause.
+``localhost`` is ::1 and 127.0.0.1, but ComfyUI listens only on the second. Windows tries a port
+that refuses connections for two seconds, and each connection would begin with that pause.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import socket
 import time
 from typing import Any, Collection, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-#: Seconds in which a preferred address may still answer when another one has: the shortest delay
-#: that RFC 8305, section 5, allows.
+#: How long a preferred address may still answer after another one has: the shortest delay that
+#: RFC 8305, section 5, allows.
 GRACE_SECONDS = 0.1
 
-#: What connect_ex() returns while it is connecting; the last is Windows' WSAEWOULDBLOCK.
-CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, 10035)
+#: EWOULDBLOCK of Windows' sockets. Python's errno.EWOULDBLOCK may be another number there.
+WSAEWOULDBLOCK = 10035
+
+#: What connect_ex() returns for a socket that is connected or connecting.
+CONNECTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, WSAEWOULDBLOCK)
 
 
 class Endpoint(NamedTuple):
@@ -39,13 +42,13 @@ class HostRoute:
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._known = ""
+        self._known = ""  # what find() returned last; "": not known
 
     def find(self, seconds: float) -> str:
-        """What to connect to, in place of the name. Blocks, ``seconds`` long at most.
+        """What to connect to in place of the name. Blocks for ``seconds`` at most.
 
         If nothing answers, it is the first address. A name without addresses stays as it is: the
-        connection fails then, with the reason.
+        connection then fails with the reason.
         """
         if self._known:
             return self._known
@@ -60,25 +63,28 @@ class HostRoute:
         return self._known
 
     def forget(self) -> None:
-        """A connection failed: the server may answer at another address of its name now."""
+        """Look for the address again: a connection failed, and another one may answer now."""
         self._known = ""
 
 
 def look_up_endpoints(host: str, port: int) -> List[Endpoint]:
     """The addresses of a name, the preferred one first; none if it is not known."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # UnicodeError: a part of the name that is empty or too long
         return []
-    return [Endpoint(entry[0], entry[4]) for entry in dict.fromkeys(found)]
+    endpoints = []
+    for family, _, _, _, socket_address in dict.fromkeys(entries):
+        endpoints.append(Endpoint(family, socket_address))
+    return endpoints
 
 
 def connect_to_first(endpoints: Sequence[Endpoint], seconds: float) -> Optional[Endpoint]:
-    """The most preferred endpoint that takes a connection, None if none does in ``seconds``.
+    """The most preferred endpoint that accepts a connection, None if none does in ``seconds``.
 
     All are tried at the same time. The connections are closed again.
     """
-    answered: List[int] = []
+    answered: List[int] = []  # their indexes in ``endpoints``; lower ones are preferred
     waiting: List[int] = []
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         for rank, endpoint in enumerate(endpoints):
@@ -92,22 +98,26 @@ def connect_to_first(endpoints: Sequence[Endpoint], seconds: float) -> Optional[
 
         deadline = time.monotonic() + seconds
         while waiting and not has_best(answered, waiting):
-            ready = selector.select(max(deadline - time.monotonic(), 0.0))
+            seconds_left = max(deadline - time.monotonic(), 0.0)
+            ready = selector.select(seconds_left)
             if not ready:
                 break
             for key, _ in ready:
                 selector.unregister(key.fileobj)
                 waiting.remove(key.data)
                 connection = key.fileobj  # type: ignore[assignment]
-                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+                has_connected = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                if has_connected:
                     answered.append(key.data)
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
     if not answered:
         return None
     return endpoints[min(answered)]
 
 
 def has_best(answered: Iterable[int], waiting: Collection[int]) -> bool:
-    """Whether no endpoint that is still waited for is preferred to all that have answered."""
+    """Whether one has answered that is preferred to all that are ``waiting``."""
     best = min(answered, default=None)
-    return best is not None and all(best < rank for rank in waiting)
+    if best is None:
+        return False
+    return all(best < rank for rank in waiting)

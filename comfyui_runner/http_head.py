@@ -1,9 +1,9 @@
 """Reading the head of an HTTP request: its first line and its headers. No socket is touched here.
 
-http.server's own reading will not do for a service that starts runs: it runs a request whose head
-was cut off by the end of the connection, and takes one of two Content-Lengths. What cannot be read
-with certainty is refused, and the connection is closed, because where the next request begins is
-then not certain either (RFC 9112, section 11.2: request smuggling).
+A service that starts runs cannot use http.server's own parser: it accepts a request whose head was
+cut off by the end of the connection, and picks one of two Content-Lengths. Here, what cannot be
+read with certainty is refused and the connection is closed, because it is then not certain either
+where the next request begins (RFC 9112, section 11.2: request smuggling).
 """
 
 from __future__ import annotations
@@ -14,14 +14,24 @@ from typing import Callable, Dict, Iterator, NamedTuple, Tuple
 
 from comfyui_runner.messages import HttpError, Request, is_header_value, is_http_token
 
-#: Bytes of a head, its empty line included, and the number of its headers.
-MAX_HEAD_BYTES, MAX_HEADERS = 65536, 100
+#: The size of a head, including its empty line, and the number of its headers.
+MAX_HEAD_BYTES = 65536
+MAX_HEADERS = 100
 
-#: Headers that decide where a request goes and where it ends: two of one kind cannot both be right.
+HTTP_VERSIONS = ("HTTP/1.1", "HTTP/1.0")
+
+#: Headers that decide where a request goes and where it ends. Where one appears twice, nobody knows
+#: which of the two a proxy has followed.
 SINGLE_HEADERS = ("host", "content-length", "transfer-encoding")
 
-#: What a target may have: no control characters and no spaces.
+#: Any characters but spaces and control characters.
 _is_target = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
+
+#: The scheme and the host of a target that is a whole URL.
+_ORIGIN = re.compile(r"(?i)^https?://[\w.:-]+(?=[/?]|$)")
+
+#: Every route exists with "/api" before it too, as in ComfyUI (server.py).
+_API_PREFIX = re.compile("^/api(?=/|$)")
 
 _is_length = re.compile(r"[0-9]{1,18}").fullmatch
 
@@ -46,11 +56,11 @@ class Head(NamedTuple):
 def parse_head(read_line: Callable[[int], bytes]) -> Head:
     """Read one head, line by line, up to its empty line.
 
-    ``read_line(limit)`` returns the next line with its end, or the first ``limit`` bytes of a
-    longer one, or what came before the end of the connection: readline() of a file does.
+    ``read_line(limit)`` returns the next line with its end, the first ``limit`` bytes of a longer
+    one, or what came before the end of the connection, as a file's readline() does.
 
-    Raises HttpError (400, 411 or 431) for a head that cannot be followed, with its request if that
-    can be read, and HeadCutOff for one that does not end.
+    Raises HttpError (400, 411 or 431) for a head that is refused, with its request if that can be
+    read, and HeadCutOff where the connection ends before the head.
     """
     lines = _read_head_lines(read_line)
     method, target, version = _parse_request_line(next(lines, ""))
@@ -72,7 +82,8 @@ def parse_head(read_line: Callable[[int], bytes]) -> Head:
 def _read_head_lines(read_line: Callable[[int], bytes]) -> Iterator[str]:
     """The lines before the empty one, without their ends."""
     bytes_left = MAX_HEAD_BYTES
-    for _ in range(1 + MAX_HEADERS + 1):  # the first line, the headers, the empty line
+    most_lines = 1 + MAX_HEADERS + 1  # the first line, the headers, the empty line
+    for _ in range(most_lines):
         line = read_line(bytes_left + 1)
         if len(line) > bytes_left:
             break
@@ -94,7 +105,7 @@ def _read_head_lines(read_line: Callable[[int], bytes]) -> Iterator[str]:
 def _parse_request_line(line: str) -> Tuple[str, str, str]:
     """Method, target and version."""
     words = line.split(" ")
-    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+    if len(words) != 3 or words[2] not in HTTP_VERSIONS:
         raise bad_request("The first line is not a request of HTTP/1.1.")
     method, target, version = words
     if not is_http_token(method) or not _is_target(target):
@@ -114,7 +125,7 @@ def _parse_header_line(line: str) -> Tuple[str, str]:
 
 
 def _add_header(headers: Dict[str, str], name: str, value: str) -> None:
-    """Put a header into ``headers``. One that is there already becomes a list (RFC 9110, 5.3)."""
+    """Put a header into ``headers``. Values of the same name become a list (RFC 9110, 5.3)."""
     if name not in headers:
         headers[name] = value
         return
@@ -128,17 +139,18 @@ def _add_header(headers: Dict[str, str], name: str, value: str) -> None:
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
     """The path, without "/api" before it, and the query of a target."""
-    # a proxy may be sent the whole URL (RFC 9112, section 3.2.2)
-    target = re.sub(r"(?i)^https?://[\w.:-]+(?=[/?]|$)", "", target)
+    # Clients send proxies the whole URL (RFC 9112, section 3.2.2).
+    target = _ORIGIN.sub("", target)
     path, _, query = target.partition("?")
     if not path.startswith("/"):
         raise bad_request("The request has no path.")
-    path = re.sub("^/api(?=/|$)", "", path) or "/"
-    return path, dict(urllib.parse.parse_qsl(query, keep_blank_values=True, errors="replace"))
+    path = _API_PREFIX.sub("", path) or "/"
+    parameters = urllib.parse.parse_qsl(query, keep_blank_values=True, errors="replace")
+    return path, dict(parameters)
 
 
 def _body_length(headers: Dict[str, str]) -> int:
-    """The length of the body in bytes. Raises HttpError where it is not given as a number."""
+    """The length of the body in bytes. Raises HttpError where Content-Length does not state it."""
     if "transfer-encoding" in headers:
         raise HttpError(411, "length_required", "Send a Content-Length, not a chunked body.")
     length = headers.get("content-length", "0")

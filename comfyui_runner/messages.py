@@ -34,7 +34,7 @@ Headers = Tuple[Tuple[str, str], ...]
 #: The content type of answers, unless they have another one.
 JSON_TYPE = "application/json"
 
-#: Bytes of a JSON body.
+#: The largest JSON body in bytes.
 JSON_LIMIT = 16 << 20
 
 #: Content types that a browser may open in place. Others are downloaded: HTML and SVG run scripts.
@@ -50,8 +50,8 @@ INLINE_TYPES = frozenset(
     )
 )
 
-#: What a header may have: no control characters but the tab in a value (RFC 9110, sections 5.1 and
-#: 5.5). Bytes from 0x80 on are let through: clients send UTF-8.
+#: The names and values that headers may have: the only control character is the tab, in a value
+#: (RFC 9110, sections 5.1 and 5.5). Bytes from 0x80 on are accepted because clients send UTF-8.
 is_http_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 is_header_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
@@ -74,7 +74,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """An answer: ``body``, or ``stream``, which is called with a function that sends bytes."""
+    """An answer with a ``body``, or with a ``stream``: it is called with a function that sends."""
 
     status: int
     body: bytes = b""
@@ -96,7 +96,7 @@ class Response(NamedTuple):
 
 
 class HttpError(RunnerError):
-    """An answer that is not a success. ``type`` is its name for programs."""
+    """An answer that is not a success. Programs recognize it by its ``type``."""
 
     def __init__(
         self, status: int, type: str, message: str, details: Any = None, headers: Headers = ()
@@ -106,17 +106,18 @@ class HttpError(RunnerError):
         self.type = type
         self.details = details
         self.headers = headers
-        self.request: Optional[Request] = None  #: that of a refused head, where it is known
+        #: the request whose head was refused, where it could be read
+        self.request: Optional[Request] = None
 
 
 # -- bodies ----------------------------------------------------------------------------------------
 
-#: Browsers refuse the NaN and Infinity that Python writes unless it is forbidden to.
+#: Without the NaN and Infinity that Python writes by default, and that browsers refuse.
 _STRICT_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 def strict_json(value: Any) -> str:
-    """``value`` as JSON that every reader takes; what JSON cannot hold is made plain first."""
+    """``value`` as JSON that every parser accepts; what JSON cannot hold is made plain first."""
     try:
         return _STRICT_ENCODER.encode(value)
     except (ValueError, TypeError, RecursionError):
@@ -124,8 +125,9 @@ def strict_json(value: Any) -> str:
 
 
 def json_response(status: int, body: Any, headers: Headers = ()) -> Response:
-    """An answer with ``body`` as JSON, on a line of its own: curl writes nothing behind it."""
-    return Response(status, strict_json(body).encode() + b"\n", headers=headers)
+    """An answer with ``body`` as JSON, and a line break: curl writes none after it."""
+    line = strict_json(body).encode() + b"\n"
+    return Response(status, line, headers=headers)
 
 
 def hide_secrets(response: Response, secrets: Secrets) -> Response:
@@ -137,7 +139,7 @@ def hide_secrets(response: Response, secrets: Secrets) -> Response:
     return response._replace(body=shown.encode())
 
 
-#: The types that a field may have to have.
+#: The types that parse_fields() can require of a field.
 TYPES_IN_WORDS: Mapping[type, str] = {str: "a text", dict: "an object"}
 
 
@@ -149,8 +151,8 @@ def parse_fields(
 ) -> Dict[str, Any]:
     """The fields of a JSON object or of a form. An empty body is ``{}``.
 
-    Raises HttpError 400 if the body is neither, has an unknown field or one of another type, or
-    lacks a required field. The types are those of TYPES_IN_WORDS.
+    ``required`` and ``optional`` have a type of TYPES_IN_WORDS for each field. Raises HttpError 400
+    if the body is neither, has an unknown field or one of another type, or lacks a required field.
     """
     fields = parse_object_or_form(body, content_type)
     if "node_id" in fields:
@@ -174,31 +176,34 @@ def parse_object_or_form(body: bytes, content_type: str) -> Dict[str, Any]:
 def is_form(body: bytes, content_type: str) -> bool:
     """Whether ``body`` is a form (application/x-www-form-urlencoded).
 
-    curl -d calls every body one. JSON begins with a brace or a bracket, which forms encode.
+    curl -d calls every body one. But JSON begins with a brace or a bracket, which forms encode.
     """
-    media_type = content_type.partition(";")[0].strip().lower()
-    beginning = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    return media_type == "application/x-www-form-urlencoded" and beginning not in (b"", b"{", b"[")
+    media_type, _, _ = content_type.partition(";")
+    if media_type.strip().lower() != "application/x-www-form-urlencoded":
+        return False
+    without_mark_and_blanks = body.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return without_mark_and_blanks[:1] not in (b"", b"{", b"[")
 
 
 class FormTexts(Dict[str, str]):
-    """Texts of a form, which mean what the types of their inputs make of them ("30" a number)."""
+    """Texts of a form. The type of an input decides what each one means: "30" may be a number."""
 
 
 def parse_form(body: bytes) -> Dict[str, Any]:
     """The fields of a form, for shells in which JSON is hard to quote: all of them are texts.
 
-    Those that are called inputs.NAME are together in the object ``inputs``, by NAME. Raises
+    Those that are called inputs.NAME are collected in the object ``inputs``, by NAME. Raises
     HttpError 400 for what is not a form, is not in UTF-8, or has a field twice.
     """
     fields: Dict[str, Any] = {}
     inputs = FormTexts()
+    prefix = "inputs."
     for name, text in read_form_texts(body).items():
         if name == "inputs":
             message = "In a form each input is a field of its own: inputs.NAME=VALUE."
             raise HttpError(400, "wrong_type", message)
-        if name.startswith("inputs."):
-            inputs[name[len("inputs.") :]] = text
+        if name.startswith(prefix):
+            inputs[name[len(prefix) :]] = text
         else:
             fields[name] = text
     if inputs:
@@ -232,13 +237,13 @@ def _decode_form(encoded: bytes) -> bytes:
 def read_form_text(name: str, data: bytes) -> str:
     """A text of a form, with plain newlines: ``name@FILE`` of curl sends a file as it is.
 
-    Raises HttpError 400 if it is not in UTF-8, or UTF-16 with its mark.
+    Raises HttpError 400 if it is neither in UTF-8 nor in UTF-16 with a byte order mark.
     """
     try:
         text = data.decode(text_encoding(data))
     except UnicodeDecodeError:
-        encoding = guess_encoding(data) or "another encoding"
         # curl on Windows sends what is typed in the code page.
+        encoding = guess_encoding(data) or "another encoding"
         message = (
             f"The field {quote_name(name)} is not in UTF-8, but perhaps in {encoding}. "
             'Send it from a file in UTF-8: --data-urlencode "NAME@FILE"'
@@ -249,8 +254,10 @@ def read_form_text(name: str, data: bytes) -> str:
 
 def parse_object(body: bytes) -> Dict[str, Any]:
     """A JSON object. An empty body is ``{}``. Raises HttpError 400 if it is anything else."""
+    if not body.strip():
+        return {}
     try:
-        fields = parse_json(body) if body.strip() else {}
+        fields = parse_json(body)
     except ValueError as error:
         reason = one_line(error, 200)
         raise HttpError(400, "not_json", f"The body is not JSON: {reason}.") from None
@@ -262,7 +269,7 @@ def parse_object(body: bytes) -> Dict[str, Any]:
 def read_node_id(value: Any) -> Any:
     """The id of a node as text where ``value`` is a whole number; anything else as it is.
 
-    Programs that count nodes write 5 for "5", and some writers of JSON 5.0 for 5.
+    Programs that count nodes write 5 for "5", and some JSON libraries write 5.0 for 5.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -296,18 +303,21 @@ def check_types(fields: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
 
 # -- errors ----------------------------------------------------------------------------------------
 
-#: What ComfyUI refuses because of the request is passed on as the client's fault; any other status
-#: of ComfyUI's is a failure behind the service (503).
+#: The service's own status by that of ComfyUI, where ComfyUI refuses what the client has sent. Any
+#: other status of ComfyUI is a failure behind the service (503).
 _STATUS_IF_COMFYUI_REFUSES = {400: 400, 403: 400, 404: 400, 413: 413}
 
 
 def error_response(error: BaseException) -> Response:
     """The answer to a request that ended with ``error``."""
-    if isinstance(error, PromptRejected):  # clients of ComfyUI's own POST /prompt know its answers
+    if isinstance(error, PromptRejected):
+        # As ComfyUI's own POST /prompt answers, which clients know.
         return json_response(400, error.answer)
+
     error = as_http_error(error)
     headers = error.headers
-    if error.http_status == 503 and all(name != "Retry-After" for name, _ in headers):
+    says_when_to_retry = any(name == "Retry-After" for name, _ in headers)
+    if error.http_status == 503 and not says_when_to_retry:
         headers = (*headers, ("Retry-After", RETRY_AFTER))
     body = {"type": error.type, "message": error.message, "details": error.details}
     return json_response(error.http_status, {"error": body}, headers)
@@ -317,17 +327,25 @@ def as_http_error(error: BaseException) -> HttpError:
     """Any error as one that has a status and a type."""
     if isinstance(error, HttpError):
         return error
+    if not isinstance(error, RunnerError):
+        return HttpError(500, "internal_error", f"{type(error).__name__}: {error}")
+
+    message = f"{error.message} {error.remedy}".strip()
     if isinstance(error, ServerAnswer):
-        status = _STATUS_IF_COMFYUI_REFUSES.get(error.status, 503)
-        if error.from_proxy and status != 413:
-            status = 503
-        type_ = "comfyui_failed" if status == 503 else "comfyui_refused"
-        return HttpError(status, type_, f"{error.message} {error.remedy}".strip())
-    if isinstance(error, RunnerError):
-        message = f"{error.message} {error.remedy}".strip()
-        type_ = getattr(error, "type", None) or _words_of_class(type(error))
-        return HttpError(error.http_status, type_, message, getattr(error, "details", None))
-    return HttpError(500, "internal_error", f"{type(error).__name__}: {error}")
+        return _error_of_comfyui(error, message)
+    type_ = getattr(error, "type", None) or _words_of_class(type(error))
+    details = getattr(error, "details", None)
+    return HttpError(error.http_status, type_, message, details)
+
+
+def _error_of_comfyui(answer: ServerAnswer, message: str) -> HttpError:
+    """What the service answers where ComfyUI, or a proxy before it, has answered with an error."""
+    status = _STATUS_IF_COMFYUI_REFUSES.get(answer.status, 503)
+    if answer.from_proxy and status != 413:
+        status = 503
+    if status == 503:
+        return HttpError(status, "comfyui_failed", message)
+    return HttpError(status, "comfyui_refused", message)
 
 
 def _words_of_class(class_: type) -> str:
@@ -339,18 +357,20 @@ def _words_of_class(class_: type) -> str:
 
 
 def security_headers(page: bytes) -> Headers:
-    """Sent with every answer.
+    """The headers that are sent with every answer.
 
-    A browser guesses no type, shows nothing in a frame, fetches nothing from elsewhere, and runs no
-    script but those of ``page``, which it knows by their hashes.
+    With them a browser does not guess types, shows nothing in a frame, fetches nothing from
+    elsewhere, and runs only the scripts of ``page``, which it recognizes by their hashes.
     """
-    scripts = re.findall(rb"<script>(.*?)</script>", page, re.S)
-    hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in scripts]
-    allowed_scripts = " ".join(f"'sha256-{hash_}'" for hash_ in hashes)
+    hashes = []
+    for script in re.findall(rb"<script>(.*?)</script>", page, re.S):
+        digest = hashlib.sha256(script).digest()
+        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    allowed_scripts = " ".join(hashes) or "'none'"
     policy = (
         "default-src 'none'",
         "style-src 'unsafe-inline'",
-        "script-src " + (allowed_scripts or "'none'"),
+        f"script-src {allowed_scripts}",
         "img-src 'self' blob: data:",
         "media-src 'self' blob:",
         "connect-src 'self'",
@@ -389,7 +409,8 @@ def encode_head(response: Response, more_headers: Headers) -> bytes:
     if not response.has_no_body and response.stream is None:
         headers.append(("Content-Length", str(len(response.body))))
 
-    status_line = f"HTTP/1.1 {response.status} {http.HTTPStatus(response.status).phrase}\r\n"
+    phrase = http.HTTPStatus(response.status).phrase
+    status_line = f"HTTP/1.1 {response.status} {phrase}\r\n"
     lines = [encode_header(name, value) for name, value in (*headers, *more_headers)]
     return b"".join((status_line.encode(), *lines, b"\r\n"))
 

@@ -1,9 +1,9 @@
 """The parts of a multipart/form-data body: found in one pass over its file, read when wanted. Pure.
 
-The bytes between two delimiters are the content, whatever the head of the part says of them: a
+The bytes between two delimiters are the content, whatever the head of the part says about them: a
 ``Content-Transfer-Encoding`` is not undone (RFC 7578, section 4.7), and ``message/rfc822`` or
-``multipart/mixed`` is not looked into. Only the heads go through the ``email`` package, which would
-not give such contents back as they came.
+``multipart/mixed`` is not parsed. Only the heads go through the ``email`` package, because it would
+change such contents.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from typing import BinaryIO, Iterator, List, NamedTuple, Optional, Tuple
 from comfyui_runner.messages import JSON_LIMIT, HttpError
 from comfyui_runner.text import size_in_words
 
-#: Bytes that a route may let such a body have.
+#: The largest body in bytes, for a route that accepts a form.
 MULTIPART_LIMIT = 64 << 20
 
-#: Characters of a boundary (RFC 2046, section 5.1.1), parts of a body, and bytes of a part's head.
+#: The most characters of a boundary (RFC 2046, section 5.1.1).
 LONGEST_BOUNDARY = 70
+
 MOST_PARTS = 200
+
+#: The most bytes of a part's head.
 PART_HEAD_LIMIT = 2048
 
-#: Bytes of all parts that are not files: they are read into memory, as a body in JSON is.
+#: The most bytes of all parts together that are not files: they are read into memory, as a body in
+#: JSON is.
 TEXT_PARTS_LIMIT = JSON_LIMIT
 
 #: Spaces and tabs that may follow a boundary on its line ("transport padding").
@@ -46,12 +50,11 @@ class FormPart(NamedTuple):
 
 
 class _Delimiter(NamedTuple):
-    """A line between two parts, from the line break before it to the one after it, which is not
-    part of it. ``is_last``: no part follows."""
+    """A line between two parts, and where in the file it is."""
 
-    start: int
-    end: int
-    is_last: bool
+    start: int  # at the line break before it
+    end: int  # before the line break after it
+    is_last: bool  # no part follows
 
 
 def boundary_in(content_type: str) -> bytes:
@@ -59,7 +62,9 @@ def boundary_in(content_type: str) -> bytes:
     match = re.search(r'(?i);\s*boundary=(?:"([^"]+)"|([^;\s]+))', content_type)
     if match is None:
         return b""
-    return (match[1] or match[2]).encode()
+    quoted, plain = match.groups()
+    boundary: str = quoted or plain
+    return boundary.encode()
 
 
 def find_parts(file: BinaryIO, content_type: str) -> List[FormPart]:
@@ -94,10 +99,10 @@ def read_part(file: BinaryIO, part: FormPart, most_bytes: int = MULTIPART_LIMIT)
 def _find_spans(file: BinaryIO, boundary: bytes) -> List[Tuple[int, int]]:
     """Where each part begins, at the line break before its head, and where it ends.
 
-    What precedes the first delimiter, and what follows the last one, is no part (RFC 2046).
+    What precedes the first delimiter or follows the last one is not a part (RFC 2046).
     """
     spans: List[Tuple[int, int]] = []
-    start: Optional[int] = None
+    start: Optional[int] = None  # of the part that the next delimiter ends
     for delimiter in _find_delimiters(file, boundary):
         if start is not None:
             spans.append((start, delimiter.start))
@@ -112,17 +117,8 @@ def _find_spans(file: BinaryIO, boundary: bytes) -> List[Tuple[int, int]]:
 
 
 def _find_delimiters(file: BinaryIO, boundary: bytes) -> Iterator[_Delimiter]:
-    """The delimiters in ``file``, in their order.
-
-    Lines that only begin like one belong to a content: after the boundary may come spaces, and then
-    must come the end of the line.
-    """
-    padding = rb"[ \t]{0,%d}" % LONGEST_PADDING
-    pattern = re.compile(
-        rb"\r\n--"
-        + re.escape(boundary)
-        + rb"(--(?=%b(?:[\r\n]|\Z))|(?=%b\r\n))" % (padding, padding)
-    )
+    """The delimiters in ``file``, in their order. It is read in pieces, in a moving window."""
+    pattern = _delimiter_pattern(boundary)
     longest = len("\r\n--") + len(boundary) + len("--") + LONGEST_PADDING + len("\r\n")
 
     file.seek(0)
@@ -133,14 +129,28 @@ def _find_delimiters(file: BinaryIO, boundary: bytes) -> Iterator[_Delimiter]:
         piece = file.read(PIECE_OF_BODY)
         window += piece
         is_end = not piece
-        # A delimiter that begins later may not be in the window to its end.
-        searched = len(window) if is_end else max(len(window) - longest, 0)
+        searched = len(window)
+        if not is_end:
+            # A delimiter that begins later may not be in the window to its end.
+            searched = max(len(window) - longest, 0)
         for match in pattern.finditer(window):
             if match.start() < searched:
-                is_last = match[1] == b"--"
-                yield _Delimiter(window_start + match.start(), window_start + match.end(), is_last)
+                start, end = window_start + match.start(), window_start + match.end()
+                yield _Delimiter(start, end, is_last=match[1] == b"--")
         window = window[searched:]
         window_start += searched
+
+
+def _delimiter_pattern(boundary: bytes) -> "re.Pattern[bytes]":
+    """What a delimiter looks like; group 1 is "--" for the last one.
+
+    After the boundary may come spaces, and then the end of the line must come: other lines that
+    begin like a delimiter belong to the content of a part.
+    """
+    padding = rb"[ \t]{0,%d}" % LONGEST_PADDING
+    last = rb"--(?=%b(?:[\r\n]|\Z))" % padding
+    not_last = rb"(?=%b\r\n)" % padding
+    return re.compile(rb"\r\n--%b(%b|%b)" % (re.escape(boundary), last, not_last))
 
 
 # -- heads -----------------------------------------------------------------------------------------
@@ -148,11 +158,12 @@ def _find_delimiters(file: BinaryIO, boundary: bytes) -> Iterator[_Delimiter]:
 
 def _read_head(file: BinaryIO, start: int, end: int) -> FormPart:
     """The part between two delimiters, from the end of the first to the start of the second."""
-    line_break = b"\r\n"
-    # A part without content may end with its head: the empty line is then the delimiter's.
+    # A part without content may end with its head: the line break that ends the empty line is then
+    # the one that the delimiter begins with.
+    length = end - start + len("\r\n")
     file.seek(start)
-    beginning = file.read(min(end - start + len(line_break), PART_HEAD_LIMIT))
-    head, empty_line, _ = beginning.partition(line_break * 2)
+    beginning = file.read(min(length, PART_HEAD_LIMIT))
+    head, empty_line, _ = beginning.partition(b"\r\n\r\n")
     if not empty_line:
         raise _bad_form(f"the head of a part does not end within {PART_HEAD_LIMIT} bytes")
 
@@ -166,15 +177,15 @@ def _parse_part_head(head: bytes) -> Tuple[str, Optional[str], str]:
 
     It begins with the end of the delimiter's line. Names are in UTF-8 (RFC 7578, section 5.1).
     """
-    lines = head.partition(b"\r\n")[2]
+    _, _, lines = head.partition(b"\r\n")
     try:
         message = email.parser.HeaderParser().parsestr(lines.decode(errors="replace"))
         is_field = message.get_content_disposition() == "form-data"
         name = _read_parameter(message, "name")
         filename = _read_parameter(message, "filename")
     except (ValueError, TypeError):
-        # In the way of RFC 2231: a charset that is none (name*=punycode''…), or pieces without a
-        # number among those that have one (name*;name*0), which email cannot sort.
+        # Parameters as in RFC 2231 that the email package cannot handle: a charset that does not
+        # exist (name*=punycode''…), or pieces with and without a number (name*;name*0).
         is_field, name, filename = False, None, None
     if not is_field or name is None:
         raise _bad_form('a part does not begin with Content-Disposition: form-data; name="..."')

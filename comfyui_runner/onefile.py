@@ -36,11 +36,13 @@ change more than the settings, change the project that it was built from, and bu
     python comfyui_runner/onefile.py FILE
 """
 
-#: In the script, the lines from the first of these up to the second one find the package.
+#: In the script, the lines from the first of these up to the second one find the package. They are
+#: left out.
 FIRST_LINE_LEFT_OUT = "# -- the folder beside this script "
 FIRST_LINE_AFTER_IT = "def collect_defaults("
 
-#: In the package's own module, what follows this leads to other modules: the one file has them all.
+#: In the package's __init__.py, what follows this line only gives names of other modules. The one
+#: file has them anyway.
 FIRST_LINE_OF_NAMES = "# -- the Python API: "
 
 #: The module that reads files of the package, and the files that become part of the one file.
@@ -50,6 +52,9 @@ RESOURCES = ("console.html", "console.css", "console.js", "openapi.json")
 WIDTH = 100
 
 Import = Union[ast.Import, ast.ImportFrom]
+
+#: Expressions that bind names of their own, which the module around them does not see.
+WITH_THEIR_OWN_SCOPE = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
 
 
 class BuildError(Exception):
@@ -103,7 +108,7 @@ def read_modules(folder: str = PACKAGE_FOLDER) -> List[Module]:
 
 
 def read_module(name: str, path: str) -> Module:
-    """The module in ``path``; of the package's own one only what is not about other modules."""
+    """The module in ``path``; of the package's __init__.py only what is not about other modules."""
     source = read_text(path)
     if name == PACKAGE:
         source = source.partition(f"\n{FIRST_LINE_OF_NAMES}")[0]
@@ -158,13 +163,13 @@ def is_of_ours(statement: Import) -> bool:
 
 
 def external_imports(modules: Iterable[Module]) -> List[Import]:
-    """The imports at the top of ``modules`` of what is not ours."""
-    return [
-        statement
-        for module in modules
-        for statement in module.imports
-        if not is_of_ours(statement) and not is_of_the_future(statement)
-    ]
+    """The imports at the top of ``modules`` from Python and from other packages."""
+    external = []
+    for module in modules:
+        for statement in module.imports:
+            if not is_of_ours(statement) and not is_of_the_future(statement):
+                external.append(statement)
+    return external
 
 
 def is_of_the_future(statement: Import) -> bool:
@@ -173,8 +178,13 @@ def is_of_the_future(statement: Import) -> bool:
 
 
 def names_of_imports(imports: Iterable[Import]) -> Set[str]:
-    """The names that imports bind."""
-    return {alias.name.partition(".")[0] for statement in imports for alias in statement.names}
+    """The names that imports bind: ``import os.path`` binds ``os``."""
+    names = set()
+    for statement in imports:
+        for alias in statement.names:
+            bound, _, _ = alias.name.partition(".")
+            names.add(bound)
+    return names
 
 
 def names_bound_by(node: ast.AST) -> Iterator[str]:
@@ -182,12 +192,10 @@ def names_bound_by(node: ast.AST) -> Iterator[str]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield node.name
         return
+    if isinstance(node, WITH_THEIR_OWN_SCOPE):
+        return
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
-    has_its_own_scope = isinstance(
-        node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
-    )
-    if has_its_own_scope:
         return
     for child in ast.iter_child_nodes(node):
         yield from names_bound_by(child)
@@ -200,25 +208,29 @@ def check_imports(modules: Iterable[Module]) -> None:
     """Raises BuildError unless our modules are imported by ``from comfyui_runner.x import y``."""
     for module in modules:
         for statement in imports_in(module):
-            becomes_global = statement in module.imports or is_of_ours(statement)
             for alias in statement.names:
-                where = f"{module.name}, line {statement.lineno}"
-                if becomes_global and alias.asname is not None:
-                    raise BuildError(
-                        f"{where}: import ... as {alias.asname}: import names as they are."
-                    )
-                is_our_module = f"{alias.name}.".startswith(f"{PACKAGE}.")
-                if is_our_module and isinstance(statement, ast.Import):
-                    raise BuildError(
-                        f"{where}: import {alias.name}: import names from it instead of the module."
-                    )
+                check_import(module, statement, alias)
+
+
+def check_import(module: Module, statement: Import, alias: ast.alias) -> None:
+    """Raises BuildError if the one file cannot have what ``statement`` imports as ``alias``."""
+    where = f"{module.name}, line {statement.lineno}"
+    becomes_global = statement in module.imports or is_of_ours(statement)
+    if becomes_global and alias.asname is not None:
+        raise BuildError(f"{where}: import ... as {alias.asname}: import names as they are.")
+
+    is_our_module = f"{alias.name}.".startswith(f"{PACKAGE}.")
+    if is_our_module and isinstance(statement, ast.Import):
+        raise BuildError(
+            f"{where}: import {alias.name}: import names from it instead of the module."
+        )
 
 
 def check_names(modules: Iterable[Module], imported: Set[str]) -> None:
     """Raises BuildError for a name that two modules define, an import binds too, or Python has."""
-    owners: Dict[str, str] = {}
+    owners: Dict[str, str] = {}  # the module that defines a name
     for module in modules:
-        for name in sorted({*names_bound_by(module.tree)}):
+        for name in sorted(set(names_bound_by(module.tree))):
             if name in owners:
                 raise BuildError(
                     f"Both {owners[name]} and {module.name} define {name}: rename one of them."
@@ -235,7 +247,10 @@ def check_names(modules: Iterable[Module], imported: Set[str]) -> None:
 
 
 def check_syntax(text: str) -> None:
-    """Raises BuildError if the joined text is not Python, as when an import was all of a block."""
+    """Raises BuildError if the joined text is not valid Python.
+
+    That happens where an import that was left out was the only statement of a block.
+    """
     try:
         ast.parse(text)
     except SyntaxError as error:
@@ -256,41 +271,49 @@ def sort_modules(modules: Sequence[Module]) -> List[Module]:
     while left:
         ready = [module for module in left.values() if not modules_needed(module) & left.keys()]
         if not ready:
-            raise BuildError(
-                f"These modules import each other in a circle: {', '.join(sorted(left))}."
-            )
-        core = [module for module in ready if not module.is_extra]
-        for module in sorted(core or ready, key=lambda module: module.name):
-            ordered.append(left.pop(module.name))
+            circle = ", ".join(sorted(left))
+            raise BuildError(f"These modules import each other in a circle: {circle}.")
+        ready_core = [module for module in ready if not module.is_extra]
+        for module in sorted(ready_core or ready, key=lambda module: module.name):
+            ordered.append(module)
+            del left[module.name]
     return ordered
 
 
 def modules_needed(module: Module) -> Set[str]:
     """The modules from which ``module`` imports when it is itself imported."""
-    imports = filter(is_of_ours, module.imports)
-    return {str(statement.module) for statement in imports if isinstance(statement, ast.ImportFrom)}
+    needed = set()
+    for statement in module.imports:
+        if isinstance(statement, ast.ImportFrom) and is_of_ours(statement):
+            needed.add(str(statement.module))
+    return needed
 
 
 def import_lines(imports: Iterable[Import]) -> List[str]:
     """The imports, sorted and without doubles, one statement for each module."""
-    plain: Set[str] = set()
-    names: Dict[str, Set[str]] = {}
+    whole_modules: Set[str] = set()
+    names_by_module: Dict[str, Set[str]] = {}
     for statement in imports:
-        for alias in statement.names:
-            if isinstance(statement, ast.Import):
-                plain.add(f"import {alias.name}")
-            else:
-                names.setdefault(statement.module or "", set()).add(alias.name)
-    lines = sorted(plain)
-    for module in sorted(names):
-        line = f"from {module} import {', '.join(sorted(names[module]))}"
-        if len(line) > WIDTH:
-            wrapped = textwrap.indent(
-                textwrap.fill(line.partition(" import ")[2], WIDTH - 5), "    "
-            )
-            line = f"from {module} import (\n{wrapped},\n)"
-        lines.append(line)
+        imported = {alias.name for alias in statement.names}
+        if isinstance(statement, ast.Import):
+            whole_modules |= imported
+        else:
+            names_by_module.setdefault(statement.module or "", set()).update(imported)
+
+    lines = [f"import {module}" for module in sorted(whole_modules)]
+    for module, names in sorted(names_by_module.items()):
+        lines.append(from_import_line(module, names))
     return lines
+
+
+def from_import_line(module: str, names: Iterable[str]) -> str:
+    """The statement that imports ``names``, in parentheses where it is longer than a line."""
+    listed = ", ".join(sorted(names))
+    line = f"from {module} import {listed}"
+    if len(line) <= WIDTH:
+        return line
+    wrapped = textwrap.indent(textwrap.fill(listed, WIDTH - 5), "    ")
+    return f"from {module} import (\n{wrapped},\n)"
 
 
 def table_of_contents(modules: Sequence[Module]) -> str:
@@ -312,8 +335,9 @@ def heading(title: str) -> str:
 def section_of(module: Module) -> str:
     """A module as a section of the one file: its docstring as a comment, and its code."""
     rule = "# " + "=" * (WIDTH - 2)
-    title = [f"# {line}".rstrip() for line in [module.name, "", *module.docstring.splitlines()]]
-    return "\n".join([rule, *title, rule, "", "", code_of(module)])
+    title = [module.name, "", *module.docstring.splitlines()]
+    comment = [f"# {line}".rstrip() for line in title]
+    return "\n".join([rule, *comment, rule, "", "", code_of(module)])
 
 
 def code_of(module: Module, *left_out: ast.stmt) -> str:
@@ -337,14 +361,17 @@ def remove_lines(lines: List[Optional[str]], statement: ast.stmt) -> None:
 
     That is a comment above it, and inside a function the blank lines below it.
     """
-    first = statement.lineno - 1
+    indent = statement.col_offset
+    first = statement.lineno - 1  # an index in ``lines``: line numbers begin with 1
     end = statement.end_lineno or statement.lineno
-    while first > 0 and is_comment(lines[first - 1], statement.col_offset):
+    while first > 0 and is_comment(lines[first - 1], indent):
         first -= 1
-    while statement.col_offset > 0 and end < len(lines) and lines[end] == "":
+
+    is_inside_function = indent > 0
+    while is_inside_function and end < len(lines) and lines[end] == "":
         end += 1
-    for number in range(first, end):
-        lines[number] = None
+    for index in range(first, end):
+        lines[index] = None
 
 
 def is_comment(line: Optional[str], indent: int) -> bool:
@@ -360,7 +387,8 @@ def close_gaps(lines: Iterable[Optional[str]]) -> Iterator[str]:
         if line is None:
             is_after_gap = True
             continue
-        if is_after_gap and not line and not previous:
+        both_are_blank = not line and not previous
+        if is_after_gap and both_are_blank:
             continue
         is_after_gap = False
         previous = line
@@ -380,24 +408,25 @@ def split_script(script: str) -> Tuple[Module, Module]:
 
 def first_part_of(settings: Module, imports: Iterable[Import]) -> str:
     """The script up to its settings, with a docstring for the one file and with all imports."""
-    text = settings.source
-    before, _, rest = text.partition(FOLDER_NOTE)
-    if '"""' not in rest:
+    before_note, _, rest = settings.source.partition(FOLDER_NOTE)
+    _, end_of_docstring, after_docstring = rest.partition('"""')
+    if not end_of_docstring:
         raise BuildError(f"The script's docstring does not say {FOLDER_NOTE!r}.")
-    text = before + ONE_FILE_NOTE + rest[rest.index('"""') :]
+    docstring = f"{before_note}{ONE_FILE_NOTE}{end_of_docstring}"
 
-    future = "from __future__ import annotations\n"
-    _, _, after = text.partition(future)
+    before_imports, future, after = after_docstring.partition("from __future__ import annotations")
+    start = f"{docstring}{before_imports}{future}"
+    imported = "\n".join(import_lines(imports))
     code = code_of(Module("the script", after))
-    start = text[: len(text) - len(after)].rstrip("\n")
-    return "\n\n".join([start, "\n".join(import_lines(imports)), code])
+    return "\n\n".join([start, imported, code])
 
 
 def is_call(statement: ast.stmt) -> bool:
     """Whether ``statement`` is for a file that is called, not imported: ``if __name__ == ...``."""
-    return isinstance(statement, ast.If) and any(
-        isinstance(node, ast.Name) and node.id == "__name__" for node in ast.walk(statement.test)
-    )
+    if not isinstance(statement, ast.If):
+        return False
+    names = [node.id for node in ast.walk(statement.test) if isinstance(node, ast.Name)]
+    return "__name__" in names
 
 
 def join(script: str, modules: Sequence[Module]) -> str:
@@ -408,22 +437,26 @@ def join(script: str, modules: Sequence[Module]) -> str:
     check_imports(parts)
     check_names(parts, names_of_imports(imports))
 
-    # The script's first call answers --help before it imports the rest. Here all of it is read.
+    # The script's first call answers --help before it imports the rest, which the one file cannot:
+    # Python reads all of it first. So only the last call remains, at the end.
     calls = [statement for statement in story.tree.body if is_call(statement)]
+    last_call = [f"\n{ast.get_source_segment(story.source, call)}" for call in calls[-1:]]
+
     ordered = sort_modules(modules)
     ordered.sort(key=lambda module: module.name == RESOURCES_MODULE)  # long, so it comes last
-    text = "\n\n".join(
-        [
-            first_part_of(settings, imports),
-            "HERE = os.path.dirname(os.path.abspath(__file__))",
-            "\n" + code_of(story, *calls),
-            "\n" + heading("how each step is done: a section for each module of the project"),
-            table_of_contents(ordered),
-            *(f"\n{section_of(module)}" for module in ordered),
-            "\n" + heading("the start"),
-            *(f"\n{ast.get_source_segment(story.source, call)}" for call in calls[-1:]),
-        ]
-    )
+    sections = [f"\n{section_of(module)}" for module in ordered]
+
+    blocks = [
+        first_part_of(settings, imports),
+        "HERE = os.path.dirname(os.path.abspath(__file__))",
+        f"\n{code_of(story, *calls)}",
+        "\n" + heading("how each step is done: a section for each module of the project"),
+        table_of_contents(ordered),
+        *sections,
+        "\n" + heading("the start"),
+        *last_call,
+    ]
+    text = "\n\n".join(blocks)
     check_syntax(text)
     return f"{text}\n"
 
@@ -442,7 +475,8 @@ def main(arguments: Sequence[str]) -> int:
     """Writes the one file; the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a pipe of Windows may lack letters of the path
+            # The encoding of a pipe on Windows may lack letters of the path.
+            stream.reconfigure(errors="replace")
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2

@@ -6,16 +6,13 @@ from typing import Dict, NamedTuple, Optional
 
 
 class QueueLength(NamedTuple):
-    """How many prompts ran or waited in ComfyUI at some time, all clients together.
+    """How many prompts of all clients ran or waited in ComfyUI at some time."""
 
-    ``prompts`` is None if that was not known.
-    """
-
-    prompts: Optional[int]
-    at: float  # in seconds of any one clock
+    prompts: Optional[int]  #: None: not known
+    at: float  #: in seconds of any one clock
 
 
-#: Before anything was heard.
+#: What is known before ComfyUI has said anything.
 UNKNOWN_LENGTH = QueueLength(None, float("-inf"))
 
 
@@ -31,21 +28,23 @@ class Others(NamedTuple):
 
 
 def count_others(length: QueueLength, ours: int, ours_is_running: bool) -> Optional[Others]:
-    """Who else is in the queue of ``length``, with ``ours`` in it; None if it is not known.
+    """The prompts in the queue that are not among ``ours``; None if its length is not known.
 
-    ComfyUI runs one prompt at a time.
+    ComfyUI runs one prompt at a time. So where ours is not running, one of the others is.
     """
     if length.prompts is None:
         return None
     others = max(length.prompts - ours, 0)
-    running = 1 if others and not ours_is_running else 0
+    other_is_running = others > 0 and not ours_is_running
+    running = int(other_is_running)
     return Others(running, others - running)
 
 
 class SettledOthers:
-    """What is shown of the others: what was seen for ``seconds``.
+    """What is shown of the others: what has been seen for ``seconds`` without a change.
 
-    ComfyUI's number and ours do not change at the same moment when one of our runs begins or ends.
+    When one of our runs begins or ends, ComfyUI's count and ours change at different moments, and
+    for that time their difference is wrong.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -55,9 +54,10 @@ class SettledOthers:
         self._since = float("-inf")
 
     def look(self, seen: Optional[Others], now: float) -> bool:
-        """Takes what is seen ``now``; whether something else is to be shown by it."""
+        """Takes what is seen ``now``. Returns whether that changes what is shown."""
         if seen != self._seen:
-            self._seen, self._since = seen, now
+            self._seen = seen
+            self._since = now
         is_settled = now - self._since >= self._seconds
         if seen == self.shown or not is_settled:
             return False

@@ -20,30 +20,31 @@ from comfyui_runner.text import as_dict, plain_json
 #: What is shown in place of a secret.
 STARS = "***"
 
-#: A shorter secret is not hidden by itself, as a "1" would hide half of all numbers; but what it is
-#: a part of is: the whole value of its header, the pair of user and password, and its base64.
+#: A shorter secret is not hidden by itself, because a "1" would hide half of all numbers. What
+#: contains it is: the whole value of its header, the pair of user and password, and its base64.
 SHORTEST_SECRET = 4
 
-#: A shorter secret is hidden where it is a word of its own: "test" not in "latest".
+#: A shorter secret is hidden only where it is a word of its own: "test", but not in "latest".
 SHORTEST_INSIDE_WORDS = 8
 
 #: A shorter cookie of the server is a choice or the name of a server, not a credential: the id of a
 #: session has 64 random bits (OWASP, Session Management), 16 characters in hexadecimal.
 SHORTEST_COOKIE = 16
 
-#: How many of the secrets that turn up during a call are kept, the newest ones: some servers send
+#: How many of the secrets that turn up during a call are kept. The newest are: some servers send
 #: another cookie with every answer.
 MOST_LEARNED = 100
 
-#: What one_line() puts where it cuts a text off: the beginning of a secret may be before it.
+#: What one_line() puts where it cuts a text off. The beginning of a secret may precede it.
 CUT = "…"
 
 # -- what is secret --------------------------------------------------------------------------------
 
-#: Headers that let nobody in. Their values, such as a host's name, are in many messages.
+#: Headers without credentials. Many messages contain their values, such as the name of a host.
 PUBLIC_HEADERS = ("accept", "accept-language", "host", "origin", "user-agent")
 
-#: Headers whose value is a scheme and credentials, which may have parts (RFC 9110, section 11.4).
+#: Headers whose value is a scheme and credentials. The credentials may contain spaces (RFC 9110,
+#: section 11.4).
 AUTHORIZATION_HEADERS = ("authorization", "proxy-authorization")
 
 #: The names in extra_data whose values are secret: ComfyUI's api_key_comfy_org and
@@ -55,25 +56,37 @@ _names_a_secret = re.compile(
 
 def secrets_in_headers(headers: Iterable[Tuple[str, str]]) -> List[str]:
     """What is secret in headers that are sent: their values, and what those are made of."""
-    return [secret for name, value in headers for secret in _secrets_in_header(name, value)]
+    secrets: List[str] = []
+    for name, value in headers:
+        secrets += _secrets_in_header(name, value)
+    return secrets
 
 
 def _secrets_in_header(name: str, value: str) -> List[str]:
     name = name.lower()
     if name in PUBLIC_HEADERS:
         return []
-    if name == "cookie":  # sent together with the server's cookies, in any order
-        pairs = value.split(";")
-        return [value, *(pair.partition("=")[2].strip() for pair in pairs)]
+    if name == "cookie":
+        return [value, *_values_of_cookies(value)]
 
     scheme, _, credentials = value.partition(" ")
     credentials = credentials.strip()
     if scheme.lower() == "basic":
         return [value, credentials, *_secrets_in_basic(credentials)]
+    # A header of another name may have a scheme too: "X-Auth: Bearer TOKEN".
     has_scheme = name in AUTHORIZATION_HEADERS or " " not in credentials
-    if has_scheme:  # "Bearer TOKEN" in a header of any name
+    if has_scheme:
         return [value, credentials]
     return [value]
+
+
+def _values_of_cookies(header: str) -> List[str]:
+    """The value of each cookie: they are sent with the server's own cookies, in any order."""
+    values = []
+    for cookie in header.split(";"):
+        _, _, value = cookie.partition("=")
+        values.append(value.strip())
+    return values
 
 
 def _secrets_in_basic(credentials: str) -> List[str]:
@@ -90,21 +103,24 @@ def secrets_in_proxies(variables: Mapping[str, str]) -> List[str]:
     """What is secret in HTTP_PROXY and the like: the proxy is sent its user and password."""
     secrets = []
     for name, url in variables.items():
-        login, at, _ = url.rpartition("@")
-        if at and name.lower().endswith("_proxy"):
-            pair = urllib.parse.unquote(login.rpartition("//")[2])
-            credentials = base64.b64encode(pair.encode(errors="replace")).decode()
-            secrets += [credentials, *_secrets_in_basic(credentials)]
+        before_host, at, _ = url.rpartition("@")
+        is_proxy = name.lower().endswith("_proxy")
+        if not is_proxy or not at:
+            continue
+        _, _, quoted_pair = before_host.rpartition("//")
+        pair = urllib.parse.unquote(quoted_pair)
+        credentials = base64.b64encode(pair.encode(errors="replace")).decode()
+        secrets += [credentials, *_secrets_in_basic(credentials)]
     return secrets
 
 
 def secrets_in_extra_data(extra_data: object) -> List[str]:
     """What is secret in the extra_data of a POST /prompt: the keys of API nodes."""
-    return [
-        value
-        for name, value in as_dict(extra_data).items()
-        if isinstance(value, str) and _names_a_secret(name)
-    ]
+    secrets = []
+    for name, value in as_dict(extra_data).items():
+        if isinstance(value, str) and _names_a_secret(name):
+            secrets.append(value)
+    return secrets
 
 
 # -- how a secret may be spelled -------------------------------------------------------------------
@@ -115,7 +131,8 @@ _PARTS = re.compile(r"[0-9A-Za-z._~-]+|[ \t-\r]+|\\+|.", re.S)
 
 _is_unchanged = re.compile(r"[0-9A-Za-z._~-]+").fullmatch
 
-# What escapes begin and end with, which is escaped itself where one encoding is inside another.
+# What escapes begin and end with. It is escaped itself where one encoding is inside another: a "%"
+# inside a URL inside a URL is "%25", then "%2525".
 _PERCENT = "%(?:25){0,3}"
 _BACKSLASH = rf"(?:\\|{_PERCENT}5c)"
 _AMPERSAND = rf"(?:&|{_PERCENT}26|\\{{1,8}}u0026)(?:amp(?:;|{_PERCENT}3b)){{0,3}}"
@@ -126,10 +143,12 @@ _SEMICOLON = f"(?:;|{_PERCENT}3b)"
 _MAYBE_ESCAPED = _BACKSLASH + "{0,7}"
 _ESCAPED = _BACKSLASH + "{1,8}"
 
-_BLANK = (
-    rf"(?:[\s+]|{_PERCENT}(?:20|2b|0[9ad])|{_ESCAPED}(?:[nrt]|[ux](?:00)?(?:20|0[9ad]))"
-    rf"|{_AMPERSAND}{_HASH}(?:32|x20){_SEMICOLON})"
-)
+# A space, a tab or the end of a line: as it is, "+" or "%20" in a URL, "\n" or "\u0020" in JSON or
+# Python, "&#32;" in HTML.
+_BLANK_IN_URL = rf"{_PERCENT}(?:20|2b|0[9ad])"
+_BLANK_IN_JSON = rf"{_ESCAPED}(?:[nrt]|[ux](?:00)?(?:20|0[9ad]))"
+_BLANK_IN_HTML = rf"{_AMPERSAND}{_HASH}(?:32|x20){_SEMICOLON}"
+_BLANK = rf"(?:[\s+]|{_BLANK_IN_URL}|{_BLANK_IN_JSON}|{_BLANK_IN_HTML})"
 
 _HTML_NAMES: Mapping[str, str] = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 
@@ -145,8 +164,8 @@ _WORD_ENDS = r"(?![0-9A-Za-z])"
 class SpelledSecret:
     """A secret, and the ways in which it may come back.
 
-    ``anchor`` is a part of it that every spelling has, ``beginning`` is such a part of its first
-    characters: where they are missing, a text need not be searched.
+    ``anchor`` is a part of the secret that every spelling contains, and ``beginning`` is the same
+    for its first characters. A text without them need not be searched.
     """
 
     def __init__(self, text: str) -> None:
@@ -158,41 +177,47 @@ class SpelledSecret:
             self.beginning = parts[0][:SHORTEST_SECRET]
 
     def may_be_in(self, text: str, is_cut: bool) -> bool:
-        """Whether ``text`` may have it, or its beginning at a CUT if ``is_cut``."""
+        """Whether ``text`` may contain it or, if ``is_cut``, its beginning before a CUT."""
         return self.anchor in text or (is_cut and self.beginning in text)
 
     @functools.cached_property
     def pattern(self) -> "re.Pattern[str]":
         """It as it is, in JSON, URLs, HTML and Python, also with one of them inside another."""
         may_lose_characters = len(self.anchor) >= SHORTEST_SECRET
-        parts = _PARTS.finditer(self.text)
-        pattern = "".join(_spell_part(part[0], may_lose_characters) for part in parts)
-        if len(self.text) < SHORTEST_INSIDE_WORDS:
-            if self.text[0].isalnum():
-                pattern = _WORD_BEGINS + pattern
-            if self.text[-1].isalnum():
-                pattern += _WORD_ENDS
+        parts: List[str] = _PARTS.findall(self.text)
+        pattern = "".join(_spell_part(part, may_lose_characters) for part in parts)
+        must_be_a_word = len(self.text) < SHORTEST_INSIDE_WORDS
+        if must_be_a_word and self.text[0].isalnum():
+            pattern = _WORD_BEGINS + pattern
+        if must_be_a_word and self.text[-1].isalnum():
+            pattern += _WORD_ENDS
         return re.compile(pattern)
 
 
 def _spell_part(part: str, may_be_lost: bool) -> str:
     """A pattern of the spellings of one of the _PARTS.
 
-    A character outside ASCII may be lost: what decodes bytes of another encoding replaces it, and
-    terminals are not shown halves of characters.
+    A character outside ASCII may be lost: where bytes are decoded as another encoding, it is
+    replaced, and terminals are not shown halves of characters.
     """
     if _is_unchanged(part):
         return re.escape(part)
-    if part.isspace() and part.isascii():
+
+    is_blank = part.isspace() and part.isascii()
+    if is_blank:
         return f"(?i:{_BLANK}{{1,8}})"
+
     if part[0] == "\\":
         count = len(part)
+        longest = 8 * count  # each doubled three times: JSON inside JSON inside JSON
         escapes = "|".join(_spell("\\"))
-        return rf"(?i:{_BACKSLASH}{{{count},{8 * count}}}|(?:{escapes}){{{count}}})"
+        return rf"(?i:{_BACKSLASH}{{{count},{longest}}}|(?:{escapes}){{{count}}})"
+
     spellings = "|".join(_spell(part))
     if part.isascii() or not may_be_lost:
         return f"(?i:{spellings})"
-    return rf"(?i:{spellings}|[\ufffd?\s\udc80-\udcff]{{1,4}})?"
+    replacement = r"[\ufffd?\s\udc80-\udcff]{1,4}"
+    return f"(?i:{spellings}|{replacement})?"
 
 
 def _spell(character: str) -> List[str]:
@@ -201,17 +226,26 @@ def _spell(character: str) -> List[str]:
     encodings = {character.encode(errors="surrogatepass")}
     if code < 256:
         encodings.add(bytes([code]))  # Latin-1, in which headers are sent
-    utf_16 = character.encode("utf-16-be", "surrogatepass").hex()
 
+    # HTML: "&eacute;", "&#233;" or "&#xe9;".
     name = _HTML_NAMES.get(character, "[a-z]{2,8}")
     number = f"{_HASH}(?:0{{0,5}}{code}|x0{{0,5}}{code:x})"
     html = f"{_AMPERSAND}(?:{name}|{number}){_SEMICOLON}"
+
+    # JSON: "\u00e9", two of them for a character beyond U+FFFF. Python: "\U000000e9".
+    utf_16 = character.encode("utf-16-be", "surrogatepass").hex()
+    json_escape = _in_units(f"{_ESCAPED}u", utf_16, 4)
+    python_escape = f"{_ESCAPED}u{code:08x}"
+
     plain = [re.escape(character), html]
-    escaped = [_in_units(f"{_ESCAPED}u", utf_16, 4), f"{_ESCAPED}u{code:08x}"]
+    escaped = [json_escape, python_escape]
     for encoded in encodings:
-        plain.append(_in_units(_PERCENT, encoded.hex(), 2))
-        escaped.append(_in_units(f"{_ESCAPED}x", encoded.hex(), 2))
-    return [f"{_MAYBE_ESCAPED}(?:{'|'.join(plain)})", *escaped]
+        digits = encoded.hex()
+        plain.append(_in_units(_PERCENT, digits, 2))  # URLs: "%c3%a9"
+        escaped.append(_in_units(f"{_ESCAPED}x", digits, 2))  # Python: "\xc3\xa9"
+
+    any_plain = "|".join(plain)
+    return [f"{_MAYBE_ESCAPED}(?:{any_plain})", *escaped]
 
 
 def _in_units(mark: str, digits: str, size: int) -> str:
@@ -222,16 +256,19 @@ def _in_units(mark: str, digits: str, size: int) -> str:
 def _hide_where_cut_off(text: str, secret: str) -> str:
     """``text`` without beginnings of ``secret`` that end at a CUT. Looks at its plain spelling."""
     *parts, rest = text.split(CUT)
-    return CUT.join([*(_hide_beginning_at_end(part, secret) for part in parts), rest])
+    hidden = [_hide_beginning_at_end(part, secret) for part in parts]
+    return CUT.join([*hidden, rest])
 
 
 def _hide_beginning_at_end(text: str, secret: str) -> str:
-    tail = text[-len(secret) :]
-    start = tail.find(secret[:SHORTEST_SECRET])
+    """``text`` with STARS in place of a beginning of ``secret`` that is its end."""
+    beginning = secret[:SHORTEST_SECRET]
+    first = max(len(text) - len(secret), 0)  # what begins earlier would not be cut off
+    start = text.find(beginning, first)
     while start >= 0:
-        if secret.startswith(tail[start:]):
-            return text[: len(text) - len(tail) + start] + STARS
-        start = tail.find(secret[:SHORTEST_SECRET], start + 1)
+        if secret.startswith(text[start:]):
+            return text[:start] + STARS
+        start = text.find(beginning, start + 1)
     return text
 
 
@@ -253,15 +290,17 @@ class Secrets:
 
     def learn(self, secrets: Iterable[str]) -> None:
         """Hides ``secrets`` from now on, the newest MOST_LEARNED of them."""
-        found = _long_enough(secrets)
-        if not found:
+        to_hide = _long_enough(secrets)
+        if not to_hide:
             return
         with self._lock:
-            for secret in found:
+            for secret in to_hide:
+                # One that is known already becomes the newest again.
                 spelled = self._learned.pop(secret, None) or SpelledSecret(secret)
                 self._learned[secret] = spelled
-            for oldest in list(self._learned)[:-MOST_LEARNED]:
-                del self._learned[oldest]
+            oldest_first = list(self._learned)
+            for secret in oldest_first[:-MOST_LEARNED]:
+                del self._learned[secret]
             self._sort()
 
     def _sort(self) -> None:
@@ -300,7 +339,8 @@ class Secrets:
         if not self._may_be_in(text):
             return text
         newline = text[len(text.rstrip()) :]
-        return json.dumps(self.hide_in(plain_json(json.loads(text)))) + newline
+        value = plain_json(json.loads(text))
+        return json.dumps(self.hide_in(value)) + newline
 
     def _may_be_in(self, text: str) -> bool:
         is_cut = CUT in text or "\\u2026" in text
@@ -308,5 +348,5 @@ class Secrets:
 
 
 def _long_enough(secrets: Iterable[str]) -> List[str]:
-    """What is hidden of ``secrets``, each once."""
+    """Those of ``secrets`` that are hidden, each once."""
     return [secret for secret in dict.fromkeys(secrets) if len(secret) >= SHORTEST_SECRET]

@@ -10,7 +10,8 @@ from comfyui_runner.messages import Headers, HttpError, Request
 from comfyui_runner.outputs import Output
 from comfyui_runner.text import JsonObject, plural
 
-#: Statuses and types of the answers to a run that ended in one of these phases, and in no success.
+#: The status and the error type of the answer to a run that did not succeed, by the phase that it
+#: ended in.
 _FAILED_RUNS = {
     "error": (500, "node_failed"),
     "interrupted": (409, "run_cancelled"),
@@ -19,18 +20,22 @@ _FAILED_RUNS = {
     "lost": (502, "run_lost"),
 }
 
-#: Runs that GET /runs lists, and how many ?limit= may ask for.
-RUNS_LISTED, MOST_RUNS_LISTED = 200, 1000
+#: How many runs GET /runs lists without ?limit=, and with it at most.
+RUNS_LISTED = 200
+MOST_RUNS_LISTED = 1000
 
-# Digits are those of ASCII: \d takes those of every script.
+#: How many of its files are listed where none of a run's files is of a type that is accepted.
+MOST_FILES_NAMED = 20
+
+# [0-9] and not \d, which also matches the digits of other scripts.
 _is_count = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 _is_seconds = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch
 _is_index = re.compile(r"[0-9]{1,6}").fullmatch
 _is_turn = re.compile(r"0|[1-9][0-9]{0,5}").fullmatch
 _is_quality = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?").fullmatch
 
-#: The kinds of files for whose types a client may ask in place of JSON.
-_KINDS = ("image", "video", "audio")
+#: The main types of files, which a client may accept in place of JSON.
+_FILE_TYPES = ("image", "video", "audio")
 
 # -- how it ended ----------------------------------------------------------------------------------
 
@@ -70,7 +75,7 @@ def read_wait(query: Mapping[str, str], default: float) -> float:
 
 
 def read_flag(query: Mapping[str, str], name: str) -> bool:
-    """Whether ``?NAME=true`` is there. Raises HttpError 400 for any other value but ``false``."""
+    """Whether the query has ``NAME=true``. Raises HttpError 400 for a value that is not a flag."""
     text = query.get(name, "false")
     if text not in ("true", "false"):
         raise HttpError(400, "wrong_value", f"{name} must be true or false.")
@@ -78,8 +83,12 @@ def read_flag(query: Mapping[str, str], name: str) -> bool:
 
 
 def read_page_query(query: Mapping[str, str]) -> Tuple[int, Optional[int]]:
-    """How many runs are asked for, and the number that theirs are below. Raises HttpError."""
-    limit, before = query.get("limit", str(RUNS_LISTED)), query.get("before")
+    """How many runs a client wants (``?limit=``), and only those with numbers below ``?before=``.
+
+    Raises HttpError 400.
+    """
+    limit = query.get("limit", str(RUNS_LISTED))
+    before = query.get("before")
     if not _is_count(limit) or int(limit) > MOST_RUNS_LISTED:
         message = f"limit must be a whole number from 1 to {MOST_RUNS_LISTED}."
         raise HttpError(400, "wrong_type", message)
@@ -92,7 +101,7 @@ def read_page_query(query: Mapping[str, str]) -> Tuple[int, Optional[int]]:
 
 
 def read_turn(text: str) -> Optional[int]:
-    """The turn of a file among those of its run, as its URL has it; None for anything else."""
+    """The turn of a file among those of its run, from its URL; None for what is not a turn."""
     if not _is_turn(text):
         return None
     return int(text)
@@ -101,85 +110,103 @@ def read_turn(text: str) -> Optional[int]:
 class WantedFile(NamedTuple):
     """Which file of a run a client wants."""
 
-    qualities: Mapping[str, float]  #: by the ranges of media types in Accept; {}: any will do
-    number: int  #: among the files that it accepts, those that it prefers first
+    qualities: Mapping[str, float]  #: as parse_accept() returns them; {}: any file will do
+    number: int  #: among the files that the client accepts, those that it prefers first
 
     def choose(self, outputs: Sequence[Output]) -> int:
         """The turn of the file among ``outputs``. Raises HttpError 406, or 404 for the index."""
         accepted: Dict[int, float] = {}
         for turn, output in enumerate(outputs):
-            quality = quality_of(media_type_of_name(output.filename), self.qualities)
-            if output.filename and quality > 0.0:  # texts have no name
+            if not output.filename:
+                continue  # a text
+            media_type = media_type_of_name(output.filename)
+            quality = quality_of(media_type, self.qualities)
+            if quality > 0.0:
                 accepted[turn] = quality
+
         if not accepted:
             names = [output.filename for output in outputs if output.filename]
-            made = ", ".join(names[:20]) or "no file"
+            made = ", ".join(names[:MOST_FILES_NAMED]) or "no file"
             message = f"The run made no file of a type that the request accepts. It made: {made}."
             raise HttpError(406, "not_acceptable", message)
+
         if self.number >= len(accepted):
             files = plural(len(accepted), "such file")
             message = f"The run made {files}: ?index= counts from 0."
             raise HttpError(404, "no_such_file", message)
-        in_order = sorted(accepted, key=lambda turn: -accepted[turn])
-        return in_order[self.number]
+
+        preferred_first = sorted(accepted, key=lambda turn: -accepted[turn])
+        return preferred_first[self.number]
 
 
 def read_wanted_file(request: Request, *, is_required: bool = False) -> Optional[WantedFile]:
     """Which file a client wants of a run; None where it wants the run as JSON.
 
     It wants a file if ``?as=file`` says so, or if Accept prefers pictures, videos or sounds to
-    JSON. ``is_required``: the route has nothing but files. Raises HttpError 400.
+    JSON. ``is_required``: the route answers with files only. Raises HttpError 400.
     """
-    text = request.query.get("index", "0")
-    if not _is_index(text):
+    index = request.query.get("index", "0")
+    if not _is_index(index):
         raise HttpError(400, "wrong_type", "index must be a whole number: 0 is the first file.")
     form = request.query.get("as")
     if form not in (None, "file", "json"):
         raise HttpError(400, "wrong_value", 'as must be "file" or "json".')
 
     qualities = parse_accept(request.header("accept"))
-    if form is None and not is_required:
-        form = "file" if prefers_file(qualities) else "json"
-    if form == "json" and not is_required:
+    wants_file = form == "file" or (form is None and prefers_file(qualities))
+    if not wants_file and not is_required:
         return None
-    if not _names_files(qualities):
-        qualities = {}  # the URL asks for a file, whatever the client accepts elsewhere
-    return WantedFile(qualities, int(text))
+
+    accepts_certain_files = any(_is_of_files(name) for name in qualities)
+    if not accepts_certain_files:
+        qualities = {}  # the URL asks for a file, so Accept, as of a browser, does not matter
+    return WantedFile(qualities, int(index))
 
 
-def _names_files(qualities: Mapping[str, float]) -> bool:
-    """Whether an Accept header has types of pictures, videos or sounds."""
-    return any(name.partition("/")[0] in _KINDS for name in qualities)
+def _is_of_files(media_range: str) -> bool:
+    """Whether a range of media types, such as image/*, is of pictures, videos or sounds."""
+    main_type, _, _ = media_range.partition("/")
+    return main_type in _FILE_TYPES
 
 
 def parse_accept(text: str) -> Dict[str, float]:
     """The ranges of media types in an Accept header, and how much each is wanted: 0 to 1.
 
-    A quality that cannot be read counts as 1.
+    ``image/png, image/*;q=0.5`` is {"image/png": 1.0, "image/*": 0.5} (RFC 9110, section 12.5.1).
     """
     qualities: Dict[str, float] = {}
-    for part in text.split(","):
-        media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name.strip() == "q" and _is_quality(value.strip()):
-                quality = float(value)
+    for part in text.lower().split(","):
+        media_range, *parameters = part.split(";")
+        media_range = media_range.strip()
         if media_range:
+            quality = _read_quality(parameters)
             qualities[media_range] = max(quality, qualities.get(media_range, 0.0))
     return qualities
 
 
+def _read_quality(parameters: Sequence[str]) -> float:
+    """The value of the last q=; 1 where there is none that can be read."""
+    quality = 1.0
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q" and _is_quality(value.strip()):
+            quality = float(value)
+    return quality
+
+
 def prefers_file(qualities: Mapping[str, float]) -> bool:
-    """Whether an Accept header asks for pictures, videos or sounds, and not rather for JSON."""
-    of_files = [quality for name, quality in qualities.items() if name.partition("/")[0] in _KINDS]
-    of_json = [qualities.get(name, 0.0) for name in ("application/json", "application/*")]
-    return max(of_files, default=0.0) > max(of_json)
+    """Whether an Accept header prefers pictures, videos or sounds to JSON."""
+    of_files = [quality for name, quality in qualities.items() if _is_of_files(name)]
+    of_json = max(qualities.get("application/json", 0.0), qualities.get("application/*", 0.0))
+    return max(of_files, default=0.0) > of_json
 
 
 def quality_of(media_type: str, qualities: Mapping[str, float]) -> float:
     """How much a type is wanted; the most precise range counts. ``media_type`` may be ""."""
     if not qualities:
         return 1.0
-    names: Tuple[str, ...] = (media_type, media_type.partition("/")[0] + "/*", "*/*")
-    return next((qualities[name] for name in names if name in qualities), 0.0)
+    main_type, _, _ = media_type.partition("/")
+    for media_range in (media_type, f"{main_type}/*", "*/*"):
+        if media_range in qualities:
+            return qualities[media_range]
+    return 0.0

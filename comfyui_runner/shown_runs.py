@@ -1,7 +1,7 @@
 """A run that has ended, as the text in JSON that clients are shown. Pure.
 
-The text is made once. What is still open in it is the address of the service, by which each client
-reaches it in its own way: lists of hundreds of runs are answered without reading their texts.
+The text is made once, so that lists of hundreds of runs are answered without parsing them. Only the
+address of the service stays open in it, because clients may reach the service at different ones.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Mapping
 from comfyui_runner.messages import strict_json
 from comfyui_runner.text import JsonObject
 
-#: Stands for the address of the service. Nobody has it in a text by accident.
+#: Stands for the address of the service. The digits are random: no other text contains them.
 ADDRESS_MARK = "service-5e0c64ff8a2b4c7d9be1d3a7f2c60918"
 
-# In a text within the JSON, there is a backslash before each quotation mark.
+# Cannot match inside a text of the run: there, each quotation mark has a backslash before it.
 _OPEN_ADDRESS = re.compile(rf', "absolute_url": (?:null|"{ADDRESS_MARK}[^"]*")')
 
 _may_have_spooled_files = re.compile('"url": "runs/').search
@@ -25,10 +25,13 @@ def with_absolute_urls(shown: JsonObject, service_url: str) -> JsonObject:
     """``shown``, a run, with absolute URLs too where ``service_url`` is known."""
     if not service_url:
         return shown
-    outputs = [
-        {**output, "absolute_url": output["url"] and f"{service_url}/{output['url']}"}
-        for output in shown["outputs"]
-    ]
+    outputs = []
+    for output in shown["outputs"]:
+        url = output["url"]
+        absolute_url = None
+        if url:
+            absolute_url = f"{service_url}/{url}"
+        outputs.append({**output, "absolute_url": absolute_url})
     return {**shown, "outputs": outputs}
 
 
@@ -41,21 +44,23 @@ def with_address(text: str, service_url: str) -> str:
     """``text``, which with_open_address() made, as with_absolute_urls() shows the run."""
     if not service_url:
         return _OPEN_ADDRESS.sub("", text)
-    return text.replace(ADDRESS_MARK, strict_json(service_url)[1:-1])
+    quoted = strict_json(service_url)
+    without_quotes = quoted[1:-1]
+    return text.replace(ADDRESS_MARK, without_quotes)
 
 
 def may_have_lost_files(text: str, spooled: Mapping[int, str]) -> bool:
-    """Whether ``text`` may have addresses of files that are not in the spool any more.
+    """Whether ``text`` may have URLs of files that are no longer in the spool.
 
-    ``spooled`` has those that are: all of them, or none after a restart.
+    ``spooled`` are those that are in it: all of them, or none after a restart.
     """
     return not spooled and _may_have_spooled_files(text) is not None
 
 
 def without_lost_files(shown: JsonObject, spooled: Mapping[int, str]) -> JsonObject:
-    """``shown``, a run, without the addresses of files that were in the spool and are not any more.
+    """``shown``, a run, without the URLs of files that were in the spool and no longer are.
 
-    The spool ends with its process; what ComfyUI keeps stays where it is.
+    The spool ends with its process. Files that ComfyUI keeps stay where they are.
     """
     outputs = []
     for turn, output in enumerate(shown["outputs"]):

@@ -26,7 +26,7 @@ from comfyui_runner.text import as_dict, as_list, as_number, one_line
 
 
 class Phase(enum.Enum):
-    """Where a prompt is. The last six are ends; nothing follows them."""
+    """Where a prompt is. The first three are on the way; the others are ends."""
 
     SUBMITTING = "submitting"  # not on the server yet, or not known to be
     QUEUED = "queued"
@@ -39,17 +39,18 @@ class Phase(enum.Enum):
     REJECTED = "rejected"  # ComfyUI refused it, or it never got there
 
     def __init__(self, value: str) -> None:
-        self.over = value not in ("submitting", "queued", "running")  #: whether this is an end
+        #: whether this is an end
+        self.over = value not in ("submitting", "queued", "running")
 
 
 class NodeProgress(NamedTuple):
-    """A node that runs: when it started, its last ``value`` of ``max``, its first for the rate."""
+    """A node that runs. Times are on the clock of the events."""
 
     started: float
-    value: float = 0.0
-    max: float = 0.0
-    at: float = 0.0
-    first_value: float = 0.0
+    value: float = 0.0  # the step that it is at
+    max: float = 0.0  # of so many
+    at: float = 0.0  # when ``value`` changed last
+    first_value: float = 0.0  # the first one of this pass: the rate is measured from it
     first_at: float = 0.0
 
 
@@ -68,12 +69,12 @@ class PromptState(NamedTuple):
     blocked: Mapping[str, str] = {}  # nodes that gave no result on purpose (ExecutionBlocked)
     failure: Mapping[str, Any] = {}  # data of execution_error or execution_interrupted
     reason: str = ""  # why a run is lost
-    ending: Optional[Phase] = None  # the end by the socket's word, until history confirms it
-    over_seen: bool = False  # executing(null) came: over, and nothing about how
+    ending: Optional[Phase] = None  # the end that the socket reported, until history confirms it
+    over_seen: bool = False  # executing(null) came: it is over, but not known how it ended
     gaps: int = 0  # times that the socket was down: messages may be missing
     missing_since: Optional[float] = None  # absent from queue and history since
     started_at: Optional[float] = None
-    ended_at: Optional[float] = None  # the message of the end came then, else it was read
+    ended_at: Optional[float] = None  # when the message of the end came, or the end was read
     server_seconds: Optional[float] = None  # the run's time by the server's clock
 
 
@@ -106,12 +107,13 @@ def _on_start(state: PromptState, data: MessageData, at: float) -> PromptState:
 
 
 def _on_cached(state: PromptState, data: MessageData, at: float) -> PromptState:
-    cached = frozenset(map(str, as_list(data.get("nodes"))))
-    return _mark_running(state, at)._replace(cached=state.cached | (cached & state.planned))
+    nodes = frozenset(map(str, as_list(data.get("nodes"))))
+    cached = state.cached | (nodes & state.planned)
+    return _mark_running(state, at)._replace(cached=cached)
 
 
 def node_on_screen(data: MessageData) -> Optional[str]:
-    """The node that a person knows: for one that was made at run time, the one that made it."""
+    """The node as the workflow has it: for one that was made at run time, the one that made it."""
     node_id = data.get("display_node") or data.get("node")
     if node_id is None:
         return None
@@ -123,7 +125,8 @@ def _on_executing(state: PromptState, data: MessageData, at: float) -> PromptSta
     if node_id is None:
         # "executing" with null follows every end, errors and interrupts too. The one that a
         # reconnect sends has no prompt_id and is about whatever ran last.
-        if "node" not in data or not data.get("prompt_id"):
+        is_end = "node" in data and bool(data.get("prompt_id"))
+        if not is_end:
             return state
         return state._replace(over_seen=True)
 
@@ -170,7 +173,8 @@ def _on_progress_state(state: PromptState, data: MessageData, at: float) -> Prom
         state = state._replace(running=running)
     if not finished:
         return state
-    return _finish_nodes(state, [name for name in finished if name not in unfinished], at)
+    finished_in_all_parts = [node_id for node_id in finished if node_id not in unfinished]
+    return _finish_nodes(state, finished_in_all_parts, at)
 
 
 def _advance(progress: NodeProgress, data: MessageData, at: float) -> NodeProgress:
@@ -200,9 +204,12 @@ def _finish_nodes(state: PromptState, node_ids: Iterable[str], at: float) -> Pro
         return state  # they were finished before, or before we saw them run
     if state.ended_at is not None:
         at = min(at, state.ended_at)  # the history is read a little after the end
-    running, finished = dict(state.running), dict(state.finished)
+    running = dict(state.running)
+    finished = dict(state.finished)
     for node_id in dict.fromkeys(node_ids):
-        seconds = max(at - running.pop(node_id).started, 0.0)
+        progress = running.pop(node_id)
+        seconds = max(at - progress.started, 0.0)
+        # A node may run several times, as one in a loop does.
         finished[node_id] = finished.get(node_id, 0.0) + seconds
     return state._replace(running=running, finished=finished)
 
@@ -228,7 +235,7 @@ def _on_error(state: PromptState, data: MessageData, at: float) -> PromptState:
 
 
 def _is_blocked_branch(data: MessageData) -> bool:
-    """Whether an execution_error only ends a branch, and the run goes on (ExecutionBlocker)."""
+    """Whether an execution_error only ends a branch, while the run goes on (ExecutionBlocker)."""
     return data.get("exception_type") == "ExecutionBlocked"
 
 
@@ -254,11 +261,19 @@ REDUCERS: Mapping[str, Callable[[PromptState, MessageData, float], PromptState]]
 # -- the queue and the history -------------------------------------------------------------------
 
 
+#: The fields of an item of the queue, by their place in its list (execution.py). Versions differ in
+#: how many follow.
+_ITEM_NUMBER = 0  # items with lower numbers run first
+_ITEM_PROMPT_ID = 1
+_ITEM_PROMPT = 2
+_ITEM_TARGETS = 4  # behind extra_data: the outputs to make
+
+
 class QueuePlace(NamedTuple):
     """Where a prompt is in an answer of GET /queue."""
 
-    running: int  # times that it runs (0 or 1, as ComfyUI has one worker)
-    pending: int  # times that it waits: 2 when a POST was taken twice
+    running: int  # how often it is running: 0 or 1, because ComfyUI has one worker
+    pending: int  # how often it waits: 2 where a POST was accepted twice
     ahead: int  # prompts that come before it
     targets: FrozenSet[str]  # the outputs that it will make
 
@@ -275,36 +290,40 @@ def place_in_queue(queue: Mapping[str, Any], prompt_id: str) -> QueuePlace:
     """Where ``prompt_id`` is in ``queue``, the body of GET /queue."""
     running = _queue_items(queue, "queue_running")
     pending = _queue_items(queue, "queue_pending")
-    pending.sort(key=lambda item: as_number(item[0]))  # ComfyUI sends its heap as it is
+    # ComfyUI sends its heap as it is, and that is not in order.
+    pending.sort(key=lambda item: as_number(item[_ITEM_NUMBER]))
 
-    ours_running = [item for item in running if item[1] == prompt_id]
-    turns = [turn for turn, item in enumerate(pending) if item[1] == prompt_id]
-    ours = ours_running + [pending[turn] for turn in turns]
-    if not ours:
-        return NOT_IN_QUEUE
-
-    ahead = 0
-    if not ours_running:
+    ours_running = [item for item in running if item[_ITEM_PROMPT_ID] == prompt_id]
+    turns = [turn for turn, item in enumerate(pending) if item[_ITEM_PROMPT_ID] == prompt_id]
+    if ours_running:
+        ahead = 0
+        first = ours_running[0]
+    elif turns:
         ahead = len(running) + turns[0]
-    return QueuePlace(len(ours_running), len(turns), ahead, _target_outputs(ours[0]))
+        first = pending[turns[0]]
+    else:
+        return NOT_IN_QUEUE
+    return QueuePlace(len(ours_running), len(turns), ahead, _target_outputs(first))
 
 
 def prompts_in_queue(queue: Mapping[str, Any]) -> int:
     """How many prompts run or wait in ``queue``, the body of GET /queue."""
-    return len(_queue_items(queue, "queue_running")) + len(_queue_items(queue, "queue_pending"))
+    running = _queue_items(queue, "queue_running")
+    pending = _queue_items(queue, "queue_pending")
+    return len(running) + len(pending)
 
 
 def _queue_items(queue: Mapping[str, Any], key: str) -> List[List[Any]]:
-    """The items under ``key``: [number, prompt_id, prompt, extra_data, outputs to make]."""
+    """The items under ``key`` that have a prompt_id, as lists of the fields above."""
     items = as_list(queue.get(key))
-    return [item for item in items if isinstance(item, list) and len(item) > 1]
+    return [item for item in items if isinstance(item, list) and len(item) > _ITEM_PROMPT_ID]
 
 
 def _target_outputs(item: List[Any]) -> FrozenSet[str]:
-    """The outputs that a queue item makes, if it says so (newer servers change its length)."""
-    if len(item) < 5:
+    """The outputs that a queue item makes; empty where it does not list them."""
+    if len(item) <= _ITEM_TARGETS:
         return frozenset()
-    return frozenset(map(str, as_list(item[4])))
+    return frozenset(map(str, as_list(item[_ITEM_TARGETS])))
 
 
 def prompt_on_server(
@@ -314,17 +333,20 @@ def prompt_on_server(
 
     ``queue`` is the body of GET /queue, ``entry`` the prompt's history entry.
     """
-    items = [as_list(as_dict(entry).get("prompt"))]
+    items = [as_list(as_dict(entry).get("prompt"))]  # a history entry keeps its queue item
     items += _queue_items(queue, "queue_running")
     items += _queue_items(queue, "queue_pending")
     for item in items:
-        if len(item) > 2 and item[1] == prompt_id and isinstance(item[2], dict):
-            return {i: node for i, node in item[2].items() if isinstance(node, dict)}
+        if len(item) <= _ITEM_PROMPT or item[_ITEM_PROMPT_ID] != prompt_id:
+            continue
+        prompt = item[_ITEM_PROMPT]
+        if isinstance(prompt, dict):
+            return {node_id: node for node_id, node in prompt.items() if isinstance(node, dict)}
     return None
 
 
 class Reading(NamedTuple):
-    """What one reading of the queue and then, in this order, of the history showed of a prompt."""
+    """What the server has of a prompt: the queue was read first, and then the history."""
 
     place: QueuePlace
     entry: Optional[Mapping[str, Any]]  # its history entry, None while there is none
@@ -345,8 +367,8 @@ def reconcile(
     """``state`` after ``reading``, which was made at ``at``.
 
     A prompt only moves from waiting to running to history, each step at once (execution.py holds a
-    mutex). Read in that order, a prompt that is in neither is gone: for ``settle`` seconds it may
-    still be a history entry that is written late.
+    mutex). As the queue was read before the history, a prompt that is in neither is gone. Only its
+    history entry may still be written late, within ``settle`` seconds.
     """
     if state.phase.over:
         return state
@@ -378,12 +400,13 @@ def _apply_absence(state: PromptState, at: float, settle: float) -> PromptState:
     if at - state.missing_since < settle:
         return state
 
-    # The history entry was evicted or cleared: the socket's word counts.
+    # The history entry was evicted or cleared: what the socket reported counts.
     if state.ending is not None:
         return _end(state, state.ending, at)
 
-    # Nothing was missed, so it never began: somebody took it off the queue.
-    if state.phase is Phase.QUEUED and not state.gaps and not state.over_seen:
+    # No message was missed, and none said that it began: somebody took it off the queue.
+    never_began = state.phase is Phase.QUEUED and not state.gaps and not state.over_seen
+    if never_began:
         return _end(state, Phase.DELETED, at)
 
     return lost(
@@ -403,14 +426,16 @@ def lost(state: PromptState, reason: str, at: float) -> PromptState:
 def _end(state: PromptState, phase: Phase, at: float) -> PromptState:
     if phase is Phase.SUCCESS:
         state = _finish_nodes(state, state.running, at)
-    ended_at = at if state.ended_at is None else state.ended_at
+    ended_at = state.ended_at
+    if ended_at is None:
+        ended_at = at
     return state._replace(phase=phase, running={}, ended_at=ended_at, missing_since=None)
 
 
 def _conclude(
     state: PromptState, entry: Mapping[str, Any], prompt: Mapping[str, Any], at: float
 ) -> PromptState:
-    """The end by a history entry."""
+    """``state`` at its end, as the history ``entry`` has it."""
     targets = _target_outputs(as_list(entry.get("prompt")))
     if targets:
         state = state._replace(targets=targets, planned=upstream(prompt, targets) or state.planned)
@@ -427,13 +452,12 @@ def _conclude(
     if state.started_at is None:
         state = state._replace(started_at=at)
 
-    outputs = {
-        str(node_id): ui
-        for node_id, ui in as_dict(entry.get("outputs")).items()
-        if isinstance(ui, dict)
-    }
+    outputs = dict(state.outputs)
+    for node_id, output in as_dict(entry.get("outputs")).items():
+        if isinstance(output, dict):
+            outputs[str(node_id)] = output
     phase, failure = _end_in_history(status, messages, state)
-    state = state._replace(failure=failure, outputs={**state.outputs, **outputs})
+    state = state._replace(failure=failure, outputs=outputs)
     return _end(state, phase, at)
 
 
@@ -442,11 +466,12 @@ HistoryMessages = List[Tuple[str, MessageData]]
 
 
 def _history_messages(status: Mapping[str, Any]) -> HistoryMessages:
-    return [
-        (str(message[0]), as_dict(message[1]))
-        for message in as_list(status.get("messages"))
-        if isinstance(message, list) and len(message) == 2
-    ]
+    messages: HistoryMessages = []
+    for message in as_list(status.get("messages")):
+        if isinstance(message, list) and len(message) == 2:
+            name, data = message
+            messages.append((str(name), as_dict(data)))
+    return messages
 
 
 #: The messages of a history entry that say that the run did not succeed.
@@ -456,18 +481,14 @@ _FAILURES = {"execution_error": Phase.ERROR, "execution_interrupted": Phase.INTE
 def _end_in_history(
     status: Mapping[str, Any], messages: HistoryMessages, state: PromptState
 ) -> Tuple[Phase, MessageData]:
-    """The end and the data of the failure.
+    """How it ended, and the data of the failure.
 
-    The messages are trusted over ``status_str``, which says success after an error while the run
-    was set up (execution.py sets it before it knows).
+    The messages count more than ``status_str``. That one says success even if the run failed while
+    it was set up: execution.py sets it before that.
     """
-    failures = [
-        (_FAILURES[name], data)
-        for name, data in messages
-        if name in _FAILURES and not _is_blocked_branch(data)
-    ]
-    if failures:
-        return failures[-1]
+    for name, data in reversed(messages):
+        if name in _FAILURES and not _is_blocked_branch(data):
+            return _FAILURES[name], data
     if status.get("status_str") == "error":
         return Phase.ERROR, state.failure
     if not status and state.ending is not None:
@@ -477,9 +498,9 @@ def _end_in_history(
 
 def _seconds_in_history(messages: HistoryMessages) -> Optional[float]:
     """How long the run took by the server's clock, None where its messages do not say so."""
-    times = {name: as_number(data.get("timestamp")) for name, data in messages}  # milliseconds
-    start = times.get("execution_start", 0.0)
-    end = max(times.values(), default=0.0)
+    milliseconds = {name: as_number(data.get("timestamp")) for name, data in messages}
+    start = milliseconds.get("execution_start", 0.0)
+    end = max(milliseconds.values(), default=0.0)
     if not start or end < start:
         return None
     return (end - start) / 1000
@@ -502,28 +523,39 @@ def wholly_cached(state: PromptState) -> bool:
 def run_seconds(state: PromptState, now: float) -> float:
     """How long the prompt has run (or ran), in seconds.
 
-    It is measured by the clock that the nodes are measured by: no node takes longer than the run.
-    That is ours, since messages about nodes carry no time. Where no node was measured (all of them
-    cached, or nobody listened), it is the server's, if that is known: it has seen all of the run.
-    So it is the server's too where it is longer, and nobody listened for a while: at the beginning,
-    where another process has submitted it.
+    It is measured by the same clock as the nodes, so that no node takes longer than the run. That
+    is our clock, because messages about nodes contain no time. The server's own measure counts:
+
+    - where no node was measured, because all of them were cached or nobody listened;
+    - where it is longer and the socket was down for a while, or another process had submitted the
+      run: then we have not seen all of it.
     """
     if state.server_seconds is not None and not state.finished:
         return state.server_seconds
     if state.started_at is None:
         return 0.0
-    end = now if state.ended_at is None else state.ended_at
+    end = state.ended_at
+    if end is None:
+        end = now
     seconds = max(end - state.started_at, 0.0)
     if state.gaps and state.server_seconds is not None:
         return max(seconds, state.server_seconds)
     return seconds
 
 
-#: Seconds from a hint to the look at the history: the end's own messages come right behind it.
+#: Seconds from a hint to the reading of the history: usually, the messages of the end come first.
 HINT_PAUSE = 0.3
 
-#: Seconds between two looks that follow hints: other people's prompts send hints too.
+#: Seconds between two readings that follow hints: other people's prompts send hints too.
 HINT_INTERVAL = 1.0
+
+#: Seconds between two readings while the queue moves, and while our place in it is not known.
+QUEUE_PAUSE = 0.3
+UNKNOWN_PLACE_PAUSE = 0.5
+
+#: Seconds until the history is read where the socket said how the run ended: the entry is written
+#: after that message, and before executing(null).
+ENDING_PAUSE = 0.25
 
 
 def is_hint(remaining: Optional[int], before: Optional[int]) -> bool:
@@ -531,8 +563,8 @@ def is_hint(remaining: Optional[int], before: Optional[int]) -> bool:
 
     ``remaining`` prompts wait or run by this message, and ``before`` by the last one (None: not
     known). ComfyUI writes the history before the ``status`` of an end (execution.py, task_done),
-    and sends that to everybody. A prompt that is deleted or begins sends one too; only a message
-    with a higher count, of a prompt that was added, is never an end.
+    and sends that to everybody. It sends one where a prompt is deleted or begins, too. Only a
+    message with a higher count is never of an end: it is of a prompt that was added.
     """
     if remaining is None or before is None:
         return True
@@ -545,11 +577,11 @@ def seconds_to_hinted_look(
     """How many seconds until the history must be read because of a hint (0 or less: now).
 
     The hint came at ``hinted_at``, and ``followed_at`` is when the history was last read for one
-    (None: neither happened). Infinity where there is nothing to follow: an end that came by itself
-    is looked at by seconds_to_check().
+    (None: neither happened). Infinity where there is nothing to follow: if the socket itself has
+    reported an end, seconds_to_check() says when to read.
     """
-    end_came = state.over_seen or state.ending is not None
-    if hinted_at is None or end_came:
+    end_was_reported = state.over_seen or state.ending is not None
+    if hinted_at is None or end_was_reported:
         return math.inf
     look_at = hinted_at + HINT_PAUSE
     if followed_at is not None:
@@ -573,9 +605,9 @@ class NextCheck(NamedTuple):
 def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> float:
     """How many seconds until queue and history must be read (0 or less: now).
 
-    The socket is a hint. The truth is read at an end, while the socket is down or may be deaf
-    (ComfyUI issue 16010), when the queue moved while we wait, and after silence. What a ``status``
-    message hints at while our prompt runs is the matter of seconds_to_hinted_look().
+    Messages of the socket are only hints. What is true is read at an end, while the socket is down
+    or may be deaf (ComfyUI issue 16010), when the queue moved while we wait, and after silence. For
+    a ``status`` message that comes while our prompt runs, see seconds_to_hinted_look().
     """
     since_check = view.now - view.checked
     since_news = min(since_check, view.now - view.heard)
@@ -594,17 +626,19 @@ def seconds_to_check(state: PromptState, view: NextCheck, limits: Limits) -> flo
 
     may_have_moved = view.queue_moved and (state.phase is not Phase.RUNNING or view.repeated)
     if may_have_moved:
-        return 0.3 - since_check
+        return QUEUE_PAUSE - since_check
 
     place_is_unknown = state.phase in (Phase.SUBMITTING, Phase.QUEUED) and state.ahead is None
     if place_is_unknown:
-        return 0.5 - since_check
+        return UNKNOWN_PLACE_PAUSE - since_check
 
     return limits.poll - since_news
 
 
 def _pause_before_end(state: PromptState, checks: int) -> float:
-    """The history entry is written after execution_success and before executing(null)."""
+    """Seconds from the last news to the next reading where the run may be over."""
     if checks:
         return backoff(checks - 1, longest=1.0)
-    return 0.0 if state.over_seen else 0.25
+    if state.over_seen:
+        return 0.0
+    return ENDING_PAUSE

@@ -1,7 +1,7 @@
 """The workflows that the service can hold, one at a time: the files of the command line.
 
-The edits of a workflow that is left stay in memory, and are held again with it. So does a workflow
-that a client has put in place of a file's.
+Where another one is chosen, the edits of the one before stay in memory and are held again with it.
+The same is true of a workflow that a client has sent in place of a file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from comfyui_runner.nodes import nearest_first, quote_name
 from comfyui_runner.stored_workflow import StoredWorkflow
 from comfyui_runner.text import JsonObject
 
-#: What names the client's workflow among those that are put aside: it has no file.
+#: The key of the client's workflow among those that are put aside: it has no file.
 CLIENTS = ""
 
-#: How a file is known that was read before: when it was changed, and its size.
+#: When a file was changed, in nanoseconds, and its size. While both are the same, so is the file.
 FileMark = Tuple[int, int]
 
 
@@ -40,8 +40,9 @@ def name_workflows(paths: Sequence[str]) -> List[str]:
     """
     names: List[str] = []
     for path in paths:
-        stem, ending = os.path.splitext(os.path.basename(path))
-        name, number = stem + ending, 1
+        name = os.path.basename(path)
+        stem, ending = os.path.splitext(name)
+        number = 1
         while name in names:
             number += 1
             name = f"{stem} ({number}){ending}"
@@ -69,7 +70,8 @@ class WorkflowList:
         self._lock = lock
         self._aside: Dict[str, PutAside] = {}  # by name; CLIENTS for a client's workflow
         self._stored: Dict[str, StoredWorkflow] = {}  # what an earlier process held, by its name
-        self._known: Dict[str, Tuple[FileMark, str]] = {}  # why files cannot be read
+        #: by path, why a file cannot be read ("": it can), and its mark at that time
+        self._known: Dict[str, Tuple[FileMark, str]] = {}
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -93,7 +95,9 @@ class WorkflowList:
         if self._held.is_clients:
             return self._held.path
         aside = self._aside.get(CLIENTS)
-        return aside.before_edits.path if aside is not None else None
+        if aside is None:
+            return None
+        return aside.before_edits.path
 
     def to_status(self) -> JsonObject:
         """What GET /status has of the list."""
@@ -106,13 +110,16 @@ class WorkflowList:
 
     def _describe_all(self) -> Iterator[JsonObject]:
         with self._lock:
-            names, held_name = self.names, self.name
+            names = self.names
+            held_name = self.name
             changed = {*self._aside, *self._stored}
             if self._held.is_edited:
                 changed.add(held_name)
         for name in names:
             path = self._paths.get(name)
-            reason = "" if path is None else self._why_not_readable(path)
+            reason = ""
+            if path is not None:
+                reason = self._why_not_readable(path)
             yield {
                 "name": name,
                 "held": name == held_name,
@@ -126,14 +133,11 @@ class WorkflowList:
         """Why the file is not a workflow; "" where it is one. It is read only if it has changed."""
         if path == "-":  # standard input, which was read at the start
             return ""
-        try:
-            stat = os.stat(path)
-            mark = (stat.st_mtime_ns, stat.st_size)
-            known_mark, reason = self._known.get(path, (None, ""))
-            if mark == known_mark:
-                return reason
-        except OSError:
-            mark = None
+        mark = _mark_of_file(path)
+        known_mark, known_reason = self._known.get(path, (None, ""))
+        if mark is not None and mark == known_mark:
+            return known_reason
+
         reason = ""
         try:
             read_document(path)
@@ -172,9 +176,11 @@ class WorkflowList:
             raise no_such_workflow(name, self.names)
         if name == self.name:
             return self._chosen(self._held.now.revision)
-        key = name if name in self._paths else CLIENTS
-        if key in self._aside:
-            return self._hold_again(key)
+        is_of_file = name in self._paths
+        if not is_of_file:
+            return self._hold_again(CLIENTS)
+        if name in self._aside:
+            return self._hold_again(name)
         return None
 
     def _chosen(self, revision: int, warnings: Tuple[str, ...] = ()) -> Chosen:
@@ -192,40 +198,41 @@ class WorkflowList:
     def _hold_file(self, loaded: Loaded) -> Chosen:
         """Hold a file, with the edits that an earlier process has stored of it."""
         stored = self._stored.pop(self.file_name, None)
-        revision = None
-        warnings = loaded.warnings
-        if stored is not None:
-            revision = self._held.hold_stored(loaded, stored)
-            if revision is None:
-                warnings += (
-                    f"{self.file_name} has changed since the last service ended: it is held as it "
-                    "is now, without the edits of that time.",
-                )
-        if revision is None:
-            revision = self._held.hold_file(loaded)
-        return self._chosen(revision, warnings)
+        if stored is None:
+            return self._chosen(self._held.hold_file(loaded), loaded.warnings)
+
+        revision = self._held.hold_stored(loaded, stored)
+        if revision is not None:
+            return self._chosen(revision, loaded.warnings)
+        warning = (
+            f"{self.file_name} has changed since the last service ended: it is held as it is now, "
+            "without the edits of that time."
+        )
+        return self._chosen(self._held.hold_file(loaded), (*loaded.warnings, warning))
 
     def _leave(self) -> None:
-        """Put what is held aside, if it has something that its file does not have."""
+        """Put aside what is held, if it differs from its file."""
         if self._held.is_clients:
             self._aside[CLIENTS] = self._held.put_aside()
         elif self._held.differs_from_file:
             self._aside[self.file_name] = self._held.put_aside()
 
     def hold_client(self, loaded: Loaded) -> int:
-        """Hold a client's workflow: its revision. The edits of the file that was held are kept.
+        """Hold a client's workflow; its revision. The edits of the file that was held are kept.
 
-        One that is called as the file counts as an edit of that.
+        One with the name of the file counts as an edit of the file.
         """
         with self._lock:
             if not self._held.is_clients:
                 self._leave()
-            is_of_file = self._held.is_called_as_file(loaded)
-            self._aside.pop(self.file_name if is_of_file else CLIENTS, None)
+            replaced = CLIENTS
+            if self._held.is_called_as_file(loaded):
+                replaced = self.file_name
+            self._aside.pop(replaced, None)
             return self._held.hold_loaded(loaded)
 
     def reset(self) -> Chosen:
-        """Hold what the file has now that was chosen last; its edits are gone."""
+        """Hold the file that was chosen last, as it is now; its edits are gone."""
         name = self.file_name
         loaded = self._load(self._paths[name])
         with self._lock:
@@ -244,18 +251,29 @@ class WorkflowList:
             return self._held.as_stored()._replace(name=self.file_name)
 
     def remember(self, stored: StoredWorkflow) -> bool:
-        """Keep what an earlier process has stored of another file than the first: whether it is.
+        """Keep what an earlier process has stored until it is chosen. Returns whether it is kept.
 
-        It is held again when it is chosen.
+        It is not where it is of the first file, which is held already, or of none of the list.
         """
         if stored.name == self.file_name or stored.name not in self._paths:
             return False
         self._held.count_on(stored.revision)
-        if stored.client is not None and stored.client.path not in ("", self._paths[stored.name]):
-            self._aside[CLIENTS] = self._held.put_client_aside(stored, stored.client)
-        elif stored.is_edited or stored.client is not None:
+        client = stored.client
+        names_of_file = ("", self._paths[stored.name])
+        if client is not None and client.path not in names_of_file:
+            self._aside[CLIENTS] = self._held.put_client_aside(stored, client)
+        elif stored.is_edited or client is not None:
             self._stored[stored.name] = stored
         return True
+
+
+def _mark_of_file(path: str) -> Optional[FileMark]:
+    """The mark of a file; None where the system does not say."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 def no_such_workflow(name: str, names: Sequence[str]) -> HttpError:
