@@ -38,6 +38,9 @@ from comfyui_runner.settings import Settings
 from comfyui_runner.text import plain_json
 from comfyui_runner.windows_files import reason_not_written
 
+#: What editors on Windows put before a text in UTF-8.
+BYTE_ORDER_MARK = "\ufeff"
+
 # -- the rows --------------------------------------------------------------------------------------
 
 
@@ -118,25 +121,41 @@ def read_all_rows(
         yield from (Row(number) for number in range(first, first + settings.repeat))
         return
     try:
-        with contextlib.ExitStack() as stack:
-            if settings.batch == "-":
-                file = stack.enter_context(decode_input(stdin))
-            else:
-                file = decode_rows(stack.enter_context(open(settings.batch, "rb")))
-            is_text = settings.batch.lower().endswith(".txt")
-            read = read_text_rows if is_text else read_file
-            for row in read(file, workflow):
-                yield from repeat_row(row, settings.repeat)
+        yield from _read_batch(settings.batch, settings.repeat, workflow, stdin)
     except OSError as error:
-        path = str(settings.batch)
-        reason = reason_not_read(path, error)
-        remedy = offer_files(path) if isinstance(error, FileNotFoundError) else ""
-        raise UsageError(f"--batch {path} cannot be read: {reason}.", remedy) from None
+        raise _batch_not_read(settings.batch, error) from None
     except UnicodeDecodeError as error:
         encoding = guess_encoding(error.object)
-        reason = f"it is in {encoding}, not in UTF-8" if encoding else "it is not text in UTF-8"
+        reason = "it is not text in UTF-8"
+        if encoding:
+            reason = f"it is in {encoding}, not in UTF-8"
         message = f"--batch {settings.batch} cannot be read: {reason}."
         raise UsageError(message, save_as_utf_8(encoding)) from None
+
+
+def _read_batch(
+    batch: str, repeat: int, workflow: Loaded, stdin: TextIO
+) -> Generator[Row, None, None]:
+    """The rows of a file or of standard input, each ``repeat`` times."""
+    with contextlib.ExitStack() as stack:
+        if batch == "-":
+            file = stack.enter_context(decode_input(stdin))
+        else:
+            file = decode_rows(stack.enter_context(open(batch, "rb")))
+        if batch.lower().endswith(".txt"):
+            rows = read_text_rows(file, workflow)
+        else:
+            rows = read_file(file, workflow)
+        for row in rows:
+            yield from repeat_row(row, repeat)
+
+
+def _batch_not_read(path: str, error: OSError) -> UsageError:
+    reason = reason_not_read(path, error)
+    remedy = ""
+    if isinstance(error, FileNotFoundError):
+        remedy = offer_files(path)
+    return UsageError(f"--batch {path} cannot be read: {reason}.", remedy)
 
 
 @contextlib.contextmanager
@@ -165,7 +184,8 @@ def decode_rows(data: BufferedReader) -> TextIOWrapper:
 def read_file(file: Iterable[str], workflow: Loaded) -> Iterator[Row]:
     """The rows of a CSV or JSON Lines file. The columns of a CSV file are checked once."""
     lines = iter(file)
-    first = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+    lines_with_text = (line for line in lines if line.strip(BYTE_ORDER_MARK + " \t\r\n"))
+    first = next(lines_with_text, "").lstrip(BYTE_ORDER_MARK)
     is_json_lines = first.lstrip().startswith("{")
     must_check_columns = not is_json_lines
     for row in read_rows(itertools.chain([first], lines), is_json_lines):
@@ -180,15 +200,17 @@ def read_text_rows(file: TextIO, workflow: Loaded) -> Iterator[Row]:
 
     It is a table where its first line names columns: spreadsheets save "Unicode text" so.
     """
-    lines = (line.lstrip("\ufeff") for line in file)
+    lines = (line.lstrip(BYTE_ORDER_MARK) for line in file)
     lines_with_text = (line for line in lines if line.strip())
     first = next(lines_with_text, "")
     if names_columns(first, workflow):
         yield from read_file(itertools.chain([first], lines), workflow)
         return
     check_columns(workflow.prompt, ["positive"], workflow.object_info)
-    prompts = itertools.chain([first], lines_with_text) if first else ()
-    for number, line in enumerate(prompts, 1):
+    if not first:
+        return
+    texts = itertools.chain([first], lines_with_text)
+    for number, line in enumerate(texts, 1):
         yield Row(number, {"positive": line.strip("\r\n")})
 
 
@@ -231,13 +253,16 @@ def manifest_path(settings: Settings) -> str:
     """
     if settings.manifest:
         return settings.manifest
-    if settings.output and "{" not in settings.output:
+    is_pattern = "{" in (settings.output or "")
+    if settings.output and not is_pattern:
         return os.path.join(settings.output, "manifest.jsonl")
     if not settings.has_rows:
         return _manifest_of_repeat(settings)
     stem = settings.batch or "-"
     if stem == "-":
-        stem = "batch" if settings.workflow == "-" else settings.workflow
+        stem = settings.workflow
+    if stem == "-":  # both come from standard input
+        stem = "batch"
     return os.path.splitext(stem)[0] + ".manifest.jsonl"
 
 
@@ -264,10 +289,14 @@ class Manifest:
     """
 
     def __init__(self, path: str, resume: bool, secrets: Secrets, goes_on: bool = False) -> None:
-        self.path = name_on_disk(path) if path else ""
+        self.path = ""
+        if path:
+            self.path = name_on_disk(path)
         self._secrets = secrets
         self._listed = read_manifest(self.path, resume, goes_on)
-        self.first_row = self._listed.first_row(resume) if goes_on else 1
+        self.first_row = 1
+        if goes_on:
+            self.first_row = self._listed.first_row(resume)
         self._file: Optional[FileIO] = None
 
     def __enter__(self) -> "Manifest":

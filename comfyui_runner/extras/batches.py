@@ -29,9 +29,18 @@ from comfyui_runner.state import Phase, PromptState, run_seconds
 from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
 from comfyui_runner.values import type_of_input
 
+#: Characters of a cell at most: texts may be long.
+LONGEST_CELL = 1 << 26
+
+#: The values by which columns are checked, where an empty one would be refused.
+VALUES_TO_TRY = {"size": "64x64"}
+
+#: Characters that are shown of why a row cannot be read.
+LENGTH_OF_REASON = 200
+
 
 class Row(NamedTuple):
-    """One run of a batch: its ``values``, or the ``error`` why it cannot be read.
+    """One run of a batch: its ``values``, or in ``error`` why it cannot be read.
 
     Values are named by NODE.INPUT or by a short name.
     """
@@ -58,7 +67,8 @@ def _read_json_rows(lines: Iterable[str]) -> Iterator[Row]:
         try:
             values = parse_json(line)
         except ValueError as error:
-            yield Row(number, error=f"it is not JSON ({one_line(error, 200)})")
+            reason = one_line(error, LENGTH_OF_REASON)
+            yield Row(number, error=f"it is not JSON ({reason})")
             continue
         if isinstance(values, dict):
             yield Row(number, values)
@@ -67,16 +77,17 @@ def _read_json_rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _read_csv_rows(lines: Iterable[str]) -> Iterator[Row]:
-    csv.field_size_limit(1 << 26)  # texts may be long
+    csv.field_size_limit(LONGEST_CELL)
     rest = iter(lines)
     first = next(rest, "")
-    delimiter = next((mark for mark in "\t,;" if mark in first), ",")
-    whole = itertools.chain([first], rest)
-    reader = csv.reader(whole, delimiter=delimiter, strict=True)
+    delimiters = (mark for mark in "\t,;" if mark in first)
+    all_lines = itertools.chain([first], rest)
+    reader = csv.reader(all_lines, delimiter=next(delimiters, ","), strict=True)
     header = _read_header(reader)
     for number, cells in enumerate(_read_cells(reader), 1):
         if isinstance(cells, csv.Error):
-            yield Row(number, error=f"it is not CSV ({one_line(cells, 200)})")
+            reason = one_line(cells, LENGTH_OF_REASON)
+            yield Row(number, error=f"it is not CSV ({reason})")
         elif len(cells) > len(header):
             yield Row(number, error=f"it has {len(cells)} cells, but the header has {len(header)}")
         else:
@@ -88,7 +99,9 @@ def _read_header(reader: Iterator[List[str]]) -> List[str]:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error:
         header = []
-    if not header or not all(header) or len(set(header)) < len(header):
+    has_empty_name = not all(header)
+    has_name_twice = len(set(header)) < len(header)
+    if not header or has_empty_name or has_name_twice:
         raise UsageError(
             "The first line of the batch must name its columns (NODE.INPUT), each only once."
         )
@@ -119,7 +132,8 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
     edits = []
     loaders = upload_inputs(prompt, object_info)
     for name, cell in row.values.items():
-        if cell == "" and name in ("size", "seed", "image"):
+        takes_text = name not in ("size", "seed", "image")
+        if cell == "" and not takes_text:
             continue
         for ref, value in resolve_column(prompt, name, cell, object_info):
             input_type = type_of_input(spec_of(prompt, ref, object_info), value_of(prompt, ref))
@@ -130,7 +144,9 @@ def row_edits(prompt: JsonObject, row: Row, object_info: JsonObject) -> List[Inp
             if edit.file and ref not in loaders:
                 edit = InputEdit(ref, value)
             is_full_name = "." in name  # not "positive"
-            edits.append(edit._replace(typed=name if is_full_name else ""))
+            if is_full_name:
+                edit = edit._replace(typed=name)
+            edits.append(edit)
     return edits
 
 
@@ -144,13 +160,15 @@ def words_for_columns(
     """
     words = {}
     for name, cell in row.values.items():
+        words_for_column = "by row"
         count = counts.get(name)
-        by_row = "by row" if count is None else f"{count} values"
         if count == 1:
-            by_row = one_line(cell, 100)
+            words_for_column = one_line(cell, 100)
+        elif count is not None:
+            words_for_column = f"{count} values"
         with suppress(EditError):
             for ref, _ in resolve_column(prompt, name, cell, object_info):
-                words[ref] = by_row
+                words[ref] = words_for_column
     return words
 
 
@@ -171,8 +189,8 @@ def resolve_column(
 def check_columns(prompt: Prompt, names: Iterable[str], object_info: JsonObject) -> None:
     """Raises EditError for a column that no row can set, as it would fail every row."""
     for name in names:
-        any_value = "64x64" if name == "size" else ""
-        for ref, _ in resolve_column(prompt, name, any_value, object_info):
+        value = VALUES_TO_TRY.get(name, "")
+        for ref, _ in resolve_column(prompt, name, value, object_info):
             check_can_be_set(prompt, ref, spec_of(prompt, ref, object_info))
 
 
@@ -199,7 +217,8 @@ class ListedRows(NamedTuple):
 def read_listed_rows(lines: Iterable[str]) -> ListedRows:
     """The rows that a manifest lists. A line that was cut off by a crash is passed over."""
     done: Dict[int, str] = {}
-    last, first_of_last = 0, 1
+    last = 0
+    first_of_last = 1
     for line in lines:
         try:
             entry = as_dict(parse_json(line))
@@ -211,8 +230,10 @@ def read_listed_rows(lines: Iterable[str]) -> ListedRows:
         if entry.get("status") == "done":
             done[number] = str(entry.get("key"))
         if number > last:
-            first = entry.get("first")
-            last, first_of_last = number, first if isinstance(first, int) else 1
+            last = number
+            first_of_last = 1
+            if isinstance(entry.get("first"), int):
+                first_of_last = entry["first"]
     return ListedRows(done, last, first_of_last)
 
 

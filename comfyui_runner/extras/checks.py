@@ -57,11 +57,11 @@ def check_prompt(prompt: JsonObject, object_info: JsonObject) -> List[Problem]:
     problems = find_missing_classes(prompt, object_info)
     ends = [node_id for node_id in prompt if _may_be_output(class_of(prompt, node_id), object_info)]
     needed = upstream(prompt, ends or prompt)  # ComfyUI does not look at anything else
-    errors = {
-        node_id: {"errors": list(_input_errors(prompt, node_id, object_info))}
-        for node_id in prompt
-        if node_id in needed
-    }
+    errors = {}
+    for node_id in prompt:
+        if node_id in needed:
+            errors_of_node = list(_input_errors(prompt, node_id, object_info))
+            errors[node_id] = {"errors": errors_of_node}
     cycle = find_cycle(prompt, ends or prompt)
     if cycle:
         errors[cycle[0]]["errors"].append(_cycle_error(cycle, prompt))
@@ -149,12 +149,23 @@ def _types_fit(received: Any, wanted: str) -> bool:
     return not received_types.isdisjoint(wanted_types)
 
 
-#: Columns of the table of --inputs: those of all of it where no terminal says how many there are,
-#: of a name and of a type at most, of a value at least, and before its range.
-WIDTH_OF_TABLE, MOST_OF_NAME, MOST_OF_TYPE, LEAST_OF_VALUE, VALUE_WIDTH = 120, 40, 12, 16, 8
+#: Columns of the table of --inputs where no terminal says how many there are.
+WIDTH_OF_TABLE = 120
+
+#: Columns of a name and of a type at most.
+MOST_OF_NAME = 40
+MOST_OF_TYPE = 12
+
+#: Columns of a value at least, and those that it takes beside a range.
+LEAST_OF_VALUE = 16
+VALUE_WIDTH = 8
 
 #: Columns that a range needs to be below its value, instead of further to the left.
 ROOM_FOR_RANGE = 40
+
+#: Options that the table lists of an input, and characters of each.
+LISTED_OPTIONS = 4
+LONGEST_LISTED_OPTION = 30
 
 # -- what can be set -------------------------------------------------------------------------------
 
@@ -213,24 +224,29 @@ def inputs_table(rows: Sequence[JsonObject], columns: int = 0) -> List[Line]:
     type_width = max(map(width_of, types), default=0)
     begin = len("  ") + name_width + len("  ") + type_width + len("  ")
     room = max(columns - begin, LEAST_OF_VALUE)
-    below = begin if room >= ROOM_FOR_RANGE else len("    ")
+    begin_of_range_below = len("    ")
+    if room >= ROOM_FOR_RANGE:
+        begin_of_range_below = begin
 
     lines: List[Line] = []
     node_id = None
     for row, name, input_type in zip(rows, names, types):
         if row["node_id"] != node_id:
-            lines += [("", "")] if lines else []
+            if lines:
+                lines.append(("", ""))
             lines.append(("bold", cut(_name_of_table(row), columns)))
             node_id = row["node_id"]
-        value = cut(one_line(json.dumps(row["value"], ensure_ascii=False)), room)
         line = f"  {pad(name, name_width)}  {pad(input_type, type_width)}  "
+        value = cut(one_line(json.dumps(row["value"], ensure_ascii=False)), room)
         allowed = _allowed_values(row)
-        room_beside = room - len("  ") - width_of(allowed)
-        if allowed and room_beside < max(width_of(value), VALUE_WIDTH):
-            lines.append(("", line + value))
-            lines.append(("dim", " " * below + cut(allowed, columns - below)))
-        else:
+        value_width = max(width_of(value), VALUE_WIDTH)
+        fits_beside = value_width + len("  ") + width_of(allowed) <= room
+        if fits_beside or not allowed:
             lines.append(("", f"{line}{pad(value, VALUE_WIDTH)}  {allowed}".rstrip()))
+            continue
+        lines.append(("", line + value))
+        indented = " " * begin_of_range_below + cut(allowed, columns - begin_of_range_below)
+        lines.append(("dim", indented))
     return lines
 
 
@@ -245,8 +261,8 @@ def _allowed_values(row: JsonObject) -> str:
     options = row["options"]
     if options is None:
         return describe_range(row["min"], row["max"])
-    listed = [one_line(option, 30) for option in options[:4]]
-    if len(options) > 4:
+    listed = [one_line(option, LONGEST_LISTED_OPTION) for option in options[:LISTED_OPTIONS]]
+    if len(options) > LISTED_OPTIONS:
         listed.append("…")
     return f"one of {len(options)}: {', '.join(listed)}"
 
@@ -257,6 +273,9 @@ _FIELD_KINDS = {"INT": "int", "FLOAT": "float", "BOOLEAN": "toggle", "STRING": "
 
 #: Kinds of fields in the order to show them; all others follow.
 _FIELD_ORDER = ("text", "model", "upload", "seed")
+
+#: The roles of fields in the order to show them; most have none.
+_ROLE_ORDER = ("positive", "negative", "")
 
 #: The inputs that name the model of a workflow: shown with its texts.
 _MODEL_INPUTS = ("ckpt_name", "unet_name")
@@ -274,16 +293,20 @@ def form_fields(
 
     The fields of GET /workflow (docs/MIDDLEWARE.md). ``random_inputs`` are drawn for each run.
     """
-    roles = {ref: role for role in ("negative", "positive") for ref in prompt_texts(prompt, role)}
+    roles = _roles_of_texts(prompt)
     uploads = upload_inputs(prompt, object_info)
     drawn = set(random_inputs)
     fields = []
     for settable in _settable_inputs(prompt, object_info):
         if settable.value is None or isinstance(settable.value, (list, dict)):
             continue
-        ref, options = settable.ref, settable.spec.options
+        ref = settable.ref
+        options = settable.spec.options
+        is_declared_multiline = bool(options.get("multiline"))
         is_known = class_of(prompt, ref.node_id) in object_info
-        kind = "upload" if ref in uploads else _field_kind(settable)
+        kind = _field_kind(settable)
+        if ref in uploads:
+            kind = "upload"
         fields.append(
             {
                 **settable.describe(prompt),
@@ -294,11 +317,19 @@ def form_fields(
                 "media": uploads.get(ref, ""),
                 "important": _is_important(settable, kind),
                 "random": ref in drawn,
-                "multiline": bool(options.get("multiline"))
-                or _is_prompt_text(ref, is_known, roles),
+                "multiline": is_declared_multiline or _is_prompt_text(ref, is_known, roles),
             }
         )
     return sorted(fields, key=_place_in_form)
+
+
+def _roles_of_texts(prompt: JsonObject) -> Dict[InputRef, str]:
+    """The inputs of the prompt texts: "positive" or "negative"; one that is both is positive."""
+    roles = {}
+    for role in ("negative", "positive"):
+        for ref in prompt_texts(prompt, role):
+            roles[ref] = role
+    return roles
 
 
 def _is_prompt_text(ref: InputRef, is_known: bool, roles: Mapping[InputRef, str]) -> bool:
@@ -328,8 +359,11 @@ def _is_important(settable: _Settable, kind: str) -> bool:
 
 
 def _place_in_form(field: JsonObject) -> Tuple[bool, int, int]:
+    part = field["kind"]
+    if field["input"] in _MODEL_INPUTS:
+        part = "model"
     place = len(_FIELD_ORDER)
-    part = "model" if field["input"] in _MODEL_INPUTS else field["kind"]
     if part in _FIELD_ORDER:
         place = _FIELD_ORDER.index(part)
-    return not field["important"], place, ("positive", "negative", "").index(field["role"])
+    place_of_role = _ROLE_ORDER.index(field["role"])
+    return not field["important"], place, place_of_role

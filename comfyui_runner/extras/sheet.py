@@ -29,11 +29,18 @@ from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
 #: The line by which we know a page of ours.
 SHEET_MARK = "<!-- made by comfyui-workflow-runner: it may be replaced -->"
 
-#: Values of one name that make an axis of a grid, and that are told apart at all.
-MOST_ON_AXIS, MOST_DISTINCT = 40, 200
+#: Values of one name that make an axis of a grid at most.
+MOST_ON_AXIS = 40
+
+#: Values of one name that are distinguished at most.
+MOST_DISTINCT = 200
 
 #: Characters of a value in a caption; all of it is shown when the pointer is on it.
 CAPTION_LENGTH = 120
+
+#: Characters of why a row failed, and of a text that it made.
+LONGEST_FAILURE = 500
+LONGEST_SHOWN_TEXT = 2000
 
 STYLE = """\
 :root { color-scheme: light dark; --line: #8885; --failed: #c33; }
@@ -75,8 +82,12 @@ class Cell(NamedTuple):
 class Index(NamedTuple):
     """Where each row's last line of a manifest begins, and the values that differ between rows."""
 
-    places: Mapping[int, int]
+    offsets: Mapping[int, int]  # in bytes, by the number of the row
     varying: Mapping[str, Sequence[str]]  # the distinct values by name, as the rows have them
+
+
+#: The values of several names, in words.
+ValuesInWords = Tuple[str, ...]
 
 
 class Axes(NamedTuple):
@@ -95,17 +106,21 @@ def read_cell(entry: JsonObject) -> Cell:
     status = str(entry.get("status"))
     failure = ""
     if status != "done":
-        failure = (
-            f"{status.capitalize()}: {entry.get('message') or 'the manifest does not say why.'}"
-        )
+        reason = entry.get("message") or "the manifest does not say why."
+        failure = f"{status.capitalize()}: {reason}"
+    seeds = [str(seed) for seed in as_dict(entry.get("seeds")).values()]
     seconds = entry.get("seconds")
+    if not isinstance(seconds, (int, float)):
+        seconds = 0.0
     outputs = entry.get("outputs")
+    if not isinstance(outputs, list):
+        outputs = []
     return Cell(
         number=entry["row"],
         values=as_dict(entry.get("values")),
-        seeds=list(dict.fromkeys(map(str, as_dict(entry.get("seeds")).values()))),
-        seconds=seconds if isinstance(seconds, (int, float)) else 0.0,
-        outputs=[as_dict(output) for output in outputs] if isinstance(outputs, list) else [],
+        seeds=list(dict.fromkeys(seeds)),  # several nodes may have the same
+        seconds=seconds,
+        outputs=[as_dict(output) for output in outputs],
         failure=failure,
     )
 
@@ -116,43 +131,55 @@ def read_line(line: bytes) -> JsonObject:
         entry = as_dict(parse_json(line))
     except ValueError:  # cut off by a crash, or empty
         return {}
-    return entry if isinstance(entry.get("row"), int) else {}
+    if not isinstance(entry.get("row"), int):
+        return {}
+    return entry
 
 
 def index_manifest(manifest: BinaryIO) -> Index:
     """Reads all lines once. A row that ran again counts as it ended last."""
-    places: Dict[int, int] = {}
-    first_rows: Dict[str, Dict[str, int]] = {}  # rows end in any order
-    place = 0
+    offsets: Dict[int, int] = {}
+    first_rows: Dict[str, Dict[str, int]] = {}  # of each value, by name and value
+    offset = 0
     for line in manifest:
         entry = read_line(line)
         if entry:
-            places[entry["row"]] = place
+            offsets[entry["row"]] = offset
             for name, value in as_dict(entry.get("values")).items():
-                rows = first_rows.setdefault(name, {})
-                text = value_in_words(value)
-                if len(rows) < MOST_DISTINCT or text in rows:
-                    rows[text] = min(entry["row"], rows.get(text, entry["row"]))
-        place += len(line)
-    varying = {
-        name: sorted(rows, key=rows.__getitem__)
-        for name, rows in first_rows.items()
-        if len(rows) > 1
-    }
-    return Index(places, varying)
+                rows_by_value = first_rows.setdefault(name, {})
+                note_value(rows_by_value, value_in_words(value), entry["row"])
+        offset += len(line)
+    varying = {}
+    for name, rows_by_value in first_rows.items():
+        if len(rows_by_value) > 1:
+            varying[name] = sorted(rows_by_value, key=rows_by_value.__getitem__)
+    return Index(offsets, varying)
+
+
+def note_value(rows_by_value: Dict[str, int], value: str, row: int) -> None:
+    """Notes that ``row`` has ``value``. Rows end in any order: the lowest one is kept."""
+    is_full = len(rows_by_value) >= MOST_DISTINCT
+    if value in rows_by_value:
+        rows_by_value[value] = min(row, rows_by_value[value])
+    elif not is_full:
+        rows_by_value[value] = row
 
 
 def read_cells(manifest: BinaryIO, index: Index) -> Iterator[Cell]:
     """The rows in the order of their numbers."""
-    for number in sorted(index.places):
-        manifest.seek(index.places[number])
-        yield read_cell(read_line(manifest.readline()))
+    for number in sorted(index.offsets):
+        manifest.seek(index.offsets[number])
+        line = manifest.readline()
+        yield read_cell(read_line(line))
 
 
 def value_in_words(value: Any) -> str:
     """A value on the sheet. ``@FILE`` is a file that was uploaded."""
     text = str(value)
-    return text[1:] if text.startswith("@") and len(text) > 1 else text
+    is_file = text.startswith("@") and text != "@"
+    if is_file:
+        return text[1:]
+    return text
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -168,9 +195,10 @@ def choose_axes(index: Index) -> Optional[Axes]:
         if len(index.varying[name]) > MOST_ON_AXIS:
             return None
         combinations *= len(index.varying[name])
-    if combinations < len(index.places):  # some combination is there twice
+    rows = len(index.offsets)
+    if combinations < rows:  # some combination appears twice
         return None
-    is_mostly_empty = combinations > 2 * len(index.places)
+    is_mostly_empty = combinations > 2 * rows
     if is_mostly_empty:
         return None
     return Axes(names[:-2], names[-2], names[-1])
@@ -178,7 +206,7 @@ def choose_axes(index: Index) -> Optional[Axes]:
 
 def make_sheet(title: str, cells: Iterable[Cell], index: Index, folder: str) -> Iterator[str]:
     """The pieces of the page. Files are named as seen from ``folder``, where the page is."""
-    ended = plural(len(index.places), "row")
+    ended = plural(len(index.offsets), "row")
     yield (
         f'<!DOCTYPE html>\n{SHEET_MARK}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -199,17 +227,13 @@ def make_sheet(title: str, cells: Iterable[Cell], index: Index, folder: str) -> 
 
 def make_grids(cells: Sequence[Cell], index: Index, axes: Axes, folder: str) -> Iterator[str]:
     """A table for each section: a line for each value of one name, a column for each of another."""
-    by_place: Dict[Tuple[str, ...], Cell] = {}
-    sections: Dict[Tuple[str, ...], None] = {}
+    grids: Dict[ValuesInWords, Dict[ValuesInWords, Cell]] = {}  # by section, then by row and column
     for cell in cells:
-        section = tuple(value_in_words(cell.values.get(name, "")) for name in axes.sections)
-        place = tuple(
-            value_in_words(cell.values.get(name, "")) for name in (axes.rows, axes.columns)
-        )
-        sections[section] = None
-        by_place[(*section, *place)] = cell
+        section = words_of_values(cell, axes.sections)
+        place = words_of_values(cell, [axes.rows, axes.columns])
+        grids.setdefault(section, {})[place] = cell
 
-    for section in sections:
+    for section, grid in grids.items():
         if section:
             pairs = zip(axes.sections, section)
             words = ", ".join(f"{name}: {shorten(value)}" for name, value in pairs)
@@ -222,26 +246,32 @@ def make_grids(cells: Sequence[Cell], index: Index, axes: Axes, folder: str) -> 
         for row in index.varying[axes.rows]:
             yield f'<tr><th scope="row">{caption_of(row)}</th>'
             for column in index.varying[axes.columns]:
-                found = by_place.get((*section, row, column))
-                figure = make_figure(found, {}, folder) if found is not None else ""
+                figure = ""
+                if (row, column) in grid:
+                    figure = make_figure(grid[row, column], {}, folder)
                 yield f"<td>{figure}</td>"
             yield "</tr>\n"
         yield "</table></div>\n"
 
 
+def words_of_values(cell: Cell, names: Iterable[str]) -> ValuesInWords:
+    """The values that a row has for some names, in words; "" for those that it does not have."""
+    return tuple(value_in_words(cell.values.get(name, "")) for name in names)
+
+
 def make_figure(cell: Cell, varying: Mapping[str, Any], folder: str) -> str:
     """What a row made, and under it the values that differ, the seed, and how long it took."""
-    lines = [
-        f"{html.escape(name)}: {caption_of(cell.values[name])}"
-        for name in varying
-        if name in cell.values
-    ]
+    lines = []
+    for name in varying:
+        if name in cell.values:
+            value = caption_of(cell.values[name])
+            lines.append(f"{html.escape(name)}: {value}")
     facts = [cell.name, *(f"seed {seed}" for seed in cell.seeds)]
     if cell.seconds:
         facts.append(duration(cell.seconds))
     lines.append(html.escape(", ".join(facts)))
     if cell.failure:
-        message = html.escape(one_line(cell.failure, 500))
+        message = html.escape(one_line(cell.failure, LONGEST_FAILURE))
         caption = "<br>".join([f"<strong>{message}</strong>", *lines])
         return f'<figure class="failed"><figcaption>{caption}</figcaption></figure>\n'
     shown = [make_output(cell, output, folder) for output in cell.outputs]
@@ -253,7 +283,8 @@ def make_output(cell: Cell, output: JsonObject, folder: str) -> str:
     """One output: a picture, something that plays, a text, or a link to any other file."""
     path = output.get("path")
     if not isinstance(path, str) or not path:
-        return f"<pre>{html.escape(one_line(output.get('text') or '', 2000))}</pre>"
+        text = one_line(output.get("text") or "", LONGEST_SHOWN_TEXT)
+        return f"<pre>{html.escape(text)}</pre>"
     name = os.path.basename(path)
     address = html.escape(address_from(path, folder))
     label = html.escape(f"{cell.name}: {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 from comfyui_runner.call_values import SHORT_NAMES
 from comfyui_runner.documents import Prompt
@@ -21,11 +21,17 @@ from comfyui_runner.nodes import DeclaredInput, quote_name, spec_of, value_of
 from comfyui_runner.text import JsonObject
 from comfyui_runner.values import type_of_input
 
-#: Values of one input that a range may have, and values that are tried before anything runs.
-MOST_VALUES, MOST_TRIED = 1_000_000, 1000
+#: Values that a range may have.
+MOST_VALUES = 1_000_000
+
+#: Values of an input that are tried before anything runs.
+MOST_TRIED = 1000
 
 #: Combinations of values: more are a mistake.
 MOST_COMBINATIONS = 1_000_000
+
+#: How many "=" may end a name: a title may contain a few, and VALUES any number of them.
+MOST_EQUALS = 10
 
 _is_range = re.compile(r"\s*(-?\d{1,18})\s*\.\.\s*(-?\d{1,18})\s*").fullmatch
 
@@ -55,9 +61,8 @@ def read_axes(
     values: Dict[str, List[Any]] = {}
     for text in texts:
         name, value_text = _split(text, prompt)
-        values.setdefault(name, []).extend(
-            _read_values(name, value_text, prompt, object_info, files)
-        )
+        more_values = _read_values(name, value_text, prompt, object_info, files)
+        values.setdefault(name, []).extend(more_values)
     axes = [Axis(name, each) for name, each in values.items()]
     combinations = count_combinations(axes)
     if combinations > MOST_COMBINATIONS:
@@ -66,10 +71,17 @@ def read_axes(
         )
         raise EditError("wrong_value", message)
     for axis in axes:
-        for value in axis.values[:MOST_TRIED]:
-            edits = row_edits(prompt, Row(0, {axis.name: value}), object_info)
-            apply_edits(prompt, [edit for edit in edits if not edit.file], object_info)
+        _try_values(axis, prompt, object_info)
     return axes
+
+
+def _try_values(axis: Axis, prompt: Prompt, object_info: JsonObject) -> None:
+    """Raises EditError if the input does not take one of the first values of an axis."""
+    for value in axis.values[:MOST_TRIED]:
+        row = Row(0, {axis.name: value})
+        edits = row_edits(prompt, row, object_info)
+        edits_without_files = [edit for edit in edits if not edit.file]
+        apply_edits(prompt, edits_without_files, object_info)
 
 
 def count_combinations(axes: Iterable[Axis]) -> int:
@@ -88,12 +100,15 @@ def rows_of_product(axes: Sequence[Axis]) -> Iterator[Row]:
 # -- NAME=VALUES -----------------------------------------------------------------------------------
 
 
-def _split(text: str, prompt: JsonObject) -> Sequence[str]:
-    """The name and the text of the values. Raises EditError."""
+def _split(text: str, prompt: JsonObject) -> Tuple[str, str]:
+    """The name and the text of the values. Raises EditError.
+
+    The first "=" after which the text before it is a name ends the name.
+    """
     errors: List[EditError] = []
-    # A title may contain a few "=", and VALUES any number of them.
-    for equals in itertools.islice(re.finditer("=", text), 10):
-        name, values = text[: equals.start()].strip(), text[equals.end() :]
+    for equals in itertools.islice(re.finditer("=", text), MOST_EQUALS):
+        name = text[: equals.start()].strip()
+        values = text[equals.end() :]
         if name in SHORT_NAMES:
             return name, values
         try:
@@ -119,16 +134,15 @@ def _read_values(
     if name == "seed":
         return _read_numbers(name, text)
 
-    loaders = upload_inputs(prompt, object_info)
     if name == "image":
         return _find_files(name, text, files)
     if name in SHORT_NAMES:
         return _read_texts(name, text, files)
 
     ref = find_input(prompt, name)
-    spec = spec_of(prompt, ref, object_info)
-    if ref in loaders:
+    if ref in upload_inputs(prompt, object_info):
         return _find_files(name, text, files)
+    spec = spec_of(prompt, ref, object_info)
     input_type = type_of_input(spec, value_of(prompt, ref))
     if input_type == "STRING":
         return _read_texts(name, text, files)
@@ -154,9 +168,11 @@ def _read_numbers(name: str, text: str) -> List[Any]:
         if match is None:
             values.append(part)
             continue
-        first, last = int(match[1]), int(match[2])
-        step = 1 if first <= last else -1
-        numbers = range(first, last + step, step)
+        first = int(match[1])
+        last = int(match[2])
+        numbers = range(first, last + 1)
+        if first > last:
+            numbers = range(first, last - 1, -1)
         if len(numbers) > MOST_VALUES:
             message = f"--each {name}={part} is {len(numbers)} values: {MOST_VALUES} are allowed."
             raise EditError("wrong_value", message)
@@ -190,19 +206,26 @@ def _find_files(name: str, text: str, files: FileAccess) -> List[Any]:
     A file's own name may have commas. Raises EditError for a pattern and an ``@FILE`` that no file
     fits.
     """
+    parts = [text]
     is_one_name = bool(files.find(_without_at(text)))
-    parts = [text] if is_one_name else _split_list(name, text)
+    if not is_one_name:
+        parts = _split_list(name, text)
     values: List[Any] = []
     for part in parts:
-        found = files.find(_without_at(part))
-        means_files = part.startswith("@") or any(sign in part for sign in "*?[")
-        if means_files and not found:
+        paths = files.find(_without_at(part))
+        values += [f"@{path}" for path in paths]
+        if paths:
+            continue
+        is_pattern = any(sign in part for sign in "*?[")
+        if part.startswith("@") or is_pattern:
             message = f"--each {name}={quote_name(part)}: no file fits."
             raise EditError("no_such_file", message)
-        values += [f"@{path}" for path in found] or [part]
+        values.append(part)  # a name on the server
     return values
 
 
 def _without_at(text: str) -> str:
     """The pattern in ``text``: ``@FILE`` is a file too."""
-    return text[1:] if text.startswith("@") else text
+    if text.startswith("@"):
+        return text[1:]
+    return text
