@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Iterator, List, Mapping, NamedTuple, Tuple
 
 from comfyui_runner.nodes import node_title
@@ -9,7 +10,7 @@ from comfyui_runner.reports import nodes_done
 from comfyui_runner.state import NodeProgress, Phase, PromptState, run_seconds
 from comfyui_runner.text import duration, plural
 
-#: Nodes that run at the same time and are shown; of a prompt there is seldom more than one.
+#: Nodes that run at the same time and have a bar; seldom does more than one run.
 NODES_SHOWN = 3
 
 
@@ -51,7 +52,8 @@ def make_meter(
         return Meter(headline=headline, note=note)
     if attached:
         return Meter(headline=f"Running  {duration(run_seconds(state, now))}", note=note)
-    return Meter(bars=(overall_bar(state, now), *node_bars(state, prompt, now)), note=note)
+    bars = (overall_bar(state, now), *node_bars(state, prompt, now))
+    return Meter(bars=bars, note=note)
 
 
 def describe_wait(state: PromptState) -> str:
@@ -65,43 +67,50 @@ def describe_wait(state: PromptState) -> str:
 
 def overall_bar(state: PromptState, now: float) -> Bar:
     """How far the run is: the nodes that are done, and of one more the steps that are done."""
-    done, total = nodes_done(state).values()
+    counts = nodes_done(state)
+    done = counts["nodes_done"]
+    total = counts["nodes_total"]
+    # Never more than one node: the bar would go back when the next one starts.
+    begun = min(sum(fractions_done(state)), 1.0)
     text = f"{done}/{total} nodes  {duration(run_seconds(state, now))}"
-    steps = sum(fractions_done(state))
-    return Bar("Overall", divide(done + min(steps, 1.0), total), text, "bold")
+    return Bar("Overall", divide(done + begun, total), text, "bold")
 
 
 def fractions_done(state: PromptState) -> Iterator[float]:
-    """Of each node that runs the fraction that is done, where it makes sense."""
+    """The fraction that is done of each node that runs and says how far it is."""
     for progress in state.running.values():
-        if progress.max > 0 and 0 <= progress.value <= progress.max:
+        is_plausible = 0 <= progress.value <= progress.max and progress.max > 0
+        if is_plausible:
             yield progress.value / progress.max
 
 
 def node_bars(state: PromptState, prompt: Mapping[str, Any], now: float) -> List[Bar]:
-    """The nodes that run, the first ones of them."""
-    bars = []
-    for node_id, progress in list(state.running.items())[:NODES_SHOWN]:
-        title = node_title(prompt, node_id)
-        if progress.max > 1:
-            text = f"{progress.value:g}/{progress.max:g}  {describe_pace(progress)}"
-            bars.append(Bar(title, divide(progress.value, progress.max), text))
-        else:  # it has no steps: how long it runs is all that is known
-            bars.append(Bar(title, 0.0, duration(now - progress.started)))
-    return bars
+    """A bar for each node that runs, for NODES_SHOWN at most."""
+    first_nodes = itertools.islice(state.running.items(), NODES_SHOWN)
+    return [node_bar(node_title(prompt, node_id), node, now) for node_id, node in first_nodes]
+
+
+def node_bar(title: str, progress: NodeProgress, now: float) -> Bar:
+    """The bar of one node: its steps; of a node without steps how long it has run."""
+    has_steps = progress.max > 1
+    if not has_steps:
+        return Bar(title, 0.0, duration(now - progress.started))
+    text = f"{progress.value:g}/{progress.max:g}  {describe_pace(progress)}"
+    return Bar(title, divide(progress.value, progress.max), text)
 
 
 def describe_pace(progress: NodeProgress) -> str:
     """The pace of a node and the time that it has left: ``3.2 it/s, 5.0 s left``.
 
     Steps that take longer than a second are counted the other way round (``2.5 s/it``), as tqdm
-    and so ComfyUI's own console do. Nothing before there are two steps to compare.
+    and so ComfyUI's own console do. "" before there are two steps to compare.
     """
     steps = progress.value - progress.first_value
     seconds = progress.at - progress.first_at
     if steps <= 0 or seconds <= 0:
         return ""
-    seconds_left = max(progress.max - progress.value, 0) * seconds / steps
+    steps_left = max(progress.max - progress.value, 0)
+    seconds_left = steps_left * seconds / steps
     if steps >= seconds:
         pace = f"{steps / seconds:.1f} it/s"
     else:

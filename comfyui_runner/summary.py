@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Sequence, Set, Tuple
 
 from comfyui_runner.nodes import (
     MODEL_ENDINGS,
@@ -35,13 +35,19 @@ class Summary(NamedTuple):
     values: Sequence[Tuple[str, str]] = ()
 
 
+#: In the names of classes that save or show what a run made.
 _SAVING_CLASSES = re.compile(r"(?i)save|preview|videocombine|export")
+
+#: Inputs of loaders: the names of files on the server.
 _FILE_INPUTS = ("image", "video", "audio", "mask", "file")
 
 #: Sampling inputs whose values say what they are.
 _NEEDS_NO_NAME = ("sampler_name", "scheduler")
 
 _SIZE_INPUTS = ("width", "height", "length", "batch_size")
+
+#: Characters of a value that are shown.
+_VALUE_LENGTH = 100
 
 
 def summarize(
@@ -67,40 +73,25 @@ def summarize(
     )
     shown: Set[InputRef] = set()
     for ref, path in uploads.items():
-        text = f"{one_line(path, 100)} (to be uploaded)"
+        text = f"{one_line(path, _VALUE_LENGTH)} (to be uploaded)"
         summary.files.append((node_title(prompt, ref.node_id), text))
         shown.add(ref)
     for node_id in prompt:
-        title = node_title(prompt, node_id)
-        class_type = class_of(prompt, node_id)
         inputs = {
             str(name): value
             for name, value in inputs_of(prompt, node_id).items()
             if not isinstance(value, (list, dict)) and InputRef(node_id, name) not in uploads
         }
-        names = _summarize_strings(summary, title, inputs, _roles_in(node_id, roles))
-
-        sampling_names = [name for name in SAMPLING_INPUTS if name in inputs]
-        is_sampling = len(sampling_names) > 1 or sampling_names in (["seed"], ["noise_seed"])
-        if is_sampling:
-            summary.sampling.append((title, _describe_sampling(inputs, sampling_names)))
-            names += sampling_names
-
-        prefix = inputs.get("filename_prefix")
-        if isinstance(prefix, str):
-            summary.saves.append((title, one_line(prefix, 80)))
-            names.append("filename_prefix")
-        elif "filename_prefix" in inputs or _SAVING_CLASSES.search(class_type):
-            summary.saves.append((title, class_type))
-        elif "width" in inputs and "height" in inputs:
-            summary.sizes.append((title, _describe_size(inputs)))
-            names += _SIZE_INPUTS
+        title = node_title(prompt, node_id)
+        names = _add_strings(summary, title, inputs, _roles_in(node_id, roles))
+        names += _add_sampling(summary, title, inputs)
+        names += _add_saving_or_size(summary, title, inputs, class_of(prompt, node_id))
         shown.update(InputRef(node_id, name) for name in names)
 
-    others = [ref for ref in dict.fromkeys(changed) if ref not in shown]
-    values = [
-        (f"{ref.node_id}.{ref.input}", one_line(value_of(prompt, ref), 100)) for ref in others
-    ]
+    values = []
+    for ref in dict.fromkeys(changed):
+        if ref not in shown:
+            values.append((ref.full_name, one_line(value_of(prompt, ref), _VALUE_LENGTH)))
     return summary._replace(values=values)
 
 
@@ -109,40 +100,75 @@ def _roles_in(node_id: str, roles: Mapping[InputRef, str]) -> Dict[str, str]:
     return {ref.input: role for ref, role in roles.items() if ref.node_id == node_id}
 
 
-def _summarize_strings(
+# Each of the next three adds what it finds in one node to the summary, and returns the names of the
+# inputs that it shows.
+
+
+def _add_strings(
     summary: Summary, title: str, inputs: JsonObject, roles: Mapping[str, str]
 ) -> List[str]:
-    """Adds the models, texts and files of a node: the names of their inputs."""
+    """Adds the models, texts and files of a node."""
     names = []
     for name, value in inputs.items():
         if not isinstance(value, str) or not value.strip():
             continue
         if value.lower().endswith(MODEL_ENDINGS):
-            summary.models.append((title, one_line(value, 100)))
+            summary.models.append((title, one_line(value, _VALUE_LENGTH)))
         elif TEXT_INPUT_NAMES.search(name) or name in roles:
             summary.texts.append((roles.get(name, title), one_line(value, 160)))
         elif name in _FILE_INPUTS and "." in value:
-            summary.files.append((title, one_line(value, 100)))
+            summary.files.append((title, one_line(value, _VALUE_LENGTH)))
         else:
             continue
         names.append(name)
     return names
 
 
+def _add_sampling(summary: Summary, title: str, inputs: JsonObject) -> List[str]:
+    """Adds how a sampler samples; of the parts that some workflows split it into, the seed too."""
+    names = [name for name in SAMPLING_INPUTS if name in inputs]
+    is_sampling = len(names) > 1 or names in (["seed"], ["noise_seed"])
+    if not is_sampling:
+        return []
+    summary.sampling.append((title, _describe_sampling(inputs, names)))
+    return names
+
+
+def _add_saving_or_size(
+    summary: Summary, title: str, inputs: JsonObject, class_type: str
+) -> Sequence[str]:
+    """Adds where a node saves, else the size of what it makes: what saves has sizes of its own."""
+    prefix = inputs.get("filename_prefix")
+    if isinstance(prefix, str):
+        summary.saves.append((title, one_line(prefix, 80)))
+        return ["filename_prefix"]
+    if "filename_prefix" in inputs or _SAVING_CLASSES.search(class_type):
+        summary.saves.append((title, class_type))
+        return []
+    if "width" in inputs and "height" in inputs:
+        summary.sizes.append((title, _describe_size(inputs)))
+        return _SIZE_INPUTS
+    return []
+
+
 def _describe_sampling(inputs: JsonObject, names: Iterable[str]) -> str:
     """``seed 42, steps 25, cfg 7, euler, karras, denoise 1``."""
-    words = []
+    parts = []
     for name in names:
         value = one_line(inputs[name], 40)
-        words.append(value if name in _NEEDS_NO_NAME else f"{name} {value}")
-    return ", ".join(words)
+        if name in _NEEDS_NO_NAME:
+            parts.append(value)
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
 
 
-def _describe_size(inputs: Dict[str, Any]) -> str:
+def _describe_size(inputs: JsonObject) -> str:
     """``832 x 480, 33 frames, 2 in a batch``."""
     shown = {name: one_line(value, 12) for name, value in inputs.items()}
     words = f"{shown['width']} x {shown['height']}"
-    for name, unit in (("length", "frames"), ("batch_size", "in a batch")):
-        if as_number(inputs.get(name), 1) > 1:
-            words += f", {shown[name]} {unit}"
+    if as_number(inputs.get("length"), 1) > 1:
+        words += f", {shown['length']} frames"
+    if as_number(inputs.get("batch_size"), 1) > 1:
+        words += f", {shown['batch_size']} in a batch"
     return words
