@@ -11,7 +11,7 @@ from typing import List, TextIO
 #: In fewer columns nothing can be read: the terminal breaks lines as it likes.
 LEAST_COLUMNS = 10
 
-#: A label, and the gap behind it: what follows hangs there.
+#: A label (words with one space between them) and the gap behind it: what follows hangs there.
 _LABEL = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)")
 
 #: A word with the spaces before it; a number and its unit are one ("1.4 s").
@@ -20,30 +20,37 @@ _WORD = re.compile(r" *[^ ]+(?:(?<=[0-9]) (?:s|[KMG]?B)(?=[ ,.;)]|$))?")
 #: How a line begins that is a command.
 _COMMANDS = ("python ", "curl ", "curl.exe ")
 
-#: A word with a part of a path or a URL in it; "3/12" is none.
+#: A slash in a path or a URL; the one of "3/12" is not.
 _PATH = re.compile(r"/[^\d ]|[^\d ]/")
 
-#: A word that begins a path, from a root, from home or from this folder; "and/or" begins none.
-_BEGINNING_OF_PATH = re.compile(r" *[\"'(\[]*(?:~?/\w|\.\.?[/\\]|[A-Za-z]:[/\\]\w|\\\\\w)")
+#: A word that begins a path, from a root, from home or from this folder; "and/or" does not.
+_BEGINNING_OF_PATH = re.compile(
+    r" *[\"'(\[]*"  # it may be quoted
+    r"(?:~?/\w|\.\.?[/\\]|[A-Za-z]:[/\\]\w|\\\\\w)"  # /a ~/a ./ ../ C:\a \\server
+)
 
 
 def width_of(text: str) -> int:
-    """How many columns ``text`` takes: those of Chinese and the like are two, of accents none."""
+    """How many columns ``text`` takes."""
     if text.isascii():
         return len(text)
     return sum(_width_of_character(character) for character in text)
 
 
 def _width_of_character(character: str) -> int:
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+    """0 for an accent or an invisible mark, 2 for Chinese and the like, else 1."""
+    # Marks without a width of their own (Mn), around a character (Me), and of format (Cf).
+    is_mark = unicodedata.category(character) in ("Mn", "Me", "Cf")
+    if is_mark or unicodedata.combining(character):
         return 0
-    if unicodedata.east_asian_width(character) in "WF":
+    is_wide = unicodedata.east_asian_width(character) in ("W", "F")  # wide, full width
+    if is_wide:
         return 2
     return 1
 
 
 def cut(text: str, columns: int) -> str:
-    """``text`` if it has room in ``columns``, else its beginning and "…"."""
+    """``text`` if it fits into ``columns``, else its beginning and "…"."""
     if width_of(text) <= columns:
         return text
     return _beginning(text, columns - 1) + "…"
@@ -55,9 +62,10 @@ def pad(text: str, columns: int) -> str:
 
 
 def _beginning(text: str, columns: int) -> str:
-    """As much of ``text`` as has room in ``columns``."""
-    widths = itertools.accumulate(map(_width_of_character, text))
-    return "".join(character for character, width in zip(text, widths) if width <= columns)
+    """As much of ``text`` as fits into ``columns``."""
+    widths_so_far = itertools.accumulate(map(_width_of_character, text))
+    fitting = [character for character, width in zip(text, widths_so_far) if width <= columns]
+    return "".join(fitting)
 
 
 def hang_of(line: str) -> int:
@@ -85,19 +93,21 @@ def wrap(line: str, columns: int) -> List[str]:
     hang = hang_of(line)
     if hang > deepest:
         hang = min(_indent_of(line), deepest)
+    indentation = " " * hang
 
     lines: List[str] = []
     current = ""
     for word in _unbroken_words(line):
         if current and width_of(current + word) > columns:
             lines.append(current)
-            current = " " * hang
+            current = indentation
             word = word.lstrip(" ")
         current += word
+        # A word that is longer than a line is cut, unless it is copied.
         while width_of(current) > columns and not _is_copied(word):
             beginning = _beginning(current, columns)
             lines.append(beginning)
-            current = " " * hang + current[len(beginning) :]
+            current = indentation + current[len(beginning) :]
     return [*lines, current]
 
 
@@ -111,23 +121,29 @@ def _unbroken_words(line: str) -> List[str]:
     beginnings = [index for index, word in enumerate(words) if _BEGINNING_OF_PATH.match(word)]
     if len(beginnings) != 1 or _LABEL.match(line):
         return words
-    first = beginnings[0]
-    # A URL has no spaces.
-    parts = [index for index, word in enumerate(words) if _is_copied(word) and "://" not in word]
-    last = max([first, *parts])
-    return [*words[:first], "".join(words[first : last + 1]), *words[last + 1 :]]
+
+    # The path ends with the last word that has a slash. A URL has no spaces: it is no part of it.
+    (first,) = beginnings
+    last = first
+    for index, word in enumerate(words):
+        is_part = _is_copied(word) and "://" not in word
+        if is_part and index > first:
+            last = index
+    path = "".join(words[first : last + 1])
+    return [*words[:first], path, *words[last + 1 :]]
 
 
 def _is_copied(text: str) -> bool:
     """Whether a person may want to copy ``text``: it has a URL or a path in it, not just 3/12."""
-    return bool(_PATH.search(text)) or (os.sep == "\\" and os.sep in text)
+    is_windows_path = os.sep == "\\" and "\\" in text
+    return is_windows_path or bool(_PATH.search(text))
 
 
 def columns_of(stream: TextIO) -> int:
-    """How many columns the terminal has that ``stream`` writes to; 0 where it is no terminal."""
+    """How many columns the terminal has that ``stream`` writes to; 0 where it is not a terminal."""
     try:
         if not stream.isatty():
             return 0
         return os.get_terminal_size(stream.fileno()).columns
-    except (OSError, ValueError):  # it is closed, or has no number
+    except (OSError, ValueError):  # it is closed, or has no file descriptor
         return 0

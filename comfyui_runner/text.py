@@ -9,11 +9,13 @@ from typing import Any, Dict, List, Mapping
 #: An object of JSON to look at: a prompt, object_info, an answer, a message.
 JsonObject = Mapping[str, Any]
 
-#: Escape sequences (CSI, and OSC up to its end), control characters (C0, DEL, C1), the marks that
-#: turn the direction of text, and lone surrogates: to a terminal these are commands, or lies.
+#: To a terminal these are commands, or lies.
 _UNPRINTABLE = re.compile(
-    "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?"
-    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "\x1b\\[[0-?]*[ -/]*[@-~]"  # escape sequences: CSI
+    "|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?"  # OSC, up to its end
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and newline: C0, DEL, C1
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # they break lines, or turn their direction
+    "\ud800-\udfff]"  # lone surrogates
 )
 
 
@@ -33,7 +35,7 @@ def one_line(text: object, limit: int = 0) -> str:
 
 def duration(seconds: float) -> str:
     """``seconds`` as a person says it: "0.4 s", "12.3 s", "2:05", "1:02:03"."""
-    if seconds < 59.95:
+    if seconds < 59.95:  # from there on it would be rounded to "60.0 s"
         return f"{max(seconds, 0.0):.1f} s"
     whole_seconds = int(min(seconds, 1e9) + 0.5)  # infinity has no int
     minutes, seconds_left = divmod(whole_seconds, 60)
@@ -49,7 +51,7 @@ def size_in_words(count: float) -> str:
         return f"{count:.0f} B"
     for unit in ("KB", "MB"):
         count /= 1024
-        if count < 1023.95:
+        if count < 1023.95:  # from there on it would be rounded to "1024.0"
             return f"{count:.1f} {unit}"
     return f"{count / 1024:.1f} GB"
 
@@ -97,9 +99,10 @@ def safe_path_part(part: str) -> str:
 
     stem, dot, ending = part.rpartition(".")
     has_ending = dot and len(ending) <= 16
-    if has_ending:
-        return cut_to_bytes(stem, PART_LIMIT - len(f".{ending}".encode())) + f".{ending}"
-    return cut_to_bytes(part, PART_LIMIT).rstrip(". ")
+    if not has_ending:
+        return cut_to_bytes(part, PART_LIMIT).rstrip(". ")
+    ending = f".{ending}"
+    return cut_to_bytes(stem, PART_LIMIT - len(ending.encode())) + ending
 
 
 def cut_to_bytes(text: str, limit: int) -> str:
@@ -159,7 +162,7 @@ def as_number(value: object, default: float = 0.0) -> float:
     """``value`` where it is a finite number, else ``default`` (``NaN`` may come in JSON)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return default
-    is_finite = abs(value) < 1e300
+    is_finite = abs(value) < 1e300  # not isfinite(): an int of JSON may be too large for it
     if not is_finite:
         return default
     return value
