@@ -34,11 +34,11 @@ class Cookies:
         """Puts the user's own cookies into the jar, where the server's may replace them."""
         # "localhost" becomes "localhost.local" there, as in the cookies that the server sets.
         handshake = self._handshake()
-        domain = http.cookiejar.eff_request_host(handshake)[1]  # type: ignore[attr-defined]
+        _, domain = http.cookiejar.eff_request_host(handshake)  # type: ignore[attr-defined]
         for pair in header.split(";"):
-            name, _, value = pair.partition("=")
-            self._jar.set(name.strip(), value.strip(), domain=domain)
-            self._names_of_user.add(name.strip())
+            name, _, value = map(str.strip, pair.partition("="))
+            self._jar.set(name, value, domain=domain)
+            self._names_of_user.add(name)
 
     @property
     def from_server(self) -> Dict[str, str]:
@@ -60,11 +60,13 @@ class Cookies:
         self.require_same_server()
         request = self._handshake()
         self._jar.add_cookie_header(request)
-        cookie = request.get_new_headers().get("Cookie")
+        cookies = request.get_new_headers().get("Cookie")
 
-        headers = [pair for pair in self._address.headers if pair[0].lower() != "cookie"]
-        if cookie:
-            headers.append(("Cookie", cookie))
+        headers = [
+            (name, value) for name, value in self._address.headers if name.lower() != "cookie"
+        ]
+        if cookies:
+            headers.append(("Cookie", cookies))
         return headers
 
     def take(self, lines: Sequence[str]) -> None:
@@ -77,14 +79,18 @@ class Cookies:
         self.require_same_server()
 
     def find_affinity(self, before: Dict[str, str]) -> None:
-        """Takes for affinity what one request did not change; ``before`` was before it."""
+        """Takes for affinity what one request did not change.
+
+        ``before`` is ``from_server`` as it was before that request.
+        """
         now = self.from_server
         self.affinity = {name: value for name, value in now.items() if before.get(name) == value}
 
     def require_same_server(self) -> None:
         """Raises ServerGone if an affinity cookie has changed, and from then on."""
         now = self.from_server
-        if any(now.get(name) != value for name, value in self.affinity.items()):
+        is_elsewhere = any(now.get(name) != value for name, value in self.affinity.items())
+        if is_elsewhere:
             self.gone = True
         if self.gone:
             url = self._address.url

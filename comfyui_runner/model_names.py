@@ -25,15 +25,16 @@ class OtherName(NamedTuple):
     """A model as a prompt names it, and as the server does."""
 
     ref: InputRef
-    value: str
-    name: str
+    name_in_prompt: str
+    name_on_server: str
 
     def describe(self, prompt: JsonObject) -> str:
         """The notice that another name is used."""
         node = node_in_words(prompt, self.ref.node_id)
-        name, value = one_line(self.name, 200), one_line(self.value, 200)
+        used = one_line(self.name_on_server, 200)
+        wanted = one_line(self.name_in_prompt, 200)
         return (
-            f"{node}: {name} is used for {value}, which the server does not list under this name."
+            f"{node}: {used} is used for {wanted}, which the server does not list under this name."
         )
 
 
@@ -44,23 +45,23 @@ def classes_that_load_models(prompt: JsonObject) -> Set[str]:
 
 def nodes_with_unknown_models(prompt: JsonObject, object_info: JsonObject) -> Set[str]:
     """The nodes that name a model which their definition does not list."""
-    unknown = set()
+    node_ids = set()
     for ref in _model_inputs(prompt):
         spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
         if spec.choices is not None and value_of(prompt, ref) not in spec.choices:
-            unknown.add(ref.node_id)
-    return unknown
+            node_ids.add(ref.node_id)
+    return node_ids
 
 
 def _find_other_names(prompt: JsonObject, object_info: JsonObject) -> List[OtherName]:
     """The models of ``prompt`` that the server has under another name."""
     others = []
     for ref in _model_inputs(prompt):
-        value = value_of(prompt, ref)
+        wanted = value_of(prompt, ref)
         spec = input_spec(object_info, class_of(prompt, ref.node_id), ref.input)
-        name = name_on_server(spec, value)
-        if name != value:
-            others.append(OtherName(ref, value, name))
+        used = name_on_server(spec, wanted)
+        if used != wanted:
+            others.append(OtherName(ref, wanted, used))
     return others
 
 
@@ -68,17 +69,18 @@ def with_names_of_server(prompt: Prompt, object_info: JsonObject) -> Tuple[Promp
     """A copy of ``prompt`` whose models have the server's names, and a notice for each."""
     others = _find_other_names(prompt, object_info)
     notices = [other.describe(prompt) for other in others]
-    return with_values(prompt, {other.ref: other.name for other in others}), notices
+    names_by_input = {other.ref: other.name_on_server for other in others}
+    return with_values(prompt, names_by_input), notices
 
 
 def other_names_of_edits(prompt: JsonObject, edits: Iterable[InputEdit]) -> Sequence[str]:
     """The notices of ``edits`` that were made in ``prompt``, where a model got another name."""
-    others = [
-        OtherName(edit.ref, edit.value, value_of(prompt, edit.ref))
-        for edit in edits
-        if is_model_name(edit.value)
-    ]
-    return [other.describe(prompt) for other in others if other.name != other.value]
+    notices = []
+    for edit in edits:
+        used = value_of(prompt, edit.ref)
+        if is_model_name(edit.value) and used != edit.value:
+            notices.append(OtherName(edit.ref, edit.value, used).describe(prompt))
+    return notices
 
 
 def model_values(prompt: JsonObject, node_id: str, inputs: JsonObject) -> JsonObject:
@@ -88,6 +90,7 @@ def model_values(prompt: JsonObject, node_id: str, inputs: JsonObject) -> JsonOb
 
 
 def _model_inputs(prompt: JsonObject) -> Iterator[InputRef]:
+    """The inputs of ``prompt`` that name the file of a model."""
     for node_id in prompt:
         for name, value in inputs_of(prompt, node_id).items():
             if is_model_name(value):

@@ -27,7 +27,9 @@ class Spending(NamedTuple):
 
     def before(self, question: str) -> str:
         """``question``, with what a yes to it costs."""
-        return f"{self.words}\n{question}" if self.words else question
+        if not self.words:
+            return question
+        return f"{self.words}\n{question}"
 
 
 NO_SPENDING = Spending()
@@ -36,12 +38,13 @@ NO_SPENDING = Spending()
 def find_partner_nodes(prompt: JsonObject, object_info: JsonObject) -> List[str]:
     """The ids of the nodes of ``prompt`` that will run and cost credits, by what is known."""
     planned = planned_nodes(prompt)
-    return [
-        node_id
-        for node_id in prompt
-        if node_id in planned
-        and as_dict(object_info.get(class_of(prompt, node_id))).get("api_node") is True
-    ]
+    partner_nodes = []
+    for node_id in prompt:
+        definition = as_dict(object_info.get(class_of(prompt, node_id)))
+        costs_credits = definition.get("api_node") is True
+        if costs_credits and node_id in planned:
+            partner_nodes.append(node_id)
+    return partner_nodes
 
 
 def has_credentials(extra: Mapping[str, object]) -> bool:

@@ -24,13 +24,18 @@ def fill_pattern(pattern: str, fields: Mapping[str, str], prompt: Mapping[str, A
     """
 
     def fill(match: "re.Match[str]") -> str:
-        text = value_of_field(match.group(1), fields, prompt)
-        part = safe_path_parts("", flat(text) or "_")[-1]
-        # Windows drops dots and spaces at the end of a name.
-        return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
+        name = match.group(1)
+        return part_of_name(value_of_field(name, fields, prompt))
 
     filled = re.sub(r"\{([^{}]+)\}", fill, pattern)
     return re.sub(r"[^\\/]+", cut_name, filled)
+
+
+def part_of_name(value: str) -> str:
+    """``value`` as a part of the name of a file; "_" if nothing is left of it."""
+    *_, part = safe_path_parts("", flat(value) or "_")
+    # Windows drops dots and spaces at the end of a name.
+    return cut_to_bytes(part, MOST_BYTES_OF_FIELD).rstrip(". ") or "_"
 
 
 def cut_name(match: "re.Match[str]") -> str:
@@ -43,9 +48,10 @@ def folder_before_fields(pattern: str) -> str:
 
     ``.`` is the current folder.
     """
-    if "{" not in pattern:
+    constant, brace, _ = pattern.partition("{")
+    if not brace:
         return pattern
-    return os.path.dirname(pattern.partition("{")[0]) or "."
+    return os.path.dirname(constant) or "."
 
 
 def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, Any]) -> str:
@@ -56,6 +62,11 @@ def value_of_field(name: str, fields: Mapping[str, str], prompt: Mapping[str, An
         ref = find_input(prompt, name)
         return str(prompt[ref.node_id]["inputs"][ref.input])
     except (EditError, KeyError):
-        field = one_line(f"{{{name}}}", 60)
-        known = ", ".join(f"{{{known}}}" for known in fields)
-        raise UsageError(f"{field} is not one of {known} or {{NODE.INPUT}}.") from None
+        wrong_field = one_line(in_braces(name), 60)
+        known_fields = ", ".join(in_braces(field) for field in fields)
+        raise UsageError(f"{wrong_field} is not one of {known_fields} or {{NODE.INPUT}}.") from None
+
+
+def in_braces(name: str) -> str:
+    """A field as it stands in a pattern: ``{name}``."""
+    return "{" + name + "}"
