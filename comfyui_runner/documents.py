@@ -11,6 +11,7 @@ from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.text import JsonObject, as_dict, as_list, one_line
 
+#: A prompt in API format: nodes by node_id, each with a class_type and inputs.
 Prompt = Dict[str, Dict[str, Any]]
 
 EXPORT_REMEDY = (
@@ -87,6 +88,7 @@ def _refuse_other_content(data: bytes, name: str) -> None:
         return
     if content.kind == "empty":
         raise WorkflowError(f"{name} is empty.", EXPORT_REMEDY)
+
     remedy = EXPORT_REMEDY
     if content.is_picture:
         remedy = (
@@ -99,6 +101,7 @@ def _refuse_other_content(data: bytes, name: str) -> None:
 
 
 def _parse_file(data: bytes, name: str) -> Any:
+    """What the JSON in ``data`` says. Raises WorkflowError, with the place of what is wrong."""
     try:
         return parse_json(data)
     except UnicodeDecodeError as error:
@@ -113,7 +116,7 @@ def _parse_file(data: bytes, name: str) -> Any:
 
 
 def _wrong_encoding(error: UnicodeDecodeError, data: bytes, name: str) -> WorkflowError:
-    """The error for JSON that is not in UTF-8; or for what is not text."""
+    """The error for JSON that is not in UTF-8, or for what is not text."""
     encoding = guess_encoding(data)
     is_json = data.lstrip().startswith((b"{", b"["))
     if not is_json or not encoding:
@@ -143,16 +146,17 @@ def unwrap_document(document: Any, name: str) -> Document:
 
     document = _unwrap_history_entry(_unwrap_job(document))
     wrapped = document.get("workflow")
-    workflow = wrapped
     extra_data = as_dict(document.get("extra_data"))
-    kept = {key: extra_data[key] for key in extra_data if key not in EXTRA_DATA_NOT_KEPT}
+    kept = {key: value for key, value in extra_data.items() if key not in EXTRA_DATA_NOT_KEPT}
+    workflow = wrapped
     if not workflow:  # as in the body of POST /prompt
         workflow = as_dict(extra_data.get("extra_pnginfo")).get("workflow")
     if not _is_ui_format(workflow):
         workflow = None
 
     prompt = document.get("prompt")
-    if isinstance(prompt, dict) and "class_type" not in prompt:  # else a node with the id "prompt"
+    is_prompt = isinstance(prompt, dict) and "class_type" not in prompt
+    if is_prompt:  # else it may be a node whose id is "prompt"
         draws = _parse_draws(document.get("draws"))
         return Document(_check_nodes(prompt, name), workflow, kept, draws)
     if workflow is not None:
@@ -163,12 +167,13 @@ def unwrap_document(document: Any, name: str) -> Document:
 
 
 def _parse_draws(names: object) -> Tuple[InputRef, ...]:
-    """The inputs in a list of NODE.INPUT; what is not a name counts for nothing."""
+    """The inputs in a list of NODE.INPUT; what is not a text is ignored."""
     parts = [name.partition(".") for name in as_list(names) if isinstance(name, str)]
     return tuple(InputRef(node_id, input_name) for node_id, _, input_name in parts)
 
 
 def _is_ui_format(document: Any) -> bool:
+    """Whether ``document`` is a workflow in UI format: its nodes are a list."""
     return isinstance(as_dict(document).get("nodes"), list)
 
 
@@ -205,9 +210,10 @@ def _unwrap_history_entry(document: Dict[str, Any]) -> Dict[str, Any]:
     if len(document) == 1:
         candidates.extend(document.values())
     for candidate in candidates:
-        item = as_list(as_dict(candidate).get("prompt"))
-        if len(item) > 3 and isinstance(item[2], dict):
-            return {"prompt": item[2], "extra_data": item[3]}
+        queue_item = as_list(as_dict(candidate).get("prompt"))
+        if len(queue_item) > 3 and isinstance(queue_item[2], dict):
+            _number, _prompt_id, prompt, extra_data, *_ = queue_item
+            return {"prompt": prompt, "extra_data": extra_data}
     return document
 
 
@@ -218,7 +224,7 @@ def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
 
     prompt = {}
     for node_id, node in document.items():
-        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+        if not is_node(node):
             quoted_id = json.dumps(one_line(node_id, 40), ensure_ascii=False)
             raise WorkflowError(
                 f"{name} is not a workflow: its entry {quoted_id} is {describe_json_type(node)} "
@@ -226,7 +232,8 @@ def _check_nodes(document: Dict[str, Any], name: str) -> Prompt:
                 EXPORT_REMEDY,
             )
         if not isinstance(node.get("inputs"), dict):
-            shown_id, class_type = one_line(node_id, 40), one_line(node["class_type"], 60)
+            shown_id = one_line(node_id, 40)
+            class_type = one_line(node["class_type"], 60)
             raise WorkflowError(
                 f"{name}: node {shown_id} ({class_type}) has no inputs object.", EXPORT_REMEDY
             )

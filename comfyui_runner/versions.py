@@ -17,7 +17,9 @@ def parse_version(stats: Mapping[str, Any]) -> Tuple[int, ...]:
     """ComfyUI's version in an answer of GET /system_stats; () if it is missing or unreadable."""
     text = str(as_dict(stats.get("system")).get("comfyui_version"))
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
-    return tuple(map(int, match.groups())) if match else ()
+    if match is None:
+        return ()
+    return tuple(map(int, match.groups()))
 
 
 def refuse_old_version(stats: Mapping[str, Any], url: str) -> None:
@@ -27,7 +29,8 @@ def refuse_old_version(stats: Mapping[str, Any], url: str) -> None:
     their own.
     """
     version = parse_version(stats)
-    if not version or version >= OLDEST_COMFYUI:
+    is_too_old = version != () and version < OLDEST_COMFYUI
+    if not is_too_old:
         return
     raise ServerTooOld(
         f"ComfyUI {version_in_words(version)} at {url} is too old: update it to "
@@ -55,9 +58,10 @@ def version_in_words(version: Tuple[int, ...]) -> str:
 
 def server_in_words(stats: Mapping[str, Any]) -> Dict[str, str]:
     """The version and the first device in an answer of GET /system_stats, "" where it has none."""
-    devices = as_list(stats.get("devices"))
-    first_device = as_dict(devices[0]) if devices else {}
+    version = as_dict(stats.get("system")).get("comfyui_version")
+    devices = map(as_dict, as_list(stats.get("devices")))
+    first_device = next(devices, {})
     return {
-        "version": one_line(as_dict(stats.get("system")).get("comfyui_version") or "", 40),
+        "version": one_line(version or "", 40),
         "device": one_line(first_device.get("name") or "", 80),
     }
