@@ -25,11 +25,11 @@ class NullStream(io.TextIOWrapper):
 
 
 def replace_missing_streams() -> None:
-    """Opens the null device where Python has no stream: in pythonw, in services, and where one was
-    closed.
+    """Opens the null device where Python has no stream.
 
-    In this order: the number of a stream that is closed is given to the next file or socket that is
-    opened, and what the system writes to stream 2 would go there.
+    That is so in pythonw, in services, and where one was closed. The order matters: the number of a
+    stream that is closed (0, 1, 2) is given to the next file or socket that is opened, and what the
+    system writes to stream 2 would go there.
     """
     if sys.stdin is None:
         sys.stdin = NullStream("rb")
@@ -57,11 +57,15 @@ class Environment:
         limits: Limits = DEFAULT_LIMITS,
         ends_process: bool = False,
     ) -> None:
-        self.arguments = list(sys.argv[1:] if arguments is None else arguments)
+        if arguments is None:
+            arguments = sys.argv[1:]
+        if variables is None:  # an empty one is meant
+            variables = os.environ
+        self.arguments = list(arguments)
         self.stdin = stdin or sys.stdin
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
-        self.variables = os.environ if variables is None else variables
+        self.variables = variables
         self.limits = limits
         self.ends_process = ends_process
 
@@ -71,25 +75,25 @@ class Environment:
 
 def names_encoding(python_io_encoding: str) -> bool:
     """Whether a PYTHONIOENCODING names an encoding: ``:replace`` names only what errors become."""
-    return bool(python_io_encoding.partition(":")[0])
+    encoding, _, _ = python_io_encoding.partition(":")
+    return encoding != ""
 
 
 def prepare_output(stream: TextIO, variables: Mapping[str, str]) -> None:
-    """Makes ``stream`` take every text.
-
-    What is not a console becomes UTF-8, unless the person has chosen an encoding: Python would
-    write in Windows' code page there, which lacks most characters. A console has them all (on
-    Windows since Python 3.6), or gets "?". What is not a console gets lines that end with LF: the
-    CR of Windows would become part of the paths that a Unix shell there takes from --quiet.
-    """
+    """Makes ``stream`` take every text."""
     reconfigure = getattr(stream, "reconfigure", None)  # not every stand-in has it
     if reconfigure is None:
         return
-    is_console = stream.isatty()
-    if not is_console:
-        reconfigure(newline="\n")
-    keeps_encoding = is_console or names_encoding(variables.get("PYTHONIOENCODING", ""))
-    if keeps_encoding:
+
+    # A console has all characters (on Windows since Python 3.6), or gets "?".
+    if stream.isatty():
+        reconfigure(errors="replace")
+        return
+
+    # The CR of Windows would become part of the paths that a Unix shell there takes from --quiet.
+    reconfigure(newline="\n")
+    # Python would write in Windows' code page, which lacks most characters.
+    if names_encoding(variables.get("PYTHONIOENCODING", "")):
         reconfigure(errors="replace")
     else:
         reconfigure(encoding="utf-8", errors="replace")

@@ -28,8 +28,11 @@ UNFINISHED = "unfinished"
 #: What a run cannot do without; rich is optional.
 NEEDED_PACKAGES = ("websockets", "requests")
 
-#: Seconds for Python to make an environment, and for pip to fill it.
-MAKE_SECONDS, INSTALL_SECONDS = 600.0, 1800.0
+#: Seconds that Python may take to make an environment.
+MAKE_SECONDS = 600.0
+
+#: Seconds that pip may take to fill it.
+INSTALL_SECONDS = 1800.0
 
 
 class EnvironmentState(NamedTuple):
@@ -49,17 +52,26 @@ def choose_step(state: EnvironmentState, wants_setup: bool, wanted_mark: str) ->
     "fill": this Python is the environment's, and gets the packages. "refuse": there is a folder of
     that name which is not ours.
     """
-    is_ours = bool(state.mark)
+    is_ours = state.mark != ""
     is_complete = is_ours and state.has_python and state.mark != UNFINISHED
+    is_up_to_date = state.mark == wanted_mark
+
     if not wants_setup:
-        must_switch = is_complete and not state.has_packages and not state.is_inside
-        return "switch" if must_switch else "nothing"
+        can_help = is_complete and not state.is_inside
+        if can_help and not state.has_packages:
+            return "switch"
+        return "nothing"
+
     if state.is_inside and not is_ours:
-        return "nothing" if state.has_packages else "refuse"
-    if state.is_inside:  # it cannot be removed: it runs
-        is_up_to_date = state.has_packages and state.mark == wanted_mark
-        return "nothing" if is_up_to_date else "fill"
-    if is_complete and state.mark == wanted_mark:
+        if state.has_packages:
+            return "nothing"
+        return "refuse"
+    if state.is_inside:
+        if state.has_packages and is_up_to_date:
+            return "nothing"
+        return "fill"  # it cannot be made anew while its Python runs
+
+    if is_complete and is_up_to_date:
         return "switch"
     if state.has_folder and not is_ours:
         return "refuse"
@@ -73,7 +85,9 @@ def find_requirements(text: str) -> List[str]:
     such as ComfyUI's.
     """
     block = re.search(r"(?ms)^# dependencies = \[$(.*?)^# \]$", text)
-    return re.findall(r'"([^"]+)"', block[1]) if block else list(NEEDED_PACKAGES)
+    if block is None:
+        return list(NEEDED_PACKAGES)
+    return re.findall(r'"([^"]+)"', block.group(1))
 
 
 def make_mark(requirements: Sequence[str], version: str) -> str:
@@ -101,7 +115,7 @@ def use_own_environment(script: str, arguments: Sequence[str]) -> List[str]:
     """``arguments`` without --setup, where this Python is the one that runs the program.
 
     With --setup, or where this Python lacks the packages, the environment's takes over: the process
-    becomes another one. It ends with a message where that cannot be had.
+    becomes another one. It ends with a message where there can be no such environment.
     """
     wants_setup = "--setup" in arguments
     rest = [argument for argument in arguments if argument != "--setup"]
@@ -173,7 +187,7 @@ def make_own_environment(folder: str, requirements: Sequence[str], mark: str) ->
     import subprocess
 
     try:
-        # Debian has packages of their own for them; an embedded Python has neither.
+        # On Debian they are in a package of their own; an embedded Python has neither.
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError as error:
@@ -183,13 +197,15 @@ def make_own_environment(folder: str, requirements: Sequence[str], mark: str) ->
         end_with(explain_no_venv(module, sys.executable, python_version(), is_embedded))
 
     show_progress(f"Making {folder}: once, and it takes a moment.")
-    way = "--copies" if os.name == "nt" else "--symlinks"  # a copy of Homebrew's does not start
-    make = [sys.executable, "-m", "venv", way, folder]
+    way = "--symlinks"  # a copy of Homebrew's Python does not start
+    if os.name == "nt":
+        way = "--copies"
+    make_environment = [sys.executable, "-m", "venv", way, folder]
     with ending_with_reason(folder, "start it again."):
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder, exist_ok=True)
         write_mark(folder, UNFINISHED)  # the next --setup knows whose it is
-        subprocess.run(make, check=True, timeout=MAKE_SECONDS)
+        subprocess.run(make_environment, check=True, timeout=MAKE_SECONDS)
         install_packages(folder, requirements)
         write_mark(folder, mark)
 
