@@ -42,8 +42,8 @@ SCRIPTS = ["comfyui_workflow_runner.py", "comfyui_runner"]
 
 #: The tests of the files *_long.py are all long: the fast set does not read them.
 NOT_LONG = ["-m", "not long", "--ignore-glob=*_long.py"]
-#: The fast set mostly waits, so four files run at a time; the long set measures times and must be alone.
-FAST_SET = [*NOT_LONG, "-n", "4", "--dist", "loadfile"]
+#: The fast set mostly waits, so six files run at a time; the long set measures times and must be alone.
+FAST_SET = [*NOT_LONG, "-n", "6", "--dist", "loadfile"]
 LONG_SET = ["-m", "long"]
 
 #: More failures than these are not the machine's fault: no second try.
