@@ -65,13 +65,12 @@ def convert_workflow(
     Raises ConversionError for what cannot be converted. It names every node whose class the server
     does not have, or the node or subgraph that is broken.
     """
+    if rng is None:
+        rng = random.Random()
+    if now is None:
+        now = datetime.datetime.now()
     conversion = convert_with_open_texts(workflow, object_info)
-    filled = fill_texts(
-        conversion.prompt,
-        conversion,
-        rng or random.Random(),
-        now or datetime.datetime.now(),
-    )
+    filled = fill_texts(conversion.prompt, conversion, rng, now)
     prompt = with_values(conversion.prompt, {**filled.drawn, **filled.file_names})
     return conversion._replace(prompt=prompt, draws=(), named_values={})
 
@@ -142,27 +141,27 @@ def is_written_out(host: LGraphNode, scope: Scope) -> bool:
 
 
 def check_classes(scopes: Sequence[Scope]) -> Sequence[LGraphNode]:
-    """Returns the nodes whose class the server does not have, and that no other node misses.
+    """Returns the nodes whose class the server does not have, if no link leads to or from them.
 
     Raises ConversionError if one of them is linked to others and would run.
     """
-    alone: List[LGraphNode] = []
-    missed: List[LGraphNode] = []
+    unlinked: List[LGraphNode] = []
+    linked: List[LGraphNode] = []
     for scope in scopes:
         linked_ids: Set[str] = set()
         for link in scope.graph.links.values():
             linked_ids.update((link.origin_id, link.target_id))
         for node in scope.graph.nodes.values():
-            can_run = node.is_known or node.subgraph or node.type in BROWSER_NODES
-            if can_run or node.is_off:
+            needs_no_class = node.subgraph or node.type in BROWSER_NODES
+            if node.is_known or needs_no_class or node.is_off:
                 continue
             if node.id in linked_ids:
-                missed.append(node)
+                linked.append(node)
             else:
-                alone.append(node)
-    if missed:
-        raise missing_classes_error(missed)
-    return alone
+                unlinked.append(node)
+    if linked:
+        raise missing_classes_error(linked)
+    return unlinked
 
 
 def missing_classes_error(nodes: Sequence[LGraphNode]) -> ConversionError:
@@ -190,13 +189,17 @@ def package_in_words(node: LGraphNode) -> str:
     version = node.properties.get("ver")
     if not isinstance(package, str):
         return ""
-    if not isinstance(version, str):
-        return f", from the package {one_line(package, 60)}"
-    return f", from the package {one_line(package, 60)} {one_line(version, 12)}"
+    words = f", from the package {one_line(package, 60)}"
+    if isinstance(version, str):
+        words += f" {one_line(version, 12)}"
+    return words
 
 
 def traverse_nodes(graph: LGraph, seen: Set[str]) -> Iterator[LGraphNode]:
-    """Every node once, those in a subgraph before its first host (graphTraversalUtil.ts)."""
+    """Every node once, those in a subgraph before its first host (graphTraversalUtil.ts).
+
+    ``seen`` collects the ids of the subgraphs that were traversed.
+    """
     for node in graph.nodes.values():
         if node.subgraph and node.type not in seen:
             seen.add(node.type)
@@ -211,8 +214,10 @@ def traverse_nodes(graph: LGraph, seen: Set[str]) -> Iterator[LGraphNode]:
 
 def can_connect(first: Any, second: Any) -> bool:
     """Whether a link may join two types (LiteGraphGlobal.ts, isValidConnection)."""
-    anything = (0, "", "*", None)
-    if first in anything or second in anything or first == second:
+    any_type = (0, "", "*", None)
+    if first in any_type or second in any_type:
+        return True
+    if first == second:
         return True
     first_types = set(str(first).lower().split(","))
     return not first_types.isdisjoint(str(second).lower().split(","))
@@ -221,27 +226,28 @@ def can_connect(first: Any, second: Any) -> bool:
 def find_bypass_slot(node: LGraphNode, output_slot: int, type_: Any) -> Optional[int]:
     """The input that a bypassed node passes on at an output, for an input of the type ``type_``.
 
-    The same slot if its type fits, else the first input of exactly this type, else the first that
-    fits. None: there is none.
+    It is the same slot if its type fits, else the first input of exactly this type, else the first
+    that fits; None if none fits.
     """
     input_types = [socket.type for socket in node.inputs]
-    if type_ in ("*", ""):
+    takes_any_type = type_ in ("*", "")
+    if takes_any_type:
         if output_slot < len(input_types):
             return output_slot
         return 0
     output_type: Any = "*"
     if output_slot < len(node.output_types):
         output_type = node.output_types[output_slot]
-    fitting = [
+    fitting_slots = [
         slot
         for slot, input_type in enumerate(input_types)
         if can_connect(input_type, output_type) and can_connect(input_type, type_)
     ]
-    if output_slot in fitting:
+    if output_slot in fitting_slots:
         return output_slot
     if type_ in input_types:
         return input_types.index(type_)
-    return next(iter(fitting), None)
+    return next(iter(fitting_slots), None)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -255,7 +261,7 @@ class InputQuestion(NamedTuple):
     scope: Scope
     node: LGraphNode
     slot: int
-    type: Any = None  # of the input that asked first; None: this one asks anew
+    type: Any = None  # of the input that asked first; None if that is this one
     from_inside: bool = False  # the node is a host, and a node inside asks
 
 
@@ -269,17 +275,18 @@ class OutputQuestion(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What stands in the prompt for an input: a link to a node that runs, or a promoted value."""
+    """What an input gets in the prompt: a link to a node that runs, or a promoted value."""
 
     value: Any
 
 
-#: The answer to a question, or the next question on the way to it. None: nothing that runs.
+#: The answer to a question, or the next question on the way to it; None if nothing that runs is
+#: found.
 Answer = Union[InputQuestion, OutputQuestion, Resolved, None]
 
 
 def wrap_list(value: Any) -> Any:
-    """A value as it may stand in a prompt, where a bare list would be taken for a link."""
+    """A value as a prompt may have it, where a bare list would be taken for a link."""
     if isinstance(value, list):
         return {"__value__": value}
     return value
@@ -293,7 +300,7 @@ class Export:
         self.warnings: List[str] = []
         #: The answers that are known, by what identifies an OutputQuestion.
         self.resolved: Dict[Any, Optional[Resolved]] = {}
-        self.draws: List[InputRef] = []  # the texts that one of {a|b} is drawn in
+        self.draws: List[InputRef] = []  # the texts in which one of {a|b} is drawn
 
     def convert(self) -> Conversion:
         scopes = find_scopes(self.root)
@@ -306,6 +313,8 @@ class Export:
         places = {}
         primitives = {}
         for scope in scopes:
+            # In a subgraph with two hosts, a node of the file is two nodes of the prompt.
+            is_written_once = len(scope.graph.hosts) < 2
             for node in scope.graph.nodes.values():
                 if not node.is_known or node.subgraph or node.is_off:
                     continue
@@ -316,7 +325,7 @@ class Export:
                     "class_type": node.type,
                     "_meta": {"title": node.title},
                 }
-                if len(scope.graph.hosts) < 2:  # else several nodes of the prompt are this one
+                if is_written_once:
                     places[node_id] = (node.raw, node.value_positions)
                     primitives[node_id] = node.primitives
         return Conversion(
@@ -330,24 +339,24 @@ class Export:
 
     def export_inputs(self, scope: Scope, node: LGraphNode) -> Dict[str, Any]:
         """The inputs of a node in the prompt: its widget values and, over them, its links."""
-        inputs = {
-            widget.name: self.export_value(node, widget)
-            for widget in node.widgets
-            if widget.in_prompt
-        }
-        own_draws = {
-            widget.name: InputRef(scope.prefix + node.id, widget.name)
-            for widget in node.widgets
-            if widget.has_dynamic_prompt and isinstance(inputs.get(widget.name), str)
-        }
+        node_id = scope.prefix + node.id
+        inputs: Dict[str, Any] = {}
+        draws: Dict[str, InputRef] = {}
+        for widget in node.widgets:
+            if not widget.in_prompt:
+                continue
+            value = self.export_value(node, widget)
+            inputs[widget.name] = value
+            if widget.has_dynamic_prompt and isinstance(value, str):
+                draws[widget.name] = InputRef(node_id, widget.name)
         for slot, socket in enumerate(node.inputs):
             if socket.link is None:
                 continue
             resolved = self.resolve(InputQuestion(scope, node, slot))
             if resolved:  # else the value of the widget stays
                 inputs[socket.name] = resolved.value
-                own_draws.pop(socket.name, None)
-        self.draws += own_draws.values()
+                draws.pop(socket.name, None)
+        self.draws += draws.values()
         return {name: value for name, value in inputs.items() if value is not UNDEFINED}
 
     def warn(self, node: LGraphNode, what: str) -> None:
@@ -356,12 +365,14 @@ class Export:
     def warn_of_file(self, node: LGraphNode) -> None:
         """Warns where the file and the class of a node do not fit together."""
         for name in node.lost_inputs:
-            what = f'the link to its input "{one_line(name, 40)}" comes from nowhere'
-            if node.subgraph:
+            input_name = one_line(name, 40)
+            if node.subgraph:  # it was a group node
                 what = (
-                    f'its input "{one_line(name, 40)}" leads to a Reroute inside, where '
+                    f'its input "{input_name}" leads to a Reroute inside, where '
                     "ComfyUI's frontend loses it; link it to the nodes themselves"
                 )
+            else:
+                what = f'the link to its input "{input_name}" comes from nowhere'
             self.warn(node, what)
         if node.unused_values:
             count = plural(len(node.unused_values), "value")
@@ -390,7 +401,7 @@ class Export:
         It is the input of the prompt where that has the widget's value, as a run may set it. Else,
         as for a muted node or one of several copies, it is the value itself.
         """
-        found = {}
+        named_values = {}
         for node_name, widget_name in names_in_file_names(prompt):
             node = self.find_named_node(node_name)
             if node is None or widget_name not in node.values:
@@ -401,18 +412,19 @@ class Export:
                 for scope in scopes
                 if scope.graph.nodes.get(node.id) is node
             ]
-            is_in_prompt = len(refs) == 1 and has_value(prompt, refs[0], value)
-            ref = refs[0] if is_in_prompt else None
-            found[f"{node_name}.{widget_name}"] = ValueInFileName(ref, value)
-        return found
+            ref = None
+            if len(refs) == 1 and has_value(prompt, refs[0], value):
+                ref = refs[0]
+            named_values[f"{node_name}.{widget_name}"] = ValueInFileName(ref, value)
+        return named_values
 
     def find_named_node(self, name: str) -> Optional[LGraphNode]:
         """The first node with this "Node name for S&R" or, if none has it, with this title."""
         first_titled = None
         for node in traverse_nodes(self.root, set()):
-            # A node is named after its class, unless somebody gave it another name.
-            is_named = node.type not in SAVING_CLASSES and not node.subgraph
-            default_name = node.type if is_named else None
+            default_name = None
+            if node.type not in SAVING_CLASSES and not node.subgraph:
+                default_name = node.type  # unless somebody gave it another name
             if node.properties.get("Node name for S&R", default_name) == name:
                 return node
             if first_titled is None and node.title == name:
@@ -422,35 +434,37 @@ class Export:
     # --- Links ------------------------------------------------------------------------------------
 
     def resolve(self, question: InputQuestion) -> Optional[Resolved]:
-        """Follows the links to an input up to a node that runs or a promoted value. None: neither.
+        """Follows the links to an input up to a node that runs or a promoted value, if any.
 
         The frontend asks recursively; here, each step returns the next question, so that the way
         may be of any length.
         """
         asked: Dict[Any, None] = {}
         answer: Answer = question
-        while True:
+        while isinstance(answer, (InputQuestion, OutputQuestion)):
             if isinstance(answer, InputQuestion):
                 answer = self.answer_input(answer)
-            elif isinstance(answer, OutputQuestion):
-                key = (answer.scope.prefix, answer.node.id, answer.slot, str(answer.type))
-                if key in self.resolved:
-                    answer = self.resolved[key]
-                    continue
-                if key in asked and answer.node.type in BROWSER_NODES:
-                    self.warn(answer.node, "its links form a loop, so nothing comes out of it")
-                    answer = None
-                    break
-                if key in asked:
-                    raise ConversionError(
-                        f"The links around {answer.node} form a loop.", SAVE_AGAIN
-                    )
+                continue
+            key = (answer.scope.prefix, answer.node.id, answer.slot, str(answer.type))
+            if key in self.resolved:
+                answer = self.resolved[key]
+            elif key in asked:
+                self.report_loop(answer.node)
+                answer = None
+            else:
                 asked[key] = None
                 answer = self.answer_output(answer)
-            else:
-                break
         self.resolved.update(dict.fromkeys(asked, answer))
         return answer
+
+    def report_loop(self, node: LGraphNode) -> None:
+        """Warns of links in a loop through a node of the browser.
+
+        Raises ConversionError if it is another node.
+        """
+        if node.type not in BROWSER_NODES:
+            raise ConversionError(f"The links around {node} form a loop.", SAVE_AGAIN)
+        self.warn(node, "its links form a loop, so nothing comes out of it")
 
     def answer_input(self, question: InputQuestion) -> Answer:
         """Goes from an input to the output that it is linked to."""
@@ -466,14 +480,14 @@ class Export:
         link = scope.graph.links.get(socket.link)
         if link and link.origin_id == SUBGRAPH_INPUT_NODE and scope.host and scope.parent:
             return InputQuestion(scope.parent, scope.host, link.origin_slot, from_inside=True)
-        origin = scope.graph.nodes.get(link.origin_id) if link else None
-        if link is None or origin is None:
-            name = one_line(socket.name, 40)
-            self.warn(node, f'the link to its input "{name}" comes from nowhere')
-            return None
-        if type_ is None:
-            type_ = socket.type
-        return OutputQuestion(scope, origin, link.origin_slot, type_)
+        if link and link.origin_id in scope.graph.nodes:
+            origin = scope.graph.nodes[link.origin_id]
+            if type_ is None:
+                type_ = socket.type
+            return OutputQuestion(scope, origin, link.origin_slot, type_)
+        name = one_line(socket.name, 40)
+        self.warn(node, f'the link to its input "{name}" comes from nowhere')
+        return None
 
     def answer_output(self, question: OutputQuestion) -> Answer:
         """Goes from an output to where its node takes it from, unless the node runs itself."""
@@ -498,8 +512,7 @@ class Export:
         scope, host, slot, type_ = question
         if slot >= len(subgraph.outputs):
             return None
-        link_ids = subgraph.outputs[slot].link_ids
-        link = next((subgraph.links[key] for key in link_ids if key in subgraph.links), None)
+        link = subgraph.first_link(subgraph.outputs[slot].link_ids)
         if link is None:
             return None
         node = subgraph.nodes.get(link.origin_id)
@@ -528,8 +541,9 @@ def has_value(prompt: Dict[str, Any], ref: InputRef, value: Any) -> bool:
 
 
 def index_of_choice(node: LGraphNode) -> int:
-    """Where the choice of a CustomCombo is among its options; -1 if it is not."""
-    options = [node.values[widget.name] for widget in node.widgets[2:]]
+    """The index of a CustomCombo's choice among its options; -1 if it is not one of them."""
+    option_widgets = node.widgets[2:]  # the first two are "choice" and "index"
+    options = [node.values[widget.name] for widget in option_widgets]
     choice = node.values["choice"]
     if choice in options:
         return options.index(choice)

@@ -58,7 +58,7 @@ MODES_OFF = (MODE_MUTED, MODE_BYPASSED)
 SUBGRAPH_INPUT_NODE = "-10"
 SUBGRAPH_OUTPUT_NODE = "-20"
 
-#: Nodes that live in the browser alone. A getter yields what goes into the setter with its name
+#: Nodes that exist only in the browser. A getter yields what goes into the setter with its name
 #: (KJNodes, easy-use); the others pass on what comes in, slot by slot.
 SETTERS = ("SetNode", "easy setNode")
 GETTERS = ("GetNode", "easy getNode")
@@ -91,7 +91,7 @@ OLD_SAMPLERS = ("KSampler", "KSamplerAdvanced")
 
 
 def parse_type(value: Any) -> Any:
-    """The type of a socket: a list, the choices of a combo, is one, too."""
+    """The type of a socket. A list is the type of a combo, too: it holds the choices."""
     if isinstance(value, list):
         return "COMBO"
     if isinstance(value, dict):
@@ -186,6 +186,11 @@ class LGraph:
         if name:
             self.inputs = parse_subgraph_slots(raw.get("inputs"))
             self.outputs = parse_subgraph_slots(raw.get("outputs"))
+
+    def first_link(self, link_ids: Iterable[Any]) -> Optional[LLink]:
+        """The first of some links that exists; None if none does."""
+        links = (self.links[link_id] for link_id in link_ids if link_id in self.links)
+        return next(links, None)
 
     def sockets_of(self, link_ids: Iterable[Any]) -> Iterator[NodeSocket]:
         """The sockets that links lead to."""
@@ -295,8 +300,10 @@ class LGraphNode:
 
     def widget_of(self, socket: Socket) -> Optional[Widget]:
         """The widget behind a socket of this node."""
-        if socket.promoted or socket.widget_name is None:
+        if socket.promoted:
             return socket.promoted
+        if socket.widget_name is None:
+            return None
         for widget in self.widgets:
             if widget.name == socket.widget_name:
                 return widget
@@ -309,21 +316,23 @@ class LGraphNode:
         return widget.name
 
     def value_behind(self, socket: Socket, widget: Widget) -> Any:
+        """The value of the widget behind a socket; UNDEFINED if it has none."""
         return self.values.get(self.value_name(socket, widget), UNDEFINED)
 
     def is_needed(self, widget: Widget) -> bool:
-        """Whether a file should have a value for a widget: the server cannot do without."""
-        is_made_here = widget.type in IGNORE_STORED_VALUE or not widget.in_prompt
+        """Whether a file should have a value for a widget: the server cannot do without it."""
+        if widget.type in IGNORE_STORED_VALUE or not widget.in_prompt:
+            return False
         input_name = widget.name.partition(".")[0]  # "format.codec" comes with "format"
-        return not is_made_here and input_name not in self.optional_inputs
+        return input_name not in self.optional_inputs
 
     def takes_values(self, count: int) -> bool:
-        """Whether a file has this many values of a node: those of its widgets, or dummies too."""
-        in_workflow = [widget for widget in self.widgets if widget.in_workflow]
-        return count in (len(in_workflow), len(self.forced_positions))
+        """Whether a file may have ``count`` values of a node: its widgets', or dummies as well."""
+        stored_widgets = [widget for widget in self.widgets if widget.in_workflow]
+        return count in (len(stored_widgets), len(self.forced_positions))
 
     def first_stored_value(self) -> Any:
-        """The value of a node of the browser that has one."""
+        """The first value that the file has: the one value of a primitive, a setter or a getter."""
         values = as_list(self.raw.get("widgets_values"))
         if not values:
             return UNDEFINED
@@ -380,12 +389,11 @@ class LGraphNode:
         if widget.type in IGNORE_STORED_VALUE:
             return
         is_text_area = widget.type == "MARKDOWN" or widget.options.get("multiline")
-        if is_text_area:
+        if is_text_area:  # it shows every value as a text
             value = javascript_text(value)
-        # app.ts, loadGraphData: the samplers' names of 2023.
-        has_old_name = isinstance(value, str) and value.startswith("sample_")
-        if has_old_name and widget.name == "sampler_name" and self.type in OLD_SAMPLERS:
-            value = value[len("sample_") :]
+        is_sampler = widget.name == "sampler_name" and self.type in OLD_SAMPLERS
+        if is_sampler and isinstance(value, str) and value.startswith("sample_"):
+            value = value[len("sample_") :]  # app.ts, loadGraphData: the names of 2023
         self.values[widget.name] = value
         if widget.type == DYNAMIC_COMBO:
             self.choose_option(widget, value)
@@ -421,7 +429,7 @@ class LGraphNode:
         """Replaces the widgets of a combo's last format by those of the format ``value``."""
         for widget in list(self.widgets):
             if widget.format_of == combo.name:
-                self.widgets.remove(widget)  # in place, too
+                self.widgets.remove(widget)  # in place, as in _remove_inputs_below()
                 self.values.pop(widget.name, None)
         first_widget = len(self.widgets)
         for widget, first_value in widgets_of_format(combo, value):
@@ -437,9 +445,8 @@ class LGraphNode:
         self.inputs[:] = [socket for socket in self.inputs if not socket.name.startswith(prefix)]
         for widget in list(self.widgets):
             if widget.name.startswith(prefix):
-                self.widgets.remove(
-                    widget
-                )  # in place: whoever sets the values walks along this list
+                # In place: configure_widgets() goes through this list while it sets the values.
+                self.widgets.remove(widget)
                 self.values.pop(widget.name, None)
         return removed
 
@@ -471,10 +478,11 @@ class LGraphNode:
         if place >= group.most:
             return
         added = [self._create_group_socket(group, place, key, spec) for key, spec in group.specs]
-        for new in added:  # the file may have it already
-            links = [old.link for old in self.inputs if old.name == new.name]
+        for new in added:  # it replaces what the file already has, and takes over the link
+            namesakes = [socket for socket in self.inputs if socket.name == new.name]
             self.inputs[:] = [socket for socket in self.inputs if socket.name != new.name]
-            new.link = next((link for link in links if link is not None), None)
+            link_ids = [socket.link for socket in namesakes if socket.link is not None]
+            new.link = next(iter(link_ids), None)
 
         slot = self._slot_after_place(group, place - 1)
         self.inputs[slot:slot] = added
@@ -483,6 +491,7 @@ class LGraphNode:
     def _create_group_socket(
         self, group: AutogrowGroup, place: int, key: str, spec: InputSpec
     ) -> Socket:
+        """The socket of one input of a place; its widget, if it has one, is added."""
         name = group.input_name(key, place)
         self.add_input(name, spec)
         socket = self.inputs.pop()
@@ -498,7 +507,8 @@ class LGraphNode:
         last_key, _ = group.specs[-1]
         prefix = group.input_name(last_key, place)
         slots = (slot for slot, socket in enumerate(self.inputs) if socket.name.startswith(prefix))
-        return max(slots, default=end - 1) + 1
+        last_slot = max(slots, default=end - 1)
+        return last_slot + 1
 
     # --- Slots ------------------------------------------------------------------------------------
 
@@ -544,7 +554,7 @@ class LGraphNode:
 
 
 def _move_end(items: List[Any], begin: int, to: int) -> None:
-    """Moves the items from ``begin`` to the end to the index ``to``. The list itself changes."""
+    """Moves the items from ``begin`` on to the index ``to``, before it. The list itself changes."""
     items[to:] = items[begin:] + items[to:begin]
 
 
@@ -560,13 +570,14 @@ def create_template(
     if not isinstance(definition, dict):
         return template
     inputs = inputs_of_class(type_, definition, custom_inputs)
+    specs = [(name, inputs.specs[name]) for name in inputs.creation_order]
     # litegraphService.ts: first the inputs without a widget, then those that have one.
-    for name in inputs.creation_order:
-        if not inputs.specs[name].has_widget:
-            template.add_socket_input(name, inputs.specs[name])
-    for name in inputs.creation_order:
-        if inputs.specs[name].has_widget:
-            template.add_widget_input(name, inputs.specs[name])
+    for name, spec in specs:
+        if not spec.has_widget:
+            template.add_socket_input(name, spec)
+    for name, spec in specs:
+        if spec.has_widget:
+            template.add_widget_input(name, spec)
     if type_ == "CustomCombo":  # customWidgets.ts
         template.add_widget(Widget("index", "index"), None)
         template.add_widget(Widget("option1", "option"), "")
@@ -581,6 +592,6 @@ def create_template(
 
 
 def _output_type(output: Any) -> Any:
-    if output == MATCH_TYPE:
+    if output == MATCH_TYPE:  # narrow_match_types() decides when all is linked
         return "*"
     return parse_type(output)
