@@ -118,7 +118,8 @@ class InputSpec(NamedTuple):
             return self.type
         if isinstance(explicit, str) and explicit in FIRST_VALUES:
             return explicit
-        if self.type in FIRST_VALUES:  # a custom node's script draws it in a way of its own
+        # A widget of a custom node's script: it may draw one of a known type in a way of its own.
+        if self.type in FIRST_VALUES:
             return self.type
         return CUSTOM
 
@@ -128,7 +129,7 @@ class InputSpec(NamedTuple):
 
 
 def parse_input_spec(value: Any) -> InputSpec:
-    type_, options = (*as_list(value), None, None)[:2]
+    type_, options, *_ = [*as_list(value), None, None]
     if isinstance(type_, list):  # the older form of a combo: its choices instead of a type
         return InputSpec("COMBO", {**as_dict(options), "options": type_})
     return InputSpec(str(type_), as_dict(options))
@@ -193,8 +194,9 @@ def inputs_of_class(
     order = as_dict(definition.get("input_order"))
     names = [name for name in as_list(order.get("required")) if name in required]
     names += [name for name in as_list(order.get("optional")) if name in optional]
-    names += specs
-    return ClassInputs(specs, list(dict.fromkeys(names)), list(optional))
+    names += specs  # those that input_order does not list come last
+    creation_order = list(dict.fromkeys(names))
+    return ClassInputs(specs, creation_order, list(optional))
 
 
 def _add_browser_inputs(class_type: str, required: Dict[str, InputSpec]) -> None:
@@ -210,12 +212,12 @@ def _add_browser_inputs(class_type: str, required: Dict[str, InputSpec]) -> None
 
 
 def _takes_picture_upload(spec: InputSpec) -> bool:
-    uploads = [key for key in _UPLOAD_OPTIONS if spec.options.get(key) is True]
-    return spec.type == "COMBO" and bool(uploads)
+    has_upload_option = any(spec.options.get(key) is True for key in _UPLOAD_OPTIONS)
+    return spec.type == "COMBO" and has_upload_option
 
 
 def output_types_of_all(object_info: JsonObject) -> Set[str]:
-    """The types that some class of the server puts out: an input of such a type is a socket."""
+    """The types of all outputs of the server's classes: an input of such a type is a socket."""
     types: Set[str] = set()
     for definition in object_info.values():
         outputs = as_list(as_dict(definition).get("output"))
@@ -226,8 +228,8 @@ def output_types_of_all(object_info: JsonObject) -> Set[str]:
 def can_have_custom_widget(socket_type: Any, output_types: Container[str]) -> bool:
     """Whether an input may have a widget of a custom node's script, by its type.
 
-    Nothing can be linked to it then: no class puts the type out. Types of several (A,B), of any (*)
-    and those that ComfyUI itself resolves (COMFY_...) have no widgets of scripts.
+    Nothing can be linked to such an input: no class has an output of its type. Inputs of several
+    types (A,B) and of any type (*) have no widgets of scripts.
     """
     is_one_type = isinstance(socket_type, str) and bool(re.fullmatch(r"[^,*]+", socket_type))
     return is_one_type and socket_type not in output_types
@@ -277,7 +279,10 @@ NewWidget = Tuple[Widget, Any]
 
 
 def create_widgets(name: str, spec: InputSpec, names: Container[str]) -> Iterator[NewWidget]:
-    """The widgets of the input ``name`` in their order; ``names`` are those that the node has."""
+    """The widgets of the input ``name``, in their order.
+
+    ``names`` are the names of the widgets that the node already has.
+    """
     if spec.widget_type == "LOAD_3D" and "model_file" in names:
         yield Widget("upload 3d model", "button"), "upload3dmodel"
         yield Widget("upload extra resources", "button"), "uploadExtraResources"
@@ -289,6 +294,7 @@ def create_widgets(name: str, spec: InputSpec, names: Container[str]) -> Iterato
 
 
 def _create_main_widget(name: str, spec: InputSpec) -> NewWidget:
+    """The widget of an input itself, without its parts and controls."""
     type_, options = spec.widget_type, spec.options
     choices = as_list(options.get("options"))
     value = options.get("default")
@@ -315,6 +321,7 @@ def _create_main_widget(name: str, spec: InputSpec) -> NewWidget:
 
 
 def _first_choice(choices: Sequence[Any], options: JsonObject) -> Any:
+    """What a combo without a default begins with."""
     if choices:
         return choices[0]
     if options.get("remote"):  # useRemoteWidget.ts shows this until the choices have come
@@ -374,10 +381,9 @@ def inputs_of_option(combo: Widget, value: Any) -> Optional[List[Tuple[str, Inpu
     key = str(value)
     if isinstance(value, bool):
         key = key.lower()  # as JavaScript writes it
-    options = {
-        str(as_dict(option).get("key")): as_dict(option)
-        for option in as_list(combo.options.get("options"))
-    }
+    options = {}
+    for option in map(as_dict, as_list(combo.options.get("options"))):
+        options[str(option.get("key"))] = option
     if key not in options:
         return None
     inputs = parse_input_specs(options[key].get("inputs"))
@@ -393,7 +399,7 @@ def widgets_of_format(combo: Widget, value: Any) -> Iterator[NewWidget]:
     if not isinstance(value, str):
         return
     for entry in as_list(formats.get(value)):
-        name, *spec_parts = as_list(entry) or [None]
+        name, *spec_parts = as_list(entry) or [None]  # name, type, options
         spec = parse_input_spec(spec_parts)
         if isinstance(name, str) and spec.has_widget:
             widget, first_value = _create_main_widget(name, spec)
