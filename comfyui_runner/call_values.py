@@ -1,7 +1,7 @@
 """The values of a call: what they set in a copy of a prompt, and which files they bring. Pure.
 
-A call names each value by a key: ``NODE.INPUT``, as --set does, or one of SHORT_NAMES. POST /run,
-/v1 and the Python API read their values here, so that they mean the same everywhere.
+Each value has a key: ``NODE.INPUT``, as with --set, or one of SHORT_NAMES. POST /run, /v1 and the
+Python API read their values here, so that they mean the same everywhere.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ from comfyui_runner.nodes import (
 from comfyui_runner.text import JsonObject, one_line
 from comfyui_runner.values import is_model_name
 
-#: What a call may name without knowing the nodes.
+#: Keys that do not depend on the nodes of a workflow.
 SHORT_NAMES = ("positive", "negative", "seed", "image", "size")
 
-#: Keys that the details of an error list.
+#: How many keys the details of an error list, and how many its message.
 MOST_OFFERED = 200
+MOST_KEYS_IN_MESSAGE = 20
 
-#: Inputs by which latents and pictures reach a node; their sizes come along.
+#: Inputs that take latents or pictures: the size of the result comes through them.
 _carries_picture = re.compile(r"(?i)(latent|samples|pixels|image)").match
 
 _read_size = re.compile(r"\s*([0-9]{1,6})\s*[xX×*]\s*([0-9]{1,6})\s*").fullmatch
@@ -78,22 +79,23 @@ class CallFile(NamedTuple):
 def file_of_bytes(data: bytes, ending: str, name: str = "") -> CallFile:
     """A file of which we have the content.
 
-    Without a ``name`` it is named after its content: whoever sends it again gets the same file, and
-    ComfyUI what it has in its cache.
+    Without a ``name`` it is named after its content. So the same content sent again is the same
+    file, and ComfyUI can use its cache.
     """
     if not name:
-        name = f"{hashlib.sha256(data).hexdigest()[:16]}.{ending}"
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{digest[:16]}.{ending}"
     return CallFile(name, data[:HEAD_SIZE], lambda: (data,))
 
 
 class CallValues(NamedTuple):
     """What a call asks for."""
 
-    prompt: Prompt  #: a copy with the values in it, all but those of files and drawn seeds
+    prompt: Prompt  #: a copy with the values in it, except for files and drawn seeds
     drawn: Tuple[InputRef, ...]  #: seeds that were set to "random"
     files: Tuple[Tuple[InputRef, CallFile], ...]  #: to upload first, each for an input
     named: FrozenSet[InputRef]  #: every input that the call sets
-    renamed: FrozenSet[InputRef]  #: those whose model is listed under another name than was given
+    renamed: FrozenSet[InputRef]  #: those whose model ComfyUI lists under another name
 
     def complete(
         self,
@@ -117,50 +119,66 @@ def read_call_values(
 ) -> CallValues:
     """What ``values``, by their keys, set in ``prompt``.
 
-    A value is JSON, a text as a person types it, which is read by the type of its input, or, for an
-    input that loads a file, a CallFile, a ``data:`` URI or the name of a file that the server has.
-    "random" draws a seed. ``object_info`` has the definitions of the classes in the prompt.
+    A value is JSON, or a text as a person types it, which is read by the type of its input. For an
+    input that loads a file it is a CallFile, a ``data:`` URI or the name of a file that the server
+    has. "random" draws a seed. ``object_info`` has the definitions of the classes in the prompt.
 
     Raises EditError, with what could be meant, for a key or a value that does not fit.
     """
     loaders = upload_inputs(prompt, object_info)
     seeds = dict.fromkeys(seed_inputs(prompt, object_info))
-    keys: Dict[InputRef, str] = {}
-    wanted: Dict[InputRef, Any] = {}
-    # A key that names one seed is more precise than "seed", which stands for all of them.
-    for key in sorted(values, key=lambda each: each != "seed"):
-        for ref, value in _resolve_value(prompt, key, values[key], seeds, loaders):
-            other_key = keys.get(ref, "seed")
-            if other_key != "seed":
-                names = f"{quote_name(other_key)} and {quote_name(key)}"
-                message = f"{names} both set {_key_of(ref)}: leave one of them out."
-                raise EditError("duplicate_field", message)
-            keys[ref] = key
-            wanted[ref] = value
+    wanted = _find_inputs(prompt, values, seeds, loaders)
 
     edits: List[InputEdit] = []
     files: List[Tuple[InputRef, CallFile]] = []
     drawn: List[InputRef] = []
-    for ref, value in wanted.items():
-        file = _read_file(keys[ref], value, loaders.get(ref))
+    for ref, (key, value) in wanted.items():
+        file = _read_file(key, value, loaders.get(ref))
         if file is not None:
             files.append((ref, file))
         elif value == "random" and ref in seeds:
             drawn.append(ref)
         else:
             edits.append(InputEdit(ref, value))
+
     edited, also_drawn = apply_edits(prompt, edits, object_info)
-    renamed = [
-        edit.ref
-        for edit in edits
-        if is_model_name(edit.value) and value_of(edited, edit.ref) != edit.value
-    ]
+    renamed = []
+    for edit in edits:
+        if is_model_name(edit.value) and value_of(edited, edit.ref) != edit.value:
+            renamed.append(edit.ref)
     return CallValues(
-        edited, (*drawn, *also_drawn), tuple(files), frozenset(wanted), frozenset(renamed)
+        prompt=edited,
+        drawn=(*drawn, *also_drawn),
+        files=tuple(files),
+        named=frozenset(wanted),
+        renamed=frozenset(renamed),
     )
 
 
 # -- keys ------------------------------------------------------------------------------------------
+
+
+def _find_inputs(
+    prompt: JsonObject,
+    values: Mapping[str, Any],
+    seeds: Collection[InputRef],
+    loaders: Mapping[InputRef, str],
+) -> Dict[InputRef, Tuple[str, Any]]:
+    """The inputs that ``values`` set: for each, the key that names it and its value.
+
+    Raises EditError for a key that names nothing, and for two keys that name the same input.
+    """
+    wanted: Dict[InputRef, Tuple[str, Any]] = {}
+    # "seed" comes first. It stands for all seeds, so a key that names one of them replaces it.
+    for key in sorted(values, key=lambda each: each != "seed"):
+        for ref, value in _resolve_value(prompt, key, values[key], seeds, loaders):
+            other_key, _ = wanted.get(ref, ("seed", None))
+            if other_key != "seed":
+                names = f"{quote_name(other_key)} and {quote_name(key)}"
+                message = f"{names} both set {_key_of(ref)}: leave one of them out."
+                raise EditError("duplicate_field", message)
+            wanted[ref] = (key, value)
+    return wanted
 
 
 def _resolve_value(
@@ -177,9 +195,10 @@ def _resolve_value(
         return [(find_input(prompt, key), value)]
 
     known = [*SHORT_NAMES, *_keys_of_values(prompt)]
-    offer = did_you_mean(key, known) or "A value is named by NODE.INPUT, or by a short name."
-    message = f"There is no value {quote_name(key)}. {offer}"
-    raise EditError("unknown_field", message, [{"key": name} for name in known[:MOST_OFFERED]])
+    hint = did_you_mean(key, known) or "A value is named by NODE.INPUT, or by a short name."
+    message = f"There is no value {quote_name(key)}. {hint}"
+    offered = [{"key": name} for name in known[:MOST_OFFERED]]
+    raise EditError("unknown_field", message, offered)
 
 
 def resolve_short_name(
@@ -212,12 +231,12 @@ def _key_of(ref: InputRef) -> str:
 
 def _keys_of_values(prompt: JsonObject) -> List[str]:
     """The keys of every input that has a value of its own."""
-    return [
-        f"{node_id}.{name}"
-        for node_id in prompt
-        for name, value in inputs_of(prompt, node_id).items()
-        if not is_link(value)
-    ]
+    keys = []
+    for node_id in prompt:
+        for name, value in inputs_of(prompt, node_id).items():
+            if not is_link(value):
+                keys.append(f"{node_id}.{name}")
+    return keys
 
 
 def _offer(prompt: JsonObject, refs: Iterable[InputRef]) -> List[JsonObject]:
@@ -226,9 +245,10 @@ def _offer(prompt: JsonObject, refs: Iterable[InputRef]) -> List[JsonObject]:
 
 
 def _list_keys(refs: Sequence[InputRef]) -> str:
-    names = [one_line(_key_of(ref), 80) for ref in refs[:20]]
-    if len(refs) > 20:
-        names.append(f"{len(refs) - 20} more")
+    names = [one_line(_key_of(ref), 80) for ref in refs[:MOST_KEYS_IN_MESSAGE]]
+    rest = len(refs) - len(names)
+    if rest:
+        names.append(f"{rest} more")
     return ", ".join(names)
 
 
@@ -297,9 +317,10 @@ def _read_file(key: str, value: Any, media: Optional[str]) -> Optional[CallFile]
 
 def _read_data_uri(shown: str, text: str) -> CallFile:
     """The file in a ``data:`` URI. Raises EditError."""
-    # In a form that was not encoded (curl -d) each + has become a space.
+    # Where a form was not encoded (curl -d), each + has become a space.
     beginning, comma, encoded = text.partition(",")
-    found = find_base64(beginning + comma + encoded.replace(" ", "+"))
+    with_plus = encoded.replace(" ", "+")
+    found = find_base64(f"{beginning}{comma}{with_plus}")
     data = None
     if found is not None:
         data = decode_base64(found.encoded)
@@ -346,7 +367,9 @@ def _find_size(prompt: JsonObject) -> SizeInputs:
         return nodes[0]
     if not nodes:
         raise EditError("no_size", "The workflow has no node that sets the size of the picture.")
-    refs = [ref for node in nodes for ref in (node.width, node.height)]
+    refs: List[InputRef] = []
+    for node in nodes:
+        refs += (node.width, node.height)
     message = f"Several nodes set a size. Set it by name: {_list_keys(refs)}."
     raise EditError("ambiguous_node", message, _offer(prompt, refs))
 
@@ -355,29 +378,41 @@ def find_sizes(prompt: JsonObject) -> List[SizeInputs]:
     """The nodes that set the size of the picture, each once.
 
     They are those from which samplers get their latents; in a workflow without samplers, all that
-    have a width and a height. Other nodes have these too (ModelSamplingFlux), and do not count.
+    have a width and a height. Other nodes have these too (ModelSamplingFlux) and do not count.
     """
-    latents: List[Any] = [inputs_of(prompt, node_id).get("latent_image") for node_id in prompt]
-    waiting = [str(link[0]) for link in latents if is_link(link)]
-    if not waiting:
+    latents = [inputs_of(prompt, node_id).get("latent_image") for node_id in prompt]
+    sources_of_latents = _sources_of(latents)
+    if not sources_of_latents:
         sizes = [_size_of_node(prompt, node_id) for node_id in prompt]
         return [size for size in sizes if size is not None]
+    return _find_sizes_upstream(prompt, sources_of_latents)
 
-    found: List[SizeInputs] = []
+
+def _find_sizes_upstream(prompt: JsonObject, node_ids: Iterable[str]) -> List[SizeInputs]:
+    """The sizes of ``node_ids`` and of what latents and pictures reach them from."""
+    sizes: List[SizeInputs] = []
+    waiting = list(node_ids)
     seen = set()
     while waiting:
         node_id = waiting.pop(0)
         if node_id in seen:
             continue
         seen.add(node_id)
-        inputs = inputs_of(prompt, node_id)
+
         size = _size_of_node(prompt, node_id)
         if size is not None:
-            found.append(size)
-        if "width" not in inputs or "height" not in inputs:
-            links = [value for name, value in inputs.items() if _carries_picture(name)]
-            waiting.extend(str(link[0]) for link in links if is_link(link))
-    return found
+            sizes.append(size)
+        inputs = inputs_of(prompt, node_id)
+        makes_its_size = "width" in inputs and "height" in inputs
+        if not makes_its_size:
+            pictures = [value for name, value in inputs.items() if _carries_picture(name)]
+            waiting += _sources_of(pictures)
+    return sizes
+
+
+def _sources_of(values: Iterable[Any]) -> List[str]:
+    """The nodes that the links among ``values`` come from."""
+    return [str(value[0]) for value in values if is_link(value)]
 
 
 def _size_of_node(prompt: JsonObject, node_id: str) -> Optional[SizeInputs]:
@@ -396,9 +431,9 @@ def _number_behind(prompt: JsonObject, ref: InputRef) -> Optional[InputRef]:
         return ref
     if not is_link(value):
         return None
-    source = str(value[0])
+    source_id, _ = value
     for name in (ref.input, "value"):  # PrimitiveInt has a ``value``
-        source_ref = InputRef(source, name)
+        source_ref = InputRef(str(source_id), name)
         if type(value_of(prompt, source_ref)) is int:
             return source_ref
     return None

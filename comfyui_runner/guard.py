@@ -1,7 +1,7 @@
 """Who may use the service.
 
-Its address is open to every program of this machine, and to every web page that a browser on it
-shows: a page needs no permission to make the browser send a request.
+Every program on this machine can reach it, and so can every web page that a browser on it shows:
+without asking anybody, a page can make the browser send requests.
 """
 
 from __future__ import annotations
@@ -36,31 +36,35 @@ from comfyui_runner.text import one_line
 #: How the name of the cookie begins that POST /login gives to the page.
 COOKIE = "comfyui_workflow_runner"
 
-#: What may be had without a token: the page that asks for it, and what a watchdog asks for.
+#: What needs no token: the login itself, and what watchdogs ask for.
 PATHS_WITHOUT_TOKEN = ("/login", "/health")
 
-#: Headers of answers that a page of an allowed origin may read too.
+#: Headers of answers that pages of allowed origins may read too.
 EXPOSED_HEADERS = "Content-Disposition, Location, Retry-After, X-Prompt-Id"
 
 #: The only path whose GET starts something.
 PATH_THAT_STARTS = "/queue"
 
-#: Headers in which browsers say that nobody has asked for the page yet, and how they say it: the
-#: standard, older Chromium, Safari, and Firefox.
+#: Headers in which browsers say that nobody has opened the page yet (those of the standard, older
+#: Chromium, Safari and Firefox), and the words in them that mean this.
 PREFETCH_HEADERS = ("sec-purpose", "purpose", "x-purpose", "x-moz")
 PREFETCH_WORDS = ("prefetch", "prerender", "preview")
 
-#: Seconds by which wrong tokens are answered late: the first one, and at most. Each failure doubles
-#: them; after this many seconds without one they begin anew.
-FIRST_DELAY, LONGEST_DELAY, FORGET_FAILURES = 0.05, 5.0, 60.0
+#: The answer to the first wrong token is late by so many seconds. Each failure doubles them.
+FIRST_DELAY = 0.05
+LONGEST_DELAY = 5.0
 
-#: So many wrong tokens are answered late at a time, of one address and of all.
-LATE_ANSWERS_OF_ONE, LATE_ANSWERS_OF_ALL = 4, 16
+#: After so many seconds without a failure, delays begin anew.
+FORGET_FAILURES = 60.0
 
-#: So many addresses are remembered that have sent a wrong token.
+#: How many answers to wrong tokens may be late at the same time: to one network, and to all.
+LATE_ANSWERS_OF_ONE = 4
+LATE_ANSWERS_OF_ALL = 16
+
+#: How many networks that have sent a wrong token are remembered.
 NETWORKS_REMEMBERED = 1000
 
-#: Seconds for which a signed URL can be fetched. OpenAI's images can be for as long.
+#: How long a signed URL is valid: as long as the URLs of OpenAI's images.
 SIGNATURE_SECONDS = 60 * 60
 
 #: Characters of a SHA-256 digest in hexadecimal.
@@ -75,17 +79,17 @@ _match_host = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?").fu
 
 
 class Guard(NamedTuple):
-    """The hosts that the service answers to, the origins that are allowed, and the token.
+    """The hosts that the service answers to, the origins that are allowed, and the token."""
 
-    It answers to every loopback address and to ``localhost`` too; ``takes_any_address`` adds all
-    other addresses, for a service that listens on all of them.
-    """
-
-    hosts: FrozenSet[str] = frozenset()  # names and addresses as read_host() returns them
+    #: names and addresses as read_host() returns them; localhost and loopback addresses come on top
+    hosts: FrozenSet[str] = frozenset()
+    #: origins of other web pages that may use the service
     origins: FrozenSet[str] = frozenset()
     token: Optional[str] = None
+    #: whether it answers to every address, because it listens on all of them
     takes_any_address: bool = False
-    session_mark: str = ""  # of the cookies that this service has given out since its start
+    #: how the cookies begin that this service has given out since its start
+    session_mark: str = ""
 
     def refusal(self, request: Request) -> Optional[HttpError]:
         """Why a request is refused, or None."""
@@ -98,11 +102,11 @@ class Guard(NamedTuple):
         )
 
     def _refuse_foreign_host(self, request: Request) -> Optional[HttpError]:
-        """DNS rebinding: a page of evil.example lets that name point to 127.0.0.1, and then has the
-        same origin as the service. The browser still sends Host: evil.example.
+        """DNS rebinding: a page of evil.example makes that name point to 127.0.0.1, and then has
+        the same origin as the service. The browser still sends Host: evil.example.
 
-        Addresses that nobody uses on purpose are refused too: browsers reach this machine by
-        0.0.0.0 and [::ffff:127.0.0.1], but do not treat them as this machine's, and then leave out
+        Addresses that nobody uses on purpose are refused too. Browsers reach this machine by
+        0.0.0.0 and [::ffff:127.0.0.1], but do not treat these as local and so do not send
         Sec-Fetch-Site (W3C Secure Contexts, section 3.1).
         """
         host = request.headers.get("host")
@@ -134,16 +138,16 @@ class Guard(NamedTuple):
     def _refuse_foreign_page(self, request: Request) -> Optional[HttpError]:
         """Other web pages: an <img> with the URL of GET /queue would be enough to start a run.
 
-        A browser names the page in Origin (not with every GET), Referer and Sec-Fetch-Site; other
-        clients send none of them.
+        A browser says in Origin (but not with every GET), Referer and Sec-Fetch-Site which page
+        sends the request. Other clients send none of them.
         """
         origin = request.headers.get("origin")
         if origin is not None and origin not in self._origins_of(request):
             message = "Pages of other origins may not use this service (--allow-origin)."
             return HttpError(403, "foreign_origin", message)
 
-        # A link from anywhere may lead to the page, which then asks on its own behalf; and a page
-        # that was given a signed URL may show what is there.
+        # Any page may have a link to ours, whose requests are then its own. And a page that was
+        # given a signed URL may show what is there.
         if _asks_for_page(request) or self.has_signature(request, time.time()):
             return None
 
@@ -158,11 +162,11 @@ class Guard(NamedTuple):
         referer = request.header("referer")
         if referer == "":
             return False
-        origin = "/".join(referer.lower().split("/")[:3])  # scheme, nothing, host and port
-        return origin not in self._origins_of(request)
+        scheme_and_host = referer.lower().split("/")[:3]  # "http:", "", "gpu.example:8189"
+        return "/".join(scheme_and_host) not in self._origins_of(request)
 
     def _refuse_prefetch(self, request: Request) -> Optional[HttpError]:
-        """A browser may ask for what somebody might click on; GET /queue would start a run."""
+        """A browser may fetch what somebody might click on: GET /queue would start a run."""
         purposes = " ".join(request.header(name) for name in PREFETCH_HEADERS).lower()
         if not any(word in purposes for word in PREFETCH_WORDS):
             return None
@@ -171,20 +175,23 @@ class Guard(NamedTuple):
     def _refuse_browser_without_page(self, request: Request) -> Optional[HttpError]:
         """A browser that starts or changes something must say that our own page wants it.
 
-        A foreign page can make it say nothing: it sends no Sec-Fetch-Site to most addresses over
-        plain HTTP, no Origin with an <img>, and no Referer if the page forbids it.
-        _refuse_foreign_page() has refused an Origin and a Referer that are not ours.
+        A foreign page can make it say nothing: the browser sends no Sec-Fetch-Site to most
+        addresses over plain HTTP, no Origin with an <img>, and no Referer if the page forbids it.
         """
         if not starts_or_changes(request) or not is_browser(request):
             return None
+        # _refuse_foreign_page() has refused those that are not ours.
         if request.header("origin"):
             return None
         site = request.headers.get("sec-fetch-site")
         if site is None and request.header("referer"):
             return None
+
+        if site == "same-origin":
+            return None
         # "none" is the address bar or a bookmark.
         is_from_address_bar = site == "none" and is_loopback(read_host(request.header("host")))
-        if site == "same-origin" or is_from_address_bar:
+        if is_from_address_bar:
             return None
         message = (
             "The browser does not say which page this comes from: open the page instead "
@@ -193,13 +200,14 @@ class Guard(NamedTuple):
         return HttpError(403, "foreign_origin", message)
 
     def _refuse_without_token(self, request: Request) -> Optional[HttpError]:
-        if (
+        is_allowed = (
             self.token is None
-            or _asks_for_page(request)
+            or _asks_for_page(request)  # it has the field for the token
             or request.path in PATHS_WITHOUT_TOKEN
             or self.has_token(request)
             or self.has_signature(request, time.time())
-        ):
+        )
+        if is_allowed:
             return None
         headers = (("WWW-Authenticate", "Bearer"),)
         message = "This service needs a token: Authorization: Bearer TOKEN."
@@ -215,60 +223,67 @@ class Guard(NamedTuple):
         origin = request.header("origin")
         if not origin or origin not in self.origins:
             return ()
-        exposed = ("Access-Control-Expose-Headers", EXPOSED_HEADERS)
-        return ("Access-Control-Allow-Origin", origin), exposed, ("Vary", "Origin")
+        return (
+            ("Access-Control-Allow-Origin", origin),
+            ("Access-Control-Expose-Headers", EXPOSED_HEADERS),
+            ("Vary", "Origin"),
+        )
 
     def has_token(self, request: Request) -> bool:
         """Whether the request has the token, or the cookie of the login."""
         scheme, _, credentials = request.header("authorization").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
             return True
-        return any(
-            _equal_in_constant_time(value[-DIGEST_LENGTH:], self._digest("value"))
-            for value in self._cookies_of(request)
-        )
+        for value in self._cookies_of(request):
+            digest = value[-DIGEST_LENGTH:]  # after the session mark
+            if _equal_in_constant_time(digest, self._digest("value")):
+                return True
+        return False
 
     def sign_target(self, path: str, query: Mapping[str, str], now: float) -> str:
-        """The path and query by which whoever has them may GET what is there, for a while.
+        """A path and query by which anybody can GET what is there, for a while.
 
-        For those who get a URL and no token, such as the page that shows a picture. Where no token
-        is needed, nothing is added.
+        For those who get a URL and no token, such as a page that shows a picture. Where no token is
+        needed, nothing is added.
         """
+        signed = dict(query)
         if self.token is not None:
-            expires = str(int(now) + SIGNATURE_SECONDS)
-            query = {**query, "expires": expires}
-            query = {**query, "signature": self._signature(path, query)}
-        return f"{path}?{urllib.parse.urlencode(query)}"
+            signed["expires"] = str(int(now) + SIGNATURE_SECONDS)
+            signed["signature"] = self._signature(path, signed)
+        return f"{path}?{urllib.parse.urlencode(signed)}"
 
     def has_signature(self, request: Request, now: float) -> bool:
-        """Whether the target of ``request`` is one of sign_target(), as it was and in time."""
+        """Whether sign_target() has made the target of ``request``, and it has not expired."""
         query = dict(request.query)
         signature = query.pop("signature", "")
         expires = query.get("expires", "")
         is_in_time = bool(_is_time(expires)) and now < int(expires)
-        if self.token is None or request.method not in ("GET", "HEAD") or not is_in_time:
+        only_reads = request.method in ("GET", "HEAD")
+        if self.token is None or not only_reads or not is_in_time:
             return False
         return _equal_in_constant_time(signature, self._signature(request.path, query))
 
     def _signature(self, path: str, query: Mapping[str, str]) -> str:
-        """Whoever sees it cannot try tokens on it: the mark of this start is in the key too."""
-        target = f"{path}?{urllib.parse.urlencode(sorted(query.items()))}"
-        key = f"{self.session_mark} {self.token}".encode()
-        return hmac.new(key, f"{COOKIE} URL {target}".encode(), hashlib.sha256).hexdigest()
+        """The session mark is part of the key. Without it, the signature of a URL would be enough
+        to try out tokens until one gives the same signature.
+        """
+        sorted_query = urllib.parse.urlencode(sorted(query.items()))
+        message = f"{COOKIE} URL {path}?{sorted_query}"
+        key = f"{self.session_mark} {self.token}"
+        return hmac.new(key.encode(), message.encode(), hashlib.sha256).hexdigest()
 
     def carries_guess(self, request: Request) -> bool:
-        """Whether the answer to ``request`` says whether a token is right that can be guessed.
+        """Whether the answer to ``request`` would say whether a guess of the token is right.
 
-        The beginning of a cookie that was given out since the start cannot be guessed.
+        A cookie with the session mark is not a guess: the mark itself cannot be guessed.
         """
         if self.token is None:
             return False
         cookies = self._cookies_of(request)
-        is_our_session = self.session_mark != "" and any(
-            _equal_in_constant_time(value[:-DIGEST_LENGTH], self.session_mark) for value in cookies
-        )
-        if is_our_session:
-            return False
+        for value in cookies:
+            mark = value[:-DIGEST_LENGTH]
+            if self.session_mark != "" and _equal_in_constant_time(mark, self.session_mark):
+                return False
         return "authorization" in request.headers or bool(cookies) or request.path == "/login"
 
     def _cookies_of(self, request: Request) -> List[str]:
@@ -277,32 +292,37 @@ class Guard(NamedTuple):
         There may be several: a page of this host, on another path or for the whole domain, can set
         one of the same name, and its cookie may come first (RFC 6265, section 5.4).
         """
-        pairs = [pair.partition("=") for pair in request.header("cookie").split(";")]
-        return [value.strip() for name, _, value in pairs if name.strip() == self.cookie_name()]
+        values = []
+        for cookie in request.header("cookie").split(";"):
+            name, _, value = cookie.partition("=")
+            if name.strip() == self.cookie_name():
+                values.append(value.strip())
+        return values
 
     def is_wrong_guess(self, request: Request, error: BaseException) -> bool:
         """Whether ``request`` ended with ``error`` because a token was wrong, not missing."""
         if not isinstance(error, HttpError):
             return False
-        has_credentials = "authorization" in request.headers or bool(self._cookies_of(request))
-        return error.type == "wrong_token" or (error.type == "unauthorized" and has_credentials)
+        if error.type != "unauthorized":
+            return error.type == "wrong_token"
+        return "authorization" in request.headers or bool(self._cookies_of(request))
 
     def is_token(self, text: str) -> bool:
         """Whether ``text`` is the token."""
         return self.token is not None and _equal_in_constant_time(text, self.token)
 
     def cookie_name(self) -> str:
-        """The name of the cookie of the login, another one for each token.
+        """The name of the cookie of the login; each token has another one.
 
-        Browsers keep one cookie of a name for all ports of a host: with a name in common, the login
-        to one service would end that to the other.
+        Browsers keep one cookie of a name for all ports of a host. If the name were the same, the
+        login to one service would end the login to another.
         """
         return f"{COOKIE}_{self._digest('name')[:8]}"
 
     def cookie_value(self) -> str:
-        """What the cookie of the login holds. The token cannot be read from it.
+        """The value of the cookie of the login. The token cannot be read from it.
 
-        It ends with what holds as long as the token does.
+        It begins with the session mark. Its end alone stays valid when the service starts anew.
         """
         return self.session_mark + self._digest("value")
 
@@ -314,10 +334,10 @@ class Guard(NamedTuple):
 class FailedGuesses:
     """Slows down those who guess the token.
 
-    Wrong tokens are answered late: all of them together, as an attacker can have many addresses.
-    A late answer holds a thread, so only a few are late at a time. Who has that many gets further
-    guesses refused without a look at them: an answer at once, whatever it is, would say whether a
-    guess was right. Times are on the monotonic clock.
+    Wrong tokens are answered late. The failures of all addresses count together, because an
+    attacker may have many. A late answer occupies a thread, so only a few are late at a time. A
+    client that waits for that many has its next guesses refused unseen: an answer to them at once
+    would say whether they were right. Times are on the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -328,7 +348,7 @@ class FailedGuesses:
         self._failed_at: Dict[str, float] = {}  # the last failure by network, oldest first
 
     def may_guess(self, client: str, now: float) -> bool:
-        """Whether a token that comes from the address ``client`` is looked at."""
+        """Whether a token that comes from the address ``client`` is checked."""
         network = _network_of(client)
         with self._lock:
             if self._late_answers.get(network, 0) >= LATE_ANSWERS_OF_ONE:
@@ -340,7 +360,7 @@ class FailedGuesses:
 
     @contextlib.contextmanager
     def late_answer(self, client: str, now: float) -> Iterator[float]:
-        """Count one more failure: the seconds by which its answer, meanwhile, is late."""
+        """Count one more failure. In the block, its answer waits for the seconds returned."""
         network = _network_of(client)
         with self._lock:
             delay = self._count_failure(network, now)
@@ -365,20 +385,22 @@ class FailedGuesses:
         self._failed_at.pop(network, None)
         self._failed_at[network] = now
         if len(self._failed_at) > NETWORKS_REMEMBERED:
-            del self._failed_at[next(iter(self._failed_at))]
+            oldest = next(iter(self._failed_at))
+            del self._failed_at[oldest]
         return min(delay, LONGEST_DELAY)
 
 
 def _network_of(client: str) -> str:
-    """An address; of IPv6 the first half, as a single machine has all addresses that begin so."""
-    address = parse_ip(client.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+    """An IPv4 address, or the first half of an IPv6 address: one machine may have all of those."""
+    without_zone, _, _ = client.partition("%")
+    address = parse_ip(without_zone)
+    if isinstance(address, ipaddress.IPv6Address) and not _is_ipv4_mapped(address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return client
 
 
 def too_many_guesses() -> HttpError:
-    """The answer to a token that is not looked at."""
+    """The answer to a token that is not checked."""
     message = "Too many wrong tokens came from this address: try again later."
     headers = (("Retry-After", f"{LONGEST_DELAY:.0f}"),)
     return HttpError(429, "too_many_guesses", message, headers=headers)
@@ -389,7 +411,7 @@ def _asks_for_page(request: Request) -> bool:
 
 
 def _equal_in_constant_time(first: str, second: str) -> bool:
-    """The time that it takes says nothing of how much of a guess was right."""
+    """Whether two texts are equal. The time that this takes does not show how much of them is."""
     return hmac.compare_digest(first.encode(errors="replace"), second.encode(errors="replace"))
 
 
@@ -403,9 +425,9 @@ def starts_or_changes(request: Request) -> bool:
 def is_browser(request: Request) -> bool:
     """Whether a browser sends ``request``, and not a program.
 
-    Every browser sends these two headers, and no page can take them away or change User-Agent
-    unless it asks first (CORS preflight). PowerShell calls itself Mozilla too; other programs that
-    do so send no Accept-Language.
+    Every browser sends these two headers, and a page that removes or changes them must ask first
+    (CORS preflight). PowerShell calls itself Mozilla too. Other programs that do so send no
+    Accept-Language.
     """
     user_agent = request.header("user-agent")
     return (
@@ -424,7 +446,7 @@ def read_host(text: str) -> str:
 
     Addresses are in their usual spelling, without brackets. "" if ``text`` is neither.
     """
-    address = parse_ip(text)  # an IPv6 address without brackets: some clients send that
+    address = parse_ip(text)  # some clients send IPv6 addresses without brackets
     if address is not None:
         return str(address)
     match = _match_host(text)
@@ -445,9 +467,12 @@ def url_of_host(text: str) -> str:
     if ":" in host:
         host = f"[{host}]"
     match = _match_host(text)
-    if match and match[3]:
-        host += f":{match[3]}"
-    return f"http://{host}"
+    if match is None:
+        return f"http://{host}"
+    _, _, port = match.groups()
+    if port is None:
+        return f"http://{host}"
+    return f"http://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -461,7 +486,7 @@ def is_loopback(host: str) -> bool:
 @functools.lru_cache(maxsize=64)  # a client sends the same Host with each request
 def parse_ip(text: str) -> Optional[IPAddress]:
     """The address that ``text`` is, or None."""
-    if "%" in text:  # a zone (fe80::1%eth0): its interface means nothing to clients
+    if "%" in text:  # fe80::1%eth0: the zone is an interface, which clients do not know
         return None
     try:
         return ipaddress.ip_address(text)
@@ -479,10 +504,10 @@ def make_guard(
     """The guard of a service that listens on ``host``.
 
     ``hosts`` are more names and addresses that it answers to, ``origins`` those whose pages are
-    allowed.
-    Raises UsageError where other machines could use it without a token, unless ``no_token``.
+    allowed. Raises UsageError if other machines could use it without a token, unless ``no_token``.
     """
-    bound_host = read_host(host.partition("%")[0])
+    without_zone, _, _ = host.partition("%")
+    bound_host = read_host(without_zone)
     is_local = is_loopback(bound_host)
     if not is_local and not token and not no_token:
         raise UsageError(
@@ -497,12 +522,15 @@ def make_guard(
         allowed_hosts |= _names_of_this_machine()
         if not listens_on_all:
             allowed_hosts.add(bound_host)
+    session_mark = ""
+    if token:
+        session_mark = secrets.token_hex(16)
     return Guard(
         hosts=frozenset(allowed_hosts),
         origins=frozenset(origin.rstrip("/").lower() for origin in origins),
         token=token or None,
         takes_any_address=listens_on_all,
-        session_mark=secrets.token_hex(16) if token else "",
+        session_mark=session_mark,
     )
 
 
@@ -520,5 +548,5 @@ def read_allowed_host(text: str) -> str:
 def _names_of_this_machine() -> FrozenSet[str]:
     """What other machines may call this one: with and without its domain, and by mDNS (.local)."""
     name = socket.gethostname().lower()
-    short_name = name.partition(".")[0]
+    short_name, _, _ = name.partition(".")
     return frozenset((name, f"{name}.local", short_name, f"{short_name}.local"))

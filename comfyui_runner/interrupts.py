@@ -21,14 +21,14 @@ FAREWELL_SECONDS = 0.5
 
 
 class Stop(NamedTuple):
-    """What ends work early ("Ctrl+C", "--timeout expired"), and the exit status it leads to."""
+    """What ends work early."""
 
-    name: str
-    exit_status: ExitStatus
+    name: str  #: for people: "Ctrl+C", "--timeout expired"
+    exit_status: ExitStatus  #: what it leads to
 
 
 def stop_by_signal(number: int) -> Stop:
-    """What a signal leads to. SIGHUP comes when the terminal is closed, and counts as SIGTERM."""
+    """What a signal leads to. SIGHUP, which is sent when a terminal closes, counts as SIGTERM."""
     name = signal.Signals(number).name
     if name in ("SIGTERM", "SIGHUP"):
         return Stop(name, ExitStatus.TERMINATED)
@@ -36,7 +36,7 @@ def stop_by_signal(number: int) -> Stop:
 
 
 def signals_to_take() -> List[int]:
-    """The signals that end the program in order, as far as this system has them."""
+    """The signals after which the program ends in order, as far as this system has them."""
     numbers: List[int] = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGBREAK"):  # Ctrl+Break on Windows
         numbers.append(signal.SIGBREAK)
@@ -68,15 +68,19 @@ class Interrupts:
     @property
     def name(self) -> str:
         """What was pressed, for people."""
-        return "Ctrl+C" if self.cause is None else self.cause.name
+        if self.cause is None:
+            return "Ctrl+C"
+        return self.cause.name
 
     @property
     def exit_status(self) -> ExitStatus:
         """130 for Ctrl+C, 143 for SIGTERM and a terminal that is closed."""
-        return ExitStatus.CANCELLED if self.cause is None else self.cause.exit_status
+        if self.cause is None:
+            return ExitStatus.CANCELLED
+        return self.cause.exit_status
 
     def install(self) -> None:
-        """Takes the signals over; in a thread, which cannot, they stay as they are."""
+        """Takes over the signals. In another than the main thread, Python does not allow that."""
         for number in signals_to_take():
             try:
                 self._replaced_handlers[number] = signal.signal(number, self._handle)
@@ -90,8 +94,8 @@ class Interrupts:
     def take_console_events(self, kernel32: Any) -> None:
         """Cancels our run when the console of Windows is closed, and leaves at the second Ctrl+C.
 
-        Comes before anything is printed: the console takes escape codes from now on, if it can.
-        ``kernel32`` is the library of the console.
+        Must be called before anything is printed: from now on the console understands escape codes,
+        if it can. ``kernel32`` is the library of the console.
         """
         self._takes_escape_codes = turn_on_escape_codes(kernel32)
         self._console_handler = ConsoleHandler(
@@ -126,9 +130,9 @@ class Interrupts:
     def _let_signals_wake(self, loop: "asyncio.AbstractEventLoop") -> None:
         """Signals end the system call in which ``loop`` waits.
 
-        Python calls handlers in the main thread, between two of its steps. Without this, a signal
-        would wait with the loop where the system gives it to another thread, or where it comes
-        just before the main thread begins to wait.
+        Python calls handlers in the main thread, between two of its steps. Without this, a handler
+        would not be called until the loop wakes up, where the system delivers the signal to another
+        thread, or just before the main thread begins to wait.
         """
         self._close_wakers()
         reader, writer = socket.socketpair()
@@ -148,20 +152,20 @@ class Interrupts:
 
     def _handle(self, number: int, frame: object) -> None:
         stop = stop_by_signal(number)
-        if self.cause is not None:
-            # Not a second press: the shell and the system both send SIGHUP when a terminal is
+        is_second = self.cause is not None
+        if is_second and stop.name == "SIGHUP":
+            # Nobody pressed anything: the shell and the system both send SIGHUP when a terminal is
             # closed, and systemd may send it right after SIGTERM.
-            if stop.name == "SIGHUP":
-                return
-            self.cause = stop
-            self._leave_at_once()
+            return
         self.cause = stop
+        if is_second:
+            self._leave_at_once()
         if self.asking:
             raise KeyboardInterrupt
         self._wake_loop()
 
     def stop(self, cause: Stop) -> None:
-        """Does what the first press does, and never what the second does. For any thread."""
+        """Does what the first press does, and never what the second does. From any thread."""
         if self.cause is None:
             self.cause = cause
         self._wake_loop()
@@ -183,9 +187,10 @@ class Interrupts:
 
     def _say_farewell(self) -> None:
         try:
-            os.write(2, last_bytes(self.farewell, os.isatty(2) and self._takes_escape_codes))
+            takes_escape_codes = os.isatty(2) and self._takes_escape_codes
+            os.write(2, last_bytes(self.farewell, takes_escape_codes))
         except OSError:
-            pass  # nobody reads any more
+            pass  # nobody reads it
 
 
 def last_bytes(farewell: str, takes_escape_codes: bool) -> bytes:

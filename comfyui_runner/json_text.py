@@ -1,4 +1,4 @@
-"""JSON from elsewhere, whose depth must not end the program."""
+"""JSON from elsewhere. However deep it nests, the program must not end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DEEPEST_JSON = 100
 def parse_json(text: Union[str, bytes]) -> Any:
     """The value of ``text``; bytes are in UTF-8, UTF-16 or UTF-32.
 
-    Raises ValueError: JSONDecodeError with line and column, UnicodeDecodeError, or a plain one
-    where arrays and objects nest too deep.
+    Raises ValueError: JSONDecodeError with line and column, UnicodeDecodeError, or ValueError
+    itself where arrays and objects nest too deep.
     """
     if not may_be_deep(text):
         return json.loads(text)
@@ -50,14 +50,17 @@ def _parse_deep_json(text: Union[str, bytes]) -> Any:
 
 def _is_deeper_than(limit: int, value: Any) -> bool:
     """Whether arrays and objects nest deeper than ``limit`` levels; without recursion."""
-    level = [value]
+    items = [value]  # all those of one level
     for _ in range(limit + 1):
-        containers = [item for item in level if isinstance(item, (dict, list))]
+        containers = [item for item in items if isinstance(item, (dict, list))]
         if not containers:
             return False
-        level = []
+        items = []
         for container in containers:
-            level.extend(container.values() if isinstance(container, dict) else container)
+            if isinstance(container, dict):
+                items.extend(container.values())
+            else:
+                items.extend(container)
     return True
 
 

@@ -1,4 +1,4 @@
-"""The runs of the service, those that have ended included, as clients see them."""
+"""The runs of the service as clients see them, including those that have ended."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from comfyui_runner.state_keeper import StateKeeper
 from comfyui_runner.stored_state import StoredRun, pack_text, unpack_prompt
 from comfyui_runner.text import JsonObject
 
-#: Runs that have ended and stay in memory: with a state file, and without one.
+#: How many runs that have ended stay in memory: with a state file, and without one.
 RECENT_IN_MEMORY = 20
 MOST_IN_MEMORY = 200
 
-#: A longer prompt, packed, of a run that has ended is not kept in memory.
+#: The largest prompt, in bytes when it is packed, that stays in memory after its run has ended.
 MOST_PROMPT_BYTES_IN_MEMORY = 1 << 16
 
 #: Characters of the positive text that a run shows of itself.
 POSITIVE_CHARACTERS = 500
 
 
-#: The end of all runs that have ended: it is set.
+#: What stands for RunRecord.over in runs that have ended: it is set.
 OVER = threading.Event()
 OVER.set()
 
@@ -52,8 +52,7 @@ class RunRecord:
     """One run, and the session that follows it.
 
     When it is over, only what clients are shown is kept: the prompts and pictures of 200 runs would
-    fill the memory. ``created`` is when it was started, in seconds since 1970: now, unless an
-    earlier process has started it.
+    fill the memory. ``created`` is when it was started, in seconds since 1970; None for now.
     """
 
     def __init__(self, run: Run, session: Session, created: Optional[float] = None) -> None:
@@ -61,9 +60,10 @@ class RunRecord:
         self.session = session
         self.created = time.time() if created is None else created
         self.number = 0  #: its turn among all runs of the service
-        self.is_cancelled = False  #: somebody asked for that
-        self.stored_phase = Phase.SUBMITTING  #: what the state file knows
-        self.is_found = True  #: False for one of an earlier process that is yet to be looked for
+        self.is_cancelled = False  #: somebody has asked to cancel it
+        self.stored_phase = Phase.SUBMITTING  #: its phase in the state file
+        #: False for a run of an earlier process until it is found in ComfyUI
+        self.is_found = True
         self.seeds = seeds_by_name(run.prompt)
         self.positive = positive_text(run.prompt)
         self.message = ""  #: how it ended
@@ -76,8 +76,10 @@ class RunRecord:
         self.over = threading.Event()
         self.published_preview: Optional[Preview] = None
         self.throttle = Throttle(0.0)  #: of the `run` events about it
-        self._shown_at_end: Optional[str] = None  # a text takes less memory
-        self._packed_prompt = b""  # when it has ended
+        #: what clients are shown when it has ended: a text takes less memory than an object
+        self._shown_at_end: Optional[str] = None
+        #: its prompt when it has ended; b"" if that is too large
+        self._packed_prompt = b""
 
     @property
     def prompt_id(self) -> str:
@@ -106,13 +108,13 @@ class RunRecord:
 
     def as_stored(self) -> StoredRun:
         """The run for the state file, without its prompt."""
-        is_over = self.phase.over
+        shown = self._show(is_over=self.phase.over)
         return StoredRun(
             self.number,
             self.prompt_id,
             self.created,
             self.phase,
-            shown=with_open_address(self._show(is_over)),
+            shown=with_open_address(shown),
             is_cancelled=self.is_cancelled,
             spooled=self.spooled,
         )
@@ -124,9 +126,9 @@ class RunRecord:
         packed = pack_text(strict_json(self.run.prompt))
         if len(packed) <= MOST_PROMPT_BYTES_IN_MEMORY:
             self._packed_prompt = packed
-        # Threads may still look at the old one.
+        # Another object, because threads may still read the old one.
         self.run = self.run.without_content()
-        if self.outputs is not None:  # the files of some can be fetched
+        if self.outputs is not None:  # needed for their files, and not for their texts
             self.outputs = [output._replace(text=None) for output in self.outputs]
         self.published_preview = None
         self.failure = None
@@ -135,10 +137,12 @@ class RunRecord:
     @property
     def prompt(self) -> Optional[Prompt]:
         """What it runs; None where that was not kept after its end."""
-        run = self.run  # the same one all the time
+        run = self.run  # end() may replace it meanwhile
         if run.prompt:
             return run.prompt
-        return unpack_prompt(self._packed_prompt) if self._packed_prompt else None
+        if not self._packed_prompt:
+            return None
+        return unpack_prompt(self._packed_prompt)
 
     def to_json(self, service_url: str = "") -> JsonObject:
         """The run as GET /runs/{prompt_id} shows it.
@@ -157,7 +161,7 @@ class RunRecord:
         return with_address(self._shown_at_end, service_url)
 
     def _show(self, is_over: bool) -> Dict[str, Any]:
-        run = self.run  # the same one all the time: end() may be called meanwhile
+        run = self.run  # end() may replace it meanwhile
         state = run.state
         return {
             "prompt_id": self.prompt_id,
@@ -181,13 +185,14 @@ class RunRecord:
 
     def _outputs(self, prompt: JsonObject, state: PromptState) -> List[Dict[str, Any]]:
         outputs = self.outputs
-        if outputs is None:  # while it runs, it is not clear yet which pictures are previews
-            listed = collect_outputs(state.outputs, prompt)
-            outputs = [output for output in listed if output.content is None]
-        return [
-            {**output.to_json(), "url": self._url_of(output, turn)}
-            for turn, output in enumerate(outputs)
-        ]
+        if outputs is None:  # it is running, so it is not known yet which pictures are previews
+            all_outputs = collect_outputs(state.outputs, prompt)
+            outputs = [output for output in all_outputs if output.content is None]
+        shown = []
+        for turn, output in enumerate(outputs):
+            url = self._url_of(output, turn)
+            shown.append({**output.to_json(), "url": url})
+        return shown
 
     def _url_of(self, output: Output, turn: int) -> Optional[str]:
         """Where the service shows a file, relative to its own address; None for a text."""
@@ -202,7 +207,7 @@ class RunRecord:
         return url
 
     def conclude(self, outputs: Sequence[Output], spooled: Mapping[int, str]) -> None:
-        """Take what it made: the memory of the contents is given back."""
+        """Take what it made. The contents leave the memory."""
         self.outputs = [output._replace(content=None) for output in outputs]
         self.spooled = dict(spooled)
         self.run.state = self.run.state._replace(outputs={})
@@ -215,14 +220,14 @@ class RunRecord:
 class EndedRecord:
     """A run that has ended and left the memory, as the state file has it.
 
-    Clients are shown the same as of its RunRecord. Made by read_ended().
+    Clients see the same as of its RunRecord. read_ended() makes it.
     """
 
     def __init__(self, stored: StoredRun, text: str) -> None:
         self.prompt_id = stored.prompt_id
         self.number = stored.number
         self.phase = stored.phase
-        self.server: Optional[Server] = None  #: any ComfyUI has its files, as far as is known
+        self.server: Optional[Server] = None  #: not known: any ComfyUI is asked for its files
         self.over = OVER
         self._text = text
         self._spooled = stored.spooled
@@ -235,9 +240,11 @@ class EndedRecord:
     @property
     def outputs(self) -> List[Output]:
         """What it made, without contents."""
-        fields = [name for name in Output._fields if name != "content"]
-        outputs = self.to_json()["outputs"]
-        return [Output(**{name: output[name] for name in fields}) for output in outputs]
+        outputs = []
+        for shown in self.to_json()["outputs"]:
+            fields = {name: shown[name] for name in Output._fields if name != "content"}
+            outputs.append(Output(**fields))
+        return outputs
 
     def to_json(self, service_url: str = "") -> JsonObject:
         """The run, as RunRecord.to_json() shows it."""
@@ -260,14 +267,14 @@ class RunsPage(NamedTuple):
     """Some of the runs, newest first."""
 
     runs: List[AnyRun]
-    next_before: Optional[int]  #: older ones have numbers below it; None where there are none
+    next_before: Optional[int]  #: older runs have numbers below it; None if there are none
 
 
 def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
     """The run of a row of the state file.
 
-    None if the row is broken, as on a disk with faults, or if its run has not ended: that one is in
-    memory, or nowhere.
+    None if the row is broken, as on a damaged disk, or if its run has not ended: then it is in
+    memory, or lost.
     """
     text = stored.shown
     if not text or not stored.phase.over:
@@ -280,8 +287,10 @@ def read_ended(stored: StoredRun) -> Optional[EndedRecord]:
 
 def positive_text(prompt: JsonObject) -> str:
     """The text that reaches a sampler as the positive one, or its beginning; "" if none does."""
-    texts = [value_of(prompt, ref) for ref in prompt_texts(prompt, "positive")]
-    return next((text[:POSITIVE_CHARACTERS] for text in texts if isinstance(text, str)), "")
+    values = (value_of(prompt, ref) for ref in prompt_texts(prompt, "positive"))
+    texts = (value for value in values if isinstance(value, str))
+    first = next(texts, "")
+    return first[:POSITIVE_CHARACTERS]
 
 
 def find_spooled(
@@ -297,19 +306,19 @@ def find_spooled(
 def running_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
     """The nodes that run, and their steps."""
     nodes = describe_nodes(prompt, state.running)
-    return [
-        {**node, "value": progress.value, "max": progress.max}
-        for node, progress in zip(nodes, state.running.values())
-    ]
+    shown: List[JsonObject] = []
+    for node, progress in zip(nodes, state.running.values()):
+        shown.append({**node, "value": progress.value, "max": progress.max})
+    return shown
 
 
 def finished_nodes(prompt: JsonObject, state: PromptState) -> List[JsonObject]:
     """The nodes that have finished, and how long each took."""
     nodes = describe_nodes(prompt, state.finished)
-    return [
-        {**node, "seconds": round(seconds, 3)}
-        for node, seconds in zip(nodes, state.finished.values())
-    ]
+    shown: List[JsonObject] = []
+    for node, seconds in zip(nodes, state.finished.values()):
+        shown.append({**node, "seconds": round(seconds, 3)})
+    return shown
 
 
 def problem_as_json(problem: Problem) -> JsonObject:
@@ -320,8 +329,8 @@ def problem_as_json(problem: Problem) -> JsonObject:
 class RunRecords:
     """The runs, and which of them have changed. ``lock`` is the service's.
 
-    Those that have not ended are in memory, with some that ended last; ``keeper`` has the others,
-    if it has a file. So what asks for them may wait for a disk, and is not for the loop.
+    Those that have not ended are in memory, with some that ended last. ``keeper`` has the others,
+    if it has a file: methods that may wait for a disk must not be called in the loop.
     """
 
     def __init__(self, lock: "threading.RLock", keeper: StateKeeper, last_number: int = 0) -> None:
@@ -333,13 +342,13 @@ class RunRecords:
 
     @property
     def kept(self) -> int:
-        """How many runs are kept; those that have not ended come on top."""
+        """How many runs that have ended are kept."""
         if self._keeper.has_file:
             return self._keeper.kept
         return min(self._keeper.kept, MOST_IN_MEMORY)
 
     def add(self, record: RunRecord, max_waiting: int) -> bool:
-        """Remember a new run, and forget old ones for it; False if ``max_waiting`` wait already."""
+        """Remember a new run, and forget old ones. False if ``max_waiting`` are waiting already."""
         with self._lock:
             if self.count_waiting() >= max_waiting:
                 return False
@@ -350,7 +359,7 @@ class RunRecords:
             return True
 
     def take_up(self, record: RunRecord, number: int) -> None:
-        """Remember a run that an earlier process has started, with its number."""
+        """Remember a run that an earlier process has started, by the number that it has."""
         with self._lock:
             record.number = number
             self._records[record.prompt_id] = record
@@ -363,7 +372,8 @@ class RunRecords:
         for prompt_id, record in list(self._records.items()):
             if surplus <= 0:
                 break
-            # Behind a load balancer, only its session leads to the server that has its files.
+            # Behind a load balancer, only the session of a run leads to the server that has its
+            # files.
             is_needed = record.server.affinity and len(self._records) <= MOST_IN_MEMORY
             if record.over.is_set() and not is_needed:
                 del self._records[prompt_id]
@@ -380,17 +390,18 @@ class RunRecords:
         return read_ended(stored)
 
     def in_memory(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
-        """The run of that prompt_id if it has not ended, or not long ago; or None."""
+        """The run of that prompt_id if it is in memory, or None."""
         return self._records.get(prompt_id or "")
 
     def prompt_of(self, run: AnyRun) -> Optional[Prompt]:
-        """What a run runs; None where that was not kept after its end, or cannot be read any more.
+        """What a run runs; None where that was not kept after its end or is damaged.
 
         May wait for a disk.
         """
-        prompt = run.prompt if isinstance(run, RunRecord) else None
-        if prompt is not None:
-            return prompt
+        if isinstance(run, RunRecord):
+            prompt = run.prompt
+            if prompt is not None:
+                return prompt
         packed = self._keeper.prompt_of(run.prompt_id)
         try:
             return unpack_prompt(packed)
@@ -405,7 +416,7 @@ class RunRecords:
 
     def page(self, limit: int, before: Optional[int] = None) -> RunsPage:
         """The newest ``limit`` runs, with numbers below ``before``. May wait for a disk."""
-        stored = self._keeper.page(limit + 1, before)  # one more says whether there are others
+        stored = self._keeper.page(limit + 1, before)  # one more shows whether there are others
         return self.with_records(stored, limit, before)
 
     def read_page(self, limit: int, prompt_id: Optional[str] = None) -> List[StoredRun]:
@@ -416,23 +427,25 @@ class RunRecords:
         if prompt_id is None:
             return self._keeper.page(limit, None)
         stored = self._keeper.get(prompt_id)
-        return [] if stored is None else [stored]
+        if stored is None:
+            return []
+        return [stored]
 
     def with_records(
         self, stored: Sequence[StoredRun], limit: int, before: Optional[int] = None
     ) -> RunsPage:
         """The newest ``limit`` runs of ``stored`` and of those in memory.
 
-        What is in memory is newer than what was read a moment ago. Rows that are broken count too:
-        what is older than they are must be found.
+        A run that is in both is taken from memory, which is newer. Rows that are broken count as
+        runs too, so that the next page has what is older than they are.
         """
         with self._lock:
             records = {record.number: record for record in self._records.values()}
         rows = {run.number: run for run in stored}
-        numbers = sorted(
-            (number for number in {*records, *rows} if before is None or number < before),
-            reverse=True,
-        )
+        numbers = sorted({*records, *rows}, reverse=True)
+        if before is not None:
+            numbers = [number for number in numbers if number < before]
+
         runs: List[AnyRun] = []
         for number in numbers[:limit]:
             run: Optional[AnyRun] = records.get(number) or read_ended(rows[number])
@@ -444,7 +457,7 @@ class RunRecords:
         return RunsPage(runs, next_before)
 
     def newest_in_memory(self) -> List[RunRecord]:
-        """The runs that have not ended, or not long ago, newest first."""
+        """The runs that are in memory, newest first."""
         return list(reversed(list(self._records.values())))
 
     def not_over(self) -> List[RunRecord]:
@@ -457,7 +470,10 @@ class RunRecords:
 
     def running(self) -> Optional[RunRecord]:
         """The run that ComfyUI is working on, or None."""
-        return next((record for record in self.not_over() if record.is_running), None)
+        for record in self.not_over():
+            if record.is_running:
+                return record
+        return None
 
     def to_interrupt(self, prompt_id: Optional[str]) -> Optional[RunRecord]:
         """The run of that prompt_id; for None the one that is running, else the first that waits.
@@ -467,8 +483,10 @@ class RunRecords:
         records = self.not_over()
         if prompt_id is not None:
             records = [record for record in records if record.prompt_id == prompt_id]
-        records.sort(key=lambda record: not record.is_running)
-        return next(iter(records), None)
+        running_first = sorted(records, key=lambda record: not record.is_running)
+        if not running_first:
+            return None
+        return running_first[0]
 
     # -- changes, for the event streams ----------------------------------------------------------
 
@@ -480,5 +498,6 @@ class RunRecords:
     def take_changed(self) -> List[RunRecord]:
         """The runs that were marked since the last call."""
         with self._lock:
-            changed, self._changed = self._changed, set()
+            changed = self._changed
+            self._changed = set()
             return [self._records[key] for key in changed if key in self._records]

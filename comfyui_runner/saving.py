@@ -22,20 +22,18 @@ def keep_name(name: str) -> str:
 
 
 class Destination(NamedTuple):
-    """Where the outputs of a run are saved. ``rename`` changes the names that ComfyUI gave.
-
-    ``written`` is the memory that runs share whose files must not overwrite each other under names
-    that only some systems take for one.
-
-    ``stopping``, when it is set, ends the saving (None: nothing does): a download ends at its next
-    chunk. The run then ends with ``status_if_stopped()``, or (None) as if a download had failed.
-    """
+    """Where the outputs of a run are saved, and how."""
 
     folder: str
     overwrite: bool = False
+    #: changes the names that ComfyUI gave
     rename: Callable[[str], str] = keep_name
+    #: when it is set, the saving ends, a download at its next chunk; None: nothing ends it
     stopping: Optional[asyncio.Event] = None
+    #: how the run ends where ``stopping`` was set; None: as if a download had failed
     status_if_stopped: Optional[Callable[[], ExitStatus]] = None
+    #: the files that other runs have written to the folder. They are not overwritten, also where
+    #: only the system takes two names for the same (a.png, A.png)
     written: Optional[WrittenFiles] = None
 
     def save_bytes(self, data: bytes, name: str) -> Saved:
@@ -63,9 +61,9 @@ def save_jobs(
     destination: Destination,
     notify: Callable[[str], None],
 ) -> List[Tuple[Output, Callable[[], Saved]]]:
-    """What to call for each thing that a run made. The calls block, and raise SaveError.
+    """A function for each output of a run that saves it. They block, and raise SaveError.
 
-    ``notify(message)`` is called, in the thread of a call, with what people must know meanwhile.
+    They call ``notify(message)``, in their own thread, with what people must know meanwhile.
     """
     jobs: List[Tuple[Output, Callable[[], Saved]]] = []
     for output in outputs:
@@ -73,9 +71,14 @@ def save_jobs(
             jobs.append((output, functools.partial(save_content, output, destination)))
             continue
         name = destination.rename(output.filename)
-        keeps_its_subfolder = name == output.filename
-        parts = safe_path_parts(output.subfolder if keeps_its_subfolder else "", name)
-        fetch = download_or_save_text if output.source == "text" else download
+        subfolder = ""
+        if name == output.filename:  # one that was renamed has no subfolder
+            subfolder = output.subfolder
+        parts = safe_path_parts(subfolder, name)
+
+        fetch = download
+        if output.source == "text":
+            fetch = download_or_save_text
         save = functools.partial(
             fetch, server, output, parts, destination=destination, notify=notify
         )
@@ -106,7 +109,7 @@ def name_of_text(output: Output) -> str:
 
 
 def notice_of_unsaved(outputs: Sequence[Output]) -> Optional[str]:
-    """What is said of files that came along with the run when nobody asked to save them."""
+    """What people are told about files that came with the run, where -o is missing; or None."""
     pictures = [output for output in outputs if output.source == "websocket"]
     encoded = [output for output in outputs if output.source == "base64"]
     sentences = []
@@ -129,9 +132,10 @@ def download_or_save_text(
     destination: Destination,
     notify: Callable[[str], None],
 ) -> Saved:
-    """download(), where a node shows the name of a file; if there is none, its text is saved.
+    """Downloads the file whose name a node shows as a text; without such a file, saves the text.
 
-    Nodes show the names of inputs and of models too. Blocks. Raises SaveError.
+    Nodes also show the names of inputs and of models, which cannot be downloaded. Blocks. Raises
+    SaveError.
     """
     try:
         return download(server, output, parts, destination, notify)
@@ -150,18 +154,19 @@ def download(
 ) -> Saved:
     """Saves an output's file as ``parts`` below the destination's folder. Blocks. Raises SaveError.
 
-    A download that is cut goes on where it was cut, and begins anew if the file has changed.
+    A download that is cut off goes on where it was cut off; if the file has changed meanwhile, it
+    begins anew.
     """
     folder, overwrite = destination.folder, destination.overwrite
     name, url = output.filename, server.url_of(output)
     for _ in range(CHANGES):
         chunks = Download(server, output, lambda: destination.is_stopped, notify).chunks()
         try:
-            # The answer may take long, and the program may leave meanwhile: no file is begun
-            # before its first piece is here.
+            # No file is begun before its first chunk has come: that may take long, and the program
+            # may leave meanwhile.
             first = next(chunks, b"")
-            chunks_again = itertools.chain([first], chunks)
-            return write_file(folder, parts, overwrite, chunks_again, destination.written)
+            all_chunks = itertools.chain([first], chunks)
+            return write_file(folder, parts, overwrite, all_chunks, destination.written)
         except FileChanged:
             continue
         except OSError as error:

@@ -1,7 +1,7 @@
 """Commands that a person copies into a shell: sh, and Windows' cmd and PowerShell.
 
-cmd does not know single quotes. In Windows PowerShell a line that begins with a quotation mark is a
-text, not a command, and ``curl`` is another program.
+cmd does not know single quotes. In Windows PowerShell, a line that begins with a quotation mark is
+a string and not a command, and ``curl`` is another program.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def install_commands(
 ) -> str:
     """The lines that install ``packages`` for the interpreter whose path is ``python``.
 
-    ``is_found_as_python``: the command ``python`` starts this very one.
+    ``is_found_as_python``: the command ``python`` starts this interpreter.
     """
-    arguments = f"-m pip install {' '.join(packages)}"
+    names = " ".join(packages)
+    arguments = f"-m pip install {names}"
     if is_found_as_python:
         return f"python {arguments}"
     if not is_windows:
@@ -39,6 +40,7 @@ def install_commands(
         return f"{escaped} {arguments}"
     if not _needs_quotes(python):
         return f"{python} {arguments}"
+    # The path cannot begin the line in quotation marks, so the program is started in its folder.
     folder, _, program = python.rpartition("\\")
     return f'pushd "{folder}"\n.\\{program} {arguments}'
 
@@ -49,21 +51,28 @@ def _needs_quotes(path: str) -> bool:
 
 
 def quote_argument(text: str, is_windows: bool) -> str:
-    """``text`` as one argument of a command: the same in sh, or in cmd and in PowerShell."""
+    """``text`` as one argument of a command, for sh or, on Windows, for both cmd and PowerShell."""
     if is_windows:
-        if text and not _needs_quotes(text):
-            return text
-        closing = '\\"' if text.endswith("\\") else '"'  # a backslash before it would escape it
-        return f'"{text}{closing}'
+        return _quote_for_windows(text)
     if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII):
         return text
-    return "'" + text.replace("'", "'\"'\"'") + "'"
+    # A quotation mark ends the quoted part, comes in double quotes, and another part begins.
+    escaped = text.replace("'", "'\"'\"'")
+    return f"'{escaped}'"
+
+
+def _quote_for_windows(text: str) -> str:
+    if text and not _needs_quotes(text):
+        return text
+    if text.endswith("\\"):
+        text += "\\"  # a single backslash would escape the closing quotation mark
+    return f'"{text}"'
 
 
 def remedy_without_terminal(is_windows: bool, variables: Mapping[str, str]) -> str:
     """What to do where a question cannot be asked.
 
-    In the window of Git Bash, programs of Windows have no terminal: winpty gives them one.
+    In the window of Git Bash, Windows programs have no terminal unless winpty starts them.
     """
     if is_windows and variables.get("MSYSTEM"):
         return (

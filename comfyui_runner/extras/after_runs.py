@@ -23,8 +23,10 @@ class HooksAndFreeing(Afterwards):
     def __init__(self, settings: Settings, console: Console) -> None:
         self._hooks = Hooks(settings.hooks, console.variables, settings.limits.hook)
         self._frees = settings.free
-        # The simulator of --demo ends with its workflow.
-        self._left_for_end = None if settings.demo else console.left_for_end
+        #: what is done after all workflows of the command line; None: after each
+        self._left_for_end = console.left_for_end
+        if settings.demo:
+            self._left_for_end = None  # the simulator ends with its workflow
         self._idleness = Idleness()
         self._servers: Dict[str, Server] = {}  # of the runs that ended last, by address
         self._freeing: Optional["asyncio.Future[None]"] = None
@@ -45,7 +47,7 @@ class HooksAndFreeing(Afterwards):
             return
         try:
             ended = ended_run(session, run, ending, row)
-        except Exception as error:  # a fault of ours is not one of the run
+        except Exception as error:  # a fault of ours: the run itself has not failed
             failure = f"was not started: the runner failed ({type(error).__name__}: {error})"
             for command in self._hooks.commands:
                 report(hook_report(command, failure))
@@ -56,7 +58,7 @@ class HooksAndFreeing(Afterwards):
         if not self._servers or not self._frees:
             return
         if self._idleness.is_due(has_runs(), now):
-            # Kept: the loop itself would let it be collected.
+            # It is kept because the loop would let it be garbage-collected.
             self._freeing = asyncio.ensure_future(self._free_memory(report))
 
     async def finish(self, report: TakeReport, stopping: Optional["asyncio.Event"] = None) -> None:
@@ -68,7 +70,7 @@ class HooksAndFreeing(Afterwards):
         if self._left_for_end is None:
             await self._free_memory(report)
             return
-        # The next workflow may need the same models.
+        # Not now: the next workflow may need the same models.
         for url, server in self._servers.items():
             self._left_for_end[url] = partial(free_memory, server, report)
 
