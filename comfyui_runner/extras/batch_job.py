@@ -86,8 +86,11 @@ READ_BY_PEOPLE = (
 #: How many of the rows that are on their way are drawn.
 DRAWN_ROWS = 8
 
-#: Seconds between two sheets at least, and how many times as long as it took to write the last one.
-SHEET_INTERVAL, SHEET_PAUSES = 2.0, 20.0
+#: Seconds between two sheets at least.
+SHEET_INTERVAL = 2.0
+
+#: The same, in multiples of the time that the last sheet took to write.
+SHEET_PAUSES = 20.0
 
 #: Seconds for the last sheet.
 LAST_SHEET = 60.0
@@ -98,11 +101,7 @@ LAST_SAVING = 2.0
 
 async def run_batch(settings: Settings, console: Console) -> ExitStatus:
     """Runs the workflow for every row that is not done yet; a failed row does not stop the rest."""
-    if settings.batch is not None:
-        file = find_file(settings.batch, UsageError)
-        for notice in notices_of_other_case(settings.batch, file):
-            console.note(notice)
-        settings = settings._replace(batch=file)
+    settings = name_existing_batch(settings, console)
     async with ComfyUI(settings, console) as comfyui:
         workflow = await load_workflow(settings, comfyui, console)
         # In threads: Ctrl+C must not wait for a drive that is slow.
@@ -115,8 +114,9 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         server = await comfyui.find()
         counting = in_thread(count_rows, settings, workflow, console.stdin)
         total = await console.unless_stopped(counting)
+        resume = settings.resume
         goes_on = not settings.has_rows
-        path, resume = manifest_path(settings), settings.resume
+        path = manifest_path(settings)
         reading = in_thread(Manifest, path, resume, console.secrets, goes_on)
         manifest = await console.unless_stopped(reading)
         settings = settings._replace(first_row=manifest.first_row)
@@ -127,7 +127,8 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
             left = await console.unless_stopped(counting)
         spending = await find_spending(workflow, server, settings, console)
         if left != 0:
-            confirm(spending.before(question_about(total, left, settings)), settings, console)
+            question = spending.before(question_about(total, left, settings))
+            confirm(question, settings, console)
 
         with manifest, open_rows(settings, workflow, console.stdin) as rows:
             job = BatchJob(settings, console, manifest, total, comfyui.searched)
@@ -136,6 +137,16 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
             report = functools.partial(job.report, None)
             await job.afterwards.finish(report, console.event_to_come())
         return job.report_end()
+
+
+def name_existing_batch(settings: Settings, console: Console) -> Settings:
+    """``settings`` with the name of the file of rows as it is on the disk. Raises UsageError."""
+    if settings.batch is None:
+        return settings
+    path = find_file(settings.batch, UsageError)
+    for notice in notices_of_other_case(settings.batch, path):
+        console.note(notice)
+    return settings._replace(batch=path)
 
 
 def question_about(total: Optional[int], left: Optional[int], settings: Settings) -> str:
@@ -148,14 +159,17 @@ def question_about(total: Optional[int], left: Optional[int], settings: Settings
     if left != total:  # --resume
         return f"Run the remaining {left} of {plural(total, noun_of(settings))}? [y/N] "
     if settings.batch is None:
-        times = "once" if total == 1 else f"{total} times"
-        return f"Run it {times}? [y/N] "
+        if total == 1:
+            return "Run it once? [y/N] "
+        return f"Run it {total} times? [y/N] "
     return f"Run {plural(total, 'row')}? [y/N] "
 
 
 def noun_of(settings: Settings) -> str:
     """What a run of the batch is called: a file has rows."""
-    return "run" if settings.batch is None else "row"
+    if settings.batch is None:
+        return "run"
+    return "row"
 
 
 # -- rules -----------------------------------------------------------------------------------------
@@ -231,11 +245,15 @@ def files_of(entry: Mapping[str, Any]) -> List[str]:
     Texts come last: a picture says more of a row.
     """
     outputs = sorted(entry.get("outputs", []), key=lambda output: output["kind"] == "text")
-    names = [
-        output.get("path") or "/".join(filter(None, (output["subfolder"], output["filename"])))
-        for output in outputs
-    ]
-    return [name for name in names if name]
+    names = []
+    for output in outputs:
+        name = output.get("path")
+        if not name:
+            parts_on_server = (output["subfolder"], output["filename"])
+            name = "/".join(filter(None, parts_on_server))
+        if name:
+            names.append(name)
+    return names
 
 
 class Attempt:
@@ -352,8 +370,9 @@ class BatchJob:
         if self._sheet is None or not self.tally.ended:
             return
         writing = asyncio.ensure_future(in_thread(self._write_sheet))
-        # Ctrl+C must not wait for a drive that is slow.
-        seconds = LAST_SAVING if self.console.stopping else LAST_SHEET
+        seconds = LAST_SHEET
+        if self.console.stopping:  # Ctrl+C must not wait for a drive that is slow
+            seconds = LAST_SAVING
         await asyncio.wait([writing], timeout=seconds)
         trouble = f"{self._sheet.path} could not be written within {seconds:g} s."
         if writing.done():
@@ -495,21 +514,28 @@ class BatchJob:
         is_lost_run = run.state.phase is Phase.LOST and watch.stop is None
         if is_lost_run:
             self._note_lost_run(attempt, run.state.reason, prompts)
-        if is_lost_run and may_repeat:
-            raise ServerGone(f"{run.state.reason}.")
+            if may_repeat:
+                raise ServerGone(f"{run.state.reason}.")
         ending = await self._conclude(session, run, watch.stop, destination)
-        is_lost_while_saved = ending.exit_status is ExitStatus.LOST and session.server.gone
-        if is_lost_while_saved and may_repeat:
+        if may_repeat:
+            await self._require_outputs(attempt, run, ending, prompts)
+        if ending.exit_status is ExitStatus.OK:
+            self.pool.note_done(attempt.member)
+        return ending
+
+    async def _require_outputs(
+        self, attempt: Attempt, run: Run, ending: Ending, prompts: RowPrompts
+    ) -> None:
+        """Raises ServerGone for a run whose outputs were lost with the server."""
+        is_lost_while_saved = ending.exit_status is ExitStatus.LOST and attempt.session.server.gone
+        if is_lost_while_saved:
             raise ServerGone(f"{run.state.reason}.")
         is_not_saved = ending.exit_status is ExitStatus.NOT_SAVED
-        if is_not_saved and self.pool.has_several and may_repeat:
+        if is_not_saved and self.pool.has_several:
             error = await ask_whether_it_answers(attempt.member)
             if error is not None:  # what was made is gone with the server
                 self._note_lost_run(attempt, error.message.rstrip("."), prompts)
                 raise ServerGone(error.message)
-        if ending.exit_status is ExitStatus.OK:
-            self.pool.note_done(attempt.member)
-        return ending
 
     def _note_lost_run(self, attempt: Attempt, reason: str, prompts: RowPrompts) -> None:
         """A run was lost: its server gets no rows until it answers, where there are others."""
@@ -628,7 +654,9 @@ class BatchJob:
         names_its_row = event in ("row", "saved", "output")
         if number is not None and not names_its_row:
             prefix = f"[row {number}] "
-        prompt_id = run.prompt_id if run is not None else None
+        prompt_id = None
+        if run is not None:
+            prompt_id = run.prompt_id
         report = {"prompt_id": prompt_id, "row": number, **report}
         self.console.report(None, report, prefix)
 
@@ -644,7 +672,8 @@ class BatchJob:
         notes = (attempt.session.note for _, attempt in attempts)
         note = next(filter(None, notes), "")
         states = [(number, attempt.run.state) for number, attempt in attempts if attempt.run]
-        return make_batch_meter(self.timed_tally(), states[:DRAWN_ROWS], time.monotonic(), note)
+        drawn_states = states[:DRAWN_ROWS]
+        return make_batch_meter(self.timed_tally(), drawn_states, time.monotonic(), note)
 
     def timed_tally(self) -> Tally:
         """The tally, with the seconds until now."""

@@ -61,9 +61,10 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
     set_by_row = {edit.ref for edit in edits}
     seed = seed_of_repetition(row.number, settings)
     if seed is not None:
-        seeds = [ref for ref in workflow.seeds if ref not in set_by_row]
-        prompt = with_values(prompt, dict.fromkeys(seeds, seed))
+        other_seeds = [ref for ref in workflow.seeds if ref not in set_by_row]
+        prompt = with_values(prompt, dict.fromkeys(other_seeds, seed))
     drawn += [ref for ref in workflow.drawn if ref not in set_by_row]
+    wanted_files = {edit.ref: edit.file for edit in wanted}
     row_workflow = workflow._replace(
         prompt=prompt,
         drawn=tuple(drawn),
@@ -72,7 +73,7 @@ def apply_row(workflow: Loaded, row: Row, settings: Settings) -> Tuple[Loaded, S
         notices=(
             *other_names_of_edits(prompt, edits),
             *notices_of_names(prompt, wanted),
-            *notices_of_files({edit.ref: edit.file for edit in wanted}, uploads),
+            *notices_of_files(wanted_files, uploads),
         ),
     )
     return row_workflow, set_by_row
@@ -85,8 +86,9 @@ def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
         begins_with_at = isinstance(value, str) and value.startswith("@")
         if begins_with_at and os.path.isfile(value[1:]):
             name = f"{edit.ref.node_id}.{edit.ref.input}"
+            shown = one_line(value, 60)
             yield (
-                f"{name}: a text such as {one_line(value, 60)} is sent as it is, though there is "
+                f"{name}: a text such as {shown} is sent as it is, though there is "
                 "a file of that name. In rows, @FILE is for the columns of loaders only."
             )
 
@@ -139,12 +141,9 @@ class RowPrompts:
 
         Raises EditError, UsageError, ServerError, and Stopped.
         """
-        reading = in_thread(apply_row, self.workflow, row, self.settings)
-        workflow, set_by_row = await self.console.unless_stopped(reading)
-        for warning in warnings_of_new_places(workflow.warnings, self._warned_of):
-            self.console.notice(warning)
-        for notice in warnings_of_new_places(workflow.notices, self._warned_of):
-            self.console.note(notice)
+        applying = in_thread(apply_row, self.workflow, row, self.settings)
+        workflow, set_by_row = await self.console.unless_stopped(applying)
+        self._show_warnings(workflow)
         shared = await self._upload_shared_files(server)
         uploaded = {ref: name for ref, name in shared.items() if ref not in set_by_row}
         for ref, path in workflow.uploads:
@@ -164,6 +163,13 @@ class RowPrompts:
         # Rows name files by other means: @FILE in a cell.
         run = run._replace(origin=run.origin._replace(folder=None))
         return RowPrompt(run, seeds_by_name(run.prompt, workflow.drawn))
+
+    def _show_warnings(self, workflow: Loaded) -> None:
+        """Shows what is new in a row's warnings and notices."""
+        for warning in warnings_of_new_places(workflow.warnings, self._warned_of):
+            self.console.notice(warning)
+        for notice in warnings_of_new_places(workflow.notices, self._warned_of):
+            self.console.note(notice)
 
     async def _upload_shared_files(self, server: Server) -> Dict[InputRef, str]:
         """Uploads the files for all rows, unless that is done: their names on ``server``."""

@@ -9,7 +9,7 @@ import datetime
 import json
 import random
 import re
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Tuple, Union
 
 from comfyui_runner.documents import Conversion, Prompt, ValueInFileName
 from comfyui_runner.nodes import InputRef, class_of, inputs_of, is_link, own_title, value_of
@@ -47,6 +47,15 @@ _NAMES_IN_FILE_NAME = re.compile("%([^%]+)%")
 
 #: Of an input that does not exist: None is a value.
 NO_VALUE = object()
+
+#: A comment of a dynamic prompt: between /* and */, or from // to the end of the line.
+_COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
+
+#: A character of a dynamic prompt, with the backslash before it.
+_TOKEN = re.compile(r"\\[\s\S]?|[^\\]")
+
+#: A character that a backslash makes an ordinary one.
+_ESCAPED_MARK = re.compile(r"\\([{}|])")
 
 _has_markup = re.compile(r"[{/\\]").search  # what a dynamic prompt may be changed by
 _has_choice = re.compile(r"(?<!\\)\{[^{}]*\|").search
@@ -92,8 +101,10 @@ def open_texts(prompt: Prompt, conversion: Conversion) -> List[InputRef]:
         if not isinstance(text, str):
             continue
         is_edited = text != value_of(conversion.prompt, ref)
-        is_open = _has_choice if is_edited else _has_markup
-        if is_open(text):
+        is_open = bool(_has_markup(text))
+        if is_edited:
+            is_open = bool(_has_choice(text))
+        if is_open:
             refs.append(ref)
     return refs
 
@@ -109,30 +120,38 @@ def choose_from_dynamic_prompt(text: str, rng: random.Random, depth: int = 0) ->
     """
     if not _has_markup(text):
         return text
-    text = re.sub(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*", "", text)
+    text = _COMMENT.sub("", text)
     tokens = [text]
     if depth < DEEPEST_BRACES:
-        tokens = re.findall(r"\\[\s\S]?|[^\\]", text)
+        tokens = _TOKEN.findall(text)
+    chosen: List[str] = []
+    for part in _parts_of_dynamic_prompt(tokens):
+        if isinstance(part, str):
+            chosen.append(part)
+        else:
+            choice = part[int(rng.random() * len(part))]
+            chosen.append(choose_from_dynamic_prompt(choice, rng, depth + 1))
+    return _ESCAPED_MARK.sub(r"\1", "".join(chosen))
 
-    def choose(choices: List[str]) -> str:
-        choice = choices[int(rng.random() * len(choices))]
-        return choose_from_dynamic_prompt(choice, rng, depth + 1)
 
-    parts: List[str] = []
+def _parts_of_dynamic_prompt(tokens: Iterable[str]) -> Iterator[Union[str, List[str]]]:
+    """The parts of a text: what is outside of braces, and the choices in each {a|b}.
+
+    Braces within a choice are left in it, with what they contain.
+    """
     choices: List[str] = []
     open_braces = 0
     for token in tokens:
-        if open_braces == 0:
-            if token == "{":
-                open_braces = 1
-                choices = [""]
-            else:
-                parts.append(token)
-        elif token == "|" and open_braces == 1:
+        if open_braces == 0 and token == "{":
+            open_braces = 1
+            choices = [""]
+        elif open_braces == 0:
+            yield token
+        elif open_braces == 1 and token == "|":
             choices.append("")
-        elif token == "}" and open_braces == 1:
+        elif open_braces == 1 and token == "}":
             open_braces = 0
-            parts.append(choose(choices))
+            yield choices
         else:
             choices[-1] += token
             if token == "{":
@@ -140,8 +159,7 @@ def choose_from_dynamic_prompt(text: str, rng: random.Random, depth: int = 0) ->
             elif token == "}":
                 open_braces -= 1
     if open_braces:
-        parts.append(choose(choices))
-    return re.sub(r"\\([{}|])", r"\1", "".join(parts))
+        yield choices
 
 
 # -- names of files --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from comfyui_runner.call_values import CallFile, find_sizes, read_call_values
 from comfyui_runner.documents import Prompt
@@ -44,18 +44,29 @@ MOST_INPUT_IMAGES = 16
 
 #: What OpenAI documents and a workflow decides by itself.
 IGNORED_FIELDS = frozenset(
-    (
-        *("model", "quality", "style", "background", "moderation", "complexity", "user"),
-        *("output_format", "output_compression", "input_fidelity", "safety_identifier"),
-        *("partial_images", "frame_count", "frame_duration_ms"),
-    )
+    [
+        "model",
+        "quality",
+        "style",
+        "background",
+        "moderation",
+        "complexity",
+        "user",
+        "output_format",
+        "output_compression",
+        "input_fidelity",
+        "safety_identifier",
+        "partial_images",
+        "frame_count",
+        "frame_duration_ms",
+    ]
 )
 
-#: Fields that mean something here, besides those of images and NODE.INPUT.
-KNOWN_FIELDS = (
-    *("prompt", "negative_prompt", "seed", "n", "size", "response_format", "stream"),
-    *("image", "images", "mask"),
-)
+#: Fields that mean something here, besides NODE.INPUT.
+KNOWN_FIELDS = ("prompt", "negative_prompt", "seed", "n", "size", "response_format", "stream")
+
+#: Fields that an edit has besides.
+FIELDS_OF_EDITS = ("image", "images", "mask")
 
 _is_image_field = re.compile(r"image(\[[0-9]*\])?").fullmatch
 
@@ -140,7 +151,9 @@ def parse_images_request(fields: Iterable[Tuple[str, Any]], is_edit: bool) -> Im
 
 def _check_known(given: Mapping[str, Any], is_edit: bool) -> None:
     """Raises ParameterError for a field that OpenAI does not have, and we do not either."""
-    known = [name for name in KNOWN_FIELDS if is_edit or name not in ("image", "images", "mask")]
+    known = [*KNOWN_FIELDS]
+    if is_edit:
+        known += FIELDS_OF_EDITS
     for name in given:
         if name in known or name in IGNORED_FIELDS or "." in name:
             continue
@@ -224,7 +237,9 @@ def _read_response_format(given: Mapping[str, Any]) -> str:
 
 def _read_images(name: str, value: Any) -> List[Any]:
     """The pictures in a field: one, or a list of them."""
-    values = value if isinstance(value, list) else [value]
+    values = [value]
+    if isinstance(value, list):
+        values = value
     if len(values) > MOST_INPUT_IMAGES:
         message = f"An edit takes {MOST_INPUT_IMAGES} pictures at most."
         raise ParameterError(name, message)
@@ -327,8 +342,11 @@ def _place_pictures(
     """
     if not request.images:
         return []
-    loaders = [ref for ref, media in upload_inputs(prompt, object_info).items() if media == "image"]
-    loaders = [ref for ref in loaders if f"{ref.node_id}.{ref.input}" not in request.inputs]
+    loaders = []
+    for ref, media in upload_inputs(prompt, object_info).items():
+        is_set_by_name = f"{ref.node_id}.{ref.input}" in request.inputs
+        if media == "image" and not is_set_by_name:
+            loaders.append(ref)
     mask_loaders = [ref for ref in loaders if loads_mask(prompt, ref.node_id, object_info)]
     image_loaders = [ref for ref in loaders if ref not in mask_loaders]
     placed = _place(prompt, "image", request.images, image_loaders)
@@ -370,14 +388,19 @@ def loads_mask(prompt: Prompt, node_id: str, object_info: JsonObject) -> bool:
         return True
     class_type = class_of(prompt, node_id)
     outputs = object_info.get(class_type, {}).get("output", [])
-    taken = {
-        value[1]
-        for other in prompt
-        for value in inputs_of(prompt, other).values()
-        if is_link(value) and str(value[0]) == node_id
-    }
-    masks = {slot for slot, type_ in enumerate(outputs) if type_ == "MASK"}
-    return bool(taken) and taken <= masks
+    mask_slots = {slot for slot, output_type in enumerate(outputs) if output_type == "MASK"}
+    linked_slots = _linked_slots(prompt, node_id)
+    return bool(linked_slots) and linked_slots <= mask_slots
+
+
+def _linked_slots(prompt: Prompt, node_id: str) -> Set[int]:
+    """The slots of a node's outputs that other nodes take something from."""
+    slots = set()
+    for other_id in prompt:
+        for value in inputs_of(prompt, other_id).values():
+            if is_link(value) and str(value[0]) == node_id:
+                slots.add(value[1])
+    return slots
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -422,8 +445,12 @@ def encode_pictures(about: JsonObject, pictures: Iterable[Iterable[bytes]]) -> I
 
 def length_of_answer(about: JsonObject, sizes: List[int]) -> int:
     """The bytes of what encode_pictures() makes of pictures with these ``sizes``."""
-    frame = sum(len(piece) for piece in encode_pictures(about, [()] * len(sizes)))
-    return frame + sum((size + 2) // 3 * 4 for size in sizes)
+    empty_pictures: List[Iterable[bytes]] = [()] * len(sizes)
+    length = sum(len(piece) for piece in encode_pictures(about, empty_pictures))
+    for size in sizes:
+        groups = (size + 2) // 3  # of three bytes each, the last one filled up
+        length += 4 * groups
+    return length
 
 
 def encode_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -431,9 +458,9 @@ def encode_base64(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
         data = rest + piece
-        whole = len(data) // 3 * 3
-        yield base64.b64encode(data[:whole])
-        rest = data[whole:]
+        end = len(data) // 3 * 3  # three bytes become four characters: nothing is filled up here
+        yield base64.b64encode(data[:end])
+        rest = data[end:]
     yield base64.b64encode(rest)
 
 
@@ -460,15 +487,19 @@ def openai_error(error: BaseException) -> Response:
     status = http_error.http_status
     headers = http_error.headers
     names = [name for name, _ in headers]
-    if status not in WORTH_REPEATING and NO_REPEAT not in headers:
+    is_forbidden = NO_REPEAT in headers
+    if not is_forbidden and status not in WORTH_REPEATING:
         headers = (*headers, NO_REPEAT)
-    elif NO_REPEAT not in headers and "Retry-After" not in names:
+    elif not is_forbidden and "Retry-After" not in names:
         headers = (*headers, ("Retry-After", RETRY_AFTER))
+    code = http_error.type
+    if status == 401:
+        code = WRONG_KEY
     body = {
         "message": http_error.message,
         "type": _kind_of_error(status),
         "param": getattr(http_error, "param", None),
-        "code": WRONG_KEY if status == 401 else http_error.type,
+        "code": code,
     }
     return json_response(status, {"error": body}, headers)
 
