@@ -99,10 +99,9 @@ class GroupNode:
     def _read_inner_links(self, definition: JsonObject) -> Iterator[InnerLink]:
         for entry in as_list(definition.get("links")):
             parts = as_list(entry)[:4]
-            if len(parts) < 4:
-                continue
             # A link that came from outside begins with null.
-            if not all(type(part) is int and part >= 0 for part in parts):
+            are_numbers = all(type(part) is int and part >= 0 for part in parts)
+            if len(parts) < 4 or not are_numbers:
                 continue
             link = InnerLink(*parts)
             if link.origin_index < len(self.nodes) and link.target_index < len(self.nodes):
@@ -117,6 +116,10 @@ class GroupNode:
                 index = index.get("index")
             external_outputs.append((index, slot))
         return external_outputs
+
+    def _node_config(self, index: int) -> JsonObject:
+        """What the group's settings say of the inputs and outputs of an inner node."""
+        return as_dict(self.config.get(str(index)))
 
     # --- The subgraph -----------------------------------------------------------------------------
 
@@ -232,13 +235,13 @@ class GroupNode:
         """The inner inputs that no inner link leads to, unless the group's settings hide them."""
         next_numbers: Dict[str, int] = {}
         for index, node in enumerate(self.nodes):
-            node_config = as_dict(as_dict(self.config.get(str(index))).get("input"))
+            input_configs = as_dict(self._node_config(index).get("input"))
             for name, is_widget in self._input_names(index):
                 slot = self._find_or_add_input(index, name, is_widget)
                 if (index, slot) in self.linked_inputs:
                     continue
                 raw_input = node["inputs"][slot]
-                config = as_dict(node_config.get(name))
+                config = as_dict(input_configs.get(name))
                 wanted_name = str(config.get("name") or raw_input.get("label") or name)
                 # A hidden input takes its name, too.
                 shown_name = name_input_uniquely(node, name, wanted_name, next_numbers)
@@ -250,12 +253,9 @@ class GroupNode:
         if self.nodes[index].get("type") == REROUTE:
             return self._input_names_of_reroute(index)
         sockets = self.templates[index].inputs
-        widget_names = [one.name for one in sockets if one.widget_name is not None]
-        other_names = [one.name for one in sockets if one.widget_name is None]
-        return [
-            *((name, True) for name in widget_names),
-            *((name, False) for name in other_names),
-        ]
+        widgets = [(socket.name, True) for socket in sockets if socket.widget_name is not None]
+        others = [(socket.name, False) for socket in sockets if socket.widget_name is None]
+        return widgets + others
 
     def _input_names_of_reroute(self, index: int) -> Sequence[Tuple[str, bool]]:
         """The one input of a Reroute; none if it only joins inner nodes."""
@@ -296,14 +296,15 @@ class GroupNode:
         Where they say nothing, it shows an output that leads to no inner node, or outside as well.
         """
         for index in range(len(self.nodes)):
-            node_config = as_dict(as_dict(self.config.get(str(index))).get("output"))
+            output_configs = as_dict(self._node_config(index).get("output"))
             for slot, type_ in enumerate(self._output_types(index)):
-                is_visible = as_dict(node_config.get(str(slot))).get("visible")
+                is_visible = as_dict(output_configs.get(str(slot))).get("visible")
                 if is_visible is None:
                     leads_inside = (index, slot) in self.linked_outputs
                     is_visible = not leads_inside or (index, slot) in self.external_outputs
                 if is_visible:
-                    yield ShownSlot(f"{index} {slot}", index, slot, type_)
+                    name = f"{index} {slot}"  # any unique one: nothing shows it
+                    yield ShownSlot(name, index, slot, type_)
 
     def _output_types(self, index: int) -> Sequence[Any]:
         """The types of an inner node's outputs: of its class or, without one, as in the file."""
