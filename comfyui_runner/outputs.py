@@ -76,7 +76,7 @@ class Output(NamedTuple):
 #: The outputs of nodes by node_id, as a history entry has them: lists of files and texts by a key.
 NodeOutputs = Mapping[str, Mapping[str, Any]]
 
-#: ComfyUI's flag beside ``images`` (comfy_api/latest/_ui.py), and no text.
+#: A key beside ``images`` that says whether they move (comfy_api/latest/_ui.py): it is not a text.
 _FLAG = "animated"
 
 #: Classes that list files of temp/ without naming the folder (comfy_extras/nodes_load_3d.py).
@@ -98,7 +98,7 @@ def collect_outputs(outputs: NodeOutputs, prompt: Mapping[str, Any]) -> List[Out
     for node_id, ui in outputs.items():
         for output in _outputs_of_node(ui, node_id, prompt):
             identity: Tuple[Any, ...] = output
-            if output.is_on_server:  # a file may be listed under several keys
+            if output.is_on_server:  # several keys, or several nodes, may list one file
                 identity = (output.type, output.subfolder, output.filename)
             if identity not in seen:
                 seen.add(identity)
@@ -110,6 +110,7 @@ def collect_outputs(outputs: NodeOutputs, prompt: Mapping[str, Any]) -> List[Out
 def _outputs_of_node(
     ui: Mapping[str, Any], node_id: str, prompt: Mapping[str, Any]
 ) -> Iterator[Output]:
+    """The outputs in ``ui``, which is what a node gave to the frontend: lists of items by a key."""
     title = node_title(prompt, node_id)
     items = list(_each_item(ui))
     lists_files = any(_names_file(item) for _, item in items)
@@ -135,12 +136,15 @@ def _names_file(item: Any) -> bool:
 
 
 def _each_item(ui: Mapping[str, Any]) -> Iterator[Tuple[str, Any]]:
+    """The items that a node lists, each with its key; some nodes list a single one without []."""
     for key, value in ui.items():
         if key == _FLAG:
             continue
-        items = value if isinstance(value, (list, tuple)) else [value]
-        for item in items:
-            yield key, item
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                yield key, item
+        else:
+            yield key, value
 
 
 def _file_in_entry(item: Mapping[str, Any], node_id: str, title: str) -> Optional[Output]:
@@ -148,22 +152,25 @@ def _file_in_entry(item: Mapping[str, Any], node_id: str, title: str) -> Optiona
 
     ComfyUI since 0.36 lists files of its input folder too.
     """
-    filename = item.get("filename")
-    folder = _text_or(item.get("type"), "") or "output"
-    if not isinstance(filename, str) or not filename or folder == "input":
+    filename = _text_or_empty(item.get("filename"))
+    folder = _text_or_empty(item.get("type")) or "output"
+    if not filename or folder == "input":
         return None
     return Output(
         node_id,
         title,
         kind_of_name(filename),
         filename=filename,
-        subfolder=_text_or(item.get("subfolder"), ""),
+        subfolder=_text_or_empty(item.get("subfolder")),
         type=folder,
     )
 
 
-def _text_or(value: Any, default: str) -> str:
-    return value if isinstance(value, str) else default
+def _text_or_empty(value: Any) -> str:
+    """``value`` where it is a text, else ""."""
+    if isinstance(value, str):
+        return value
+    return ""
 
 
 def _output_in_text(
@@ -186,13 +193,14 @@ def _output_in_text(
 
 
 def _file_of_path(parts: List[str], node_id: str, title: str, class_type: str) -> Output:
-    """The file of a path, whose first part may be the folder ``temp``."""
+    """The file of a path, whose first part may be ComfyUI's folder ``temp``."""
     *subfolders, filename = parts
     folder = "output"
     if class_type in _TEMP_CLASSES:
         folder = "temp"
+    begins_with_temp = subfolders[:1] == ["temp"]
     saves_in_output = class_type.startswith("Save")  # "temp" is a folder of output/ then
-    if subfolders[:1] == ["temp"] and not saves_in_output:
+    if begins_with_temp and not saves_in_output:
         folder = subfolders.pop(0)
     return Output(
         node_id,
@@ -205,6 +213,7 @@ def _file_of_path(parts: List[str], node_id: str, title: str, class_type: str) -
 
 
 def _file_in_base64(file: Base64File, node_id: str, title: str) -> Output:
+    """The file that a text holds in base64, named after its node."""
     filename = f"{flat(title)}.{file.ending}"
     return Output(
         node_id,
@@ -225,13 +234,14 @@ def split_media_path(text: str) -> List[str]:
     Windows with either slash. Nothing leads out of the folder.
     """
     is_plain = len(text) <= _LONGEST_PATH and text == text.strip() and text.isprintable()
-    if not is_plain or re.search(r'[<>:"|?*]', text):
+    has_forbidden_characters = re.search(r'[<>:"|?*]', text)  # in names on Windows
+    if not is_plain or has_forbidden_characters:
         return []
-    kind = kind_of_name(text)
-    if kind not in ("image", "video", "audio", "3d"):
+    if kind_of_name(text) not in ("image", "video", "audio", "3d"):
         return []
+
     parts = re.split(r"[\\/]", text)
-    leads_elsewhere = any(part.strip(" .") == "" for part in parts)
+    leads_elsewhere = any(part.strip(" .") == "" for part in parts)  # "..", and "/" at the start
     is_only_an_ending = parts[-1].startswith(".")
     if leads_elsewhere or is_only_an_ending:
         return []
@@ -239,9 +249,12 @@ def split_media_path(text: str) -> List[str]:
 
 
 def _value_in_words(item: Any) -> str:
-    """A number, a boolean or a list of such as text; "" for anything else."""
-    values = item if isinstance(item, (list, tuple)) else [item]
-    if not all(isinstance(value, (int, float, str)) for value in values) or not values:
+    """A number, a boolean or a list of such, and of texts, as JSON; "" for anything else."""
+    values: Sequence[Any] = [item]
+    if isinstance(item, (list, tuple)):
+        values = item
+    are_plain = all(isinstance(value, (int, float, str)) for value in values)
+    if not values or not are_plain:
         return ""
     return json.dumps(item, ensure_ascii=False)
 
@@ -254,12 +267,11 @@ def declared_pictures(outputs: NodeOutputs) -> Dict[str, int]:
 
     ``{"source": "websocket"}`` is what nodes of comfyui-tooling-nodes list for each.
     """
-    counts = {}
+    counts: Dict[str, int] = {}
     for node_id, ui in outputs.items():
-        items = [item for _, item in _each_item(ui) if isinstance(item, dict)]
-        count = sum(item.get("source") == "websocket" for item in items)
-        if count:
-            counts[node_id] = count
+        for _, item in _each_item(ui):
+            if isinstance(item, dict) and item.get("source") == "websocket":
+                counts[node_id] = counts.get(node_id, 0) + 1
     return counts
 
 
@@ -273,23 +285,24 @@ def choose_received(
     prompt: Mapping[str, Any],
     with_steps: Collection[str],
 ) -> List[Preview]:
-    """Those of the ``pictures`` that came over the WebSocket that are outputs.
+    """The outputs among the ``pictures`` that came over the WebSocket; the others are previews.
 
-    The others are previews. ``with_steps`` are the nodes that reported steps: of these only the
-    pictures that the node declares count, or all of SaveImageWebsocket.
+    ``with_steps`` are the nodes that reported steps: of these only the pictures that the node
+    declares count, or all of SaveImageWebsocket.
     """
     chosen: List[Preview] = []
-    left = declared_pictures(outputs)
+    declared_left = declared_pictures(outputs)
     for picture in reversed(list(pictures)):  # what a node declares are the last that it sent
         node_id = picture.node_id or ""
-        if node_id in left:
-            left[node_id] -= 1
-            is_output = left[node_id] >= 0
+        if node_id in declared_left:
+            is_output = declared_left[node_id] > 0
+            declared_left[node_id] -= 1
         else:
             is_output = class_of(prompt, node_id) == SENDS_PICTURES or node_id not in with_steps
         if is_output:
             chosen.append(picture)
-    return chosen[::-1]
+    chosen.reverse()
+    return chosen
 
 
 def received_outputs(pictures: Sequence[Preview], prompt: Mapping[str, Any]) -> List[Output]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.nodes import (
@@ -53,7 +53,7 @@ _BOOLEANS = {
 
 _has_decimal_comma = re.compile(r"\s*[+-]?[0-9]*,[0-9]+\s*").fullmatch
 
-#: So many options are listed, where none is like what was asked for.
+#: Where no option is like what was asked for, all are listed if there are no more than these.
 FEW_OPTIONS = 3
 
 #: The folder where ComfyUI looks for what a loader's input names (its folder_paths.py).
@@ -92,6 +92,7 @@ def find_fault(spec: DeclaredInput, value: Any) -> Optional[str]:
 
 
 def _find_fault_of_number(spec: DeclaredInput, value: Any) -> Optional[str]:
+    """``find_fault()`` of an INT or a FLOAT, whose bounds are both allowed."""
     try:
         number = _CONVERTERS[spec.type](value)
     except (ValueError, TypeError, OverflowError):
@@ -128,6 +129,7 @@ def find_fault_to_set(spec: DeclaredInput, value: Any) -> Optional[str]:
 
 
 def _is_of_types(value: Any, types: Tuple[type, ...]) -> bool:
+    """Whether JSON can have ``value`` as one of ``types``: NaN and infinities are not in JSON."""
     if isinstance(value, bool):
         return bool in types  # for Python a bool is an int
     if isinstance(value, float) and not math.isfinite(value):
@@ -153,11 +155,12 @@ def name_on_server(spec: DeclaredInput, value: Any) -> Any:
         return value
     path = value.replace("\\", "/")
     names = [choice for choice in choices if isinstance(choice, str)]
-    same = [name for name in names if name.replace("\\", "/") == path]
-    if not same and "/" not in path:
-        same = [name for name in names if name.replace("\\", "/").endswith(f"/{path}")]
-    if len(same) == 1:
-        return same[0]
+    matches = [name for name in names if name.replace("\\", "/") == path]
+    has_no_folder = "/" not in path
+    if has_no_folder and not matches:
+        matches = [name for name in names if name.replace("\\", "/").endswith(f"/{path}")]
+    if len(matches) == 1:
+        return matches[0]
     return value
 
 
@@ -184,7 +187,7 @@ def describe_fault(
     if fault_type == "value_smaller_than_min":
         message = f"{name} = {shown} is too small."
         hints = _hint_at_range(spec)
-        if value == -1 and is_seed(name, spec):  # other programs draw a seed then
+        if value == -1 and is_seed(name, spec):  # in other programs -1 means a random seed
             hints.append('For a random seed, use --seed random, or set it to "random".')
     elif fault_type == "value_bigger_than_max":
         message = f"{name} = {shown} is too big."
@@ -208,7 +211,7 @@ def _hint_at_range(spec: DeclaredInput) -> List[str]:
 
 
 def _hint_at_point(spec: DeclaredInput, value: Any) -> List[str]:
-    """Spreadsheets of many languages write 7,5 for 7.5."""
+    """How to write a decimal number: spreadsheets of many languages write 7,5 for 7.5."""
     is_meant_as_number = spec.type == "FLOAT" and isinstance(value, str)
     if not is_meant_as_number or not _has_decimal_comma(value):
         return []
@@ -217,21 +220,28 @@ def _hint_at_point(spec: DeclaredInput, value: Any) -> List[str]:
 
 def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: bool) -> List[str]:
     hints = []
-    nearest = did_you_mean(value, spec.choices) if spec.choices and names_nearest else ""
-    if nearest:
-        hints.append(nearest)
-    elif spec.choices and len(spec.choices) <= FEW_OPTIONS:
-        hints.append(f"The server has {', '.join(one_line(each, 100) for each in spec.choices)}.")
-    elif spec.choices:
-        hints.append(f"The server has {plural(len(spec.choices), 'option')} to choose from.")
-    elif spec.choices is not None:
-        hints.append("The server has none to choose from.")
+    if spec.choices is not None:
+        hints.append(_offer_choices(spec.choices, value, names_nearest))
     folder = MODEL_FOLDERS.get(name)
     if folder is not None and hints:
         hints.append(f"Or put the file into ComfyUI's models/{folder} folder.")
     elif folder is not None:
         hints.append(f"Put the file into ComfyUI's models/{folder} folder.")
     return hints
+
+
+def _offer_choices(choices: Sequence[Any], value: Any, names_nearest: bool) -> str:
+    """The choices that are like ``value``, else all of a few, else how many there are."""
+    if not choices:
+        return "The server has none to choose from."
+    if names_nearest:
+        nearest = did_you_mean(value, choices)
+        if nearest:
+            return nearest
+    if len(choices) <= FEW_OPTIONS:
+        listed = ", ".join(one_line(choice, 100) for choice in choices)
+        return f"The server has {listed}."
+    return f"The server has {plural(len(choices), 'option')} to choose from."
 
 
 def describe_type(spec: DeclaredInput) -> str:
@@ -264,13 +274,9 @@ def read_value(spec: DeclaredInput, current: Any, text: str) -> Any:
 
     A text that does not fit is returned as it is, for ``find_fault_to_set()`` to refuse.
     """
-    input_type = type_of_input(spec, current)
     if spec.choices is not None:
-        same = next((choice for choice in spec.choices if str(choice) == text), None)
-        if same is not None:
-            return same
-        names = [choice for choice in spec.choices if isinstance(choice, str)]
-        return only_other_case(text, names) or text
+        return _read_choice(spec.choices, text)
+    input_type = type_of_input(spec, current)
     if input_type in ("STRING", "COMBO"):
         return text
     if input_type == "BOOLEAN":
@@ -280,7 +286,17 @@ def read_value(spec: DeclaredInput, current: Any, text: str) -> Any:
     return _read_json(text)  # of a custom node's own type
 
 
+def _read_choice(choices: Sequence[Any], text: str) -> Any:
+    """The one of ``choices`` that is written ``text`` (some are numbers; null is never chosen)."""
+    for choice in choices:
+        if choice is not None and str(choice) == text:
+            return choice
+    names = [choice for choice in choices if isinstance(choice, str)]
+    return only_other_case(text, names) or text
+
+
 def _read_number(text: str) -> Any:
+    """A whole number, else another one, else ``text``."""
     if "_" in text:
         return text  # 1_000 is a number in Python alone
     for convert in (int, float):
@@ -292,6 +308,7 @@ def _read_number(text: str) -> Any:
 
 
 def _read_json(text: str) -> Any:
+    """What ``text`` is in JSON, else ``text``."""
     try:
         return parse_json(text)
     except ValueError:
