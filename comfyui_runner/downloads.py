@@ -23,7 +23,7 @@ CHANGES = 3
 
 
 class FileChanged(Exception):
-    """What the server has now is not the file whose first part came: it must come anew."""
+    """The server's file is not the one whose first part came: the download must start again."""
 
 
 class FileMissing(SaveError):
@@ -55,7 +55,9 @@ def part_in_answer(status: int, headers: Mapping[str, str]) -> Part:
     if content_range is None:
         raise ServerUnreachable("which part of the file came is not clear")
     start, total = content_range.groups()
-    return Part(int(start), int(total) if total.isdigit() else None, version)
+    if total == "*":  # the server does not know
+        return Part(int(start), None, version)
+    return Part(int(start), int(total), version)
 
 
 def version_in(headers: Mapping[str, str]) -> str:
@@ -137,7 +139,9 @@ class Download:
 
     def _open(self) -> Any:
         """The answer to one GET /view. Raises SaveError, FileChanged, ServerError."""
-        version = self._first.version if self._first is not None else ""
+        version = ""
+        if self._first is not None:
+            version = self._first.version
         headers = range_headers(self._size, version)
         try:
             return self._server.open(
@@ -170,7 +174,8 @@ class Download:
             if self._is_stopped():
                 message = f"Stopped while saving {self._output.filename}."
                 raise SaveError(message, f"The file is still at {self._url}")
-            new = chunk[max(self._size - position, 0) :]
+            known_bytes = max(self._size - position, 0)
+            new = chunk[known_bytes:]
             position += len(chunk)
             if new:
                 self._size += len(new)
@@ -194,6 +199,7 @@ class Download:
         if has_progressed:
             self._fruitless = 0
             self._patience.note_answer()
+
         if self._is_stopped() or self._server.gone:
             raise self._given_up(reason) from None
         if self._fruitless >= FRUITLESS_ANSWERS:
@@ -211,10 +217,11 @@ class Download:
         return f"{came} of {size_in_words(self._first.total)}"
 
     def _given_up(self, reason: str) -> SaveError:
-        name = self._output.filename
-        came = f" after {self._progress()}" if self._size else ""
-        message = f"{name} could not be downloaded{came} ({reason})"
-        return SaveError(message, f"The file is at {self._url}")
+        """The error for a download that is given up."""
+        message = f"{self._output.filename} could not be downloaded"
+        if self._size:
+            message += f" after {self._progress()}"
+        return SaveError(f"{message} ({reason})", f"The file is at {self._url}")
 
 
 def no_file(error: ServerAnswer, name: str, url: str) -> SaveError:

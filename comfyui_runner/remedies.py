@@ -33,7 +33,7 @@ NO_ORIGIN = Origin()
 
 
 def workflow_in_extra(extra: JsonObject) -> JsonObject:
-    """The workflow in UI format in more fields of POST /prompt (``extra``), {} without one."""
+    """The workflow in UI format in further fields of POST /prompt (``extra``), {} without one."""
     extra_data = as_dict(extra.get("extra_data"))
     return as_dict(as_dict(extra_data.get("extra_pnginfo")).get("workflow"))
 
@@ -43,9 +43,9 @@ def add_remedies(problems: Iterable[Problem], prompt: JsonObject, origin: Origin
     sources = list(models_in_workflow(origin.workflow))
     completed = []
     for problem in problems:
-        path = _path_on_this_machine(problem, origin.folder)
         hints = problem.hints
-        if path is not None:
+        path = _path_on_this_machine(problem, origin.folder)
+        if path is not None:  # the server's own choice of other files is of no use then
             hints = (f'It is on this machine: --image "{problem.node_id}={path}" uploads it.',)
         elif problem.type == "value_not_in_list":
             hints += _hint_at_download(problem, sources)
@@ -58,7 +58,7 @@ def add_remedies(problems: Iterable[Problem], prompt: JsonObject, origin: Origin
 # -- files on this machine -------------------------------------------------------------------------
 
 #: What ComfyUI's loaders take behind the name of a file (folder_paths.py, annotated_filepath()).
-_is_annotation = re.compile(r" \[(input|output|temp)\]$").search
+_find_annotation = re.compile(r" \[(input|output|temp)\]$").search
 
 
 def _path_on_this_machine(problem: Problem, folder: Optional[str]) -> Optional[str]:
@@ -66,16 +66,16 @@ def _path_on_this_machine(problem: Problem, folder: Optional[str]) -> Optional[s
 
     It is looked for in the current folder and in ``folder``. Models are not uploaded.
     """
-    value = problem.value
-    is_about_a_file = problem.type in ("custom_validation_failed", "value_not_in_list")
-    if folder is None or not is_about_a_file or not isinstance(value, str):
+    name = problem.value
+    may_be_a_file = problem.type in ("custom_validation_failed", "value_not_in_list")
+    if folder is None or not may_be_a_file or not isinstance(name, str):
         return None
-    annotation = _is_annotation(value)
+    annotation = _find_annotation(name)
     if annotation:
-        value = value[: annotation.start()]
-    if value.lower().endswith(MODEL_ENDINGS):
+        name = name[: annotation.start()]
+    if name.lower().endswith(MODEL_ENDINGS):
         return None
-    for path in (value, os.path.join(folder, value)):
+    for path in (name, os.path.join(folder, name)):
         if os.path.isfile(path):
             return path
     return None
@@ -104,7 +104,7 @@ _FOLDERS_OF_COMFYUI = frozenset(
     )
 )
 
-#: Characters that no shell gives a meaning of their own, in the quotes that are used below.
+# Only characters that no shell gives a meaning of their own in the quotes of download_command().
 _is_safe_url = re.compile(
     r"https://[A-Za-z0-9.-]+(:\d+)?/[A-Za-z0-9._~:/?#\[\]@!&()*+,;=%-]*"
 ).fullmatch
@@ -122,29 +122,35 @@ def models_in_workflow(workflow: JsonObject) -> Iterator[ModelSource]:
         values = as_dict(item)
         waiting.extend(values.values())
         for entry in map(as_dict, as_list(values.get("models"))):
-            name, url, directory = (entry.get(key) for key in ModelSource._fields)
+            name = entry.get("name")
+            url = entry.get("url")
             if isinstance(name, str) and isinstance(url, str):
-                yield ModelSource(name, url, str(directory))
+                yield ModelSource(name, url, str(entry.get("directory")))
 
 
 def _hint_at_download(problem: Problem, sources: Iterable[ModelSource]) -> Tuple[str, ...]:
     """How to get the model that ``problem`` is about, where one of ``sources`` has it."""
     if not isinstance(problem.value, str):
         return ()
-    path = problem.value.replace("\\", "/")
-    name = path.rpartition("/")[2]
-    fitting = [
-        source for source in sources if source.name.replace("\\", "/").rpartition("/")[2] == name
-    ]
-    if not fitting:
+    name = _name_of_file(problem.value)
+    same_name = [source for source in sources if _name_of_file(source.name) == name]
+    if not same_name:
         return ()
     # Files of one name may be in several folders: a model, and its VAE.
     folder = MODEL_FOLDERS.get(problem.input)
-    source = next((each for each in fitting if each.directory == folder), fitting[0])
+    in_folder = [source for source in same_name if source.directory == folder]
+    source, *_ = [*in_folder, *same_name]
+    path = problem.value.replace("\\", "/")
     command = download_command(source, path, is_windows=IS_WINDOWS)
     if command is None:
         return (f"The workflow says that it is at {one_line(source.url, 500)}",)
     return ("The workflow says where it is. To download it, in ComfyUI's folder:", command)
+
+
+def _name_of_file(path: str) -> str:
+    """The last part of a path, with the slashes of any system."""
+    _, _, name = path.replace("\\", "/").rpartition("/")
+    return name
 
 
 def download_command(source: ModelSource, path: str, is_windows: bool) -> Optional[str]:
@@ -153,21 +159,31 @@ def download_command(source: ModelSource, path: str, is_windows: bool) -> Option
     None where something in it could be more than a name to the shell, or leads elsewhere: the file
     may come from anybody.
     """
-    is_safe_path = all(_is_safe_name(part) and part.strip(". ") == part for part in path.split("/"))
     is_safe = (
         bool(_is_safe_url(source.url))
+        # What is before an @ looks like the host, and is not.
         and "@" not in urllib.parse.urlsplit(source.url).netloc
         and source.directory in _FOLDERS_OF_COMFYUI
-        and is_safe_path
+        and _is_safe_path(path)
     )
     if not is_safe:
         return None
+
     target = f"models/{source.directory}/{path}"
-    folders = "--create-dirs " if "/" in path else ""
-    quoted = [shlex.quote(target), shlex.quote(source.url)]
+    options = "-L"  # addresses of models redirect to where the file is
+    if "/" in path:
+        options += " --create-dirs"
     if is_windows:
-        quoted = [f'"{target}"', f'"{source.url}"']
-    return f"{name_of_curl(is_windows)} -L {folders}-o {' '.join(quoted)}"
+        arguments = f'-o "{target}" "{source.url}"'
+    else:
+        arguments = f"-o {shlex.quote(target)} {shlex.quote(source.url)}"
+    return f"{name_of_curl(is_windows)} {options} {arguments}"
+
+
+def _is_safe_path(path: str) -> bool:
+    """Whether ``path`` stays below its folder, and every part of it is a plain name."""
+    parts = path.split("/")
+    return all(_is_safe_name(part) and part.strip(". ") == part for part in parts)
 
 
 # -- links that are made in the browser ------------------------------------------------------------
@@ -200,6 +216,7 @@ def _find_sender(prompt: JsonObject, workflow: JsonObject) -> str:
     for graph in map(as_dict, [workflow, *subgraphs]):
         for node in map(as_dict, as_list(graph.get("nodes"))):
             node_type = str(node.get("type"))
-            if _SENDS_EVERYWHERE in node_type and node.get("mode") not in _MODES_OFF:
+            is_on = node.get("mode") not in _MODES_OFF
+            if is_on and _SENDS_EVERYWHERE in node_type:
                 return f'"{one_line(node_type, 60)}" (node {one_line(node.get("id"), 40)})'
     return ""

@@ -17,7 +17,7 @@ from comfyui_runner.nodes import InputRef, inputs_of
 from comfyui_runner.stored_state import pack_text
 from comfyui_runner.text import JsonObject, as_dict, as_list
 
-#: Where something is in a workflow: keys and turns, from the outside to the inside.
+#: Where something is in a workflow: the keys of dicts and the indexes of lists that lead to it.
 Steps = List[Any]
 
 
@@ -39,17 +39,17 @@ def fingerprint_of(loaded: Loaded) -> str:
     A workflow in UI format is compared as it is in the file: what it is converted to changes with
     the nodes of ComfyUI.
     """
-    source: JsonObject = loaded.workflow or loaded.conversion.prompt
     converted = loaded.conversion.prompt
+    source: JsonObject = loaded.workflow or converted
     uploaded = {ref for ref, _ in loaded.uploads}  # ComfyUI chooses their names
-    values = [
-        [node_id, name, value]
-        for node_id in converted
-        for name, value in inputs_of(loaded.prompt, node_id).items()
-        if value != inputs_of(converted, node_id).get(name)
-        and InputRef(node_id, name) not in uploaded
-    ]
-    parts = [source, values, sorted(loaded.drawn), sorted(loaded.uploads)]
+    values_set = []
+    for node_id in converted:
+        inputs_in_file = inputs_of(converted, node_id)
+        for name, value in inputs_of(loaded.prompt, node_id).items():
+            is_set = value != inputs_in_file.get(name)
+            if is_set and InputRef(node_id, name) not in uploaded:
+                values_set.append([node_id, name, value])
+    parts = [source, values_set, sorted(loaded.drawn), sorted(loaded.uploads)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -75,15 +75,15 @@ def pack_client(client: Optional[Loaded]) -> Dict[str, bytes]:
     Each document is stored by itself: with something around it, one that nests as deep as JSON may
     could not be read again.
     """
+    packed = {"name": b"", "workflow": b"", "converted": b"", "conversion": b""}
     if client is None:
-        return {"name": b"", "workflow": b"", "converted": b"", "conversion": b""}
-    workflow = b"" if client.workflow is None else _pack(client.workflow)
-    return {
-        "name": _pack(client.path),
-        "workflow": workflow,
-        "converted": _pack(client.conversion.prompt),
-        "conversion": _pack(_conversion_as_json(client.conversion, client.workflow or {})),
-    }
+        return packed
+    packed["name"] = _pack(client.path)
+    if client.workflow is not None:
+        packed["workflow"] = _pack(client.workflow)
+    packed["converted"] = _pack(client.conversion.prompt)
+    packed["conversion"] = _pack(_conversion_as_json(client.conversion, client.workflow or {}))
+    return packed
 
 
 def unpack_workflow(contents: Mapping[str, bytes]) -> Optional[StoredWorkflow]:
@@ -95,7 +95,9 @@ def unpack_workflow(contents: Mapping[str, bytes]) -> Optional[StoredWorkflow]:
         return None
     try:
         about = as_dict(_unpack(contents["about"]))
-        client = _unpack_client(contents) if about["is_clients"] else None
+        client = None
+        if about["is_clients"]:
+            client = _unpack_client(contents)
         return StoredWorkflow(
             prompt=as_dict(_unpack(contents["prompt"])),
             random_seeds=frozenset(_refs(about["random_seeds"])),
@@ -136,25 +138,24 @@ def _refs(pairs: Any) -> Iterable[InputRef]:
 
 # -- a conversion ----------------------------------------------------------------------------------
 #
-# It leads from the inputs of the prompt to nodes of the workflow in UI format. They are objects in
-# that, and are stored as where they are in it.
+# It leads from the inputs of the prompt to nodes of the workflow in UI format. These are the very
+# objects in the workflow; the state file has the steps to them instead.
 
 
 def _conversion_as_json(conversion: Conversion, workflow: JsonObject) -> JsonObject:
-    wanted = [node for node, _ in conversion.places.values()]
+    """All of ``conversion`` but its prompt, and what people were warned of."""
+    nodes = [node for node, _ in conversion.places.values()]
     for primitives in conversion.primitives.values():
-        wanted += primitives.values()
-    steps_to = _find_objects(workflow, wanted)
+        nodes += primitives.values()
+    steps_by_id = _find_objects(workflow, nodes)
 
     places = {
-        node_id: [steps_to[id(node)], positions]
+        node_id: [steps_by_id[id(node)], positions]
         for node_id, (node, positions) in conversion.places.items()
-        if id(node) in steps_to
+        if id(node) in steps_by_id
     }
     primitives_by_node = {
-        node_id: {
-            name: steps_to[id(node)] for name, node in primitives.items() if id(node) in steps_to
-        }
+        node_id: _steps_to_each(primitives, steps_by_id)
         for node_id, primitives in conversion.primitives.items()
     }
     return {
@@ -165,19 +166,29 @@ def _conversion_as_json(conversion: Conversion, workflow: JsonObject) -> JsonObj
     }
 
 
+def _steps_to_each(
+    nodes: Mapping[str, JsonObject], steps_by_id: Mapping[int, Steps]
+) -> Dict[str, Steps]:
+    """``nodes`` by the same names as where they are, without those that are not in the workflow."""
+    return {name: steps_by_id[id(node)] for name, node in nodes.items() if id(node) in steps_by_id}
+
+
 def _conversion_from_json(about: JsonObject, prompt: Prompt, workflow: JsonObject) -> Conversion:
-    places: Dict[str, Tuple[JsonObject, JsonObject]] = {
-        node_id: (_object_at(workflow, steps), as_dict(positions))
-        for node_id, (steps, positions) in as_dict(about["places"]).items()
-    }
-    primitives = {
-        node_id: {name: _object_at(workflow, steps) for name, steps in as_dict(by_name).items()}
-        for node_id, by_name in as_dict(about["primitives"]).items()
-    }
-    named_values = {
-        name: ValueInFileName(InputRef(*ref) if ref else None, value)
-        for name, (ref, value) in as_dict(about["named_values"]).items()
-    }
+    """What _conversion_as_json() made ``about`` of. Raises KeyError, IndexError, TypeError."""
+    places: Dict[str, Tuple[JsonObject, JsonObject]] = {}
+    for node_id, (steps, positions) in as_dict(about["places"]).items():
+        places[node_id] = (_object_at(workflow, steps), as_dict(positions))
+
+    primitives: Dict[str, Dict[str, JsonObject]] = {}
+    for node_id, steps_by_name in as_dict(about["primitives"]).items():
+        by_name = as_dict(steps_by_name).items()
+        primitives[node_id] = {name: _object_at(workflow, steps) for name, steps in by_name}
+
+    named_values: Dict[str, ValueInFileName] = {}
+    for name, (pair, value) in as_dict(about["named_values"]).items():
+        ref = InputRef(*pair) if pair else None  # a fixed value has none
+        named_values[name] = ValueInFileName(ref, value)
+
     return Conversion(
         prompt,
         places=places,
@@ -188,19 +199,22 @@ def _conversion_from_json(about: JsonObject, prompt: Prompt, workflow: JsonObjec
 
 
 def _find_objects(document: Any, wanted: Iterable[Any]) -> Dict[int, Steps]:
-    """Where the objects ``wanted`` are in ``document``, by their id(). Without recursion."""
-    ids = {id(each) for each in wanted}
-    found: Dict[int, Steps] = {}
-    to_visit: List[Tuple[Any, Steps]] = [(document, [])]
-    while to_visit:
-        value, steps = to_visit.pop()
-        if id(value) in ids:
-            found[id(value)] = steps
+    """The steps to each of the objects ``wanted`` in ``document``, by its id().
+
+    Equal is not enough: it must be the very object. Without recursion, for documents of any depth.
+    """
+    wanted_ids = {id(each) for each in wanted}
+    steps_by_id: Dict[int, Steps] = {}
+    waiting: List[Tuple[Any, Steps]] = [(document, [])]
+    while waiting:
+        value, steps = waiting.pop()
+        if id(value) in wanted_ids:
+            steps_by_id[id(value)] = steps
         if isinstance(value, dict):
-            to_visit += [(child, [*steps, key]) for key, child in value.items()]
+            waiting += [(child, [*steps, key]) for key, child in value.items()]
         elif isinstance(value, list):
-            to_visit += [(child, [*steps, turn]) for turn, child in enumerate(value)]
-    return found
+            waiting += [(child, [*steps, index]) for index, child in enumerate(value)]
+    return steps_by_id
 
 
 def _object_at(document: Any, steps: Steps) -> JsonObject:
