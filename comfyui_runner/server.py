@@ -43,19 +43,19 @@ from comfyui_runner.versions import refuse_old_version
 if TYPE_CHECKING:
     import requests
 
-#: So many classes are looked up one by one. One answer with all that the server has (megabytes)
-#: costs less than more requests.
+#: How many classes are looked up one by one. For more, a single answer with all classes of the
+#: server (megabytes) costs less than so many requests.
 MOST_CLASSES_ONE_BY_ONE = 50
 
-#: The longest wait for GET /system_stats, in seconds: the first request, for which a person waits.
+#: The longest wait for GET /system_stats in seconds: it comes first, while a person waits.
 STATS_SECONDS = 10.0
 
-#: Bytes of a body that are read at a time.
+#: How many bytes of a body are read at a time.
 ANSWER_PIECE_SIZE = 1 << 16
 
 
 def split_look_up(classes: Sequence[str]) -> List[Sequence[str]]:
-    """``classes`` in the parts in which definitions() is to be asked for them."""
+    """``classes`` in parts: definitions() is called once for each."""
     if len(classes) > MOST_CLASSES_ONE_BY_ONE:
         return [classes]
     return [[name] for name in classes]
@@ -67,14 +67,18 @@ def new_uuid() -> str:
 
 
 def uploaded_value(answer: Mapping[str, Any]) -> str:
-    """How a loader names the file that ComfyUI's ``answer`` to an upload is about.
+    """The value by which a loader names an uploaded file, from ComfyUI's ``answer``.
 
     Raises ServerAnswer if the answer names no file.
     """
-    name, subfolder, folder = (str(answer.get(key) or "") for key in ("name", "subfolder", "type"))
+    name = str(answer.get("name") or "")
+    subfolder = str(answer.get("subfolder") or "")
+    folder = str(answer.get("type") or "")
     if not name:
         raise ServerAnswer("ComfyUI took the upload, but names no file.", status=400)
-    value = f"{subfolder}/{name}" if subfolder else name
+    value = name
+    if subfolder:
+        value = f"{subfolder}/{name}"
     if folder in ("", "input"):
         return value
     return f"{value} [{folder}]"
@@ -83,10 +87,10 @@ def uploaded_value(answer: Mapping[str, Any]) -> str:
 class Server:
     """ComfyUI's HTTP routes, one method each. Every call is one try and has a timeout.
 
-    All raise ServerUnreachable when no whole answer came, ServerAnswer for a status that the route
-    does not have, and ServerGone when a load balancer sends us elsewhere. The methods block; an
+    All raise ServerUnreachable if no whole answer came, ServerAnswer for a status that the route
+    does not have, and ServerGone if a load balancer sends us elsewhere. The methods block, so an
     event loop calls them through bounded(). ``secrets`` learns the credentials that are sent and
-    were not given to the program: cookies, and keys in extra_data.
+    that the program did not start with: cookies, and keys in extra_data.
     """
 
     def __init__(
@@ -108,14 +112,17 @@ class Server:
         session: "requests.Session" = import_third_party("requests").Session()
         session.trust_env = not self.address.local  # no proxy of the system for this machine
         bundle = self.address.ca_bundle
-        tls = make_ssl_context_for_http(bundle) if self.address.has_tls else None
+        tls = None
+        if self.address.has_tls:
+            tls = make_ssl_context_for_http(bundle)
         adapter = make_adapter(self.route, tls)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
-        # A path: for True, requests 2.32.0 uses a context of its own.
+        # A path and not True, for which requests 2.32.0 uses a context of its own.
         session.verify = bundle or certifi_bundle()
         session.auth = keep_request  # else a ~/.netrc entry would replace our Authorization
-        # requests reads the whole body of a redirect, followed or not: so it must not see one.
+        # requests reads the whole body of a redirect, even if it does not follow it. So it must not
+        # see that there is one.
         session.get_redirect_target = lambda *_: None  # type: ignore[method-assign]
         session.headers["User-Agent"] = f"comfyui-workflow-runner/{__version__}"
         session.headers["Accept-Encoding"] = PACKING
@@ -129,7 +136,7 @@ class Server:
         return Server(self.address, self.limits, self.secrets, self.route)
 
     def close(self) -> None:
-        """Closes the connections that are kept for more requests. Others are opened when needed."""
+        """Closes the connections that are kept for more requests. Later requests open new ones."""
         self._session.close()
 
     @property
@@ -143,7 +150,7 @@ class Server:
         return self.cookies.gone
 
     def find_affinity(self) -> None:
-        """Finds out, by one more request, which of the cookies stay: those are for affinity."""
+        """Finds out by one more request which cookies stay the same: those are for affinity."""
         before = self.cookies.from_server
         self.queue()
         self.cookies.find_affinity(before)
@@ -161,10 +168,10 @@ class Server:
         timeout: Optional[float] = None,
         accept: Sequence[int] = (200,),
     ) -> "requests.Response":
-        """The answer to one request, its body unread.
+        """The answer to one request. Its body is not read yet.
 
-        ``data`` and ``files`` are the body, as requests takes them. Redirects are not followed:
-        credentials go nowhere else.
+        ``data`` and ``files`` are the body, as requests takes them. Redirects are not followed, so
+        that credentials go nowhere else.
         """
         requests_errors = import_third_party("requests").RequestException
         self.cookies.require_same_server()
@@ -192,14 +199,17 @@ class Server:
 
         if response.status_code in accept:
             return response
-        call = f"{method} {path.partition('?')[0]}"
+        call = call_in_words(method, path)
         body = self._read_error(response, call, timeout or self.limits.read)
         raise explain_status(
             response.status_code, response.headers, body, url=self.address.url, call=call
         )
 
     def _require_whole_head(self, response: "requests.Response") -> None:
-        """Raises ServerUnreachable for a head that was cut off, which http.client does not see."""
+        """Raises ServerUnreachable for a head that was cut off, which http.client does not notice.
+
+        What is cut off is the headers that say where the body ends.
+        """
         headers = response.headers
         says_where_it_ends = (
             response.status_code in (204, 304)  # these have no body (RFC 9112, section 6.3)
@@ -222,13 +232,13 @@ class Server:
     ) -> bytes:
         """The whole body, unpacked. It may take ``seconds``, and have ``limit`` bytes.
 
-        This is the one place where bodies are read that are kept in memory. Raises UnreadableBody
-        if it is too large or is not packed as it should be, ServerUnreachable if it breaks off or
-        takes too long.
+        All bodies that are kept in memory are read here. Raises UnreadableBody if it is too large
+        or its packing is broken, ServerUnreachable if it breaks off or takes too long.
         """
         try:
             body = AnswerBody(response.headers.get("Content-Encoding", ""), limit)
-            if not response.raw.closed:  # it is, where there is no body
+            has_body = not response.raw.closed
+            if has_body:
                 self._receive(response, body, call, seconds)
         finally:
             response.close()
@@ -276,7 +286,7 @@ class Server:
             data = json.dumps(body).encode()
             headers = {"Content-Type": "application/json"}
         response = self.open(method, path, data=data, headers=headers, timeout=timeout)
-        return self._read_json(response, f"{method} {path.partition('?')[0]}", timeout, limit)
+        return self._read_json(response, call_in_words(method, path), timeout, limit)
 
     def _read_json(
         self,
@@ -287,17 +297,19 @@ class Server:
     ) -> Any:
         """The JSON of an answer to ``call`` ("GET /queue"), None for an empty one."""
         url = self.address.url
+        seconds = timeout or self.limits.read
+        most_bytes = limit or self.limits.answer_size
         try:
-            answer = self._read_body(
-                response, call, timeout or self.limits.read, limit or self.limits.answer_size
-            )
+            answer = self._read_body(response, call, seconds, most_bytes)
         except UnreadableBody as error:
             message = f"The answer of {url} to {call} cannot be read: {error}."
             raise ServerUnreachable(message, "Check that it is ComfyUI's address.") from None
+        if not answer:
+            return None
         try:
-            return parse_json(answer) if answer else None
+            return parse_json(answer)
         except ValueError:
-            route = call.partition(" ")[2]
+            _, _, route = call.partition(" ")
             raise explain_no_json(response.headers, answer, url, route) from None
 
     # -- the server ------------------------------------------------------------------------------
@@ -326,7 +338,7 @@ class Server:
     def definitions(self, classes: Collection[str]) -> Dict[str, Dict[str, Any]]:
         """The definition of each of ``classes``, {} if the server does not have it.
 
-        Many are read in one answer.
+        If they are many, one answer with all classes is read.
         """
         if len(classes) <= MOST_CLASSES_ONE_BY_ONE:
             return {name: self.object_info(name) for name in classes}
@@ -345,7 +357,7 @@ class Server:
     def submit(self, body: Mapping[str, Any]) -> Dict[str, Any]:
         """POST /prompt. Raises PromptRejected for ComfyUI's 400."""
         self.secrets.learn(secrets_in_extra_data(body.get("extra_data")))
-        # A kept-alive connection may be dead by now, and requests would send the POST once more.
+        # A kept-alive connection may be dead by now, and requests would then send the POST twice.
         self._session.close()
         try:
             return as_dict(self.call("POST", "/prompt", body=body, timeout=self.limits.post))
@@ -367,14 +379,16 @@ class Server:
         """GET /history/{prompt_id}: the entry, or None while there is none."""
         history = as_dict(self.call("GET", "/history/" + quote_part(prompt_id)))
         entry = history.get(prompt_id)
-        return entry if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            return None
+        return entry
 
     def delete(self, prompt_id: str) -> None:
-        """Takes one waiting prompt off the queue; an id that does not wait is not an error."""
+        """Takes a prompt off the queue. It is not an error if the prompt is not waiting."""
         self.call("POST", "/queue", body={"delete": [prompt_id]})
 
     def interrupt(self, prompt_id: str) -> None:
-        """Interrupts the prompt if it runs, and no other."""
+        """Interrupts the prompt if it is running, and no other one."""
         self.call("POST", "/interrupt", body={"prompt_id": prompt_id})
 
     def cancel_job(self, prompt_id: str) -> bool:
@@ -400,8 +414,8 @@ class Server:
     def has_input(self, value: str) -> bool:
         """Whether a loader's ``value`` names a file that the server has.
 
-        It is the name of an input ("cat.png", "folder/cat.png"), or says its folder at its end
-        ("cat.png [output]").
+        ``value`` is the name of an input ("cat.png", "folder/cat.png"), or ends with the name of
+        another folder ("cat.png [output]").
         """
         match = re.match(r"^(?:(.*)/)?([^/]+?)(?: \[(input|output|temp)\])?$", value)
         if not match:
@@ -411,18 +425,18 @@ class Server:
         try:
             response = self.open("GET", view_path(file))
         except ServerAnswer as error:
-            # ComfyUI refuses names that lead out of its folders (server.py's view_image()).
+            # ComfyUI refuses names that lead out of its folders (view_image() in server.py).
             is_outside = ".." in value and error.status in (400, 403)
             is_missing = error.status == 404 or is_outside
             if is_missing and not error.from_proxy:
                 return False
-            raise  # a login, a proxy or a fault says nothing about the file
+            raise  # from a login, a proxy or a fault: it says nothing about the file
         response.close()
         refuse_web_page(response.headers)
         return True
 
     def upload_file(self, path: str) -> str:
-        """Uploads a file of this machine; the value by which a loader names it.
+        """Uploads a file of this machine. Returns the value by which a loader names it.
 
         Raises UsageError if it cannot be read, ServerAnswer if the answer names no file.
         """
@@ -432,7 +446,7 @@ class Server:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UsageError(f"{path} cannot be uploaded: {reason}.") from None
-        # Any one name would do; but people recognize theirs, and ComfyUI gives a free one.
+        # ComfyUI would accept any name, and changes one that is taken. But people recognize theirs.
         name = re.sub(r'["\r\n\\]', "_", os.path.basename(path)) or "upload"
         name = name.encode(errors="replace").decode()
         return uploaded_value(self.upload(files={"image": (name, content)}))
@@ -440,7 +454,9 @@ class Server:
     def upload(
         self, *, data: Any = None, files: Any = None, headers: Mapping[str, str] = {}
     ) -> Dict[str, Any]:
-        """POST /upload/image with a form: as requests takes it, or as it came, with its headers."""
+        """POST /upload/image with a form: made by requests from ``files`` and ``data``, or one that
+        a client sent, in ``data`` with its own ``headers``.
+        """
         response = self.open(
             "POST",
             "/upload/image",
@@ -459,12 +475,12 @@ class Server:
 def read_pieces(response: "requests.Response") -> Iterator[bytes]:
     """The body of an answer in pieces, as it was sent. Raises one of broken_bodies().
 
-    This is not urllib3's stream(): that reads the line before a chunk however long it is.
+    Not urllib3's stream(): that reads the line before a chunk without a limit.
     """
     while True:
         try:
             piece: bytes = response.raw.read(ANSWER_PIECE_SIZE, decode_content=False)
-        except ValueError as error:  # http.client's for a chunk whose size is below 0
+        except ValueError as error:  # from http.client, for a chunk whose size is negative
             raise ConnectionError("the answer has an odd chunk") from error
         if not piece:
             return
@@ -474,8 +490,8 @@ def read_pieces(response: "requests.Response") -> Iterator[bytes]:
 def refuse_packed_file(headers: Mapping[str, str]) -> None:
     """Raises ServerUnreachable if the ``headers`` of an answer to GET /view say that it is packed.
 
-    ``Accept-Encoding: identity`` was sent. The length would be that of the packed file, and what it
-    unpacks to could fill the disk.
+    ``Accept-Encoding: identity`` was sent. Its Content-Length would be of the packed file, and what
+    it unpacks to could fill the disk.
     """
     if is_packed(headers.get("Content-Encoding", "")):
         message = "it came compressed, though that was not asked for: a proxy does that"
@@ -485,7 +501,7 @@ def refuse_packed_file(headers: Mapping[str, str]) -> None:
 def refuse_web_page(headers: Mapping[str, str]) -> None:
     """Raises ServerUnreachable if the ``headers`` of an answer to GET /view are of a web page.
 
-    ComfyUI sends HTML files as application/octet-stream: the page is a proxy's.
+    ComfyUI sends HTML files as application/octet-stream, so the page is from a proxy.
     """
     if is_web_page(headers):
         message = "a web page came in place of the file: a proxy or a login page answers"
@@ -495,6 +511,12 @@ def refuse_web_page(headers: Mapping[str, str]) -> None:
 def keep_request(request: Any) -> Any:
     """The ``auth`` of requests that adds nothing."""
     return request
+
+
+def call_in_words(method: str, path: str) -> str:
+    """A call as messages name it, without its query: "GET /view"."""
+    route, _, _ = path.partition("?")
+    return f"{method} {route}"
 
 
 def quote_part(text: str) -> str:

@@ -91,33 +91,34 @@ from comfyui_runner.threads import done_or_set, end_tasks, in_thread
 from comfyui_runner.waiting import WaitingRoom, wait_unless_left
 from comfyui_runner.workflow_list import WorkflowList
 
-#: Seconds between two checks of ComfyUI: while all is well, and else.
-CHECK_INTERVAL, CHECK_INTERVAL_IN_TROUBLE = 15.0, 2.0
+#: Seconds between two checks of ComfyUI while it answers, and while it does not.
+CHECK_INTERVAL = 15.0
+CHECK_INTERVAL_IN_TROUBLE = 2.0
 
-#: Seconds between two looks for runs that have changed.
+#: Seconds between two checks for runs that have changed, whose events are then sent.
 PUBLISH_INTERVAL = 0.1
 
-#: Seconds after a GET /preview for which somebody is thought to look.
+#: For so many seconds after a GET /preview, somebody is assumed to look at previews.
 LOOK_SECONDS = 60.0
 
-#: Seconds for which the number of other people's prompts is the same before it is shown.
+#: The number of other people's prompts is shown when it has been the same for so many seconds.
 OTHERS_SETTLE = 0.5
 
-#: Seconds for which a prompt is posted again and again: the client waits for the answer.
+#: For so many seconds, a prompt is posted again if the POST fails: the client is waiting.
 POST_PATIENCE = 5.0
 
-#: Seconds for the WebSocket to open before a run whose pictures come over it alone.
+#: For so many seconds, a run whose pictures only come over the WebSocket waits for that to open.
 SOCKET_PATIENCE = 3.0
 
-#: Seconds for the last reports and downloads of runs when the service stops.
+#: When the service stops, the last reports and downloads of runs may take so many seconds.
 CONCLUDE_SECONDS = 2.0
 
-#: How a run ended that an earlier process had not sent to ComfyUI.
+#: How a run ended that an earlier process did not send to ComfyUI.
 NEVER_ARRIVED = (
     "ComfyUI never got the prompt: the service ended before it was sent. It is not sent again."
 )
 
-#: How a run ended where a fault of ours came in between.
+#: How a run ended where a fault of ours prevented its conclusion.
 FAILED_AT_THE_END = "The runner failed at the end of the run: what it made is only in ComfyUI."
 
 
@@ -137,16 +138,17 @@ class ServiceOptions(NamedTuple):
     allow_spend: bool  # whether these may run
     afterwards: Afterwards  # what is done when runs have ended
     comfyui_is_shown: bool = False  # people have been shown which ComfyUI answers
-    # `run` events of one run are sent no faster than this: one with thousands of nodes is large
+    # the limit of the `run` events about one run: one with thousands of nodes has large ones
     event_bytes_per_second: float = 1e6
 
 
 class Service:
     """The held workflow, the runs and the event streams, and the ComfyUI behind them.
 
-    ``report(prompt_id, report)`` shows on the console what happens. ``keeper`` keeps the runs and
-    the held workflow, and ``restored`` is what it has kept of them. ``paths`` are the files of the
-    workflows that it can hold, where there are several; ``loaded`` is the first. Made in the loop.
+    ``report(prompt_id, report)`` shows on the console what happens. ``keeper`` stores the runs and
+    the held workflow, and ``restored`` is what it has stored of an earlier process. ``loaded`` is
+    the first workflow; ``paths`` are the files of all that can be held, if they are several. Must
+    be made in the loop.
     """
 
     def __init__(
@@ -159,8 +161,9 @@ class Service:
         restored: Restored,
         paths: Sequence[str] = (),
     ) -> None:
-        # Taken by both worlds, for moments, and never while something is awaited or ComfyUI is
-        # asked: the loop would stand still. Reentrant: a new revision is published under it.
+        # Both worlds take it, but only for moments, and never while something is awaited or ComfyUI
+        # is asked: the loop would stand still. It is reentrant because a new revision is published
+        # under it.
         self.lock = threading.RLock()
         self.options = options
         self.backend = Backend(servers, is_shown=options.comfyui_is_shown)
@@ -169,8 +172,8 @@ class Service:
         self.records = RunRecords(self.lock, keeper, restored.last_number)
         self.refusals = RefusalLog()
         self.spool = Spool()
-        self.network_url: Optional[str] = None  #: where other machines find us, if they do
-        self.looked_at = float("-inf")  #: when somebody asked for a preview last
+        self.network_url: Optional[str] = None  #: where other machines reach us; None: nowhere
+        self.looked_at = float("-inf")  #: when a preview was last asked for
         self.others = SettledOthers(OTHERS_SETTLE)
         self.waiting_room = WaitingRoom()
         self.held = HeldWorkflow(loaded, self.lock, self._note_revision)
@@ -188,7 +191,7 @@ class Service:
     # -- in the loop: ComfyUI, and what changes --------------------------------------------------
 
     async def follow(self) -> None:
-        """Keep in touch with ComfyUI and publish what changes, until it is cancelled."""
+        """Keep in touch with ComfyUI and publish what changes, until this task is cancelled."""
         self.session.begin()
         for record in self._to_take_up:
             self._finish_later(self._take_up(record))
@@ -200,13 +203,16 @@ class Service:
             if time.monotonic() - last_check >= interval:
                 await self.check_comfyui()
                 last_check = time.monotonic()
+
             self.publish_changed_runs()
-            self._publish_others(time.monotonic())
-            self._show_refusals(time.monotonic())
-            self.options.afterwards.look_around(
-                lambda: bool(self.records.not_over()), time.monotonic(), partial(self.report, None)
-            )
+            now = time.monotonic()
+            self._publish_others(now)
+            self._show_refusals(now)
+            self.options.afterwards.look_around(self._has_runs, now, partial(self.report, None))
             await asyncio.sleep(PUBLISH_INTERVAL)
+
+    def _has_runs(self) -> bool:
+        return bool(self.records.not_over())
 
     async def check_comfyui(self) -> None:
         """See whether ComfyUI answers, and publish it if that has changed."""
@@ -220,13 +226,14 @@ class Service:
             return
         if self.backend.connected:
             await self._check_workflow()
-            self._publish_revision(self.held.now.revision)  # more is known of its inputs now
+            # The same revision again: clients can now see more about its inputs.
+            self._publish_revision(self.held.now.revision)
         self.streams.publish("status", self.status())
 
     async def _check_workflow(self) -> None:
         """Show what ComfyUI would refuse of the held workflow, such as a model that it lacks.
 
-        Where it comes back and refuses the same, nothing is shown again.
+        The same problems are not shown again when ComfyUI comes back.
         """
         origin = self.held.origin
         prompt, _ = await in_thread(self.backend.name_models, self.held.now.prompt)
@@ -237,8 +244,10 @@ class Service:
         self._notify("ComfyUI would refuse to run the workflow as it is:")
         for problem in problems[:ENTRIES_SHOWN]:
             self._show(None, problem_report(problem))
-        if len(problems) > ENTRIES_SHOWN:
-            self._notify(f"{plural(len(problems) - ENTRIES_SHOWN, 'more problem')}.")
+        rest = len(problems) - ENTRIES_SHOWN
+        if rest > 0:
+            more = plural(rest, "more problem")
+            self._notify(f"{more}.")
 
     def _publish_others(self, now: float) -> None:
         """Publish how many prompts of others are in ComfyUI's queue, if that has changed."""
@@ -246,20 +255,23 @@ class Service:
             self.streams.publish("status", self.status())
 
     def _count_others(self) -> Optional[Others]:
-        """Who else is in ComfyUI's queue, None while that is not known.
+        """The prompts in ComfyUI's queue that are not ours, None while that is not known.
 
-        Behind a load balancer there is a queue on each server.
+        Behind a load balancer it never is: each server has a queue of its own.
         """
         if not self.backend.connected or self.backend.server.affinity:
             return None
-        # ComfyUI says it to everybody when it changes; a connection may be silent all the same.
-        newest = max(self.session.queue_length, self.backend.queue_length, key=lambda each: each.at)
-        phases = [record.run.state.phase for record in self.records.not_over()]
+        # ComfyUI sends its length over the WebSocket when it changes. Where a connection has fallen
+        # silent, the one that a check has read may be newer.
+        newest = self.session.queue_length
+        if self.backend.queue_length.at > newest.at:
+            newest = self.backend.queue_length
+        phases = [record.phase for record in self.records.not_over()]
         ours = sum(not phase.over for phase in phases)
-        return count_others(newest, ours, Phase.RUNNING in phases)
+        return count_others(newest, ours, ours_is_running=Phase.RUNNING in phases)
 
     def _show_refusals(self, now: float) -> None:
-        """Show how many requests were refused after those that were shown at once."""
+        """Show how many more requests were refused than were shown at once."""
         for report in self.refusals.take_due(now):
             self._show(None, report)
 
@@ -267,7 +279,9 @@ class Service:
         """Show what a session reports, and publish it."""
         if report["event"] == "output":
             return  # GET /runs/{prompt_id} lists them
-        prompt_id = run.prompt_id if run is not None else None
+        prompt_id = None
+        if run is not None:
+            prompt_id = run.prompt_id
         self._show(prompt_id, report)
         if prompt_id is not None:
             self.records.mark_changed(prompt_id)
@@ -282,18 +296,19 @@ class Service:
             self._loop.call_soon_threadsafe(self._notify, message)
 
     def publish_changed_runs(self) -> None:
-        """Send a `run` event of each run that has changed; not soon after a large one."""
+        """Send a `run` event of each run that has changed, unless a large one was just sent."""
         for record in self.records.take_changed():
             self._store_phase(record)
             is_due = record.throttle.is_due(time.monotonic())
             if is_due or record.over.is_set():
                 self._publish_run(record)
             else:
-                self.records.mark_changed(record.prompt_id)  # for the next time
+                self.records.mark_changed(record.prompt_id)  # the next call sends it
 
     def _publish_run(self, record: RunRecord) -> None:
         prompt_id = record.prompt_id
-        shown = record.to_json(self.options.public_url)  # each client may have another Host
+        # Not by the Host of a request: the event goes to all clients.
+        shown = record.to_json(self.options.public_url)
         size = self.streams.publish("run", shown, prompt_id)
         record.throttle.interval = size / self.options.event_bytes_per_second
         record.throttle.restart(time.monotonic())
@@ -315,7 +330,7 @@ class Service:
         self.keeper.hold(self.workflows.as_stored())
 
     def _store_phase(self, record: RunRecord) -> None:
-        """Store where a run is; its end is stored with all of it, by _end()."""
+        """Store the phase of a run that has not ended. _end() stores its end and all of it."""
         phase = record.phase
         if phase.over or phase is record.stored_phase:
             return
@@ -325,7 +340,7 @@ class Service:
     # -- in the loop: runs of an earlier process -------------------------------------------------
 
     def _restore(self, stored: StoredRun) -> RunRecord:
-        """The record of a run that an earlier process has started and not seen end."""
+        """The record of a run that an earlier process has started, and that had not ended."""
         run = Run(unpack_prompt(stored.prompt), stored.prompt_id, time.monotonic(), asyncio.Event())
         run.texts = texts_of_run(stored)
         run.most_picture_bytes = RECEIVED_BYTES
@@ -339,7 +354,7 @@ class Service:
         return record
 
     async def _take_up(self, record: RunRecord) -> None:
-        """Find a run of an earlier process in ComfyUI and follow it to its end; never send it."""
+        """Find a run of an earlier process in ComfyUI and follow it to its end. Never sends it."""
         while not self.backend.connected:
             if self.stopping.is_set():
                 return  # the next process takes it up
@@ -347,7 +362,7 @@ class Service:
         await self._finish(record)
 
     async def _find_again(self, record: RunRecord) -> bool:
-        """See what has become of a run of an earlier process; False if ComfyUI never got it."""
+        """Look up a run of an earlier process in ComfyUI; False if ComfyUI never got it."""
         run = record.run
         self.session.adopt(run)
         record.is_found = True
@@ -362,7 +377,9 @@ class Service:
     # -- in the loop: a run from its start to its end --------------------------------------------
 
     async def launch(self, new: RunPrompt, notices: Sequence[str]) -> Tuple[RunRecord, JsonObject]:
-        """Submit a run, report ``notices`` about it, and follow it: its record, ComfyUI's answer.
+        """Submit a run, report ``notices`` about it, and follow it.
+
+        Returns its record and ComfyUI's answer.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
         taken, 403 if it may not spend what it costs, 503 if the service stops meanwhile, and what
@@ -386,7 +403,8 @@ class Service:
         run.most_picture_bytes = RECEIVED_BYTES
         record = RunRecord(run, session)
         refusal = None
-        # From here on nothing is awaited until the run is added: stop() cancels those it finds.
+        # Nothing is awaited between the check of ``stopping`` and the adding of the run: so stop()
+        # cancels it, or it is not added.
         if self.stopping.is_set():
             refusal = service_stopping()
         elif not self.records.add(record, self.options.max_queue):
@@ -401,24 +419,26 @@ class Service:
         self._store_phase(record)
         self._finish_later(self._finish(record))
         await self._look(record)
-        if not answer:  # it was lost, but the prompt is there
+        if not answer:  # the answer was lost, but ComfyUI has the prompt
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
 
     def _preview_wish(self, now: float) -> Mapping[str, str]:
-        """What asks ComfyUI for previews of a run that begins now, if somebody looks.
+        """The extra_data that asks ComfyUI for previews of a run, if somebody looks at them.
 
-        They cost it time, and it makes none by itself. Versions before 0.5.0 ignore the wish, and
-        what the request itself says comes before it.
+        They cost time, and ComfyUI makes none by default. Versions before 0.5.0 ignore the wish. If
+        the client's own extra_data has another one, that counts.
         """
         is_looked_at = len(self.streams) > 0 or now - self.looked_at < LOOK_SECONDS
-        return {"preview_method": "auto"} if is_looked_at else {}
+        if not is_looked_at:
+            return {}
+        return {"preview_method": "auto"}
 
     def _key_for(self, prompt: Prompt, extra: JsonObject) -> Mapping[str, str]:
-        """The key of the account, if ``prompt`` has nodes that cost credits.
+        """The extra_data with the key of the account, if ``prompt`` has nodes that cost credits.
 
-        Nothing where ``extra``, more fields of POST /prompt, brings its own key: then that account
-        pays. Raises HttpError 403 without --allow-spend.
+        {} if ``extra``, more fields of POST /prompt, has a key of its own, whose account then pays.
+        Raises HttpError 403 without --allow-spend.
         """
         if not self.options.api_key or has_credentials(extra):
             return {}
@@ -439,10 +459,11 @@ class Service:
     async def _session_for(
         self, prompt: Prompt, uploads: Iterable[Tuple[InputRef, UploadAgain]]
     ) -> Tuple[Session, Prompt]:
-        """The session of a run of ``prompt``, and the prompt as its server has the files of it.
+        """The session of a run of ``prompt``, and the prompt with the names of its files there.
 
-        ``uploads`` are files that only this run has. A load balancer chooses a server for each
-        connection, so behind one each run has its own.
+        A load balancer chooses a server for each connection. So behind one, each run has its own
+        session, and its files are uploaded to that server: those of the held workflow, and
+        ``uploads``, which only this run has.
         """
         if not self.backend.server.affinity:
             return self.session, prompt
@@ -459,12 +480,13 @@ class Service:
     async def _require_new(self, prompt_id: str, session: Session) -> None:
         """Raises HttpError 409 if we or ComfyUI know ``prompt_id``, and closes ``session`` then.
 
-        ComfyUI takes the same prompt_id twice, and would stop somebody else's prompt for ours.
+        ComfyUI accepts the same prompt_id twice, and cancelling ours would stop the other prompt.
         """
         try:
             is_taken = await session.knows(prompt_id)
             is_taken = is_taken or await in_thread(self.records.get, prompt_id) is not None
-            # Last, without a wait before the run is added: another request may have brought it.
+            # Last, because nothing is awaited from here until the run is added: another request may
+            # have used it meanwhile.
             is_taken = is_taken or self.records.in_memory(prompt_id) is not None
             if is_taken:
                 message = "There is a prompt with this prompt_id already: choose a new UUID."
@@ -476,15 +498,15 @@ class Service:
     def _upload_again(
         self, uploads: Iterable[Tuple[InputRef, UploadAgain]], server: Server
     ) -> Dict[InputRef, str]:
-        """Upload files to ``server`` too: what it calls them, by their inputs. Blocks."""
+        """Upload files to ``server`` too. Returns their values there by inputs. Blocks."""
         with self._uploading:
             return {ref: upload_again(server) for ref, upload_again in uploads}
 
     async def _submit(self, record: RunRecord) -> JsonObject:
-        """Submit a run: ComfyUI's answer, {} if it was lost."""
+        """Submit a run. Returns ComfyUI's answer, {} if that was lost."""
         session, run = record.session, record.run
         try:
-            # First: what ComfyUI has must be found again, whatever becomes of this process.
+            # The run is stored first, so that the next process finds it if this one dies.
             self.options.secrets.learn(secrets_in_extra_data(run.extra.get("extra_data")))
             await self.keeper.add(record.as_stored(), run.prompt)
             answer = await session.submit(run)
@@ -501,7 +523,7 @@ class Service:
         return answer
 
     async def _look(self, record: RunRecord) -> None:
-        """See where a run is in the queue. One that is in the cache has ended before that."""
+        """Find the place of a run in the queue. A run from the cache may end before that."""
         looking = asyncio.ensure_future(record.session.look(record.run))
         try:
             await done_or_set(looking, record.run.over)
@@ -511,13 +533,13 @@ class Service:
             await end_tasks([looking])
 
     def _finish_later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have a run followed to its end, which stop() waits for."""
+        """Start ``work``, which follows a run to its end. stop() waits for it."""
         finishing = asyncio.ensure_future(work)
-        self._finishing.add(finishing)  # the loop itself would let it be collected
+        self._finishing.add(finishing)  # the loop alone would let it be garbage-collected
         finishing.add_done_callback(self._finishing.discard)
 
     async def _finish(self, record: RunRecord) -> None:
-        """Follow a run to its end, and conclude it. Whatever goes wrong, it ends."""
+        """Follow a run to its end, and conclude it. The record ends, whatever goes wrong."""
         self.options.afterwards.note_run()
         stop = None
         try:
@@ -532,7 +554,7 @@ class Service:
         except Exception as error:
             self._note_fault(record, error)
             message = FAILED_AT_THE_END
-            record.conclude((), {})  # looking at what it made may have failed
+            record.conclude((), {})  # its outputs may be what caused the fault
         await self._end(record, message)
 
     def _note_fault(self, record: RunRecord, error: Exception) -> None:
@@ -542,7 +564,7 @@ class Service:
         record.run.state = lost(record.run.state, reason, time.monotonic())
 
     async def _conclude(self, record: RunRecord, stop: Optional[Stop]) -> str:
-        """Report, save and keep what a run made: how it ended, in words."""
+        """Report, save and keep what a run made. Returns how it ended, in words."""
         run, session = record.run, record.session
         record.failure = failure_report(run.state, run.prompt, None)
         destination = None
@@ -560,7 +582,7 @@ class Service:
         return str(ending.report["message"])
 
     def _keep(self, outputs: Sequence[Output]) -> Dict[int, str]:
-        """Spool the outputs that no server keeps: their keys, by their turn. Blocks."""
+        """Spool the outputs that no server keeps. Returns their keys by their turn. Blocks."""
         keys = {}
         for turn, output in enumerate(outputs):
             content = output.read_content()
@@ -577,7 +599,10 @@ class Service:
         return keys
 
     async def _follow_run(self, record: RunRecord) -> Optional[Stop]:
-        """Follow a run to its end or to --timeout, which cancels it: who cancelled it, or None."""
+        """Follow a run to its end, and cancel it after --timeout.
+
+        Returns what has cancelled it, or None.
+        """
         run, session = record.run, record.session
         timeout = seconds_left(self.options.timeout, record.created, time.time())
         try:
@@ -596,13 +621,14 @@ class Service:
     async def _end(self, record: RunRecord, message: str) -> None:
         """Note that a run is over, and how it ended."""
         record.message = message
-        await self.keeper.end(record.as_stored())  # first: what a client has seen is not forgotten
+        # It is stored first, so that an end that a client has seen is never forgotten.
+        await self.keeper.end(record.as_stored())
         record.end(message)
         self.records.mark_changed(record.prompt_id)
         await self._leave(record)
 
     async def _leave(self, record: RunRecord) -> None:
-        """Have the session of a run follow it no more."""
+        """End the following of a run by its session."""
         record.session.forget(record.run)
         await self._close_own(record.session)
 
@@ -618,7 +644,7 @@ class Service:
         self.stopping.set()
         try:
             await self._end_runs()
-        finally:  # whatever is wrong: streams, files and connections are not left open
+        finally:  # streams, files and connections are closed even after a fault
             self.streams.end()
             self.spool.close()
             await self.session.close()
@@ -644,9 +670,9 @@ class Service:
         self._show_refusals(float("inf"))
 
     async def _cancel(self, record: RunRecord) -> None:
-        """Cancel a run; comes back when ComfyUI has confirmed it, or after a while.
+        """Cancel a run. Returns when ComfyUI has confirmed that, or after ``limits.cancel``.
 
-        What it has not confirmed is cancelled by the next process.
+        Where it is not confirmed, the next process cancels the run.
         """
         record.is_cancelled = True
         if not record.phase.over:
@@ -657,7 +683,10 @@ class Service:
     # -- in the threads --------------------------------------------------------------------------
 
     def run_in_loop(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """Do ``work`` in the loop: its result. Raises ServerUnreachable after ``seconds``."""
+        """Do ``work`` in the loop and return its result.
+
+        Raises ServerUnreachable after ``seconds``.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(seconds)
@@ -678,12 +707,12 @@ class Service:
         self.backend.require_connection()
 
     def require_room(self) -> None:
-        """Raises HttpError 429 while too many runs wait: what would be uploaded was for nothing."""
+        """Raises HttpError 429 while too many runs wait, before files are uploaded for nothing."""
         if self.records.count_waiting() >= self.options.max_queue:
             raise self._queue_full()
 
     def start(self, new: RunPrompt) -> Tuple[RunRecord, JsonObject]:
-        """launch(), from a thread, of ``new`` with its models named as ComfyUI names them."""
+        """launch() from a thread. The models in ``new`` get the names that ComfyUI lists."""
         self.require_comfyui()
         prompt, notices = self.backend.name_models(new.prompt)
         launching = self.launch(new._replace(prompt=prompt), notices)
@@ -693,10 +722,10 @@ class Service:
         return record, answer
 
     def start_call(self, copy: HeldCopy, values: Mapping[str, Any]) -> RunRecord:
-        """Start a run of ``copy``, of the held workflow, with ``values``, which are held nowhere.
+        """Start a run of ``copy``, of the held workflow, with ``values``, which are not held.
 
         ``values`` are those of read_call_values(). Raises EditError for values that do not fit, and
-        what start() raises; files are uploaded first, and nothing else happens by then.
+        what start() raises. Files are uploaded before, and nothing else happens before.
         """
         self.require_comfyui()
         self.require_room()
@@ -707,11 +736,13 @@ class Service:
             lambda call: {ref.node_id for ref in call.renamed},
         )
         if call.files:
-            self._key_for(call.prompt, copy.loaded.extra(call.prompt))  # or launch() refuses it
+            # launch() would refuse a run that may not spend, too, but only after the upload.
+            self._key_for(call.prompt, copy.loaded.extra(call.prompt))
         server = self.backend.server
         uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}
         seeds = copy.held.random_seeds
-        new = self.held.make_run(copy, call.complete(uploaded, seeds, self.backend.object_info))
+        complete = call.complete(uploaded, seeds, self.backend.object_info)
+        new = self.held.make_run(copy, complete)
         uploads = [(ref, partial(upload_call_file, file=file)) for ref, file in call.files]
         record, _ = self.start(new._replace(uploads=tuple(uploads)))
         return record
@@ -724,11 +755,11 @@ class Service:
         *,
         is_detached: bool,
     ) -> bool:
-        """Wait for the ends of runs that a client started; whether all have ended.
+        """Wait for the ends of runs that a client started. Returns whether all have ended.
 
-        It may take ``seconds`` (``inf``: any time). If the client leaves first (``has_left()``),
-        HttpError 409 is raised, and those that have not ended are cancelled, as Ctrl+C does, unless
-        they are detached from their client.
+        It takes ``seconds`` at most, which may be ``inf``. If the client leaves first
+        (``has_left()``), the runs that have not ended are cancelled, unless they are detached from
+        their client, and HttpError 409 is raised.
         """
         deadline = time.monotonic() + seconds
         for record in records:
@@ -743,31 +774,36 @@ class Service:
 
     def cancel_all(self, records: Iterable[RunRecord]) -> None:
         """Cancel those of ``records`` that have not ended."""
-        # The last first, so that none of them starts when the one before it is gone.
+        # The last one first: otherwise the next would start when the one before it is gone.
         for record in reversed(list(records)):
             if not record.over.is_set():
                 with suppress(RunnerError):  # the others are still to be cancelled
                     self.cancel(record)
 
     def cancel(self, record: RunRecord) -> None:
-        """Cancel a run; comes back when ComfyUI has confirmed it, or after a while."""
+        """Cancel a run. Returns when ComfyUI has confirmed that, or after a while."""
         seconds = self.backend.server.limits.cancel + 10.0
         self.run_in_loop(self._cancel(record), seconds)
 
     def _others_as_json(self) -> Optional[JsonObject]:
         others = self.others.shown
-        return others.to_json() if others is not None else None
+        if others is None:
+            return None
+        return others.to_json()
 
     def status(self) -> JsonObject:
         """The service as GET /status shows it. May be called in both worlds."""
         running = self.records.running()
+        running_id = None
+        if running is not None:
+            running_id = running.prompt_id
         return {
             "version": __version__,
             "comfyui": {**self.backend.to_json(), "others": self._others_as_json()},
             "workflow": {**self.held.to_json(), **self.workflows.to_status()},
             "runs": {
                 "waiting": self.records.count_waiting(),
-                "running": running.prompt_id if running else None,
+                "running": running_id,
             },
             "auto_execute_on_upload": self.options.auto_execute,
             "token_required": self.options.guard.token is not None,
@@ -777,12 +813,12 @@ class Service:
 
 
 def service_stopping() -> HttpError:
-    """The answer to a client whose run would be started while the service stops."""
+    """The answer to a request for a run while the service stops."""
     return HttpError(503, "service_stopping", "The service is stopping.")
 
 
 async def wait_for_socket(session: Session, prompt: Prompt) -> None:
-    """Give the WebSocket time to open, where pictures come over it alone: they are sent once."""
+    """Give the WebSocket time to open if pictures of ``prompt`` arrive over it only, and once."""
     if all(class_of(prompt, node_id) != SENDS_PICTURES for node_id in prompt):
         return
     deadline = time.monotonic() + SOCKET_PATIENCE

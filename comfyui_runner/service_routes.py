@@ -86,19 +86,19 @@ from comfyui_runner.service_files import (
 from comfyui_runner.text import JsonObject, one_line
 from comfyui_runner.waiting import wait_unless_left
 
-#: Seconds that GET /runs/{prompt_id}?wait= waits at most.
+#: The longest wait of GET /runs/{prompt_id}?wait= in seconds.
 MAX_WAIT = 60.0
 
-#: Seconds for the conclusion of a run that POST /interrupt has stopped.
+#: The longest wait of POST /interrupt, in seconds, for the conclusion of the run that it stopped.
 INTERRUPT_WAIT = 5.0
 
-#: What is not done for HEAD: asking must not start anything.
+#: Handlers that are not called for HEAD, which must not start anything.
 NOT_FOR_HEAD = ("start_run", "get_events")
 
-#: Bytes of the body of POST /login, which is read without a token.
+#: The largest body of POST /login in bytes: it is read without a token.
 LOGIN_LIMIT = 4096
 
-#: Seconds that the cookie of the login is kept: a year.
+#: For how long browsers keep the cookie of the login: a year.
 COOKIE_SECONDS = 365 * 24 * 60 * 60
 
 #: How the paths of OpenAI's API begin.
@@ -108,10 +108,10 @@ _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
 class Client(NamedTuple):
-    """The other end of a connection, as far as the routes look at it."""
+    """What the routes need to know about the other end of a connection."""
 
-    is_crowded: bool = False  # all places were taken when it came: only /health is answered
-    has_left: Callable[[], bool] = lambda: False  # whether it has closed its connection by now
+    is_crowded: bool = False  # too many connections were open already: only /health is answered
+    has_left: Callable[[], bool] = lambda: False  # returns whether it has closed the connection
 
 
 class ServiceRoutes:
@@ -123,7 +123,7 @@ class ServiceRoutes:
         self.guard = service.options.guard
         self.failed_guesses = FailedGuesses()
         self.started = int(time.time())
-        #: The status that was shown last, and its answer.
+        #: the status that was shown last, and its answer
         self._shown_status: Tuple[JsonObject, Response] = ({}, json_response(200, {}))
 
     def respond(self, request: Request, body: RequestBody, client: Client) -> Response:
@@ -202,12 +202,13 @@ class ServiceRoutes:
 def refusal_of(request: Request, error: BaseException) -> Refusal:
     """What the console shows of a request that ended with ``error``: who wanted what, and why not.
 
-    The query is left out: what is in it may be private.
+    The query is left out because it may be private.
     """
     http_error = as_http_error(error)
     page = ""
     if http_error.type == "foreign_origin":
-        page = request.header("origin") or request.header("referer").partition("?")[0]
+        referer, _, _ = request.header("referer").partition("?")
+        page = request.header("origin") or referer
     return Refusal(
         client=request.client,
         page=page,
@@ -266,8 +267,9 @@ class RouteCall:
         """The page for browsers; the list of routes for all others."""
         if self.page and "text/html" in self.request.header("accept"):
             return Response(200, self.page, "text/html; charset=utf-8")
-        lines = curl_lines(self.url_for(self.request), example_of_edit(self.held.now.prompt))
-        return Response(200, ("\n".join(lines) + "\n").encode(), "text/plain; charset=utf-8")
+        example = example_of_edit(self.held.now.prompt)
+        text = "".join(f"{line}\n" for line in curl_lines(self.url_for(self.request), example))
+        return Response(200, text.encode(), "text/plain; charset=utf-8")
 
     def get_openapi(self) -> Response:
         """The OpenAPI document."""
@@ -306,11 +308,12 @@ class RouteCall:
             raise HttpError(400, "wrong_value", message)
         held = self.held.now
         object_info = self.backend.look_up(held.prompt)
+        draws = [f"{ref.node_id}.{ref.input}" for ref in self.held.draws(held.prompt)]
         answer = {
             "file": self.held.path,
             "revision": held.revision,
             "prompt": held.prompt,
-            "draws": [f"{ref.node_id}.{ref.input}" for ref in self.held.draws(held.prompt)],
+            "draws": draws,
             "has_ui_format": self.held.copy().loaded.workflow is not None,
             "fields": form_fields(held.prompt, object_info, held.random_seeds),
         }
@@ -321,7 +324,8 @@ class RouteCall:
         from comfyui_runner.extras.ui_saving import save_for_editor  # only this format needs it
 
         copy = self.held.copy()
-        workflow, prompt = copy.loaded.workflow, copy.held.prompt
+        workflow = copy.loaded.workflow
+        prompt = copy.held.prompt
         if workflow is None:
             message = (
                 "The held workflow did not come from a file in UI format, which ComfyUI's editor "
@@ -329,9 +333,9 @@ class RouteCall:
             )
             raise HttpError(409, "not_in_ui_format", message)
         saved = save_for_editor(workflow, prompt, self.backend.look_up_all(None))
-        not_saved = [
-            {**describe_node(prompt, ref.node_id), "input": ref.input} for ref in saved.not_saved
-        ]
+        not_saved = []
+        for ref in saved.not_saved:
+            not_saved.append({**describe_node(prompt, ref.node_id), "input": ref.input})
         answer = {
             "file": self.held.path,
             "revision": copy.held.revision,
@@ -341,11 +345,11 @@ class RouteCall:
         return json_response(200, answer)
 
     def put_workflow(self) -> Response:
-        """Another workflow takes the place of the held one: a client's, or without a body one of
-        the list, by its name.
+        """Replace the held workflow with the one in the body, or, without a body, with the one of
+        the list that ``?name=`` names.
 
-        What is wrong with it is listed: a model can be installed, a value edited. One that has
-        classes that ComfyUI does not have is refused, as a text or a seed cannot be found in it.
+        It may have problems, which are listed: a model can be installed, and a value edited. But if
+        ComfyUI lacks the class of a node, no text or seed can be found in it, and it is refused.
         """
         body = self.body.read(JSON_LIMIT)
         wanted = self.request.query.get("name")
@@ -357,8 +361,8 @@ class RouteCall:
         origin = Origin(document.workflow or {})
         object_info, problems = self.backend.find_problems(prompt, origin)
         listed = [problem_as_json(problem) for problem in problems]
-        if any(problem.type == "missing_node_type" for problem in problems):
-            missing = [problem for problem in problems if problem.type == "missing_node_type"]
+        missing = [problem for problem in problems if problem.type == "missing_node_type"]
+        if missing:
             message = "The workflow has nodes of classes that this ComfyUI does not have."
             message = add_first_problem(message, missing)
             raise HttpError(400, "invalid_workflow", message, {"problems": listed})
@@ -370,7 +374,7 @@ class RouteCall:
         answer = {
             "nodes": len(prompt),
             "revision": revision,
-            "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
+            "checked": are_classes_known(prompt, object_info),
             "warnings": [*conversion.warnings, *notices],
             "problems": listed,
         }
@@ -380,12 +384,12 @@ class RouteCall:
         """Hold a workflow of the list."""
         chosen = self.workflows.choose(name)
         prompt = self.held.now.prompt
-        named, _ = self.backend.name_models(prompt)  # as a run does
+        named, _ = self.backend.name_models(prompt)  # a run does the same
         object_info, problems = self.backend.find_problems(named, self.held.origin)
         answer = {
             "nodes": len(prompt),
             "revision": chosen.revision,
-            "checked": all(class_of(prompt, node_id) in object_info for node_id in prompt),
+            "checked": are_classes_known(prompt, object_info),
             "warnings": list(chosen.warnings),
             "problems": [problem_as_json(problem) for problem in problems],
         }
@@ -396,7 +400,7 @@ class RouteCall:
         return json_response(200, {"workflows": self.workflows.to_json()})
 
     def reset_workflow(self) -> Response:
-        """The workflow from its file, as it is now."""
+        """Hold the file again that was chosen last, as it is now."""
         self.read_fields({}, {})
         chosen = self.workflows.reset()
         answer = {"nodes": len(chosen.loaded.prompt), "revision": chosen.revision}
@@ -424,7 +428,8 @@ class RouteCall:
         node_name = name_of_node(fields)
         if node_name is None:
             raise HttpError(400, "missing_field", 'Name the node: "node_id" or "title".')
-        prompt, inputs = self.held.now.prompt, fields["inputs"]
+        prompt = self.held.now.prompt
+        inputs = fields["inputs"]
         node_id = find_node(prompt, node_name)
         if isinstance(inputs, FormTexts):
             inputs = read_inputs(prompt, node_id, inputs, self.backend.look_up(prompt))
@@ -433,8 +438,8 @@ class RouteCall:
     def _edit(self, node_id: str, inputs: JsonObject) -> Response:
         """Set inputs of the held workflow.
 
-        ComfyUI, which may be slow, is asked without the lock. If another edit comes first, this one
-        is made again, on what is held then.
+        ComfyUI may be slow, so it is asked without the lock. If another edit is made meanwhile,
+        this one is repeated on the workflow that is held then.
         """
         revision = None
         while revision is None:
@@ -472,7 +477,8 @@ class RouteCall:
 
         names = {key: str(uploaded.get(key) or "") for key in ("name", "subfolder", "type")}
         node_ids = [ref.node_id for ref in refs]
-        self.backend.look_up(self.held.now.prompt, node_ids)  # their lists of files have grown
+        # Looked up anew: the file is now in their lists.
+        self.backend.look_up(self.held.now.prompt, node_ids)
         revision = self.held.hold_values(dict.fromkeys(refs, uploaded_value(uploaded)))
         answer = {**names, "nodes": node_ids, "revision": revision}
         if not self.options.auto_execute:
@@ -482,7 +488,7 @@ class RouteCall:
     def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> JsonObject:
         """ComfyUI's answer to an upload.
 
-        Behind a load balancer the file is kept for ``refs``: the servers of the runs to come need
+        Behind a load balancer the file is kept for ``refs``, because the servers of later runs need
         it too.
         """
         server = self.backend.server
@@ -500,7 +506,7 @@ class RouteCall:
     # -- runs ------------------------------------------------------------------------------------
 
     def start_run(self) -> Response:
-        """Run the held workflow. A body may come with GET too: curl -X GET -d sends it."""
+        """Run the held workflow. GET may have a body too: curl -X GET -d sends one."""
         content_type = self.request.header("content-type")
         fields = parse_object_or_form(self.body.read(JSON_LIMIT), content_type)
         if "clear" in fields or "delete" in fields:  # ComfyUI's own POST /queue
@@ -510,7 +516,7 @@ class RouteCall:
         return json_response(202, self._run_held())
 
     def _run_held(self) -> JsonObject:
-        """Run the held workflow: the answer. Raises HttpError if ComfyUI refuses it."""
+        """Run the held workflow, and return the answer. Raises HttpError if ComfyUI refuses it."""
         new = self.held.take_for_run(self.backend.object_info)
         try:
             record, _ = self.service.start(new)
@@ -524,7 +530,7 @@ class RouteCall:
         }
 
     def run_call(self) -> Response:
-        """Run a copy of the held workflow with the values in the body, and answer with its end."""
+        """Run a copy of the held workflow with the values in the body, and wait for its end."""
         query = self.request.query
         wanted = read_wanted_file(self.request)
         seconds = read_wait(query, float("inf"))
@@ -537,8 +543,9 @@ class RouteCall:
             )
         if record.over.is_set():
             return self._show_end(record, wanted)
-        place = f"{urllib.parse.urlsplit(self.options.public_url).path}/runs/{record.prompt_id}"
-        headers = (("Location", place), *prompt_id_header(record.prompt_id))
+        base_path = urllib.parse.urlsplit(self.options.public_url).path
+        location = f"{base_path}/runs/{record.prompt_id}"
+        headers = (("Location", location), *prompt_id_header(record.prompt_id))
         return json_response(202, record.to_json(self.url_for(self.request)), headers)
 
     def start_call(self, copy: HeldCopy, values: JsonObject) -> RunRecord:
@@ -551,45 +558,49 @@ class RouteCall:
             raise upload_refusal(error) or error from None
 
     def _place_to_wait(self, seconds: float) -> "contextlib.AbstractContextManager[None]":
-        """A place among the clients that wait, unless ``seconds`` is 0. Raises HttpError 429."""
+        """A place among the clients that wait; 0 ``seconds`` need none. Raises HttpError 429."""
         if seconds == 0.0:
             return contextlib.nullcontext()
         return self.service.waiting_room.place()
 
     def _wait_for(self, record: AnyRun, seconds: float) -> None:
-        """Wait for the end of a run, or until the client has left, which does not cancel it."""
+        """Wait for the end of a run. If the client leaves, that ends the wait, but not the run."""
         if record.over.is_set():
             return
         with self._place_to_wait(seconds):
             wait_unless_left(record.over, seconds, self.client.has_left)
 
     def _show_end(self, record: AnyRun, wanted: Optional[WantedFile]) -> Response:
-        """The answer of a run that has ended. Raises HttpError if it has no such file."""
+        """The answer to POST /run for a run that has ended. Raises HttpError for a missing file."""
         shown = record.to_json(self.url_for(self.request))
         failure = failure_of_run(shown)
-        if failure is not None:  # no refusal: the console shows how the run ended
+        if failure is not None:
+            # Returned, because the console would show an error that is raised as a refusal. It
+            # shows the end of the run anyway.
             return error_response(failure)
         if wanted is None:
             return json_response(200, shown, prompt_id_header(record.prompt_id))
-        whole_file = self.request._replace(headers={})  # a Range would be of the request itself
+        # Without the client's headers: a Range in them does not mean the file.
+        whole_file = self.request._replace(headers={})
         return self._open_wanted(record, wanted, whole_file)
 
     def _open_wanted(self, record: AnyRun, wanted: WantedFile, request: Request) -> Response:
         """A file of a run that has ended. Raises HttpError."""
-        headers = prompt_id_header(record.prompt_id)
+        prompt_id = prompt_id_header(record.prompt_id)
         try:
             turn = wanted.choose(record.outputs or [])
             response = self.open_output(record, turn, request)
         except HttpError as error:
-            error.headers = (*error.headers, *headers)
+            error.headers = (*error.headers, *prompt_id)
             raise
-        return response._replace(headers=(*response.headers, *headers))
+        return response._replace(headers=(*response.headers, *prompt_id))
 
     def open_output(self, record: AnyRun, turn: int, request: Request) -> Response:
         """A file of a run, by its turn among the outputs. Raises HttpError."""
         spooled = record.spooled_file(turn)
         if spooled is not None:
-            return self._read_spooled(*spooled, is_download=False)
+            output, key = spooled
+            return self._read_spooled(output, key, is_download=False)
         assert record.outputs is not None
         output = record.outputs[turn]
         if not output.is_on_server:
@@ -612,18 +623,18 @@ class RouteCall:
         return self._open_wanted(record, wanted, self.request)
 
     def post_prompt(self) -> Response:
-        """ComfyUI's own POST /prompt: the prompt in the body, or the held workflow, is run."""
+        """ComfyUI's own POST /prompt. Runs the prompt in the body or, without one, what is held."""
         prompt, extra = split_prompt_body(parse_object(self.body.read(JSON_LIMIT)))
         if prompt is None:
             new = self.held.take_for_run(self.backend.object_info)
         else:
             check_prompt_request(prompt, extra)
             new = RunPrompt(prompt, extra, Origin(workflow_in_extra(extra)))  # as it came
-        _, answer = self.service.start(new)  # PromptRejected: its answer is passed on
+        _, answer = self.service.start(new)  # the answer of a PromptRejected is passed on
         return json_response(200, answer)
 
     def interrupt_run(self) -> Response:
-        """Stop the run that is named, else the one that is running, else the first that waits."""
+        """Stop a run by its prompt_id; by default the one that is running, or the next."""
         fields = self.read_fields({}, {"prompt_id": str})
         prompt_id = fields.get("prompt_id")
         record = self.records.to_interrupt(prompt_id)
@@ -686,17 +697,20 @@ class RouteCall:
 
     def get_run_file(self, prompt_id: str, number: str) -> Response:
         """A file that a run made and no server keeps."""
-        record, turn = self._find_run(prompt_id), read_turn(number)
-        file = None
+        record = self._find_run(prompt_id)
+        turn = read_turn(number)
+        spooled = None
         if turn is not None:
-            file = record.spooled_file(turn)
-        if file is None:
+            spooled = record.spooled_file(turn)
+        if spooled is None:
             message = "The run has no such file here: its outputs say which it has."
             raise HttpError(404, "no_such_file", message)
-        return self._read_spooled(*file, is_download="download" in self.request.query)
+        output, key = spooled
+        is_download = "download" in self.request.query
+        return self._read_spooled(output, key, is_download=is_download)
 
     def _read_spooled(self, output: Output, key: str, *, is_download: bool) -> Response:
-        """A file that no server keeps. Raises HttpError 404 if it is not kept any more."""
+        """A file from the spool. Raises HttpError 404 if it is no longer there."""
         data = self.service.spool.read(key)
         if data is None:
             message = f"{output.filename} is not kept any more: newer files took its place."
@@ -716,9 +730,9 @@ class RouteCall:
 
         def send_events(send: Callable[[bytes], None]) -> None:
             stored = records.read_page(RUNS_LISTED, prompt_id)  # without the lock: disks are slow
-            with self.service.lock:  # nothing is published between the state and what follows it
+            with self.service.lock:  # so that no event is missed between the state and the stream
                 stream = streams.open(prompt_id)
-                url = self.options.public_url  # as in the events that follow
+                url = self.options.public_url  # the same as in the events that follow
                 listed = records.with_records(stored, RUNS_LISTED)
                 wanted = [run for run in listed.runs if prompt_id in (None, run.prompt_id)]
                 runs = ", ".join(run.to_text(url) for run in wanted)
@@ -750,7 +764,7 @@ class RouteCall:
         raise HttpError(404, "no_preview", message)
 
     def get_view(self) -> Response:
-        """A file of ComfyUI's, passed on as it comes."""
+        """A file of ComfyUI, passed on as it is."""
         run = self.records.get(self.request.query.get("prompt_id"))
         server = None
         if run is not None:
@@ -785,21 +799,26 @@ class RouteCall:
 
 
 def as_refusal(error: PromptRejected) -> HttpError:
-    """The answer where ComfyUI refuses a prompt that is not the client's own: what is wrong."""
+    """The answer if ComfyUI refuses a prompt that is not the client's own: what is wrong."""
     problems = [problem_as_json(problem) for problem in error.problems]
     details = {"problems": problems, "answer": error.answer}
     return HttpError(400, "prompt_rejected", error.message, details)
 
 
+def are_classes_known(prompt: JsonObject, object_info: JsonObject) -> bool:
+    """Whether ``object_info`` has the class of every node, so that all of them were checked."""
+    return all(class_of(prompt, node_id) in object_info for node_id in prompt)
+
+
 def start_in_words(ahead: Optional[int]) -> str:
-    """What became of a run that was started; ``ahead`` counts the prompts that come first."""
+    """What happens to a run that was started; ``ahead`` is how many prompts come first."""
     if not ahead:
         return "execution started"
     return f"queued, {ahead} ahead"
 
 
 def name_of_node(fields: JsonObject) -> Optional[str]:
-    """What a request calls a node: its id, else its title; None if it names none."""
+    """How a request names a node: by its id, or else by its title; None if it names none."""
     name: Optional[str] = fields.get("node_id", fields.get("title"))
     return name
 
@@ -807,7 +826,7 @@ def name_of_node(fields: JsonObject) -> Optional[str]:
 def split_prompt_body(fields: JsonObject) -> Tuple[Optional[Prompt], JsonObject]:
     """The prompt in a body of POST /prompt, and ComfyUI's other fields.
 
-    The body is ComfyUI's own, or a workflow in API format alone. Of one that is empty the prompt is
+    The body is as ComfyUI has it, or just a workflow in API format. For an empty one, the prompt is
     None. Raises HttpError 400 for any other body: the held workflow must not run in place of what
     was sent.
     """
