@@ -17,7 +17,7 @@ from typing import Any, Collection, Iterable, List, NamedTuple, Optional, Sequen
 #: RFC 8305, section 5, allows.
 GRACE_SECONDS = 0.1
 
-#: EWOULDBLOCK of Windows' sockets. Python's errno.EWOULDBLOCK may be another number there.
+#: EWOULDBLOCK of Windows' sockets.
 WSAEWOULDBLOCK = 10035
 
 #: What connect_ex() returns for a socket that is connected or connecting.

@@ -32,8 +32,8 @@ class Destination(NamedTuple):
     stopping: Optional[asyncio.Event] = None
     #: how the run ends where ``stopping`` was set; None: as if a download had failed
     status_if_stopped: Optional[Callable[[], ExitStatus]] = None
-    #: the files that other runs have written to the folder. They are not overwritten, also where
-    #: only the system takes two names for the same (a.png, A.png)
+    #: what has been written, shared by runs that must not overwrite each other's files: some
+    #: systems take two names for the same one (a.png, A.png)
     written: Optional[WrittenFiles] = None
 
     def save_bytes(self, data: bytes, name: str) -> Saved:
