@@ -78,7 +78,8 @@ def parse_address(text: str, headers: Sequence[str] = (), ca_bundle: str = "") -
     notice = ""
     if host != typed_host:
         notice = (
-            f"{typed_host} is where ComfyUI listens (everywhere), not an address: using {host}."
+            f"{typed_host} means every address of ComfyUI's machine, not one to connect to: "
+            f"using {host}."
         )
     if ":" in host:  # IPv6
         host = f"[{host}]"
@@ -117,7 +118,7 @@ def read_public_url(text: str) -> str:
     if not is_http or not parts.hostname or has_odd_characters:
         raise UsageError("--public-url must be an http:// or https:// URL with a host.", remedy)
     if "@" in parts.netloc or "?" in text or "#" in text:
-        message = "--public-url must have no user, no password, and nothing from a ? or # on."
+        message = "--public-url must not have a user, a password, a ? or a #."
         raise UsageError(message, remedy)
     host_and_port = parts.netloc.lower()
     path = parts.path.rstrip("/")
@@ -149,8 +150,8 @@ def _split_server_url(text: str) -> Tuple[urllib.parse.SplitResult, int]:
         message = "The server's URL must be http:// or https:// with a host."
         raise UsageError(message, URL_EXAMPLE)
     if parts.query or parts.fragment:
-        message = "The server's URL must end before any ? or #."
-        raise UsageError(message, "Give a token as --header instead.")
+        message = "The server's URL must not have a ? or a #."
+        raise UsageError(message, "Pass a token with --header instead.")
     return parts, port
 
 
@@ -191,7 +192,9 @@ def _parse_header_flag(line: str) -> Tuple[str, str]:
         )
     has_control_characters = re.search(r"[\x00-\x1f\x7f]", value)
     if has_control_characters or not _is_latin_1(value):
-        raise UsageError(f"The value of the header {name} has characters that headers cannot have.")
+        raise UsageError(
+            f"The value of the header {name} contains characters that are not allowed in headers."
+        )
     return name, value
 
 

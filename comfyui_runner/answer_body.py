@@ -45,7 +45,7 @@ def is_packed(encoding: str) -> bool:
 class AnswerBody:
     """A body with this ``Content-Encoding``, of which at most ``limit`` bytes are kept.
 
-    Raises UnreadableBody if it is packed in a way that was not asked for.
+    Raises UnreadableBody if it has a content encoding that the runner did not ask for.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -57,7 +57,7 @@ class AnswerBody:
         if not is_packed(encoding):
             return
         if encoding.strip().lower() != PACKING:
-            raise UnreadableBody("it is packed in a way that was not asked for")
+            raise UnreadableBody("it has a content encoding that the runner did not ask for")
         self._unpacker = zlib.decompressobj(GZIP_WINDOW)
 
     def add(self, piece: bytes) -> None:

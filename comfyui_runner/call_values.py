@@ -195,7 +195,7 @@ def _resolve_value(
         return [(find_input(prompt, key), value)]
 
     known = [*SHORT_NAMES, *_keys_of_values(prompt)]
-    hint = did_you_mean(key, known) or "A value is named by NODE.INPUT, or by a short name."
+    hint = did_you_mean(key, known) or "Name a value by NODE.INPUT, or by a short name."
     message = f"There is no value {quote_name(key)}. {hint}"
     offered = [{"key": name} for name in known[:MOST_OFFERED]]
     raise EditError("unknown_field", message, offered)
@@ -262,7 +262,7 @@ def _find_text_of_role(prompt: JsonObject, role: str) -> InputRef:
         raise EditError("ambiguous_node", message, _offer(prompt, texts))
 
     others = text_inputs_of_all(prompt, prompt)
-    message = f"No text of the workflow is known to be its {role} one."
+    message = f"The workflow has no text that is clearly its {role} prompt."
     if others:
         message += f" Set a text by name: {_list_keys(others)}."
     raise EditError("no_such_text", message, _offer(prompt, others))
@@ -303,7 +303,7 @@ def _read_file(key: str, value: Any, media: Optional[str]) -> Optional[CallFile]
         file = _read_data_uri(shown, value)
     elif isinstance(value, str) and _is_web_address(value):
         # The server would fetch what only it can reach (SSRF).
-        message = f"{shown} is a URL, and URLs are not fetched: send the file itself."
+        message = f"{shown} is a URL, which the runner does not fetch: send the file itself."
         raise EditError("wrong_value", message)
     if file is None:
         return None

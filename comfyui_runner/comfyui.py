@@ -26,7 +26,7 @@ START_COMFYUI = (
     "--server URL, or try the runner without it: --demo"
 )
 START_COMFYUI_THERE = (
-    "Start ComfyUI there, or give another address with --server URL. --demo needs no ComfyUI."
+    "Start ComfyUI there, or give another address with --server URL. --demo works without ComfyUI."
 )
 
 

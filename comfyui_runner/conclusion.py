@@ -179,15 +179,15 @@ def notices_of_missing(missing: int, dropped: int) -> List[str]:
     notices = []
     if missing:
         notices.append(
-            f"{plural(missing, 'picture')} sent over the WebSocket did not arrive. ComfyUI "
-            "keeps no copy, and sends them only while the node runs: change a seed and run it "
+            f"{plural(missing, 'picture')} sent over the WebSocket did not arrive. ComfyUI does "
+            "not keep a copy, and sends them only while the node runs: change a seed and run it "
             "again."
         )
     if dropped:
         limit = size_in_words(RECEIVED_BYTES)
         notices.append(
             f"{plural(dropped, 'picture')} sent over the WebSocket were not kept: the limit for "
-            f"those of one run is {limit}."
+            f"one run is {limit}."
         )
     return notices
 
@@ -239,7 +239,7 @@ async def save_outputs(
             session.report(run, report)
             continue
         if file is None:
-            message = "Stopped: what is not saved is still on the server."
+            message = "Stopped: outputs that are not saved are still on the server."
             session.report(run, plain_notice(message))
             unsaved += [name_output(rest) for rest, _ in jobs[number:]]
             return paths, unsaved

@@ -96,7 +96,7 @@ def _refuse_other_content(data: bytes, name: str) -> None:
             "lose them. Get the picture as ComfyUI saved it, or the workflow's file."
         )
     elif content.kind == "a web page":
-        remedy = "It is the page around a download: get the file itself (on GitHub: Raw)."
+        remedy = "This is the page of a download: get the file itself (on GitHub: Raw)."
     raise WorkflowError(f"{name} is {content.kind}, not a workflow.", remedy)
 
 
@@ -123,7 +123,8 @@ def _wrong_encoding(error: UnicodeDecodeError, data: bytes, name: str) -> Workfl
         return WorkflowError(f"{name} is neither text nor a PNG or WebP picture.", EXPORT_REMEDY)
     line_number = data.count(b"\n", 0, error.start) + 1
     return WorkflowError(
-        f"{name} is not in UTF-8, as JSON must be, but perhaps in {encoding} (line {line_number}).",
+        f"{name} is not in UTF-8, which JSON requires, but probably in {encoding} (line "
+        f"{line_number}).",
         save_as_utf_8(encoding),
     )
 

@@ -53,7 +53,7 @@ def part_in_answer(status: int, headers: Mapping[str, str]) -> Part:
         r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", headers.get("Content-Range", "")
     )
     if content_range is None:
-        raise ServerUnreachable("which part of the file came is not clear")
+        raise ServerUnreachable("the answer does not say which part of the file it contains")
     start, total = content_range.groups()
     if total == "*":  # the server does not know
         return Part(int(start), None, version)
@@ -165,7 +165,7 @@ class Download:
         if self._first is None:
             self._first = part
         if part.start > self._size:
-            raise ServerUnreachable("another part of the file came than was asked for")
+            raise ServerUnreachable("the answer contains the wrong part of the file")
         if self._size and not is_same_file(part, self._first):
             raise FileChanged
 
@@ -203,7 +203,7 @@ class Download:
         if self._is_stopped() or self._server.gone:
             raise self._given_up(reason) from None
         if self._fruitless >= FRUITLESS_ANSWERS:
-            tries = f"{FRUITLESS_ANSWERS} tries in a row brought nothing new"
+            tries = f"{FRUITLESS_ANSWERS} tries in a row brought no new data"
             raise self._given_up(f"{tries}: {reason}") from None
         if has_progressed and not self._is_cut_reported:
             self._is_cut_reported = True

@@ -251,7 +251,7 @@ def notices_of_names(prompt: JsonObject, edits: Iterable[InputEdit]) -> List[str
     for edit in edits:
         name = edit.ref.full_name
         if edit.typed and not _is_spelled_so(prompt, edit.typed, edit.ref):
-            notices.append(f"{quote_name(edit.typed)} is taken for {name}.")
+            notices.append(f"{name} is used for {quote_name(edit.typed)}.")
         value = value_of(prompt, edit.ref)
         if _has_other_case(edit, value):
             notices.append(f"{name}: {one_line(value, 100)} is used for {quote_name(edit.value)}.")

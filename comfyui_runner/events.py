@@ -94,7 +94,7 @@ def _parse_binary_frame(frame: bytes, at: float) -> Event:
         )
         return Event("preview", _prompt_id_in(about), {"preview": preview}, at)
 
-    raise ValueError("a type that is not known")
+    raise ValueError("an unknown type")
 
 
 def _split_by_length(frame: bytes) -> Tuple[bytes, bytes]:

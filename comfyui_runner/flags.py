@@ -137,7 +137,7 @@ def take_flags_in_other_case(
         typed, equals, value = word.partition("=")
         name = by_lower_case.get(typed.lower(), typed)
         if name != typed:
-            notices.append(f"{typed} is taken for {name}.")
+            notices.append(f"{name} is used for {typed}.")
         taken.append(f"{name}{equals}{value}")
     return taken, tuple(notices)
 
@@ -203,7 +203,7 @@ def describe_parser_error(message: str) -> str:
     if problem.startswith("not allowed with argument "):
         return f"{flag} cannot be combined with {problem.split()[-1]}."
     if problem.startswith("ignored explicit argument"):
-        return f"{flag} takes no value."
+        return f"{flag} does not take a value."
     return "The command line cannot be read."
 
 
@@ -307,7 +307,7 @@ def add_value_flags(group: Any, defaults: Defaults) -> None:
         "workflow",
         nargs="*",
         metavar="WORKFLOW",
-        help="workflows or pictures with one, or - for standard input "
+        help="workflow files or pictures, or - for standard input "
         f"(default: {defaults.workflow}; env COMFYUI_WORKFLOW)",
     )
     group.add_argument("-p", "--positive", metavar="TEXT", help="set the positive text")
@@ -329,8 +329,8 @@ def add_value_flags(group: Any, defaults: Defaults) -> None:
         "--set",
         metavar="NODE.INPUT=VALUE",
         action="append",
-        help="set an input; NODE is an id, a title or a class, and "
-        "@FILE the text of a file; repeatable",
+        help="set an input; NODE is an id, a title or a class, @FILE inserts the text of a file; "
+        "repeatable",
     )
 
 
@@ -340,7 +340,7 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
         "--server",
         metavar="URL",
         action="append",
-        help="where ComfyUI is; repeatable for many runs (default: "
+        help="ComfyUI's address; repeatable for many runs (default: "
         f"port {' or '.join(url.lstrip(':') for url in short)} of this machine; env COMFYUI_URL)",
     )
     group.add_argument(
@@ -362,18 +362,18 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
         "--attach",
         metavar="PROMPT_ID",
         type=partial(read_text, "--attach"),
-        help="follow a prompt that somebody submitted",
+        help="follow a prompt that is already submitted",
     )
     group.add_argument(
         "--retries",
         metavar="N",
         type=partial(read_whole_number, "--retries"),
-        help="submit a run again that its server lost (default: 0)",
+        help="resubmit a run if its server loses it (default: 0)",
     )
     group.add_argument(
         "--allow-spend",
         action="store_true",
-        help="run nodes that cost credits unasked (env COMFY_API_KEY)",
+        help="also run nodes that cost credits (env COMFY_API_KEY)",
     )
     group.add_argument(
         "--free", action="store_true", help="have ComfyUI unload its models after the last run"
@@ -381,9 +381,9 @@ def add_server_flags(group: Any, defaults: Defaults) -> None:
 
 
 def add_inspection_flags(group: Any) -> None:
-    group.add_argument("--inputs", action="store_true", help="list what can be set")
+    group.add_argument("--inputs", action="store_true", help="list what you can set")
     group.add_argument(
-        "--check", action="store_true", help="report all that is wrong: nodes, models, values"
+        "--check", action="store_true", help="report every problem: nodes, models, values"
     )
     group.add_argument(
         "--export-api",
@@ -395,7 +395,7 @@ def add_inspection_flags(group: Any) -> None:
         "--object-info",
         metavar="FILE",
         type=partial(read_text, "--object-info"),
-        help="for these: a saved /object_info, in place of a server",
+        help="with these, use a saved /object_info, not a server",
     )
 
 
@@ -404,19 +404,19 @@ def add_output_flags(group: Any) -> None:
         "-o", "--output", metavar="DIR", help="save the outputs here (env COMFYUI_OUTPUT)"
     )
     group.add_argument(
-        "--name", metavar="PATTERN", help="name the files so (-o too): {name}, {row}, {NODE.INPUT}"
+        "--name", metavar="PATTERN", help="pattern for files (and -o): {name}, {row}, {NODE.INPUT}"
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace files, instead of adding ' (1)'"
+        "--overwrite", action="store_true", help="replace existing files instead of adding ' (1)'"
     )
     group.add_argument(
-        "--open", action="store_true", help="show what was saved: a picture, a batch's sheet"
+        "--open", action="store_true", help="open the saved picture, or the sheet of a batch"
     )
     group.add_argument(
         "--save-run",
         metavar="FILE",
         type=partial(read_text, "--save-run"),
-        help="write a record of the run, which can be run again",
+        help="write a record of the run that you can run again",
     )
     either = group.add_mutually_exclusive_group()
     either.add_argument(
@@ -429,7 +429,7 @@ def add_output_flags(group: Any) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="show whole tracebacks, all routes and the state file",
+        help="show full tracebacks, all routes and the state file",
     )
 
 
@@ -459,9 +459,11 @@ def add_batch_flags(group: Any) -> None:
         help="runs in the queue of each ComfyUI (default: 2)",
     )
     group.add_argument(
-        "--manifest", metavar="FILE", help="write here how each row ended (default: in -o)"
+        "--manifest", metavar="FILE", help="record here how each row ended (default: in -o)"
     )
-    group.add_argument("--resume", action="store_true", help="skip what the manifest has as done")
+    group.add_argument(
+        "--resume", action="store_true", help="skip rows that the manifest lists as done"
+    )
 
 
 def add_service_flags(group: Any, defaults: Defaults) -> None:
@@ -473,7 +475,7 @@ def add_service_flags(group: Any, defaults: Defaults) -> None:
         help=f"{other_mode} (default: {defaults.mode}; env COMFYUI_RUN_MODE)",
     )
     group.add_argument(
-        "--host", metavar="NAME", help="where to listen (default: 127.0.0.1; else with a token)"
+        "--host", metavar="NAME", help="listen here (default: 127.0.0.1; others need a token)"
     )
     group.add_argument(
         "--port",
@@ -485,7 +487,7 @@ def add_service_flags(group: Any, defaults: Defaults) -> None:
         "--token", metavar="SECRET", help="what clients must send (env COMFYUI_RUNNER_TOKEN)"
     )
     group.add_argument(
-        "--no-token", action="store_true", help="let other machines in without a token"
+        "--no-token", action="store_true", help="allow other machines without a token"
     )
     group.add_argument(
         "--allow-host", metavar="NAME", action="append", help="also answer to this name; repeatable"
@@ -494,7 +496,7 @@ def add_service_flags(group: Any, defaults: Defaults) -> None:
         "--allow-origin",
         metavar="URL",
         action="append",
-        help="also take requests of pages of this origin; repeatable",
+        help="also accept requests from this origin; repeatable",
     )
     group.add_argument(
         "--public-url", metavar="URL", help="where clients reach the service through a proxy"
@@ -509,7 +511,7 @@ def add_service_flags(group: Any, defaults: Defaults) -> None:
         "--state",
         metavar="FILE",
         type=partial(read_text, "--state"),
-        help="keep runs and edits here, or (none) in memory "
+        help="keep runs and edits in this file; none: in memory "
         "(default: NAME.runs.sqlite3 beside the workflow)",
     )
     group.add_argument(
@@ -521,7 +523,7 @@ def add_service_flags(group: Any, defaults: Defaults) -> None:
     group.add_argument(
         "--auto-execute",
         action="store_true",
-        help="run at each upload (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
+        help="run on each upload (env COMFYUI_AUTO_EXECUTE_ON_UPLOAD)",
     )
 
 
@@ -537,7 +539,7 @@ def add_other_flags(group: Any) -> None:
     group.add_argument(
         "--setup",
         action="store_true",
-        help="make a .venv with the packages beside the script",
+        help="create a .venv with the packages beside the script",
     )
     group.add_argument(
         "--version",

@@ -83,7 +83,7 @@ class RequestBody:
             piece: bytes = self._source.read1(min(self.unread, PIECE_SIZE))
         except socket.timeout:
             self._broke_off = True
-            raise HttpError(408, "timeout", "The body comes too slowly.") from None
+            raise HttpError(408, "timeout", "The body arrives too slowly.") from None
         except OSError:
             piece = b""
         if not piece:

@@ -63,7 +63,7 @@ def explain_no_answer(error: BaseException, url: str) -> ServerUnreachable:
 
     if isinstance(error, exceptions.ProxyError):
         remedy = "Set NO_PROXY for this host."
-        return ServerUnreachable(f"{url}: the proxy of the system refuses.", remedy)
+        return ServerUnreachable(f"{url}: the system's proxy refused the request.", remedy)
 
     return ServerUnreachable(f"{url}: the connection broke ({type(causes[-1]).__name__}).")
 

@@ -93,7 +93,9 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         except HeadCutOff:
             if self.connection in deadlines:
                 raise  # the client left
-            raise HttpError(408, "timeout", "The head did not come in time.") from None
+            raise HttpError(
+                408, "timeout", "The head of the request did not arrive in time."
+            ) from None
         finally:
             deadlines.pop(self.connection, None)
 

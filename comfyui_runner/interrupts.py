@@ -58,7 +58,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.cause: Optional[Stop] = None  #: the first press, then the second
         self.asking = False  #: a question is asked
-        self.farewell = "Left at once."  #: what the second press says
+        self.farewell = "Exited at once."  #: what the second press says
         self._wake: Callable[[], object] = lambda: None
         self._replaced_handlers: Dict[int, Any] = {}
         self._wakers: Optional[Tuple[socket.socket, socket.socket]] = None

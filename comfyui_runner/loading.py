@@ -92,7 +92,7 @@ def load_document(settings: Settings, stdin: TextIO) -> Tuple[Document, str]:
         return parse_document(data, "Standard input"), path
     if re.match(r"(?i)https?://", path):
         raise WorkflowError(
-            f"{path} is a URL, and workflows are not downloaded.",
+            f"{path} is a URL. The runner does not download workflows.",
             f"Download it first: {CURL} -OL URL, then name the file.",
         )
     if not settings.workflow_named and not os.path.exists(path):
@@ -134,7 +134,7 @@ def notices_of_other_case(typed: str, path: str) -> List[str]:
     """The notice that the file ``path`` is taken for ``typed``, where they differ in case alone."""
     if typed == path or typed.casefold() != path.casefold():
         return []
-    return [f"{typed} is taken for {path}."]
+    return [f"{path} is used for {typed}."]
 
 
 def notices_of_files(
@@ -487,7 +487,7 @@ def read_text_file(path: str) -> str:
         data = read_regular_file(path, MOST_BYTES_OF_TEXT)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte, or no file
         reason = getattr(error, "strerror", None) or error
-        remedy = "@@ stands for a plain @."
+        remedy = "For a plain @, write @@."
         if isinstance(error, FileNotFoundError):
             remedy = f"{offer_files(path)} {remedy}"
         raise UsageError(f"@{path} cannot be read: {reason}.", remedy) from None
@@ -531,8 +531,8 @@ def _check_upload(path: str, media: str) -> None:
     if media == "image" and reason:
         raise UsageError(
             f"{path} is not a picture: {reason}.",
-            "Name a picture. One of a rare format can be uploaded to ComfyUI by other means, and "
-            "then be named with --set NODE.image=NAME.",
+            "Name a picture. If its format is rare, upload it to ComfyUI yourself, and then add "
+            "--set NODE.image=NAME.",
         )
 
 
@@ -542,7 +542,7 @@ def _check_one_file_each(uploads: Iterable[Tuple[InputRef, str]], prompt: JsonOb
     for ref, file in uploads:
         if ref in files:
             raise UsageError(
-                f"{node_in_words(prompt, ref.node_id)} loads one file, but two are given: "
+                f"{node_in_words(prompt, ref.node_id)} loads one file, but you named two: "
                 f"{files[ref]} and {file}.",
                 "Leave one of them out, or name another node: --image NODE=FILE. To run the "
                 "workflow with each of them, use --batch.",

@@ -245,7 +245,7 @@ def read_form_text(name: str, data: bytes) -> str:
         # curl on Windows sends what is typed in the code page.
         encoding = guess_encoding(data) or "another encoding"
         message = (
-            f"The field {quote_name(name)} is not in UTF-8, but perhaps in {encoding}. "
+            f"The field {quote_name(name)} is not in UTF-8, but probably in {encoding}. "
             'Send it from a file in UTF-8: --data-urlencode "NAME@FILE"'
         )
         raise HttpError(400, "not_utf_8", message) from None

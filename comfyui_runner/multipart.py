@@ -75,7 +75,7 @@ def find_parts(file: BinaryIO, content_type: str) -> List[FormPart]:
     """
     boundary = boundary_in(content_type)
     if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
-        message = "The Content-Type of a form states its boundary, of 70 characters at most."
+        message = "The Content-Type of a form must contain a boundary of at most 70 characters."
         raise HttpError(400, "not_multipart", message)
 
     spans = _find_spans(file, boundary)
@@ -205,4 +205,4 @@ def _read_parameter(message: email.message.Message, name: str) -> Optional[str]:
 
 
 def _bad_form(reason: str) -> HttpError:
-    return HttpError(400, "bad_form", f"The body is not a whole multipart form: {reason}.")
+    return HttpError(400, "bad_form", f"The body is not a complete multipart form: {reason}.")

@@ -97,11 +97,15 @@ def make_mark(requirements: Sequence[str], version: str) -> str:
 
 def explain_no_venv(module: str, python: str, version: str, is_embedded: bool) -> str:
     """What to do where ``python`` cannot make an environment, because it lacks ``module``."""
-    message = f"This Python cannot make an environment: it has no module {module} ({python})."
+    message = (
+        f"This Python cannot create an environment: it does not have the module {module} "
+        f"({python})."
+    )
     if is_embedded:
         return (
             f"{message}\n"
-            "The Python of ComfyUI portable has none. In its folder, install the packages for it:\n"
+            "The Python of ComfyUI portable does not have it. In its folder, install the "
+            "packages for it:\n"
             r".\python.exe -s -m pip install websockets requests rich"
         )
     return (
@@ -149,7 +153,9 @@ def use_own_environment(script: str, arguments: Sequence[str]) -> List[str]:
     elif step == "fill":
         fill_own_environment(folder, requirements, wanted_mark)
     elif not wants_setup:
-        show_progress(f"This Python lacks the packages: going on with the one in {folder}.")
+        show_progress(
+            f"This Python does not have the packages: continuing with the one in {folder}."
+        )
     return become([python, script, *rest])
 
 
@@ -196,7 +202,7 @@ def make_own_environment(folder: str, requirements: Sequence[str], mark: str) ->
         module = str(error.name)
         end_with(explain_no_venv(module, sys.executable, python_version(), is_embedded))
 
-    show_progress(f"Making {folder}: once, and it takes a moment.")
+    show_progress(f"Creating {folder}. This happens only once, and takes a moment.")
     way = "--symlinks"  # a copy of Homebrew's Python does not start
     if os.name == "nt":
         way = "--copies"
@@ -217,7 +223,7 @@ def fill_own_environment(folder: str, requirements: Sequence[str], mark: str) ->
     """
     show_progress(f"Installing the packages in {folder}.")
     # Half-made, it may lack pip.
-    remedy = "start it again. Another Python than this one (deactivate) makes it anew."
+    remedy = "start it again. To create it anew, leave it first (deactivate)."
     with ending_with_reason(folder, remedy):
         write_mark(folder, UNFINISHED)
         install_packages(folder, requirements)
@@ -249,8 +255,8 @@ def ending_with_reason(folder: str, remedy: str) -> Iterator[None]:
         )
     except OSError as error:
         end_with(
-            f"{folder} cannot be made: {error.strerror or error}.\n"
-            "Put the script into a folder that you may write in."
+            f"{folder} cannot be created: {error.strerror or error}.\n"
+            "Move the project to a folder that you may write to."
         )
 
 

@@ -320,17 +320,17 @@ def _explain_custom_validation(error: _NodeError) -> Problem:
     if value.endswith(" [output]"):
         return error.to_problem(
             message,
-            "It is looked for in ComfyUI's output folder: run what makes it first, or name a "
-            "file that is there.",
+            "ComfyUI looks for it in its output folder: first run the workflow that makes it, or "
+            "name a file in that folder.",
         )
     if value.endswith(" [temp]"):
         return error.to_problem(
             message,
-            "It is looked for in ComfyUI's temp folder, which is emptied when ComfyUI starts: run "
-            "what makes it again, or name another file.",
+            "ComfyUI looks for it in its temp folder, which it empties when it starts: run the "
+            "workflow that makes it again, or name another file.",
         )
     return error.to_problem(
-        message, "Upload the file to ComfyUI's input folder, or name one that is there."
+        message, "Upload the file to ComfyUI's input folder, or name a file in that folder."
     )
 
 

@@ -144,7 +144,7 @@ def _hint_at_download(problem: Problem, sources: Iterable[ModelSource]) -> Tuple
     command = download_command(source, path, is_windows=IS_WINDOWS)
     if command is None:
         return (f"The workflow says that it is at {one_line(source.url, 500)}",)
-    return ("The workflow says where it is. To download it, in ComfyUI's folder:", command)
+    return ("The workflow has its address. To download it, run this in ComfyUI's folder:", command)
 
 
 def _name_of_file(path: str) -> str:

@@ -331,7 +331,8 @@ def explain_no_outputs(state: PromptState, prompt: Mapping[str, Any]) -> str:
     text = ""
     if senders:
         text += (
-            f"\n{list_some(senders)}: the pictures go over the WebSocket alone, and none arrived."
+            f"\n{list_some(senders)}: ComfyUI sends these pictures only over the WebSocket, and "
+            "none arrived."
         )
     if others:
         text += (

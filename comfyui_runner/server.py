@@ -75,7 +75,7 @@ def uploaded_value(answer: Mapping[str, Any]) -> str:
     subfolder = str(answer.get("subfolder") or "")
     folder = str(answer.get("type") or "")
     if not name:
-        raise ServerAnswer("ComfyUI took the upload, but names no file.", status=400)
+        raise ServerAnswer("ComfyUI accepted the upload, but did not name the file.", status=400)
     value = name
     if subfolder:
         value = f"{subfolder}/{name}"
@@ -481,7 +481,7 @@ def read_pieces(response: "requests.Response") -> Iterator[bytes]:
         try:
             piece: bytes = response.raw.read(ANSWER_PIECE_SIZE, decode_content=False)
         except ValueError as error:  # from http.client, for a chunk whose size is negative
-            raise ConnectionError("the answer has an odd chunk") from error
+            raise ConnectionError("a chunk of the answer is malformed") from error
         if not piece:
             return
         yield piece
@@ -494,8 +494,8 @@ def refuse_packed_file(headers: Mapping[str, str]) -> None:
     it unpacks to could fill the disk.
     """
     if is_packed(headers.get("Content-Encoding", "")):
-        message = "it came compressed, though that was not asked for: a proxy does that"
-        raise ServerUnreachable(message, "Ask ComfyUI itself.")
+        message = "it arrived compressed, which the runner did not ask for: a proxy does that"
+        raise ServerUnreachable(message, "Use an address that leads directly to ComfyUI.")
 
 
 def refuse_web_page(headers: Mapping[str, str]) -> None:
@@ -504,8 +504,10 @@ def refuse_web_page(headers: Mapping[str, str]) -> None:
     ComfyUI sends HTML files as application/octet-stream, so the page is from a proxy.
     """
     if is_web_page(headers):
-        message = "a web page came in place of the file: a proxy or a login page answers"
-        raise ServerUnreachable(message, "Log in there, or ask ComfyUI itself.")
+        message = "a web page arrived instead of the file: a proxy or a login page answered"
+        raise ServerUnreachable(
+            message, "Log in there, or use an address that leads directly to ComfyUI."
+        )
 
 
 def keep_request(request: Any) -> Any:

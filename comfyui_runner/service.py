@@ -115,11 +115,11 @@ CONCLUDE_SECONDS = 2.0
 
 #: How a run ended that an earlier process did not send to ComfyUI.
 NEVER_ARRIVED = (
-    "ComfyUI never got the prompt: the service ended before it was sent. It is not sent again."
+    "ComfyUI never got the prompt: the service ended before it sent it, and does not send it again."
 )
 
 #: How a run ended where a fault of ours prevented its conclusion.
-FAILED_AT_THE_END = "The runner failed at the end of the run: what it made is only in ComfyUI."
+FAILED_AT_THE_END = "The runner failed at the end of the run: its outputs are only in ComfyUI."
 
 
 class ServiceOptions(NamedTuple):
@@ -453,7 +453,7 @@ class Service:
 
     def _queue_full(self) -> HttpError:
         waiting = plural(self.records.count_waiting(), "run")
-        message = f"{waiting} of this service wait already (--max-queue)."
+        message = f"The queue of this service is full: {waiting} waiting (--max-queue)."
         return HttpError(429, "queue_full", message, headers=(("Retry-After", "10"),))
 
     async def _session_for(
@@ -489,7 +489,7 @@ class Service:
             # have used it meanwhile.
             is_taken = is_taken or self.records.in_memory(prompt_id) is not None
             if is_taken:
-                message = "There is a prompt with this prompt_id already: choose a new UUID."
+                message = "This prompt_id already exists: choose a new UUID."
                 raise HttpError(409, "prompt_id_taken", message)
         except BaseException:
             await self._close_own(session)
@@ -765,7 +765,7 @@ class Service:
         for record in records:
             seconds_left = max(deadline - time.monotonic(), 0.0)
             if not wait_unless_left(record.over, seconds_left, has_left):
-                message = "The client closed its connection; what it started goes on."
+                message = "The client closed its connection; what it started continues."
                 if not is_detached:
                     self.cancel_all(records)
                     message = "The client closed its connection, so its run was cancelled."

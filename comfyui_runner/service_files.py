@@ -89,7 +89,7 @@ def upload_refusal(error: ServerAnswer) -> Optional[HttpError]:
         return HttpError(413, "not_uploaded", f"{error.message} {error.remedy}")
     if error.status not in UPLOAD_REFUSALS or error.from_proxy:
         return None
-    message = f"ComfyUI does not take this upload (HTTP {error.status})."
+    message = f"ComfyUI refused this upload (HTTP {error.status})."
     if error.status == 413:
         return HttpError(413, "not_uploaded", message)
     return HttpError(400, "not_uploaded", message)
@@ -161,7 +161,7 @@ def require_file(headers: Mapping[str, str]) -> None:
     try:
         refuse_packed_file(headers)
     except ServerUnreachable as error:
-        message = f"ComfyUI does not give this file as it is: {error.message}. {error.remedy}"
+        message = f"ComfyUI did not send this file as it is: {error.message}. {error.remedy}"
         raise HttpError(502, "compressed_file", message) from None
     refuse_web_page(headers)
 
@@ -223,5 +223,5 @@ def view_refusal(error: ServerAnswer) -> HttpError:
     status = VIEW_REFUSALS.get(error.status)
     if status is None or error.from_proxy:
         return HttpError(503, "comfyui_unreachable", error.message)
-    message = f"ComfyUI does not give this file (HTTP {error.status})."
+    message = f"ComfyUI did not send this file (HTTP {error.status})."
     return HttpError(status, "not_viewable", message)

@@ -304,7 +304,7 @@ class RouteCall:
         if wanted_format == "ui":
             return self._get_workflow_for_editor()
         if wanted_format != "api":
-            message = f"?format= is api or ui, not {quote_name(wanted_format)}."
+            message = f"?format= must be api or ui, not {quote_name(wanted_format)}."
             raise HttpError(400, "wrong_value", message)
         held = self.held.now
         object_info = self.backend.look_up(held.prompt)
@@ -329,7 +329,7 @@ class RouteCall:
         if workflow is None:
             message = (
                 "The held workflow did not come from a file in UI format, which ComfyUI's editor "
-                "saves, so it can be had in API format only: GET /workflow."
+                "saves. GET /workflow has it in API format."
             )
             raise HttpError(409, "not_in_ui_format", message)
         saved = save_for_editor(workflow, prompt, self.backend.look_up_all(None))
@@ -604,7 +604,7 @@ class RouteCall:
         assert record.outputs is not None
         output = record.outputs[turn]
         if not output.is_on_server:
-            message = f"{output.filename} is not kept any more, or never could be."
+            message = f"{output.filename} is no longer kept, or could not be kept."
             raise HttpError(404, "no_such_file", message)
         return open_output(output, record.server or self.backend.server, request)
 
@@ -703,7 +703,7 @@ class RouteCall:
         if turn is not None:
             spooled = record.spooled_file(turn)
         if spooled is None:
-            message = "The run has no such file here: its outputs say which it has."
+            message = "The run has no such file: its outputs list those that it has."
             raise HttpError(404, "no_such_file", message)
         output, key = spooled
         is_download = "download" in self.request.query
@@ -713,7 +713,7 @@ class RouteCall:
         """A file from the spool. Raises HttpError 404 if it is no longer there."""
         data = self.service.spool.read(key)
         if data is None:
-            message = f"{output.filename} is not kept any more: newer files took its place."
+            message = f"{output.filename} is no longer kept: newer files took its place."
             raise HttpError(404, "no_such_file", message)
         type_, disposition = choose_disposition(media_type_of_name(output.filename))
         if is_download:
@@ -758,8 +758,8 @@ class RouteCall:
                 headers = (("Content-Disposition", disposition),)
                 return Response(200, preview.image, type_, headers)
         message = (
-            "There is no preview. ComfyUI sends them for runs that are started while somebody "
-            "looks, or (before 0.5.0) if it was started with --preview-method auto."
+            "There is no preview. ComfyUI sends them for runs that start while somebody is "
+            "watching, or (before 0.5.0) if you start it with --preview-method auto."
         )
         raise HttpError(404, "no_preview", message)
 

@@ -183,7 +183,7 @@ def open_or_replace(path: str, notify: Callable[[str], None]) -> Tuple[StateFile
         new_path = set_damaged_aside(path, error)
         notify(
             f"The state file {path} cannot be used: {error.reason}. It was renamed to {new_path}, "
-            "and a new one is begun."
+            "and a new one was started."
         )
         return open_and_read(path)
 
@@ -242,7 +242,7 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
         if is_different:
             console.note(
                 f"{stored.name} is kept as it was when the last service ended, with its edits: "
-                "choose it to go on with them."
+                "choose it to continue with them."
             )
         return
     is_restored = service.held.restore(stored)
@@ -254,8 +254,8 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
         )
     elif is_different:
         console.notice(
-            f"{service.held.path} has changed since the last service ended (or what the command "
-            "line sets in it): it is held as it is now, without the edits of that time."
+            f"{service.held.path} (or what the command line sets in it) has changed since the "
+            "last service ended: it is held as it is now, without its earlier edits."
         )
 
 
@@ -311,7 +311,7 @@ def make_service(
     restore_workflow(service, state.restored, console)
     if state.restored.runs:
         count = plural(len(state.restored.runs), "run")
-        console.note(f"{count} of the last service had not ended: ComfyUI is asked for them.")
+        console.note(f"{count} of the last service had not ended: asking ComfyUI about them.")
     return service
 
 
@@ -385,7 +385,7 @@ def cannot_listen(error: OSError, host: str, port: int, is_ours: bool = False) -
         url = url_of_service(host, port)
         return UsageError(
             f"Port {port} is already in use by another copy of this program.",
-            f"Open {url} in a browser, or let this one have a port of its own: --port {port + 1}",
+            f"Open {url} in a browser, or choose another port for this one: --port {port + 1}",
         )
     if is_port_in_use(error):
         return UsageError(f"Port {port} is already in use.", another)
@@ -443,7 +443,7 @@ def address_in_network() -> Optional[str]:
 
 async def serve(service: Service, console: Console) -> None:
     """Serve until Ctrl+C or SIGTERM."""
-    console.interrupts.farewell = "Left at once: runs of ours may still be running on the server."
+    console.interrupts.farewell = "Exited at once: our runs may still be running on the server."
     following = asyncio.ensure_future(service.follow())
     try:
         await console.done_or_stopped(following)

@@ -224,7 +224,7 @@ class Session:
         prompt = prompt_on_server(queue, entry, prompt_id)
         if prompt is None:
             raise PromptUnknown(
-                f"ComfyUI does not know a prompt {one_line(prompt_id, 60)}.",
+                f"ComfyUI does not know the prompt {one_line(prompt_id, 60)}.",
                 "It is neither in its queue nor in its history, which a restart empties.",
             )
 
@@ -253,7 +253,7 @@ class Session:
         if await self._find_on_server(run, patience, absent=5 * self.limits.absent):
             self._accept(run, {})
         elif patience.has_ended:
-            reason = f"whether {self.server.address.url} took it is not known"
+            reason = f"it is unknown whether {self.server.address.url} accepted it"
             self._change(run, lost(run.state, reason, time.monotonic()))
         else:
             self._change(run, run.state._replace(phase=Phase.REJECTED))
@@ -349,13 +349,14 @@ class Session:
                     if not may_be_taken:
                         raise
                     reason = (
-                        f"whether the server took it is not known ({error.message.rstrip('.')})"
+                        "it is unknown whether the server accepted it "
+                        f"({error.message.rstrip('.')})"
                     )
                     self._change(run, lost(run.state, reason, time.monotonic()))
                     return {}
 
                 if attempt == 0:
-                    message = f"ComfyUI did not take the prompt: trying again. ({error.message})"
+                    message = f"ComfyUI did not accept the prompt: trying again. ({error.message})"
                     self.report(run, {"event": "notice", "message": message})
             run.repeated = may_be_taken
             await asyncio.sleep(backoff(attempt))
@@ -452,7 +453,7 @@ class Session:
         """Reports what the server refused of a prompt that it took."""
         titles = [f'"{node_title(run.prompt, node_id)}"' for node_id in sorted(run.dropped)]
         missing = ", ".join(titles) or "(it does not say which)"
-        message = f"ComfyUI refused a part of the workflow and runs the rest; without: {missing}."
+        message = f"ComfyUI refused part of the workflow and runs the rest, without: {missing}."
         self.report(run, {"event": "notice", "message": message})
 
         run.problems = await self._explain(answer, run)

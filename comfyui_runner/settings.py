@@ -389,7 +389,7 @@ def refuse_contradictions(flags: Any, environment: Mapping[str, str], mode: str,
         )
     if flags.demo and flags.server is not None:
         raise UsageError(
-            "--demo brings its own server, so it cannot be combined with --server.",
+            "--demo starts its own server, so it cannot be combined with --server.",
             "Leave one of them out.",
         )
     if len(flags.server or ()) > 1 and task != "batch":
@@ -412,7 +412,7 @@ def refuse_contradictions(flags: Any, environment: Mapping[str, str], mode: str,
             "--save-run is for a single run.", "Leave it out. A batch writes a manifest."
         )
     if flags.open and not (flags.output or environment.get("COMFYUI_OUTPUT")):
-        raise UsageError("--open opens what -o saves, and nothing is saved.", "Add -o DIR.")
+        raise UsageError("--open opens what -o saves, but nothing is saved.", "Add -o DIR.")
     sets_values = flags.set or flags.image or flags.seed or short_values_given(flags)
     if flags.attach and sets_values:
         raise UsageError(
@@ -431,7 +431,7 @@ def refuse_unused_flags(flags: Any, mode: str, task: str) -> None:
     """Raises UsageError for a flag that the program does not use: somebody expects it to count."""
     if task == "batch" and not (flags.batch or flags.each or flags.repeat):
         raise UsageError(
-            "--resume continues a batch, and no batch is named.",
+            "--resume continues a batch, but you did not name one.",
             "Add --batch FILE, --each or --repeat N, as in the command that started it.",
         )
     if flags.batch and flags.each:

@@ -411,7 +411,7 @@ def _apply_absence(state: PromptState, at: float, settle: float) -> PromptState:
 
     return lost(
         state,
-        "it is neither in the server's queue nor in its history any more (a restart loses both)",
+        "it is no longer in the server's queue or history (a restart loses both)",
         at,
     )
 

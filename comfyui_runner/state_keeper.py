@@ -254,12 +254,12 @@ class StateKeeper:
         path, self.path = self.path, None
         if path is not None:
             self._notify(
-                f"The state file {path} cannot be used any more: {reason}. Runs and edits are kept "
-                "in memory only from now on."
+                f"The state file {path} can no longer be used: {reason}. From now on, runs and "
+                "edits are kept in memory only."
             )
 
     def _set_aside(self, file: StateFile) -> None:
         file.close()
         with suppress(OSError):
             new_path = set_aside(file.path, datetime.datetime.now())
-            self._notify(f"It was renamed to {new_path}; the next start makes a new one.")
+            self._notify(f"It was renamed to {new_path}; the next start creates a new one.")

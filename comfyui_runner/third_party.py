@@ -31,7 +31,7 @@ def import_third_party(name: str) -> Any:
         )
         raise RunnerError(
             f"The Python package {package} is missing ({error}).",
-            "Let the script make an environment with what it needs: start it once with --setup. "
+            "Let the script create an environment with its packages: start it once with --setup. "
             "With uv, nothing has to be installed: uv run comfyui_workflow_runner.py\n"
             f"Or install the packages for this Python:\n{commands}",
         ) from None

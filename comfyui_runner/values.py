@@ -215,7 +215,7 @@ def _hint_at_point(spec: DeclaredInput, value: Any) -> List[str]:
     is_meant_as_number = spec.type == "FLOAT" and isinstance(value, str)
     if not is_meant_as_number or not _has_decimal_comma(value):
         return []
-    return [f"Write it with a point: {value.strip().replace(',', '.')}"]
+    return [f"Write it with a decimal point: {value.strip().replace(',', '.')}"]
 
 
 def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: bool) -> List[str]:
@@ -233,7 +233,7 @@ def _hint_at_options(spec: DeclaredInput, name: str, value: Any, names_nearest: 
 def _offer_choices(choices: Sequence[Any], value: Any, names_nearest: bool) -> str:
     """The choices that are like ``value``, else all of a few, else how many there are."""
     if not choices:
-        return "The server has none to choose from."
+        return "The server has no options to choose from."
     if names_nearest:
         nearest = did_you_mean(value, choices)
         if nearest:

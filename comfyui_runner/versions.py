@@ -45,8 +45,8 @@ def version_warning(stats: Mapping[str, Any], url: str) -> str:
     if parse_version(stats):
         return ""
     return (
-        f"ComfyUI at {url} does not say which version it is. "
-        f"One before {version_in_words(OLDEST_COMFYUI)} would interrupt whatever runs: "
+        f"ComfyUI at {url} does not report its version. A version before "
+        f"{version_in_words(OLDEST_COMFYUI)} would interrupt whatever runs: "
         "make sure that it is newer."
     )
 

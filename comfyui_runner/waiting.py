@@ -50,7 +50,9 @@ class WaitingRoom:
 
 def too_many_waiting(most: int) -> HttpError:
     """The answer to a client that would have to wait, when too many do."""
-    message = f"{most} clients wait for runs already. Try again soon, or do not wait: ?wait=0."
+    message = (
+        f"{most} clients are already waiting for runs. Try again soon, or do not wait: ?wait=0."
+    )
     headers = (("Retry-After", RETRY_WAITING_AFTER),)
     return HttpError(429, "too_many_waiting", message, headers=headers)
 

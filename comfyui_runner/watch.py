@@ -33,7 +33,7 @@ class Watch:
             self._deadline = time.monotonic() + settings.timeout
         if not self._is_row_of_batch:
             console.interrupts.farewell = (
-                f"Left at once: prompt {run.prompt_id} may still be running on the server."
+                f"Exited at once: prompt {run.prompt_id} may still be running on the server."
             )
 
     async def until_stopped(self, work: Callable[[Run], Awaitable[object]]) -> None:
@@ -71,7 +71,7 @@ class Watch:
     async def _cancel(self, task: "asyncio.Future[object]", stop: Stop) -> None:
         if self.run.attached:  # somebody else's, perhaps: it is left alone
             error = Stopped(
-                f"{stop.name}: no longer following prompt {self.run.prompt_id}, which goes on."
+                f"{stop.name}: no longer following prompt {self.run.prompt_id}, which continues."
             )
             error.exit_status = stop.exit_status
             raise error

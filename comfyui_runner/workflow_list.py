@@ -206,7 +206,7 @@ class WorkflowList:
             return self._chosen(revision, loaded.warnings)
         warning = (
             f"{self.file_name} has changed since the last service ended: it is held as it is now, "
-            "without the edits of that time."
+            "without its earlier edits."
         )
         return self._chosen(self._held.hold_file(loaded), (*loaded.warnings, warning))
 

@@ -53,5 +53,5 @@ def test_a_prompt_that_no_server_has_is_looked_for_a_limited_number_of_times(
     url = make_balancer([simulator], Sticky(1)).url if has_balancer else simulator.url
     result = run("--server", url, "--attach", "00000000-0000-4000-8000-000000000000", limits=FAST)
     assert result.status == ExitStatus.LOST
-    assert result.err.startswith("ComfyUI does not know a prompt 00000000-0000-4000-8000-000000000000.")
+    assert result.err.startswith("ComfyUI does not know the prompt 00000000-0000-4000-8000-000000000000.")
     assert [path for _, path in simulator.requests].count("/ws") == tries

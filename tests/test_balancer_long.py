@@ -426,7 +426,7 @@ def test_attach_finds_the_server_of_a_prompt(studio: Studio, workflow_file: Call
     assert result.event("end")["prompt_id"] == prompt_id
     assert owner.end().status == 0
     unknown = Started("--server", studio.url, "--yes", "--attach", "00000000-0000-4000-8000-000000000000").end()
-    assert unknown.status == 9 and "does not know a prompt" in unknown.err
+    assert unknown.status == 9 and "does not know the prompt" in unknown.err
 
 
 # ------------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ def test_rows_of_somebody_else_send_no_file_of_this_machine_as_a_text(json_lines
     assert result.status == ExitStatus.OK
     assert batch.values("3.text") == [*texts[:4], "@home", "@"]
     notice = result.event("notice")["message"]  # once for all rows
-    assert notice.startswith("3.text: a text such as @") and "for the columns of loaders only" in notice
+    assert notice.startswith("3.text: a text such as @") and "only in the columns of nodes that load files" in notice
 
 
 def test_a_file_that_the_command_line_names_is_the_text_of_all_rows(batch: Batch) -> None:
@@ -852,7 +852,7 @@ def test_the_question_comes_before_the_rows(batch: Batch) -> None:
     """The answer and the rows come from one input."""
     result = batch("--batch", "-", yes=False, answers="y\n3.text\none\ntwo\n")
     assert result.status == ExitStatus.OK
-    assert "Run the rows as they come? [y/N]" in result.err
+    assert "Run the rows as they arrive? [y/N]" in result.err
     assert sorted(batch.values("3.text")) == ["one", "two"]
 
 

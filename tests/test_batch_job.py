@@ -77,7 +77,7 @@ def test_what_happens_to_a_row_has_its_number_in_front(tmp_path: Any) -> None:
             None,
             None,
             ExitStatus.FAILED,
-            "10 runs done in {}, 2 failed\nRun the same command with --resume to do the rest. The manifest is {}.",
+            "10 runs done in {}, 2 failed\nRun the same command with --resume to run the rest. The manifest is {}.",
         ),
         (
             {"done": 10},
@@ -85,7 +85,7 @@ def test_what_happens_to_a_row_has_its_number_in_front(tmp_path: Any) -> None:
             None,
             ExitStatus.NO_SERVER,
             "10 runs done in {}, 2 not started\nNothing answers. Start it.\n"
-            "Run the same command with --resume to do the rest. The manifest is {}.",
+            "Run the same command with --resume to run the rest. The manifest is {}.",
         ),
         (
             {"done": 10, "failed": 2},
@@ -93,7 +93,7 @@ def test_what_happens_to_a_row_has_its_number_in_front(tmp_path: Any) -> None:
             CTRL_C,
             ExitStatus.CANCELLED,
             "10 runs done in {}, 2 failed\nThe disk is full. \n"
-            "Run the same command with --resume to do the rest. The manifest is {}.",
+            "Run the same command with --resume to run the rest. The manifest is {}.",
         ),
     ],
 )

@@ -160,7 +160,7 @@ def test_the_manifest_lies_beside_the_outputs_the_rows_or_the_workflow(values: A
 
 
 def test_runs_that_leave_no_manifest_cannot_be_resumed() -> None:
-    with pytest.raises(UsageError, match="--resume reads the manifest, and this --repeat has none"):
+    with pytest.raises(UsageError, match="--resume reads the manifest, but this --repeat does not write one"):
         manifest_path(settings(batch=None, resume=True))
 
 
@@ -172,7 +172,7 @@ def test_runs_that_leave_no_manifest_cannot_be_resumed() -> None:
         (6, 6, "rows.csv", "Run 6 rows? [y/N] "),
         (6, 2, "rows.csv", "Run the remaining 2 of 6 rows? [y/N] "),
         (12, 9, None, "Run the remaining 9 of 12 runs? [y/N] "),
-        (None, None, "-", "Run the rows as they come? [y/N] "),
+        (None, None, "-", "Run the rows as they arrive? [y/N] "),
     ],
 )
 def test_the_question(total: Optional[int], left: Optional[int], batch: Optional[str], question: str) -> None:
@@ -274,7 +274,7 @@ def test_a_text_that_begins_with_at_is_sent_as_it_is_and_warned_of_where_there_i
     edits = [InputEdit(InputRef("6", f"text{number}"), value) for number, value in enumerate(values)]
     (warning,) = warn_of_unread_files(edits)
     assert warning.startswith("6.text0: a text such as @")
-    assert warning.endswith("In rows, @FILE is for the columns of loaders only.")
+    assert warning.endswith("In rows, @FILE works only in the columns of nodes that load files.")
 
 
 def test_standard_input_stays_open_after_its_rows_are_read() -> None:

@@ -140,7 +140,7 @@ def test_a_key_that_names_nothing_is_refused_with_the_nearest_ones() -> None:
     assert keys(error)[:6] == ["positive", "negative", "seed", "image", "size", "1.ckpt_name"]
     assert "5.model" not in keys(error)  # a link
     unlike = refused(TEXTS, {"zzz": 1})
-    assert unlike.message.endswith("A value is named by NODE.INPUT, or by a short name.")
+    assert unlike.message.endswith("Name a value by NODE.INPUT, or by a short name.")
 
 
 def test_one_input_under_two_names_is_refused_as_only_one_value_could_count() -> None:
@@ -166,11 +166,13 @@ def test_a_workflow_whose_texts_have_no_role_offers_all_of_them() -> None:
     prompt: Json = {str(number): node("Notes", text="a") for number in range(1, 23)}
     error = refused(prompt, {"negative": "a fox"})
     assert (error.type, error.http_status) == ("no_such_text", 409)
-    assert error.message.startswith("No text of the workflow is known to be its negative one. Set a text by name: 1.t")
+    assert error.message.startswith(
+        "The workflow has no text that is clearly its negative prompt. Set a text by name: 1.t"
+    )
     assert error.message.endswith("20.text, 2 more.")
     assert len(error.details) == 22
     alone = refused({"1": node("X")}, {"positive": "a fox"})
-    assert (alone.message, alone.details) == ("No text of the workflow is known to be its positive one.", [])
+    assert (alone.message, alone.details) == ("The workflow has no text that is clearly its positive prompt.", [])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_a_file_is_taken_for_an_input_by_name_and_a_name_of_a_file_of_the_server
 @pytest.mark.parametrize(
     ("value", "type_", "part"),
     [
-        ("https://example.com/cat.png", "wrong_value", '"image" is a URL, and URLs are not fetched'),
+        ("https://example.com/cat.png", "wrong_value", '"image" is a URL, which the runner does not fetch'),
         ("data:image/png;base64,%%%", "wrong_value", '"image" is a data: URI that cannot be read'),
         ("data:image/png;base64,AAAA" + "A" * 200 + "%", "wrong_value", "cannot be read"),
         ("data:,hello", "wrong_value", "cannot be read"),

@@ -418,7 +418,7 @@ def test_a_login_page_in_front_of_comfyui_asks_for_a_login(serve: Any, workflow_
 def test_a_token_in_the_query_of_the_server_belongs_into_a_header(workflow_file: Make) -> None:
     result = run("--server", "http://gpu:8188/?token=abc123", "--yes", workflow_file(slow_prompt()))
     assert result.status == ExitStatus.USAGE
-    assert "Give a token as --header instead." in result.err and "abc123" not in result.err
+    assert "Pass a token with --header instead." in result.err and "abc123" not in result.err
 
 
 def test_a_server_without_websocket_is_followed_by_its_queue(simulator: Any, workflow_file: Make) -> None:

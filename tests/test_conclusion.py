@@ -168,7 +168,7 @@ def test_what_is_left_when_the_saving_is_stopped_is_on_the_server(tmp_path: Any)
         outputs = [PICTURE._replace(content=b"x"), OTHER._replace(content=b"y")]
         destination = Destination(str(tmp_path), stopping=stopping)
         assert await save_outputs(desk.session, desk.run, outputs, destination) == ({}, ["a.png", "b.png"])
-        assert reports == [plain_notice("Stopped: what is not saved is still on the server.")]
+        assert reports == [plain_notice("Stopped: outputs that are not saved are still on the server.")]
         assert list(tmp_path.iterdir()) == []
 
     asyncio.run(story())
@@ -182,11 +182,11 @@ def test_what_is_left_when_the_saving_is_stopped_is_on_the_server(tmp_path: Any)
             1,
             0,
             [
-                "1 picture sent over the WebSocket did not arrive. ComfyUI keeps no copy, and sends them only "
-                "while the node runs: change a seed and run it again."
+                "1 picture sent over the WebSocket did not arrive. ComfyUI does not keep a copy, "
+                "and sends them only while the node runs: change a seed and run it again."
             ],
         ),
-        (0, 2, ["2 pictures sent over the WebSocket were not kept: the limit for those of one run is 256.0 MB."]),
+        (0, 2, ["2 pictures sent over the WebSocket were not kept: the limit for one run is 256.0 MB."]),
     ],
 )
 def test_what_is_said_of_pictures_that_are_missing(missing: int, dropped: int, notices: List[str]) -> None:

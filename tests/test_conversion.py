@@ -696,12 +696,12 @@ CASES["a combo without a value takes its first choice"] = (
 WARNINGS_OF_CASES = {
     "a dynamic combo has the inputs of its option": [
         'node 3 "Resize Image/Mask" (ResizeImageMaskNode): '
-        'the file has too few values, so the defaults count for "scale_method".',
+        'the file has too few values, so the defaults apply to "scale_method".',
     ],
     "widgets of the browser": [
-        'node 1 "Load Audio" (LoadAudio): the file has 1 value that no widget of it takes (b).',
-        'node 2 "Record Audio" (RecordAudio): the value of "audio" is made in the browser, so the prompt has none.',
-        'node 7 "Custom Combo" (CustomCombo): the file has 1 value that no widget of it takes (b).',
+        'node 1 "Load Audio" (LoadAudio): the file has 1 value that none of its widgets takes (b).',
+        'node 2 "Record Audio" (RecordAudio): the browser makes the value of "audio", so the prompt does not have it.',
+        'node 7 "Custom Combo" (CustomCombo): the file has 1 value that none of its widgets takes (b).',
     ],
 }
 
@@ -959,7 +959,9 @@ def test_a_scene_is_made_in_the_browser() -> None:
     assert result.prompt["1"]["inputs"] == {
         "model_file": "a.glb", "upload 3d model": "x", "upload extra resources": "y", "clear": "z", "image": "",
     }  # fmt: skip
-    assert result.warnings == ('node 1 (Scene): the value of "image" is made in the browser, so the prompt has none.',)
+    assert result.warnings == (
+        'node 1 (Scene): the browser makes the value of "image", so the prompt does not have it.',
+    )
 
 
 def test_types_are_narrowed_along_a_row_of_switches() -> None:
@@ -1681,13 +1683,13 @@ def test_each_of_two_group_nodes_has_nodes_of_its_own() -> None:
     assert made["38:37"]["steps"] == 20
     assert warnings(workflow) == (
         'node 38 "Again" (workflow>sampling, node 7 of the file): '
-        'the file has too few values, so the defaults count for "KSampler".',
+        'the file has too few values, so the defaults apply to "KSampler".',
     )
     workflow["nodes"][-1]["widgets_values"] = []
     assert converted(workflow)["38:35"] == {"text": "inner a"}
     workflow["nodes"][-1]["widgets_values"] = [*SAMPLING_VALUES, "more"]
     (warning,) = warnings(workflow)
-    assert "1 value that no widget of it takes (more)" in warning
+    assert "1 value that none of its widgets takes (more)" in warning
 
 
 def test_a_value_in_a_group_node_that_was_edited_is_in_the_workflow_that_goes_along() -> None:
@@ -1982,7 +1984,7 @@ def test_a_format_of_a_video_brings_its_widgets() -> None:
     assert packed_warnings(made) == ()
     assert "crf" not in packed(node(1, "VHS_VideoCombine", values={"format": "image/gif"}))
     assert packed_warnings(node(1, "VHS_VideoCombine", values={"tone": 3})) == (
-        "node 1 (VHS_VideoCombine): the file has 1 value that no widget of it takes (tone).",
+        "node 1 (VHS_VideoCombine): the file has 1 value that none of its widgets takes (tone).",
     )
 
 
@@ -2086,13 +2088,13 @@ def test_a_socket_may_have_choices_for_a_type() -> None:
 def test_values_that_no_widget_takes_are_reported() -> None:
     values = [*KSAMPLER, "a", {"b": 1}, None, "", "c", "d"]
     assert warnings(flow([node(1, "KSampler", values=values)])) == (
-        "node 1 (KSampler): the file has 4 values that no widget of it takes (a, {'b': 1}, c).",
+        "node 1 (KSampler): the file has 4 values that none of its widgets takes (a, {'b': 1}, c).",
     )
 
 
 def test_too_few_values_are_reported() -> None:
     assert warnings(flow([node(1, "KSampler", values=KSAMPLER[:2])])) == (
-        'node 1 (KSampler): the file has too few values, so the defaults count for "steps", "cfg", "sampler_name".',
+        'node 1 (KSampler): the file has too few values, so the defaults apply to "steps", "cfg", "sampler_name".',
     )
     # A file without any values means the defaults; what is optional or made here is not missed.
     assert warnings(flow([node(1, "KSampler"), node(2, "KSampler", values=[])])) == ()

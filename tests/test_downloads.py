@@ -154,7 +154,7 @@ def test_a_web_page_that_comes_each_time_is_an_error(simulator: Any, clip: str, 
     simulator.faults.web_pages = ["Text/HTML"] * 9
     with pytest.raises(SaveError) as caught:
         save(simulator.url, tmp_path)
-    assert "a web page came in place of the file" in caught.value.message
+    assert "a web page arrived instead of the file" in caught.value.message
     assert len(simulator.faults.web_pages) == 6
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_comes_compressed_is_an_error(encoding: str, simulator: Any,
     folder = tmp_path / "saved"
     with pytest.raises(SaveError) as caught:
         save(simulator.url, folder)
-    assert "it came compressed, though that was not asked for" in caught.value.message
+    assert "it arrived compressed, which the runner did not ask for" in caught.value.message
     assert not folder.exists() or not list(folder.iterdir())
     asked_for = [headers["Accept-Encoding"] for _, path, headers in simulator.received if path.startswith("/view")]
     assert asked_for == ["identity"] * 3
@@ -275,7 +275,7 @@ def test_what_breaks_is_named_and_a_cut_is_said_once() -> None:
     message = reason_of(download, lambda each: each._note_cut(ConnectionResetError(), has_progressed=False))
     assert message == (
         "clip.mp4 could not be downloaded after 2.0 KB of 4.0 KB "
-        "(3 tries in a row brought nothing new: the connection broke: ConnectionResetError)"
+        "(3 tries in a row brought no new data: the connection broke: ConnectionResetError)"
     )
 
 

@@ -171,7 +171,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
     assert message(OLD, "sampler_name", "eular") == (
         'sampler_name = "eular" is not one of the server\'s options. Did you mean euler?'
     )
-    assert "The server has none to choose from. Or put the file into" in message([[]], "lora_name", "a")
+    assert "The server has no options to choose from. Or put the file into" in message([[]], "lora_name", "a")
     assert message(INT, "steps", 0) == "steps = 0 is too small. Allowed: 1 to 100."
     assert message(["INT", {"min": 1}], "steps", 0) == "steps = 0 is too small. Allowed: 1 or more."
     assert message(["INT", {"max": 9}], "steps", 10) == "steps = 10 is too big. Allowed: 9 or less."
@@ -792,7 +792,7 @@ def test_what_was_taken_in_another_case_is_said() -> None:
     edits = [parse_set(CASES, text) for text in texts]
     prompt, _ = apply_edits(CASES, edits, CASE_INFO)
     assert notices_of_names(prompt, edits) == [
-        '"ksampler.steps" is taken for 1.Steps.',
+        '1.Steps is used for "ksampler.steps".',
         '1.sampler_name: euler is used for "EULER".',
     ]
     assert prompt["1"]["inputs"]["sampler_name"] == "euler"

@@ -66,7 +66,7 @@ def test_nothing_is_unloaded_while_somebody_else_waits(simulator: Any, workflow_
     assert result.status == 0 and simulator.unloads == 0
     notices = [event["message"] for event in result.events if event["event"] == "notice"]
     assert notices == [
-        "Nothing was unloaded (--free): there is work left (1 prompt in ComfyUI's queue).",
+        "Nothing was unloaded (--free): ComfyUI still has work (1 prompt in ComfyUI's queue).",
     ]
 
 

@@ -207,7 +207,7 @@ def test_a_hook_that_does_not_end_is_ended_with_its_children(
     limits = FAST._replace(hook=4.0)
     result = go(simulator, workflow_file(slow_prompt()), "--hook", parent, limits=limits)
     assert result.status == 0 and time.monotonic() - began < 20
-    assert "and was ended." in result.event("hook_failed")["message"]
+    assert "and was killed." in result.event("hook_failed")["message"]
     assert alive.exists()
     size = alive.stat().st_size
     time.sleep(0.3)  # a child that is alive writes six times meanwhile
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_the_wait_for_a_hook() -> None:
         asyncio.get_running_loop().call_later(0.3, stopping.set)
         began = time.monotonic()
         await hooks.finish(reports.append, stopping)
-        assert "had not ended, and was ended" in reports[-1]["message"]
+        assert "had not ended, and was killed" in reports[-1]["message"]
         return time.monotonic() - began
 
     assert run_loop(story()) < 20
@@ -251,7 +251,7 @@ def test_people_are_told_what_is_waited_for(python: Make) -> None:
         return reports
 
     assert run_loop(story()) == [
-        {"event": "notice", "message": "Waiting for 1 hook (--hook), for 20.0 s at most.", "warning": False},
+        {"event": "notice", "message": "Waiting up to 20.0 s for 1 hook (--hook).", "warning": False},
     ]
 
 
@@ -324,7 +324,7 @@ assert count <= {MOST_AT_ONCE}, "too many"
     ended = [report for report in run_loop(story(8)) if report["event"] == "hook_failed"]
     assert ended == []
     (refused,) = run_loop(story(MOST_STARTED + 1))
-    assert "was not started: 200 hooks run or wait already" in refused["message"]
+    assert "was not started: 200 hooks are already running or waiting" in refused["message"]
 
 
 # -- in the other modes ----------------------------------------------------------------------------

@@ -182,5 +182,5 @@ def test_the_address_that_comfyui_prints_can_be_given(simulator: Any, workflow_f
     url = f"http://0.0.0.0:{simulator.port}"
     result = run("--server", url, "--yes", workflow_file(slow_prompt(steps=1, seconds=0.0)))
     assert result.status == ExitStatus.OK
-    notice = "0.0.0.0 is where ComfyUI listens (everywhere), not an address: using 127.0.0.1."
+    notice = "0.0.0.0 means every address of ComfyUI's machine, not one to connect to: using 127.0.0.1."
     assert result.out.count(notice) == 1

@@ -67,7 +67,7 @@ def wrapped(kind: Any, reason: Exception) -> BaseException:
             wrapped(requests.exceptions.ConnectionError, socket.gaierror(-2, "Name or service not known")),
             "the host's name is not known", "--server",
         ),
-        (requests.exceptions.ProxyError("no"), "the proxy of the system refuses", "NO_PROXY"),
+        (requests.exceptions.ProxyError("no"), "the system's proxy refused the request", "NO_PROXY"),
         (
             wrapped(requests.exceptions.ConnectionError, ConnectionResetError("reset by peer")),
             "the connection broke (ConnectionResetError)", "",

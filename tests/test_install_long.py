@@ -73,12 +73,12 @@ def test_setup_makes_an_environment_that_later_starts_use(tmp_path: Any) -> None
         pytest.skip("pip cannot reach the package index.")
     assert first.returncode == ExitStatus.OK, first.stderr
     assert first.stdout.strip().endswith(".png")
-    assert "Making " in first.stderr
+    assert "Creating " in first.stderr
     again = call(bare, script, "--setup", "--demo", "--yes", "--quiet", cwd=tmp_path)
     assert (again.returncode, again.stderr) == (ExitStatus.OK, "")
     later = call(bare, script, "--demo", "--yes", "--quiet", cwd=tmp_path)
     assert later.returncode == ExitStatus.OK
-    assert later.stderr.startswith("This Python lacks the packages: going on with the one in ")
+    assert later.stderr.startswith("This Python does not have the packages: continuing with the one in ")
     assert call(bare, "-c", "import requests", cwd=tmp_path).returncode == 1
 
 

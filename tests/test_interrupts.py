@@ -416,7 +416,7 @@ ctypes.CDLL(None).sleep(60)
 def test_a_second_press_does_not_wait_for_the_main_thread() -> None:
     program = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, timeout=30, check=False)
     assert program.returncode == ExitStatus.CANCELLED
-    assert b"Left at once." in program.stderr
+    assert b"Exited at once." in program.stderr
 
 
 @pytest.mark.parametrize(

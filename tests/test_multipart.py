@@ -254,7 +254,7 @@ def test_a_form_may_have_no_parts() -> None:
 
 # -- what is refused -------------------------------------------------------------------------------
 
-WHOLE = "The body is not a whole multipart form: "
+WHOLE = "The body is not a complete multipart form: "
 NO_NAME = WHOLE + 'a part does not begin with Content-Disposition: form-data; name="...".'
 NO_END = WHOLE + "it ends without its last boundary."
 NO_HEAD_END = WHOLE + "the head of a part does not end within 2048 bytes."

@@ -54,7 +54,7 @@ def test_from_0_3_57_on_a_workflow_runs(version: str, make_simulator: Make, work
 def test_a_version_that_cannot_be_read_is_warned_about(make_simulator: Make, workflow_file: Make) -> None:
     result = run_at(make_simulator(version="unknown"), workflow_file(slow_prompt()), "--yes")
     assert result.status == ExitStatus.OK
-    assert "does not say which version it is" in result.event("notice")["message"]
+    assert "does not report its version" in result.event("notice")["message"]
 
 
 def test_in_continuous_mode_an_older_comfyui_counts_as_not_connected(
@@ -98,5 +98,5 @@ def test_in_continuous_mode_a_version_that_cannot_be_read_is_warned_about(
     make_simulator: Make, make_middleware: Make
 ) -> None:
     service = make_middleware(make_simulator(version="unknown"))
-    assert "does not say which version it is" in service.out.getvalue()
+    assert "does not report its version" in service.out.getvalue()
     assert service.end(service.start())["phase"] == "success"

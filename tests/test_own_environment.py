@@ -84,7 +84,7 @@ def test_a_mark_is_kept(tmp_path: Any) -> None:
 
 def test_a_python_that_cannot_make_an_environment_gets_the_line_that_helps() -> None:
     debian = explain_no_venv("ensurepip", "/usr/bin/python3", "3.11", is_embedded=False)
-    assert "no module ensurepip (/usr/bin/python3)" in debian
+    assert "does not have the module ensurepip (/usr/bin/python3)" in debian
     assert "sudo apt install python3.11-venv" in debian and "uv run" in debian
     portable = explain_no_venv("venv", "python.exe", "3.12", is_embedded=True)
     assert ".\\python.exe -s -m pip install websockets requests rich" in portable and "apt" not in portable
@@ -137,7 +137,10 @@ def test_a_later_start_uses_the_environment_that_setup_made_and_says_so(start: A
     (environment / MARK_FILE).write_text("for other packages", encoding="utf-8")
     done = start("--demo", "--yes", "--quiet", "-o", "out")
     assert done.returncode == ExitStatus.OK, done.stderr
-    assert done.stderr.splitlines()[0] == f"This Python lacks the packages: going on with the one in {environment}."
+    assert (
+        done.stderr.splitlines()[0]
+        == f"This Python does not have the packages: continuing with the one in {environment}."
+    )
     assert done.stdout.strip().endswith(".png")
 
 

@@ -217,4 +217,4 @@ def test_a_row_with_a_comma_in_its_number_is_offered_a_point(
     arguments = [workflow_file(PROMPT), "--server", simulator.url, "--yes"]
     out, err = io.StringIO(), io.StringIO()
     assert call([*arguments, "--batch", str(rows)], io.StringIO(), out, err) == ExitStatus.FAILED
-    assert "Write it with a point: 0.5" in out.getvalue() + err.getvalue()
+    assert "Write it with a decimal point: 0.5" in out.getvalue() + err.getvalue()

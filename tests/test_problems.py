@@ -79,7 +79,7 @@ RECORDED: Dict[str, Optional[List[str]]] = {
     ],
     "LoadImage of a file that is not there": [
         '"Load Image" (LoadImage, node 1): image: Invalid image file: no_such_file.png.',
-        "    Upload the file to ComfyUI's input folder, or name one that is there.",
+        "    Upload the file to ComfyUI's input folder, or name a file in that folder.",
     ],
     "link to a node that is not there": [
         '"Save Image" (SaveImage, node 3): images links to node 404, which is not in the workflow.',
@@ -119,8 +119,8 @@ def test_a_recorded_refusal_in_words(version: str, note: str) -> None:
     [
         ("cat.png", "Upload the file to ComfyUI's input folder"),
         ("cat.png [input]", "Upload the file to ComfyUI's input folder"),
-        ("cat.png [output]", "It is looked for in ComfyUI's output folder"),
-        ("cat.png [temp]", "It is looked for in ComfyUI's temp folder, which is emptied"),
+        ("cat.png [output]", "ComfyUI looks for it in its output folder"),
+        ("cat.png [temp]", "ComfyUI looks for it in its temp folder, which it empties"),
     ],
 )
 def test_a_missing_file_is_said_to_be_missing_where_it_is_looked_for(file: str, hint: str) -> None:
@@ -242,7 +242,7 @@ AT = '"Sampler" (KSampler, node 2): '
                        input_name="ckpt_name", input_config=[[], {}], received_value="x.safetensors"),
             ['"Load Checkpoint" (CheckpointLoaderSimple, node 1): '
              'ckpt_name = "x.safetensors" is not one of the server\'s options.',
-             "    The server has none to choose from.",
+             "    The server has no options to choose from.",
              "    Or put the file into ComfyUI's models/checkpoints folder."],
         ),
         (
@@ -265,7 +265,7 @@ AT = '"Sampler" (KSampler, node 2): '
             node_error("custom_validation_failed", "Custom validation failed for node",
                        "image - Invalid image file: x.png", input_name="image"),
             [AT + "image: Invalid image file: x.png.",
-             "    Upload the file to ComfyUI's input folder, or name one that is there."],
+             "    Upload the file to ComfyUI's input folder, or name a file in that folder."],
         ),
         (
             node_error("custom_validation_failed", "Custom validation failed for node", "steps", input_name="steps"),

@@ -146,9 +146,9 @@ def test_what_is_not_a_workflow_is_an_error(comfy: Comfy, tmp_path: Any) -> None
         comfy.run(b"{")
     with pytest.raises(WorkflowError, match=r"has a value that is not JSON: .*set"):
         comfy.run({"1": node("EmptyImage", width={1})})
-    with pytest.raises(UsageError, match="A workflow is a path, a dict or bytes, not int"):
+    with pytest.raises(UsageError, match="A workflow must be a path, a dict or bytes, not int"):
         comfy.run(3)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"A text is the path of a workflow(.|\n)*as bytes"):
+    with pytest.raises(UsageError, match=r"A string must be the path of a workflow(.|\n)*as bytes"):
         comfy.run(json.dumps(slow_prompt()))
 
 
@@ -177,9 +177,9 @@ def test_arguments_of_the_wrong_kind_are_named_before_anything_happens(comfy: Co
     async def report(_: RunReport) -> None: ...
 
     wrong_calls: List[Tuple[Json, str]] = [
-        ({"values": ["positive"]}, "The values are a dict, not list"),
-        ({"values": {5: 30}}, "The key 5 is not a text"),
-        ({"on_progress": "print"}, "on_progress is a function, not str"),
+        ({"values": ["positive"]}, "The values must be a dict, not list"),
+        ({"values": {5: 30}}, "The key 5 is not a string"),
+        ({"on_progress": "print"}, "on_progress must be a function, not str"),
         ({"on_progress": report}, r'which only connect_async\(\) can await(.|\n)*"def" in place of "async def"'),
     ]
     for arguments, words in wrong_calls:
@@ -187,8 +187,8 @@ def test_arguments_of_the_wrong_kind_are_named_before_anything_happens(comfy: Co
             comfy.run(slow_prompt(), **arguments)
     assert prompts_of(simulator) == []
     wrong_addresses: List[Tuple[Json, str]] = [
-        ({"url": 8188}, "The URL is a text, not int"),
-        ({"headers": ["A: b"]}, "The headers are a dict, not list"),
+        ({"url": 8188}, "The URL must be a string, not int"),
+        ({"headers": ["A: b"]}, "The headers must be a dict, not list"),
     ]
     for arguments, words in wrong_addresses:
         with pytest.raises(UsageError, match=words):
@@ -480,7 +480,7 @@ def test_no_comfyui_answers(simulator: Any) -> None:
     simulator.crash()
     with pytest.raises(ServerUnreachable, match=r"nothing listens there") as error:
         connect(simulator.url)
-    assert "connect(demo=True) needs no ComfyUI" in str(error.value)
+    assert "connect(demo=True) works without ComfyUI" in str(error.value)
     assert "--" not in str(error.value)
 
 
@@ -489,7 +489,7 @@ def test_an_address_that_is_none_is_refused() -> None:
         connect("ftp://127.0.0.1")
     with pytest.raises(UsageError, match=r"connect\(headers"):
         connect("http://127.0.0.1:8188?token=3")
-    with pytest.raises(UsageError, match="brings its own server"):
+    with pytest.raises(UsageError, match="starts its own server"):
         connect("http://127.0.0.1:8188", demo=True)
 
 
@@ -658,7 +658,7 @@ def test_what_the_simulator_made_ends_with_its_connection(tmp_path: Any) -> None
         (output,) = comfy.run(slow_prompt(seconds=0.0)).outputs
         assert output.bytes.startswith(b"\x89PNG")
         text = comfy.run(output_of({"text": ["a text"]})).outputs[0]
-    with pytest.raises(SaveError, match=r"ended with its connection(.|\n)*save outputs before"):
+    with pytest.raises(SaveError, match=r"stopped when its connection was closed(.|\n)*save outputs before"):
         output.save(tmp_path)
     assert text.bytes == b"a text"
 
@@ -820,7 +820,7 @@ def test_a_connection_is_opened_once(simulator: Any) -> None:
                 await comfy.__aenter__()
             assert (await comfy.run(slow_prompt())).status == "success"
         assert comfy.url == simulator.url
-        with pytest.raises(RunnerError, match=r"Make another one: async with connect_async\(\.\.\.\)"):
+        with pytest.raises(RunnerError, match=r"Create another one: async with connect_async\(\.\.\.\)"):
             await comfy.__aenter__()
 
     run_loop(program())
@@ -1120,7 +1120,7 @@ def test_notices_about_the_server_are_logged(make_simulator: Make, caplog: Any) 
     url = simulator.url.replace("127.0.0.1", "0.0.0.0")
     with connect(url, limits=FAST):
         pass
-    assert "0.0.0.0 is where ComfyUI listens (everywhere)" in caplog.text
+    assert "0.0.0.0 means every address of ComfyUI's machine" in caplog.text
 
 
 # -- nodes that cost credits -------------------------------------------------------------------------

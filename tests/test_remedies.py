@@ -41,7 +41,7 @@ def hints_for(problem: Problem, *entries: Any) -> Tuple[str, ...]:
 
 def test_a_missing_model_is_downloaded_by_a_line_that_is_ready() -> None:
     hints = hints_for(MISSING, entry("other.safetensors"), entry())
-    assert hints[:2] == ("Or.", "The workflow says where it is. To download it, in ComfyUI's folder:")
+    assert hints[:2] == ("Or.", "The workflow has its address. To download it, run this in ComfyUI's folder:")
     assert hints[2].startswith("curl") and URL in hints[2] and "models/checkpoints/x.safetensors" in hints[2]
 
 

@@ -694,7 +694,7 @@ def test_pictures_that_should_have_come_over_the_socket_are_missed() -> None:
     prompt = {**PROMPT, "3": node("SaveImageWebsocket", "Send", images=["2", 0])}
     assert end_report(state, ExitStatus.OK, 9.0, prompt)["message"] == (
         "Done in 1.0 s, 0 outputs, seed 7.\n"
-        '"Send" (SaveImageWebsocket, node 3): the pictures go over the WebSocket alone, and none arrived.'
+        '"Send" (SaveImageWebsocket, node 3): ComfyUI sends these pictures only over the WebSocket, and none arrived.'
     )
     assert end_report(state, ExitStatus.OK, 9.0, prompt, received=1)["message"] == "Done in 1.0 s, 1 output, seed 7."
 

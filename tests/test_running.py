@@ -462,7 +462,7 @@ def test_evicted_and_not_reported_is_lost_and_not_called_a_success(simulator: An
     simulator.faults.drop_events = frozenset(["execution_success"])
     result = go(simulator, workflow_file(slow_prompt()))
     assert result.status == ExitStatus.LOST
-    assert "neither in the server's queue nor in its history" in result.event("end")["message"]
+    assert "no longer in the server's queue or history" in result.event("end")["message"]
 
 
 def looks_at_history(simulator: Any) -> int:
@@ -592,7 +592,7 @@ def test_outputs_that_need_a_circle_of_links_are_missed_though_older_servers_do_
     }
     result = go(make_simulator(version=version), workflow_file(prompt))
     assert result.status == ExitStatus.PARTIAL
-    assert 'runs the rest; without: "Save the other".' in result.event("notice")["message"]
+    assert 'runs the rest, without: "Save the other".' in result.event("notice")["message"]
     assert "dependency_cycle" in [event["type"] for event in result.events if event["event"] == "problem"]
 
 
@@ -669,7 +669,7 @@ def test_a_file_of_the_output_folder_is_not_to_be_uploaded_to_the_input_folder(
         assert "ComfyUI's output folder" in hint and "Upload" not in hint
     prompt["1"]["inputs"]["image"] = "none.png [temp]"
     (hint,) = go(simulator, workflow_file(prompt)).event("problem")["hints"]
-    assert "temp folder, which is emptied" in hint
+    assert "temp folder, which it empties" in hint
 
 
 def test_a_post_is_repeated_only_after_two_seconds_of_absence(simulator: Any, workflow_file: Make) -> None:

@@ -118,7 +118,7 @@ def test_answers_that_are_packed_as_was_asked_for_are_read(simulator: Simulator)
 
 def test_an_answer_that_is_packed_otherwise_is_refused(simulator: Simulator) -> None:
     simulator.faults.bodies = {"/queue": "br"}
-    with pytest.raises(ServerUnreachable, match="it is packed in a way that was not asked for"):
+    with pytest.raises(ServerUnreachable, match="it has a content encoding that the runner did not ask for"):
         server_at(simulator).queue()
 
 

@@ -294,7 +294,7 @@ def test_a_picture_that_is_not_kept_any_more_is_not_found(service: Middleware) -
     record.spooled.clear()  # as where the disk was full
     answer = service.get(path)
     assert (answer.status, answer.error) == (404, "no_such_file")
-    assert "is not kept any more" in answer.json["error"]["message"]
+    assert "is no longer kept" in answer.json["error"]["message"]
 
 
 def test_who_does_not_wait_gets_the_place_of_the_run(service: Middleware) -> None:
@@ -480,7 +480,7 @@ def test_a_run_of_a_client_that_leaves_goes_on_where_it_asked_for_that(service: 
     connection = start_call(service, "?detach=true")
     prompt_id = running_call(service)
     connection.close()
-    wait_until(lambda: "what it started goes on" in service.out.getvalue(), what="a look for the client")
+    wait_until(lambda: "what it started continues" in service.out.getvalue(), what="a look for the client")
     assert service.end(prompt_id)["phase"] == "success"
 
 

@@ -27,7 +27,7 @@ def test_a_web_page_in_place_of_a_file_is_an_error(service: Middleware, comfyui:
     comfyui.faults.web_pages = ["text/html"]
     answer = service.get("/view?filename=cat.png")
     assert answer.status == 503
-    assert "a web page came in place of the file" in answer.json["error"]["message"]
+    assert "a web page arrived instead of the file" in answer.json["error"]["message"]
     assert service.get("/view?filename=cat.png").body == PNG
 
 
@@ -45,7 +45,7 @@ def test_a_file_that_comes_compressed_is_an_error(
         assert answer.status == 502
         if method == "GET":
             assert answer.error == "compressed_file"
-            assert "it came compressed, though that was not asked for" in answer.json["error"]["message"]
+            assert "it arrived compressed, which the runner did not ask for" in answer.json["error"]["message"]
         comfyui.faults.bodies = {}
         connection.sendall(b"GET /view?filename=cat.png HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).body == PNG  # on the same connection

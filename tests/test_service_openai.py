@@ -371,7 +371,7 @@ def test_a_client_that_leaves_cancels_its_runs(service: Middleware, comfyui: Any
 def test_a_client_that_leaves_detached_runs_cancels_nothing(service: Middleware, comfyui: Any) -> None:
     service.hold(slow_with_text())
     ids = send_and_leave(service, "?detach=true")
-    wait_until(lambda: "what it started goes on" in service.out.getvalue(), what="a look for the client")
+    wait_until(lambda: "what it started continues" in service.out.getvalue(), what="a look for the client")
     assert phase_elsewhere(comfyui, ids[0]) == "running"
     assert "KeyError" not in service.out.getvalue()
 

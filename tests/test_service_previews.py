@@ -1,4 +1,4 @@
-"""Previews without another start of ComfyUI: the service asks for them while somebody looks."""
+"""Previews without another start of ComfyUI: the service asks for them while somebody is watching."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_nobody_looks_at_first_and_a_look_lasts_a_minute(looked_at: Make) -> Non
     service = looked_at()
     assert wish(service) == {}
     answer = service.get("/preview")
-    assert answer.status == 404 and "while somebody looks" in answer.json["error"]["message"]
+    assert answer.status == 404 and "while somebody is watching" in answer.json["error"]["message"]
     assert wish(service) == {"preview_method": "auto"}
     assert service.service._preview_wish(time.monotonic() + LOOK_SECONDS) == {}
 

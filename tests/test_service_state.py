@@ -172,7 +172,7 @@ def test_a_run_that_never_arrived_says_so(make_process: Start, simulator: Any, t
     store_open_run(tmp_path / "flow.runs.sqlite3")
     process.start()
     (ended,) = process.all_over()
-    assert ended["phase"] == "rejected" and ended["message"].endswith("It is not sent again.")
+    assert ended["phase"] == "rejected" and ended["message"].endswith("and does not send it again.")
     assert prompts_received(simulator) == []
 
 
@@ -413,7 +413,7 @@ def test_a_damaged_file_is_set_aside(make_middleware: Make, simulator: Any, tmp_
     path.write_bytes(b"\0" * 5000)
     service = make_middleware(simulator)
     said = service.out.getvalue()
-    assert f"The state file {path} cannot be used" in said and "a new one is begun" in said
+    assert f"The state file {path} cannot be used" in said and "a new one was started" in said
     (aside,) = tmp_path.glob("held.runs.sqlite3.unusable-*")
     assert aside.read_bytes() == b"\0" * 5000
     assert service.end(service.start())["phase"] == "success"

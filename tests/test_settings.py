@@ -160,9 +160,9 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
         (["--seed", "1.5"], {}, "--seed must be a whole number (0 or more), random or keep."),
         (["--attach", ""], {}, "--attach is empty."),
         (["--batch", ""], {}, "--batch is empty."),
-        (["--json=x"], {}, "--json takes no value."),
+        (["--json=x"], {}, "--json does not take a value."),
         (["--setup"], {}, "--setup is for the script, which needs an environment; this program has its packages."),
-        (["--open"], {}, "--open opens what -o saves, and nothing is saved."),
+        (["--open"], {}, "--open opens what -o saves, but nothing is saved."),
         (["--batch", "a.csv", "--each", "1.a=1"], {}, "--batch and --each cannot be combined."),
         (["--check", "--inputs"], {}, "--inputs and --check cannot be combined."),
         (["--resume", "--attach", "p"], {}, "--attach and --resume cannot be combined."),
@@ -195,7 +195,7 @@ def test_a_header_is_overridden_however_it_is_spelled() -> None:
             "the servers.",
         ),
         (["--repeat", "2", "--server", "a", "--server", "http://a"], {}, "--server http://a appears twice."),
-        (["--demo", "--server", "h"], {}, "--demo brings its own server, so it cannot be combined with --server."),
+        (["--demo", "--server", "h"], {}, "--demo starts its own server, so it cannot be combined with --server."),
         (
             ["--mode", "continuous", "--demo", "--state", "x"],
             {},
@@ -450,7 +450,7 @@ def test_of_many_files_the_nearest_three_are_listed(folder: Any) -> None:
 def test_a_flag_in_another_case_is_taken_with_a_notice() -> None:
     found = settings("--Seed", "5", "--IN-flight=3", "--repeat", "2", "--", "--Demo")
     assert (found.seed, found.in_flight, found.demo, found.workflow) == ("5", 3, False, "--Demo")
-    assert found.notices == ("--Seed is taken for --seed.", "--IN-flight is taken for --in-flight.")
+    assert found.notices == ("--seed is used for --Seed.", "--in-flight is used for --IN-flight.")
     assert settings("--seed", "5").notices == ()
 
 
@@ -486,8 +486,8 @@ def test_what_was_taken_for_a_name_in_another_case_is_said(cased: Any) -> None:
         document, path = load_document(call, io.StringIO())
         workflow = prepare_workflow(document, path, call, lambda classes: info)
         assert workflow.uploads == ((InputRef("1", "image"), "cat.png"),)
-        assert workflow.notices[0] == "FLOW.json is taken for flow.json."
-        assert workflow.notices[-1] == "CAT.png is taken for cat.png."
+        assert workflow.notices[0] == "flow.json is used for FLOW.json."
+        assert workflow.notices[-1] == "cat.png is used for CAT.png."
         assert workflow.warnings == ()
 
 
@@ -526,7 +526,7 @@ def test_a_minus_reads_standard_input_bytes_or_text() -> None:
 @pytest.mark.parametrize("url", ["http://example.com/w.json", "HTTPS://example.com/w.png"])
 def test_a_url_is_refused_with_the_remedy(url: str) -> None:
     message, remedy = message_of(url)
-    assert message == "%s is a URL, and workflows are not downloaded." % url
+    assert message == "%s is a URL. The runner does not download workflows." % url
     assert remedy.startswith("Download it first: curl")
 
 
@@ -643,7 +643,7 @@ def test_two_files_for_one_loader_are_one_too_many(arguments: Tuple[str, ...], f
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(b"\xff\xd8\xff")
     error = not_prepared(*arguments)
-    assert "(LoadImage, node 2) loads one file, but two are given: " in error.message
+    assert "(LoadImage, node 2) loads one file, but you named two: " in error.message
     assert "a.png" in error.message and "b.png" in error.message and "--image NODE=FILE" in error.remedy
 
 
@@ -672,7 +672,7 @@ def test_a_text_is_read_from_a_file(folder: Any) -> None:
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a 狐"
     assert prepared("--set", "1.text=@@home", data=PROMPT).prompt["1"]["inputs"]["text"] == "@home"
     error = not_prepared("--set", "1.text=@none.txt", data=PROMPT)
-    assert "@none.txt cannot be read: " in error.message and error.remedy == "Check its path. @@ stands for a plain @."
+    assert "@none.txt cannot be read: " in error.message and error.remedy == "Check its path. For a plain @, write @@."
     (folder / "t.txt").write_bytes(b"a\r\nb\rc\n")
     assert prepared("--set", "1.text=@t.txt", data=PROMPT).prompt["1"]["inputs"]["text"] == "a\nb\nc\n"
 
@@ -829,7 +829,7 @@ def test_flags_for_values_and_batches() -> None:
         (["--inputs", "--mode", "continuous"], "--inputs and --mode continuous cannot be combined."),
         (["--save-run", "r", "--batch", "b"], "--save-run is for a single run."),
         (["--object-info", "o"], "--object-info is for --inputs, --check and --export-api: a run asks its server."),
-        (["--resume"], "--resume continues a batch, and no batch is named."),
+        (["--resume"], "--resume continues a batch, but you did not name one."),
         (["--port", "1"], "--port has no effect on a single run. It works with: --mode continuous."),
         (["--port", "0"], "--port has no effect on a single run. It works with: --mode continuous."),
         (["--manifest", "m"], "--manifest has no effect on a single run. It works with: --batch, --each and --repeat."),

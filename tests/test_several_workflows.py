@@ -103,7 +103,7 @@ def test_each_workflow_has_a_call_of_its_own() -> None:
 def test_what_takes_one_workflow_refuses_several(arguments: List[str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         refuse_flags_for_one(settings_of(*arguments), ["a.json", "b.json"])
-    assert caught.value.message == f"2 workflows were given. There can only be one with {words}."
+    assert caught.value.message == f"2 workflows are too many. There can only be one with {words}."
 
 
 def test_standard_input_is_never_one_of_several() -> None:
@@ -145,14 +145,14 @@ def test_a_service_without_one_of_its_workflows_does_not_start(folder: Folder) -
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ((ExitStatus.OK, ExitStatus.OK), "2 workflows ended well."),
+        ((ExitStatus.OK, ExitStatus.OK), "2 workflows succeeded."),
         (
             (ExitStatus.OK, None),
-            "1 of 2 workflows ended well.\nb.json: not started",
+            "1 of 2 workflows succeeded.\nb.json: not started",
         ),
         (
             (ExitStatus.CANCELLED, None),
-            "0 of 2 workflows ended well.\na.json: exit status 130 (Ctrl+C)\nb.json: not started",
+            "0 of 2 workflows succeeded.\na.json: exit status 130 (Ctrl+C)\nb.json: not started",
         ),
     ],
 )
@@ -227,7 +227,7 @@ def test_all_are_shown_before_the_one_question(folder: Folder) -> None:
     before, _, after = result.out.partition("Run 2 workflows? [y/N] ")
     assert "a.json: 2 nodes" in before and "b.json: 2 nodes" in before
     assert "Run" not in after.partition("1/2  a.json")[0] and "2/2  b.json" in after
-    assert result.out.count("[y/N]") == 1 and "2 workflows ended well." in after
+    assert result.out.count("[y/N]") == 1 and "2 workflows succeeded." in after
 
 
 def test_what_was_confirmed_runs_whatever_becomes_of_the_files(folder: Folder, simulator: Any) -> None:
@@ -292,7 +292,7 @@ def test_one_that_cannot_be_read_is_named_before_the_question(folder: Folder) ->
     (folder.path / "b.json").write_text("[1]", encoding="utf-8")
     result = folder("a.json", "b.json", answers="y\n")
     assert result.status == ExitStatus.BAD_WORKFLOW
-    assert "Run 1 workflow? [y/N] " in result.out and "1 of 2 workflows ended well." in result.out
+    assert "Run 1 workflow? [y/N] " in result.out and "1 of 2 workflows succeeded." in result.out
     (folder.path / "a.json").unlink()
     result = folder("a.json", "b.json", answers="")
     assert result.status == ExitStatus.BAD_WORKFLOW and "[y/N]" not in result.out
@@ -303,7 +303,7 @@ def test_several_are_checked_by_a_pattern(folder: Folder) -> None:
     result = folder("*.json", "--check")
     assert result.status == ExitStatus.REJECTED
     assert "1/2  a.json" in result.out and "2/2  b.json" in result.out and "[y/N]" not in result.out
-    assert "1 of 2 workflows ended well." in result.out and "b.json: exit status 6" in result.out
+    assert "1 of 2 workflows succeeded." in result.out and "b.json: exit status 6" in result.out
     quiet = folder("*.json", "--check", "--quiet")
     assert "b.json: exit status 6" in quiet.err and not quiet.out
 
@@ -318,7 +318,7 @@ def test_a_pattern_that_one_file_fits_is_that_file(folder: Folder) -> None:
 def test_several_with_what_takes_one_run_nothing(folder: Folder, simulator: Any) -> None:
     folder.write(a=slow_prompt(), b=slow_prompt())
     result = folder("*.json", "--yes", "--repeat", "2")
-    assert result.status == ExitStatus.USAGE and "2 workflows were given" in result.err
+    assert result.status == ExitStatus.USAGE and "2 workflows are too many" in result.err
     assert not simulator.executions
 
 

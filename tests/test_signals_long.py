@@ -419,7 +419,7 @@ def test_a_second_press_leaves_at_once(case: str, version: str, second: int, tmp
         process.press(second)
         assert process.wait(1.0) == 128 + second
         assert time.monotonic() - pressed < 1.0
-    assert "Left at once" in process.err and "Traceback" not in process.text
+    assert "Exited at once" in process.err and "Traceback" not in process.text
 
 
 def test_a_second_press_leaves_a_download_at_once(tmp_path: Any) -> None:
@@ -577,5 +577,5 @@ def test_a_second_ctrl_c_in_a_terminal_leaves_at_once_with_the_cursor_shown(simu
         terminal.until(lambda: "cancelling our prompt" in terminal.text, "the notice")
         terminal.type("\x03")
         assert terminal.wait(1.0) == 130
-    assert re.search(r"Left at once: prompt \S+ may still be running", terminal.text)
+    assert re.search(r"Exited at once: prompt \S+ may still be running", terminal.text)
     assert _shown_last(terminal.text)

@@ -674,7 +674,7 @@ def test_an_absent_prompt_has_time_to_settle(phase: Phase) -> None:
     assert reconciled(state, ABSENT, at=25.0).phase.over
 
 
-NEITHER = "it is neither in the server's queue nor in its history any more (a restart loses both)"
+NEITHER = "it is no longer in the server's queue or history (a restart loses both)"
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def test_a_full_disk_is_said_once_and_ends_nothing(make_keeper: Make, path: str)
     add(keeper, make_run(1))
     add(keeper, make_run(2))
     assert notices == [
-        f"The state file {path} cannot be used any more: database or disk is full. Runs and edits are kept in "
-        "memory only from now on."
+        f"The state file {path} can no longer be used: database or disk is full. "
+        "From now on, runs and edits are kept in memory only."
     ]
     assert not keeper.has_file and keeper.page(9, None) == []
     keeper.close()
@@ -185,7 +185,7 @@ def test_damage_that_is_found_later_is_set_aside(make_keeper: Make, path: str) -
     keeper, notices = make_keeper(wrap=lambda file: Broken(file, malformed))
     add(keeper, make_run(1))
     wait_until(lambda: len(notices) == 2, what="both notices")
-    assert "the next start makes a new one" in notices[1] and not os.path.exists(path)
+    assert "the next start creates a new one" in notices[1] and not os.path.exists(path)
 
 
 def test_a_disk_that_stands_still_holds_nobody_up(make_keeper: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,12 +84,12 @@ def test_values_are_read_by_the_type_of_their_input(text: str, name: str, values
         ("3.steps=", "--each 3.steps= has no values."),
         ("3.steps=1,,x", "steps"),
         ("3.steps=99..101", "too big"),
-        ("3.seed=1..99999999", "99999999 values: 1000000 are allowed"),
+        ("3.seed=1..99999999", "99999999 values, but only 1000000 are allowed"),
         ("3.sampler_name=eulr", "not one of"),
-        ("positive=@empty.txt", "there is no text in the file"),
-        ("image=none/*.png", "no file fits"),
-        ("image=@none.png", "no file fits"),
-        ("image=cat.png,@none.png", '@none.png": no file fits'),
+        ("positive=@empty.txt", "the file has no text"),
+        ("image=none/*.png", "no file matches"),
+        ("image=@none.png", "no file matches"),
+        ("image=cat.png,@none.png", '@none.png": no file matches'),
         ("image=", "--each image= has no values."),
         ("size=64", "is not a size"),
         ("3.positive=x", "is fed by"),
@@ -127,7 +127,7 @@ def test_more_combinations_than_anybody_runs_are_refused() -> None:
     assert len(axes("seed=1..100000", "3.steps=1..10")) == 2
     with pytest.raises(EditError) as caught:
         axes("seed=1..100000", "3.steps=1..11")
-    assert caught.value.message == "--each makes 1100000 combinations of values: 1000000 are allowed."
+    assert caught.value.message == "--each makes 1100000 combinations of values, but only 1000000 are allowed."
 
 
 def test_an_input_that_is_not_declared_is_read_by_its_value() -> None:

@@ -108,8 +108,8 @@ def test_a_name_that_does_not_mean_an_input_is_refused(name: str, kind: str, wor
 @pytest.mark.parametrize(
     ("spec", "text", "hint"),
     [
-        (["FLOAT"], "7,5", " Write it with a point: 7.5"),
-        (["FLOAT", {"max": 100}], " -,5 ", " Write it with a point: -.5"),
+        (["FLOAT"], "7,5", " Write it with a decimal point: 7.5"),
+        (["FLOAT", {"max": 100}], " -,5 ", " Write it with a decimal point: -.5"),
         (["FLOAT"], "1,000,000", ""),
         (["FLOAT"], "7,", ""),
         (["INT"], "7,5", ""),

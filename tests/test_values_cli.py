@@ -224,7 +224,7 @@ def test_a_workflow_from_a_pipe_cannot_be_confirmed(idle: Any) -> None:
         (b"{", "Standard input is not JSON: line 1"),
         (b"[1]", "Standard input is not a workflow: it contains a list"),
         (b"\xff\xfe\xfd", "Standard input is neither text nor"),
-        (PNG, "Standard input is a picture that carries no workflow"),
+        (PNG, "Standard input is a picture without a workflow"),
     ],
 )
 def test_what_is_not_a_workflow_on_standard_input_is_refused(data: bytes, words: str, idle: Any) -> None:
@@ -1250,14 +1250,14 @@ def test_a_waiting_prompt_that_somebody_takes_away_is_reported(simulator: Any) -
     result = go(simulator, "--attach", ids[1], limits=SOON)
     thread.join(10.0)
     assert result.status == ExitStatus.LOST  # its messages went elsewhere, so more cannot be known
-    assert "neither in the server's queue nor in its history" in result.out
+    assert "no longer in the server's queue or history" in result.out
 
 
 @pytest.mark.parametrize("prompt_id", ["3f0c6c1e-0000-4000-8000-000000000000", "nonsense", "a b"])
 def test_a_prompt_that_is_not_known_is_reported(prompt_id: str, idle: Any) -> None:
     result = go(idle, "--attach", prompt_id)
     assert result.status == ExitStatus.LOST
-    assert "does not know a prompt " + prompt_id in result.err and "restart" in result.err
+    assert "does not know the prompt " + prompt_id in result.err and "restart" in result.err
 
 
 def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
@@ -1265,7 +1265,7 @@ def test_the_timeout_leaves_an_attached_prompt_alone(simulator: Any) -> None:
     in_queue(simulator, prompt_id, "running")
     result = go(simulator, "--attach", prompt_id, "--timeout", "0.2")
     assert result.status == ExitStatus.TIMEOUT
-    assert "no longer following prompt %s, which goes on" % prompt_id in result.err
+    assert "no longer following prompt %s, which continues" % prompt_id in result.err
     assert phase_elsewhere(simulator, prompt_id) == "running"
 
 
@@ -1380,7 +1380,7 @@ def test_a_record_and_an_entry_of_the_history_are_put(
         (b"", "The body is empty."),
         (b"[]", "it contains a list"),
         (b"{}", "has no nodes"),
-        (PNG, "is a picture that carries no workflow"),
+        (PNG, "is a picture without a workflow"),
         (json.dumps({"nodes": [], "links": []}).encode(), "has nothing to run"),
         (b'"http://127.0.0.1/workflow.json"', "it contains a string"),
     ],

@@ -53,7 +53,7 @@ def test_a_later_version_and_one_that_cannot_be_read_are_not_refused(version: An
 
 def test_the_warning_says_what_an_older_version_would_do() -> None:
     assert version_warning({}, URL) == (
-        f"ComfyUI at {URL} does not say which version it is. One before 0.3.57 would interrupt whatever runs: "
+        f"ComfyUI at {URL} does not report its version. A version before 0.3.57 would interrupt whatever runs: "
         "make sure that it is newer."
     )
 

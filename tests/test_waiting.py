@@ -35,7 +35,7 @@ def test_one_too_many_is_asked_to_come_again() -> None:
     assert len(room) == 0
     assert (caught.value.http_status, caught.value.type) == (429, "too_many_waiting")
     assert caught.value.headers == (("Retry-After", "2"),)
-    assert caught.value.message.startswith("2 clients wait for runs already.")
+    assert caught.value.message.startswith("2 clients are already waiting for runs.")
 
 
 def test_a_place_is_free_again_whatever_happens_in_it() -> None:

@@ -116,7 +116,7 @@ def test_a_prompt_of_somebody_else_goes_on() -> None:
         desk = Desk()
         desk.run.attached = True
         desk.press(SIGTERM)
-        with pytest.raises(Stopped, match=r"^SIGTERM: no longer following prompt id, which goes on\.$") as caught:
+        with pytest.raises(Stopped, match=r"^SIGTERM: no longer following prompt id, which continues\.$") as caught:
             await watch_of(desk).until_stopped(go_on_forever)
         assert caught.value.exit_status is ExitStatus.TERMINATED
         assert not desk.run.cancelling and desk.out.getvalue() == ""
@@ -127,8 +127,8 @@ def test_a_prompt_of_somebody_else_goes_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "farewell"),
     [
-        ((), "Left at once: prompt id may still be running on the server."),
-        (("--repeat", "2"), "Left at once."),  # the batch says so for all of its rows
+        ((), "Exited at once: prompt id may still be running on the server."),
+        (("--repeat", "2"), "Exited at once."),  # the batch says so for all of its rows
     ],
 )
 def test_a_second_press_says_what_may_still_run(arguments: Any, farewell: str) -> None:

@@ -76,7 +76,7 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b'{\n  "1": oops\n}', "w.json is not JSON: line 2, column 8: Expecting value."),
         (b'{"1": {}} {', "w.json is not JSON: line 1, column 11: Extra data."),
         (b"\xef\xbb\xbf", "w.json is empty."),
-        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is a picture that carries no workflow."),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "w.json is a picture without a workflow."),
         (b"\xff\xd8\xff\xe0 a JPEG", "w.json is a JPEG picture, not a workflow."),
         (b"<!DOCTYPE html><html>", "w.json is a web page, not a workflow."),
         (b"\0\0\0\x20ftypisom", "w.json is an MP4 video, not a workflow."),
@@ -84,11 +84,11 @@ def test_windows_writes_json_in_other_encodings_too(encoding: str) -> None:
         (b'{"1": "\xff\x01"}', "w.json is neither text nor a PNG or WebP picture."),
         (
             b'{\n"1": "caf\xe9 \xfcber"}',
-            "w.json is not in UTF-8, as JSON must be, but perhaps in Windows-1252 (line 2).",
+            "w.json is not in UTF-8, which JSON requires, but probably in Windows-1252 (line 2).",
         ),
         (
             '{"1": "雪地里的狐狸"}'.encode("gbk"),
-            "w.json is not in UTF-8, as JSON must be, but perhaps in GBK (line 1).",
+            "w.json is not in UTF-8, which JSON requires, but probably in GBK (line 1).",
         ),
         (b"[]", "w.json is not a workflow: it contains a list, not an object of nodes."),
         (b'"text"', "w.json is not a workflow: it contains a string, not an object of nodes."),
@@ -300,7 +300,7 @@ def test_a_webp_carries_its_prompt_and_its_workflow(order: str, marked: bool) ->
 )  # fmt: skip
 def test_a_picture_that_carries_nothing_is_reported_as_such(data: bytes) -> None:
     error = refusal(data)
-    assert error.message == "w.json is a picture that carries no workflow."
+    assert error.message == "w.json is a picture without a workflow."
     assert "many sites and programs strip it" in error.remedy
 
 
@@ -310,7 +310,7 @@ def test_a_picture_that_carries_nothing_is_reported_as_such(data: bytes) -> None
      png(chunk(b"tEXt", b"prompt\0" + b"[" * 100000)), png(chunk(b"iTXt", b"prompt"))],
 )  # fmt: skip
 def test_a_picture_whose_prompt_is_broken_is_reported_as_such(data: bytes) -> None:
-    assert refusal(data).message == "w.json carries a prompt that is not JSON."
+    assert refusal(data).message == "w.json contains a prompt that is not JSON."
 
 
 def test_only_the_texts_of_comfyui_are_kept() -> None:

@@ -271,8 +271,8 @@ def _manifest_of_repeat(settings: Settings) -> str:
         return os.path.join(folder_before_fields(settings.output), "manifest.jsonl")
     if settings.resume:
         raise UsageError(
-            "--resume reads the manifest, and this --repeat has none.",
-            "Add -o DIR or --manifest FILE, as in the command that began.",
+            "--resume reads the manifest, but this --repeat does not write one.",
+            "Add -o DIR or --manifest FILE, as in the command that started the batch.",
         )
     return ""
 
@@ -375,7 +375,7 @@ def read_manifest(path: str, resume: bool, goes_on: bool) -> ListedRows:
     if not resume and not goes_on:
         raise UsageError(
             f"{path} is the manifest of an earlier batch.",
-            "Add --resume to go on with that batch, or choose another file with --manifest.",
+            "Add --resume to continue that batch, or choose another file with --manifest.",
         )
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:

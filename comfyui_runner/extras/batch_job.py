@@ -155,7 +155,7 @@ def question_about(total: Optional[int], left: Optional[int], settings: Settings
     None: their number is not known yet.
     """
     if total is None or left is None:
-        return "Run the rows as they come? [y/N] "
+        return "Run the rows as they arrive? [y/N] "
     if left != total:  # --resume
         return f"Run the remaining {left} of {plural(total, noun_of(settings))}? [y/N] "
     if settings.batch is None:
@@ -322,7 +322,7 @@ class BatchJob:
     async def run(self, rows: Iterator[Row], prompts: RowPrompts) -> None:
         """Runs the rows with --in-flight workers, until there are no more or Ctrl+C comes."""
         self.console.interrupts.farewell = (
-            "Left at once: prompts of ours may still be running on the server."
+            "Exited at once: our prompts may still be running on the server."
         )
         workers = [
             asyncio.ensure_future(self._work(rows, prompts)) for _ in range(self.pool.places)
@@ -455,7 +455,7 @@ class BatchJob:
         taking = self.pool.take_place(self.settings.limits.give_up, refused_by)
         member = await self.console.unless_stopped(taking)
         if self.fatal is not None:  # while this row waited
-            raise Stopped("No more rows are begun.")
+            raise Stopped("No more rows will start.")
         attempt = Attempt(row, member, Session(member.server.fresh(), self.report))
         self.attempts[row.number] = attempt
         try:
@@ -709,7 +709,7 @@ class BatchJob:
         if self.fatal is not None:
             message += f"\n{self.fatal.message} {self.fatal.remedy}"
         if exit_status is not ExitStatus.OK and self.manifest.path:
-            message += "\nRun the same command with --resume to do the rest."
+            message += "\nRun the same command with --resume to run the rest."
             message += f" The manifest is {self.manifest.path}."
         return message
 

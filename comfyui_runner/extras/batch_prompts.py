@@ -88,8 +88,8 @@ def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
             name = f"{edit.ref.node_id}.{edit.ref.input}"
             shown = one_line(value, 60)
             yield (
-                f"{name}: a text such as {shown} is sent as it is, though there is "
-                "a file of that name. In rows, @FILE is for the columns of loaders only."
+                f"{name}: a text such as {shown} is sent unchanged, although a file of that name "
+                f"exists. In rows, @FILE works only in the columns of nodes that load files."
             )
 
 

@@ -377,10 +377,10 @@ class Export:
         if node.unused_values:
             count = plural(len(node.unused_values), "value")
             listed = ", ".join(one_line(value, 40) for value in node.unused_values[:3])
-            self.warn(node, f"the file has {count} that no widget of it takes ({listed})")
+            self.warn(node, f"the file has {count} that none of its widgets takes ({listed})")
         if node.widgets_without_value:
             listed = ", ".join(f'"{one_line(name, 40)}"' for name in node.widgets_without_value[:3])
-            self.warn(node, f"the file has too few values, so the defaults count for {listed}")
+            self.warn(node, f"the file has too few values, so the defaults apply to {listed}")
 
     # --- The values of widgets --------------------------------------------------------------------
 
@@ -389,7 +389,7 @@ class Export:
         if widget.type == "index":  # of a CustomCombo (customWidgets.ts)
             return index_of_choice(node)
         if widget.type in MADE_IN_BROWSER:
-            what = f'the value of "{widget.name}" is made in the browser, so the prompt has none'
+            what = f'the browser makes the value of "{widget.name}", so the prompt does not have it'
             self.warn(node, what)
         return wrap_list(value)
 

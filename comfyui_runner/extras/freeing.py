@@ -28,7 +28,7 @@ async def free_memory(server: Server, report: Callable[[Report], None]) -> None:
         count = prompts_in_queue(await bounded(server.queue, seconds=FREE_SECONDS))
         if count:
             are_there = f"{plural(count, 'prompt')} in ComfyUI's queue"
-            message = f"Nothing was unloaded (--free): there is work left ({are_there})."
+            message = f"Nothing was unloaded (--free): ComfyUI still has work ({are_there})."
             report(plain_notice(message))
             return
         await bounded(server.free, seconds=FREE_SECONDS)

@@ -246,7 +246,7 @@ class Hooks:
         """Starts all of them after ``run``; ``report`` takes what goes wrong."""
         for command in self.commands:
             if len(self._calls) >= MOST_STARTED:
-                failure = f"was not started: {MOST_STARTED} hooks run or wait already"
+                failure = f"was not started: {MOST_STARTED} hooks are already running or waiting"
                 report(hook_report(command, failure))
                 continue
             call = HookCall(command, run, self.variables)
@@ -260,7 +260,7 @@ class Hooks:
             running = asyncio.ensure_future(in_thread(call.run))
             await asyncio.wait([running], timeout=self.seconds)
             if not running.done():
-                reason = f"took longer than {duration(self.seconds)}, and was ended"
+                reason = f"took longer than {duration(self.seconds)}, and was killed"
                 await in_thread(call.end, reason)
                 await asyncio.wait([running], timeout=KILL_SECONDS)
             failure = reason_of(running)
@@ -283,10 +283,10 @@ class Hooks:
         await done_or_set(all_done, stopping, min(QUIET_SECONDS, self.seconds))
         if not all_done.done():
             count = plural(len(self._calls), "hook")
-            message = f"Waiting for {count} (--hook), for {duration(self.seconds)} at most."
+            message = f"Waiting up to {duration(self.seconds)} for {count} (--hook)."
             report(plain_notice(message))
             await done_or_set(all_done, stopping, max(self.seconds - QUIET_SECONDS, 0.0))
-        reason = "had not ended, and was ended"
+        reason = "had not ended, and was killed"
         await asyncio.gather(*(in_thread(call.end, reason) for call in self._calls.values()))
         await asyncio.wait([all_done], timeout=KILL_SECONDS)
         await end_tasks([*self._calls, all_done])
@@ -295,5 +295,5 @@ class Hooks:
 def reason_of(running: "asyncio.Future[str]") -> str:
     """How a hook failed, whose call has ended or cannot be ended."""
     if not running.done():
-        return "could not be ended"
+        return "could not be killed"
     return running.result()

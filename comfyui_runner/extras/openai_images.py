@@ -166,7 +166,9 @@ def _refuse_stream(given: Mapping[str, Any]) -> None:
     """Raises ParameterError where events are asked for: an answer in JSON would look empty."""
     if str(given.get("stream", "false")).lower() == "false":
         return
-    message = "Pictures are not streamed here: leave stream out. GET /events shows the progress."
+    message = (
+        "This service does not stream pictures: leave stream out. GET /events shows the progress."
+    )
     raise ParameterError("stream", message, "unsupported_parameter")
 
 

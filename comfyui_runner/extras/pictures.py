@@ -57,13 +57,13 @@ def parse_embedded_texts(texts: Mapping[str, str], name: str) -> Document:
             value = parse_json(texts.get(key, "null"))
         except ValueError:
             raise WorkflowError(
-                f"{name} carries a {key} that is not JSON.", "Run the workflow's own file."
+                f"{name} contains a {key} that is not JSON.", "Run the workflow's own file."
             ) from None
         if value:
             embedded[key] = value
     if not embedded:
         raise WorkflowError(
-            f"{name} is a picture that carries no workflow.",
+            f"{name} is a picture without a workflow.",
             "ComfyUI writes it into PNG and WebP files, unless it was started with "
             "--disable-metadata; many sites and programs strip it.",
         )

@@ -127,15 +127,15 @@ def make_api_settings(
     """The settings of a connection. Raises UsageError."""
     if url is not None and not isinstance(url, str):
         raise UsageError(
-            f"The URL is a text, not {type(url).__name__}.", "Example: http://127.0.0.1:8188"
+            f"The URL must be a string, not {type(url).__name__}.", "Example: http://127.0.0.1:8188"
         )
     if not isinstance(headers, Mapping):
         raise UsageError(
-            f"The headers are a dict, not {type(headers).__name__}.",
+            f"The headers must be a dict, not {type(headers).__name__}.",
             'Example: {"Authorization": "Bearer …"}',
         )
     if demo and url is not None:
-        raise UsageError("demo=True brings its own server.", "Leave out the URL, or demo.")
+        raise UsageError("demo=True starts its own server.", "Leave out the URL, or demo.")
     lines = [f"{name}: {value}" for name, value in headers.items()]
     urls = None if url is None else (url,)
     addresses = choose_addresses(urls, lines, os.environ, USUAL_URLS)
@@ -186,7 +186,7 @@ class AsyncComfy:
             if self._comfyui is not None:
                 raise RunnerError(
                     "A connection can be opened only once.",
-                    "Make another one: async with connect_async(...) as comfy:",
+                    "Create another one: async with connect_async(...) as comfy:",
                 )
         printer = ReportPrinter(log_notice, self._secrets)
         console = Console(printer, self.interrupts, silent_environment())

@@ -118,13 +118,15 @@ def make_call(
     """The call of run() with these arguments. Raises UsageError."""
     if values is not None and not isinstance(values, Mapping):
         kind = type(values).__name__
-        raise UsageError(f"The values are a dict, not {kind}.", 'Example: {"positive": "a fox"}')
+        raise UsageError(
+            f"The values must be a dict, not {kind}.", 'Example: {"positive": "a fox"}'
+        )
     values = dict(values or {})
     for key in values:
         if not isinstance(key, str):
-            raise UsageError(f"The key {key!r} is not a text.", 'Example: {"5.steps": 30}')
+            raise UsageError(f"The key {key!r} is not a string.", 'Example: {"5.steps": 30}')
     if seed is not None and "seed" in values:
-        message = "Both seed=… and the value seed are given."
+        message = "Both seed=… and the value seed are set."
         raise UsageError(message, "Leave one of them out.")
     if seed is not None:
         values["seed"] = seed
@@ -139,7 +141,9 @@ def refuse_callback(on_progress: Any, *, may_be_awaited: bool) -> None:
         return
     if not callable(on_progress):
         kind = type(on_progress).__name__
-        raise UsageError(f"on_progress is a function, not {kind}.", "Example: on_progress=print")
+        raise UsageError(
+            f"on_progress must be a function, not {kind}.", "Example: on_progress=print"
+        )
     if iscoroutinefunction(on_progress) and not may_be_awaited:
         raise UsageError(
             "on_progress is a coroutine function, which only connect_async() can await.",
@@ -154,8 +158,8 @@ def read_workflow(workflow: Workflow, settings: Settings) -> Tuple[Document, str
     """
     if isinstance(workflow, str) and looks_like_json(workflow):
         raise UsageError(
-            "A text is the path of a workflow. This one is a workflow itself.",
-            "Give it as bytes, or as the dict that json.loads() makes of it.",
+            "A string must be the path of a workflow. This one is a workflow itself.",
+            "Pass it as bytes, or as the dict that json.loads() returns.",
         )
     if isinstance(workflow, (str, os.PathLike)):
         path = os.fsdecode(workflow)
@@ -165,7 +169,7 @@ def read_workflow(workflow: Workflow, settings: Settings) -> Tuple[Document, str
     if isinstance(workflow, Mapping):
         return unwrap_document(copy_json(workflow), "The workflow"), ""
     kind = type(workflow).__name__
-    raise UsageError(f"A workflow is a path, a dict or bytes, not {kind}.")
+    raise UsageError(f"A workflow must be a path, a dict or bytes, not {kind}.")
 
 
 def copy_json(document: Mapping[str, Any]) -> Any:

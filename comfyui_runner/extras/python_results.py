@@ -216,7 +216,7 @@ class RunOutput:
 def simulator_is_gone(output: Output) -> SaveError:
     """The error for a file that was on a simulator, which nothing will answer for."""
     return SaveError(
-        f"{output.filename} was on the simulator, which ended with its connection.",
+        f"{output.filename} was on the simulator, which stopped when its connection was closed.",
         "With demo=True, save outputs before the connection is closed.",
     )
 

@@ -19,7 +19,10 @@ NO_SECRETS = Secrets()
 
 #: What messages say to people at a command line, and what that is in Python. In this order.
 _WORDS = (
-    (r"(?s)Let the script make an environment.*\nOr install the packages", "Install the packages"),
+    (
+        r"(?s)Let the script create an environment.*\nOr install the packages",
+        "Install the packages",
+    ),
     (
         r"Start ComfyUI \((.*?)\), give its address with\n",
         r"Start ComfyUI (\1), give its address with ",

@@ -171,7 +171,7 @@ class ServerPool:
         member.is_out = is_lost_for_good(member, error)
         self._note_change()
         if member.is_out:
-            self._warn(f"{member.url} gets no rows any more: {error.message}")
+            self._warn(f"{member.url} gets no more rows: {error.message}")
             return
         self._warn(f"{member.url} gets no rows until it answers: {error.message}")
         self._asking.append(asyncio.ensure_future(self._wait_for_answer(member)))

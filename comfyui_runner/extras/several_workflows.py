@@ -95,8 +95,8 @@ def refuse_flags_for_one(settings: Settings, paths: Sequence[str]) -> None:
         needs_one = PROGRAMS[settings.task]
     if needs_one:
         raise UsageError(
-            f"{len(paths)} workflows were given. There can only be one with {needs_one}.",
-            "Name one workflow, or call the program once for each of them.",
+            f"{len(paths)} workflows are too many. There can only be one with {needs_one}.",
+            "Name one workflow, or run the program once for each of them.",
         )
 
 
@@ -134,9 +134,9 @@ def end_of_all(paths: Sequence[str], ends: Ends, stopped_with: ExitStatus) -> Re
     """
     statuses = [ends.get(number, stopped_with) for number in range(len(paths))]
     good = sum(status is ExitStatus.OK for status in ends.values())
-    message = f"{good} of {len(paths)} workflows ended well."
+    message = f"{good} of {len(paths)} workflows succeeded."
     if good == len(paths):
-        message = f"{len(paths)} workflows ended well."
+        message = f"{len(paths)} workflows succeeded."
     others = [
         f"{path}: {describe_status(ends, number)}"
         for number, path in enumerate(paths)

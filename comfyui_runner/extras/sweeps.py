@@ -67,7 +67,8 @@ def read_axes(
     combinations = count_combinations(axes)
     if combinations > MOST_COMBINATIONS:
         message = (
-            f"--each makes {combinations} combinations of values: {MOST_COMBINATIONS} are allowed."
+            f"--each makes {combinations} combinations of values, but only {MOST_COMBINATIONS} "
+            "are allowed."
         )
         raise EditError("wrong_value", message)
     for axis in axes:
@@ -174,7 +175,10 @@ def _read_numbers(name: str, text: str) -> List[Any]:
         if first > last:
             numbers = range(first, last - 1, -1)
         if len(numbers) > MOST_VALUES:
-            message = f"--each {name}={part} is {len(numbers)} values: {MOST_VALUES} are allowed."
+            message = (
+                f"--each {name}={part} is {len(numbers)} values, but only {MOST_VALUES} "
+                "are allowed."
+            )
             raise EditError("wrong_value", message)
         values.extend(numbers)
     return values
@@ -196,7 +200,7 @@ def _read_texts(name: str, text: str, files: FileAccess) -> List[Any]:
         return [text]
     lines = [line for line in files.read_lines(text[1:]) if line.strip()]
     if not lines:
-        raise EditError("missing_value", f"--each {name}={text}: there is no text in the file.")
+        raise EditError("missing_value", f"--each {name}={text}: the file has no text.")
     return list(lines)
 
 
@@ -218,7 +222,7 @@ def _find_files(name: str, text: str, files: FileAccess) -> List[Any]:
             continue
         is_pattern = any(sign in part for sign in "*?[")
         if part.startswith("@") or is_pattern:
-            message = f"--each {name}={quote_name(part)}: no file fits."
+            message = f"--each {name}={quote_name(part)}: no file matches."
             raise EditError("no_such_file", message)
         values.append(part)  # a name on the server
     return values
