@@ -531,8 +531,8 @@ def _check_upload(path: str, media: str) -> None:
     if media == "image" and reason:
         raise UsageError(
             f"{path} is not a picture: {reason}.",
-            "Name a picture. If its format is rare, upload it to ComfyUI yourself, and then add "
-            "--set NODE.image=NAME.",
+            "Name a picture. If its format is rare, upload it to ComfyUI yourself, and then name "
+            "it with --set NODE.image=NAME.",
         )
 
 

@@ -1061,8 +1061,8 @@ PAGE_WORDS = {
     ),
     f"http://10.0.0.2:8188 wants a login. {LOGIN_REMEDY}": "http://10.0.0.2:8188 wants a login.",
     f"http://10.0.0.2:8188 refused the password. {CREDENTIALS_REMEDY}": "http://10.0.0.2:8188 refused the password.",
-    'This needs a number. For a random seed, use --seed random, or set it to "random".': (
-        "This needs a number. For a random seed, press the dice."
+    'Enter a number. For a random seed, use --seed random, or set it to "random".': (
+        "Enter a number. For a random seed, press the dice."
     ),
     "Cancelled by --timeout: stopped at KSampler.": "Cancelled by the time limit: stopped at KSampler.",
     'text = "a fox, --ar 16:9" is too long.': 'text = "a fox, --ar 16:9" is too long.',
@@ -1539,7 +1539,7 @@ def test_the_token_is_asked_for_once_and_not_again_after_a_restart(make_service:
     expect(page.locator("#page")).to_be_hidden()
     token.fill("a guess")
     token.press("Enter")
-    expect(page.get_by_role("alert").filter(has_text="That is not the token.")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="Wrong token.")).to_be_visible()
     shot(page, "login")
     token.fill("a secret of nine words")
     page.get_by_role("button", name="Log in").click()
@@ -1709,7 +1709,7 @@ def test_everybody_can_log_in(make_service: Any, visit: Any, look_at: Any) -> No
     page = visit(make_service(TEXTS, "--token", "a secret of nine words"), ready=False)
     page.get_by_label("Token").fill("a guess")
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("alert").filter(has_text="That is not the token.")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="Wrong token.")).to_be_visible()
     look_at(page, "login")
 
 

@@ -200,7 +200,7 @@ const kinds = {
       },
       raw() {
         const text = input.value.trim();
-        if (!/^-?\d+$/.test(text)) throw new Wrong("A seed is a whole number. The dice gives one.");
+        if (!/^-?\d+$/.test(text)) throw new Wrong("A seed must be a whole number. Press the dice for a random one.");
         const { min, max } = field.spec;
         if ((min !== null && min !== undefined && BigInt(text) < min) || (max !== null && max !== undefined && BigInt(text) > max)) throw new Wrong(`Allowed: ${min ?? "any"} to ${max ?? "any"}.`);
         return String(BigInt(text)); // JSON has no leading zeros
@@ -226,8 +226,8 @@ const kinds = {
       show: (value) => { input.value = value ?? ""; },
       raw() {
         const value = input.valueAsNumber;
-        if (!Number.isFinite(value)) throw new Wrong("This needs a number.");
-        if (kind === "int" && !Number.isInteger(value)) throw new Wrong("This needs a whole number.");
+        if (!Number.isFinite(value)) throw new Wrong("Enter a number.");
+        if (kind === "int" && !Number.isInteger(value)) throw new Wrong("Enter a whole number.");
         if ((min !== null && min !== undefined && value < min) || (max !== null && max !== undefined && value > max)) throw new Wrong(`Allowed: ${min ?? "any"} to ${max ?? "any"}.`);
         return String(value);
       },
@@ -654,7 +654,7 @@ function showForm(specs) {
     app.layout = layout;
     $("form").replaceChildren(...groupsOrFolds(groupsOf(important), "card", mostCards));
     if (!important.length) {
-      $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has no main settings." : "The form is complete when ComfyUI answers."));
+      $("form").append(h("p", { class: "card soft" }, app.status.comfyui.connected ? "This workflow has no main settings." : "The form will be complete when ComfyUI answers."));
       $("more").open = true;
     }
     const groups = groupsOf(rest), isBig = groups.length > mostCards;
@@ -954,7 +954,7 @@ function phaseText(run) {
 
 /** How a run ended, in the words of the page. */
 function endText(run) {
-  if (run.phase === "success" && run.wholly_cached) return "Done. Nothing new was rendered: all of it was in ComfyUI's cache. Press the dice of a seed, or change a value.";
+  if (run.phase === "success" && run.wholly_cached) return "Done. Nothing new was rendered: everything was in ComfyUI's cache. Press the dice of a seed, or change a value.";
   if (run.phase === "success") return `Done in ${seconds(run.seconds)}`;
   const [node] = run.ranLast || [], at = node || run.failure;
   const title = at && (at.title || at.class_type), step = node && node.max ? `, step ${node.value} of ${node.max}` : "";
@@ -1522,7 +1522,7 @@ $("login").addEventListener("submit", async (event) => {
     app.link = "connecting";
     poll();
   } catch (error) {
-    say($("token-error"), error.status === 403 || error.status === 401 ? "That is not the token." : error.words || String(error));
+    say($("token-error"), error.status === 403 || error.status === 401 ? "Wrong token." : error.words || String(error));
     $("token").focus();
   }
 });
