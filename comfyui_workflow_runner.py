@@ -284,7 +284,7 @@ async def run_program(
 ) -> ExitStatus:
     """Run ``program`` with a console of its own, and report the error that ends it."""
     console = Console(printer, interrupts, environment)
-    for notice in settings.notices:  # --Seed is taken for --seed
+    for notice in settings.notices:  # --seed is used for --Seed
         console.note(notice)
     try:
         return await program(settings, console)

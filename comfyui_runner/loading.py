@@ -131,7 +131,7 @@ def find_file(path: str, error: Type[RunnerError]) -> str:
 
 
 def notices_of_other_case(typed: str, path: str) -> List[str]:
-    """The notice that the file ``path`` is taken for ``typed``, where they differ in case alone."""
+    """The notice that the file ``path`` is used for ``typed``, if they differ only in case."""
     if typed == path or typed.casefold() != path.casefold():
         return []
     return [f"{path} is used for {typed}."]
