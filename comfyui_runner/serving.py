@@ -254,8 +254,8 @@ def restore_workflow(service: Service, restored: Restored, console: Console) -> 
         )
     elif is_different:
         console.notice(
-            f"{service.held.path} (or what the command line sets in it) has changed since the "
-            "last service ended: it is held as it is now, without its earlier edits."
+            f"{service.held.path} has changed since the last service ended (or what the command "
+            "line sets in it): it is held as it is now, without its earlier edits."
         )
 
 
