@@ -666,7 +666,7 @@ def test_a_file_of_the_output_folder_is_not_to_be_uploaded_to_the_input_folder(
         result = go(simulator, workflow_file(prompt), *arguments)
         assert result.status == ExitStatus.REJECTED
         (hint,) = result.event("problem")["hints"]
-        assert "ComfyUI's output folder" in hint and "Upload" not in hint
+        assert "in its output folder" in hint and "Upload" not in hint
     prompt["1"]["inputs"]["image"] = "none.png [temp]"
     (hint,) = go(simulator, workflow_file(prompt)).event("problem")["hints"]
     assert "temp folder, which it empties" in hint
