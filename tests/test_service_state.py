@@ -86,7 +86,7 @@ def test_runs_that_wait_and_run_are_found_again(make_process: Start, simulator: 
 
 def test_the_progress_of_a_run_is_heard_again(make_process: Start, simulator: Any) -> None:
     """Under the same client_id, ComfyUI sends its messages to the new process."""
-    process = make_process(slow_prompt(steps=40, seconds=8.0))
+    process = make_process(slow_prompt(steps=600, seconds=60.0))
     first = process.start_run()
     wait_until(lambda: process.get("/runs/" + first)["phase"] == "running")
     restart(process)
