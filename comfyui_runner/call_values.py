@@ -26,18 +26,7 @@ from typing import (
 
 from comfyui_runner.contents import HEAD_SIZE, why_no_picture
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import (
-    EditError,
-    InputEdit,
-    apply_edits,
-    draw_seeds,
-    find_input,
-    role_texts,
-    seed_inputs,
-    text_inputs_of_all,
-    upload_inputs,
-    with_values,
-)
+from comfyui_runner.edits import EditError, InputEdit, apply_edits, find_input, with_values
 from comfyui_runner.media import decode_base64, find_base64
 from comfyui_runner.nodes import (
     InputRef,
@@ -48,7 +37,10 @@ from comfyui_runner.nodes import (
     quote_name,
     value_of,
 )
+from comfyui_runner.prompt_texts import role_texts, text_inputs_of_all
+from comfyui_runner.seeds import draw_seeds, seed_inputs
 from comfyui_runner.text import JsonObject, one_line
+from comfyui_runner.upload_inputs import upload_inputs
 from comfyui_runner.values import is_model_name
 
 #: Keys that do not depend on the nodes of a workflow.

@@ -20,11 +20,12 @@ from typing import (
 )
 
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import EditError, draw_seeds, set_inputs, with_values
+from comfyui_runner.edits import EditError, set_inputs, with_values
 from comfyui_runner.loading import Loaded
 from comfyui_runner.nodes import InputRef, class_of, input_spec, is_link, is_seed, value_of
 from comfyui_runner.remedies import Origin
 from comfyui_runner.run_prompts import RunPrompt, UploadAgain, draw_number, make_run_prompt
+from comfyui_runner.seeds import draw_seeds
 from comfyui_runner.server import Server
 from comfyui_runner.stored_workflow import StoredWorkflow, fingerprint_of
 from comfyui_runner.text import JsonObject, one_line

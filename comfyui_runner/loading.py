@@ -42,14 +42,10 @@ from comfyui_runner.edits import (
     EditError,
     InputEdit,
     apply_edits,
-    find_loaders,
     input_edit,
     list_first,
     notices_of_names,
     parse_set,
-    prompt_texts,
-    seed_inputs,
-    upload_inputs,
     with_values,
 )
 from comfyui_runner.errors import RunnerError, UsageError, WorkflowError
@@ -65,11 +61,14 @@ from comfyui_runner.nodes import (
     only_other_case,
     spec_of,
 )
+from comfyui_runner.prompt_texts import prompt_texts
 from comfyui_runner.remedies import Origin
+from comfyui_runner.seeds import seed_inputs
 from comfyui_runner.settings import Settings
 from comfyui_runner.shells import CURL
 from comfyui_runner.summary import Summary, summarize
 from comfyui_runner.text import JsonObject, as_dict
+from comfyui_runner.upload_inputs import find_loaders, upload_inputs
 from comfyui_runner.values import describe_fault, find_fault
 
 #: Looks up the definitions of classes, as /object_info has them; None asks for every class.

@@ -17,12 +17,12 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.files import path_for_people
 from comfyui_runner.nodes import InputRef, class_of, describe_node, linked_nodes, node_in_words
 from comfyui_runner.outputs import SENDS_PICTURES, collect_outputs
 from comfyui_runner.problems import Problem, explain_failure, traceback_lines
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.state import Phase, PromptState, run_seconds, wholly_cached
 from comfyui_runner.text import clean, duration, one_line, plural, size_in_words
 

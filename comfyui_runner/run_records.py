@@ -9,15 +9,16 @@ import urllib.parse
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import prompt_texts, seeds_by_name
 from comfyui_runner.events import Preview
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.messages import strict_json
 from comfyui_runner.nodes import describe_nodes, value_of
 from comfyui_runner.outputs import Output, collect_outputs, view_path
 from comfyui_runner.problems import Problem
+from comfyui_runner.prompt_texts import prompt_texts
 from comfyui_runner.reports import Report, Throttle, nodes_done
 from comfyui_runner.runs import Run
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.shown_runs import (

@@ -10,15 +10,7 @@ from typing import Callable, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.call_bodies import open_call
 from comfyui_runner.documents import Prompt, has_nodes, is_node, parse_document
-from comfyui_runner.edits import (
-    InputExample,
-    example_of_edit,
-    find_loaders,
-    find_node,
-    find_text,
-    read_inputs,
-    upload_inputs,
-)
+from comfyui_runner.edits import InputExample, example_of_edit, find_node, read_inputs
 from comfyui_runner.errors import PromptRejected, ServerAnswer
 from comfyui_runner.event_streams import encode_text_event
 from comfyui_runner.forms import check_form
@@ -47,6 +39,7 @@ from comfyui_runner.messages import (
 from comfyui_runner.model_names import model_values
 from comfyui_runner.nodes import InputRef, class_of, describe_node, quote_name
 from comfyui_runner.outputs import Output
+from comfyui_runner.prompt_texts import find_text
 from comfyui_runner.refusals import Refusal
 from comfyui_runner.remedies import Origin, workflow_in_extra
 from comfyui_runner.reports import add_first_problem
@@ -84,6 +77,7 @@ from comfyui_runner.service_files import (
     upload_refusal,
 )
 from comfyui_runner.text import JsonObject, one_line
+from comfyui_runner.upload_inputs import find_loaders, upload_inputs
 from comfyui_runner.waiting import wait_unless_left
 
 #: The longest wait of GET /runs/{prompt_id}?wait= in seconds.

@@ -14,7 +14,7 @@ from comfyui_runner.comfyui import ComfyUI, definitions_in, definitions_on
 from comfyui_runner.conclusion import Ending, conclude, is_saved_after
 from comfyui_runner.console import Console
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import draw_seeds, with_values
+from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ExitStatus, NotConfirmed, SaveError, ServerError, UsageError
 from comfyui_runner.files import WrittenFiles, make_writable_folder
 from comfyui_runner.flags import command_of
@@ -41,6 +41,7 @@ from comfyui_runner.reports import Report
 from comfyui_runner.run_prompts import RunPrompt, draw_number, make_run_prompt
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
+from comfyui_runner.seeds import draw_seeds
 from comfyui_runner.server import Server, new_uuid, split_look_up
 from comfyui_runner.session import Session, is_lost
 from comfyui_runner.settings import Settings

@@ -23,7 +23,7 @@ PURE_MODULES = [
     "extras/dynamic_texts", "extras/graph", "extras/graph_loading", "extras/group_nodes", "extras/node_ids",
     "extras/pack_values", "extras/proxy_widgets", "extras/python_words", "extras/sweeps", "extras/templates",
     "extras/widgets",
-    "values", "edits", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
+    "values", "edits", "seeds", "prompt_texts", "upload_inputs", "extras/checks", "extras/batches", "loading", "reports", "meter", "settings", "patterns",
     "guard", "messages", "page", "routes", "http_head", "http_body", "event_streams", "held_workflow", "run_records",
     "refusals", "forms", "others", "limits", "places", "remedies", "model_names", "windows_files", "shells",
     "multipart", "call_values", "waiting", "run_answers", "layout", "partner_nodes",

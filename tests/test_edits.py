@@ -18,26 +18,23 @@ from comfyui_runner.edits import (
     InputExample,
     apply_edits,
     check_value,
-    draw_seeds,
     example_of_edit,
     example_of_input,
     find_input,
     find_node,
-    find_text,
     notices_of_names,
     parse_set,
-    prompt_texts,
     read_inputs,
-    seeds_by_name,
     set_inputs,
-    text_inputs,
-    upload_inputs,
 )
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, form_fields
 from comfyui_runner.nodes import DeclaredInput, InputRef, did_you_mean, is_seed, parse_spec
 from comfyui_runner.problems import INSTALL_HINT
+from comfyui_runner.prompt_texts import find_text, prompt_texts, text_inputs
+from comfyui_runner.seeds import draw_seeds, seeds_by_name
 from comfyui_runner.text import plain_json
+from comfyui_runner.upload_inputs import upload_inputs
 
 Json = Dict[str, Any]
 Ref = InputRef

@@ -14,23 +14,15 @@ from recorded import Json, anything, few
 from support import ROOT, node
 from test_edits import info, infos, prompts, refused
 
-from comfyui_runner.edits import (
-    EditError,
-    InputEdit,
-    apply_edits,
-    find_input,
-    find_loaders,
-    input_edit,
-    parse_set,
-    seed_inputs,
-    with_values,
-)
+from comfyui_runner.edits import EditError, InputEdit, apply_edits, find_input, input_edit, parse_set, with_values
 from comfyui_runner.errors import ServerAnswer
 from comfyui_runner.extras.checks import check_prompt, describe_inputs
 from comfyui_runner.nodes import InputRef, parse_spec
 from comfyui_runner.problems import Problem
 from comfyui_runner.reports import problem_report
+from comfyui_runner.seeds import seed_inputs
 from comfyui_runner.server import uploaded_value
+from comfyui_runner.upload_inputs import find_loaders
 from comfyui_runner.values import read_value
 
 Ref = InputRef

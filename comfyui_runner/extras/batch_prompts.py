@@ -17,18 +17,13 @@ from typing import (
 )
 
 from comfyui_runner.console import Console
-from comfyui_runner.edits import (
-    InputEdit,
-    apply_edits,
-    notices_of_names,
-    seeds_by_name,
-    with_values,
-)
+from comfyui_runner.edits import InputEdit, apply_edits, notices_of_names, with_values
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.loading import Loaded, notices_of_files, resolve_edits
 from comfyui_runner.model_names import other_names_of_edits
 from comfyui_runner.nodes import InputRef
 from comfyui_runner.run_prompts import RunPrompt
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import complete_prompt, draw_texts, name_models, upload_files

@@ -11,22 +11,16 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 from comfyui_runner.call_values import SHORT_NAMES, resolve_short_name
 from comfyui_runner.documents import Prompt, describe_json_type
-from comfyui_runner.edits import (
-    EditError,
-    InputEdit,
-    check_can_be_set,
-    find_input,
-    input_edit,
-    seed_inputs,
-    upload_inputs,
-)
+from comfyui_runner.edits import EditError, InputEdit, check_can_be_set, find_input, input_edit
 from comfyui_runner.errors import UsageError
 from comfyui_runner.json_text import parse_json
 from comfyui_runner.meter import Bar, Meter, divide, overall_bar
 from comfyui_runner.nodes import InputRef, spec_of, value_of
 from comfyui_runner.reports import nodes_done
+from comfyui_runner.seeds import seed_inputs
 from comfyui_runner.state import Phase, PromptState, run_seconds
 from comfyui_runner.text import JsonObject, as_dict, duration, one_line, plural
+from comfyui_runner.upload_inputs import upload_inputs
 from comfyui_runner.values import type_of_input
 
 #: Characters of a cell at most: texts may be long.

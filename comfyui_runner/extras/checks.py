@@ -16,7 +16,6 @@ from typing import (
     Tuple,
 )
 
-from comfyui_runner.edits import prompt_texts, upload_inputs
 from comfyui_runner.layout import cut, pad, width_of
 from comfyui_runner.nodes import (
     SAMPLING_INPUTS,
@@ -41,8 +40,10 @@ from comfyui_runner.problems import (
     explain_prompt_error,
     find_missing_classes,
 )
+from comfyui_runner.prompt_texts import prompt_texts
 from comfyui_runner.reports import Line
 from comfyui_runner.text import JsonObject, as_dict, one_line, plain_json
+from comfyui_runner.upload_inputs import upload_inputs
 from comfyui_runner.values import describe_range, find_fault, type_of_input
 
 # -- what is wrong ---------------------------------------------------------------------------------

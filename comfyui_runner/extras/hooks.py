@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import Any, BinaryIO, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
 
 from comfyui_runner.conclusion import Ending, output_entry
-from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.reports import Report, failure_report, plain_notice, problem_report
 from comfyui_runner.runs import Run
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.session import Session
 from comfyui_runner.shells import IS_WINDOWS
 from comfyui_runner.text import duration, one_line, plain_json, plural

@@ -7,7 +7,6 @@ from typing import Any, Dict, List
 
 from comfyui_runner.comfyui import ComfyUI
 from comfyui_runner.console import Console
-from comfyui_runner.edits import upload_inputs
 from comfyui_runner.errors import ExitStatus
 from comfyui_runner.extras.checks import check_prompt, describe_inputs, inputs_table
 from comfyui_runner.files import write_text_file
@@ -27,6 +26,7 @@ from comfyui_runner.steps import (
 )
 from comfyui_runner.text import plural
 from comfyui_runner.threads import bounded, in_thread
+from comfyui_runner.upload_inputs import upload_inputs
 
 
 async def inspect(settings: Settings, console: Console) -> ExitStatus:

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Opt
 
 from comfyui_runner.call_values import CallFile, find_sizes, read_call_values
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import EditError, seed_inputs, upload_inputs
+from comfyui_runner.edits import EditError
 from comfyui_runner.errors import PromptRejected
 from comfyui_runner.messages import (
     RETRY_AFTER,
@@ -34,7 +34,9 @@ from comfyui_runner.nodes import (
     own_title,
     quote_name,
 )
+from comfyui_runner.seeds import seed_inputs
 from comfyui_runner.text import JsonObject, plural
+from comfyui_runner.upload_inputs import upload_inputs
 
 #: Pictures that one request may ask for.
 MOST_PICTURES = 10

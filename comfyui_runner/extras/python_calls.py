@@ -31,7 +31,6 @@ from comfyui_runner.conclusion import Ending
 from comfyui_runner.console import Console
 from comfyui_runner.contents import HEAD_SIZE
 from comfyui_runner.documents import Document, Prompt, parse_document, unwrap_document
-from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.environment import Environment
 from comfyui_runner.errors import (
     ExitStatus,
@@ -57,6 +56,7 @@ from comfyui_runner.nodes import InputRef, class_of
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.reports import Report, describe, failure_report
 from comfyui_runner.runs import Run
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.server import Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import report_upload

@@ -9,12 +9,12 @@ from typing import Any, Dict, List, Mapping
 
 from comfyui_runner import __version__
 from comfyui_runner.conclusion import Ending
-from comfyui_runner.edits import seeds_by_name
 from comfyui_runner.files import write_text_file
 from comfyui_runner.nodes import describe_node
 from comfyui_runner.outputs import Output
 from comfyui_runner.remedies import workflow_in_extra
 from comfyui_runner.runs import Run
+from comfyui_runner.seeds import seeds_by_name
 from comfyui_runner.session import Session
 from comfyui_runner.text import plain_json
 from comfyui_runner.versions import server_in_words

@@ -9,16 +9,11 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Se
 
 from comfyui_runner.call_values import SHORT_NAMES
 from comfyui_runner.documents import Prompt
-from comfyui_runner.edits import (
-    EditError,
-    apply_edits,
-    example_of_input,
-    find_input,
-    upload_inputs,
-)
+from comfyui_runner.edits import EditError, apply_edits, example_of_input, find_input
 from comfyui_runner.extras.batches import Row, row_edits
 from comfyui_runner.nodes import DeclaredInput, quote_name, spec_of, value_of
 from comfyui_runner.text import JsonObject
+from comfyui_runner.upload_inputs import upload_inputs
 from comfyui_runner.values import type_of_input
 
 #: Values that a range may have.
