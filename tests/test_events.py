@@ -33,6 +33,14 @@ def test_a_message_need_not_say_whose_it_is(frame: str, event: Event) -> None:
     assert parse_message(frame, 0) == event
 
 
+def test_a_message_with_many_lists_is_read_whole() -> None:
+    """A status of a queue with many prompts: it is wide, not deep."""
+    data = {"lists": [[] for _ in range(500)]}
+    text = json.dumps({"type": "x", "data": data})
+    assert parse_message(text, 0) == Event("x", None, data, 0)
+    assert parse_message(text + "{}", 0) == Event("unknown", None, {}, 0)
+
+
 def test_a_message_may_hold_nan() -> None:
     event = parse_message('{"type": "progress", "data": {"value": NaN, "max": 5}}', 0)
     assert event.type == "progress" and event.data["value"] != event.data["value"]
