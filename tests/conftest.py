@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import coarse_clock  # noqa: F401 - first: it may replace the clock
 import pytest
+import shallow_stacks  # noqa: F401 - before asyncio
 
 os.environ["PYTHONASYNCIODEBUG"] = "1"
 
