@@ -35,7 +35,7 @@ def test_a_message_need_not_say_whose_it_is(frame: str, event: Event) -> None:
 
 def test_a_message_with_many_lists_is_read_whole() -> None:
     """A status of a queue with many prompts: it is wide, not deep."""
-    data = {"lists": [[] for _ in range(500)]}
+    data: Dict[str, Any] = {"lists": [[] for _ in range(500)]}
     text = json.dumps({"type": "x", "data": data})
     assert parse_message(text, 0) == Event("x", None, data, 0)
     assert parse_message(text + "{}", 0) == Event("unknown", None, {}, 0)
