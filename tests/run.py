@@ -1,6 +1,6 @@
 """Runs the tests in a virtual environment of their own:  python tests/run.py
 
-    python tests/run.py            the fast set (about three minutes)
+    python tests/run.py            the fast set (about two minutes)
     python tests/run.py --lowest   the fast set with the lowest versions that requirements.txt allows
     python tests/run.py --long     the long set: faults, signals, and what else is slow
     python tests/run.py --coarse-clock  the fast set with a clock that ticks every 15.6 ms, as on Windows
