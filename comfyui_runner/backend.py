@@ -40,7 +40,7 @@ class Check(NamedTuple):
 
     has_changed: bool
     warnings: Tuple[str, ...] = ()
-    news: str = ""  # that it is there now
+    news: str = ""  # that it is available now
 
 
 async def ask_for_stats_once(server: Server) -> Dict[str, Any]:

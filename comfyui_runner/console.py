@@ -61,11 +61,11 @@ class Console:
         self.report(run, {"event": "notice", "message": message})
 
     def note(self, message: str, run: Optional[Run] = None) -> None:
-        """Reports what happens as it was asked for, or as it always does: it is no warning."""
+        """Reports what happens as it was asked for, or as it always does: not a warning."""
         self.report(run, plain_notice(message))
 
     def say(self, text: str) -> None:
-        """Shows people a line that is no report: programs do not get it."""
+        """Shows people a line that is not a report: programs do not get it."""
         self.printer.say(text)
 
     def report_error(self, error: RunnerError) -> ExitStatus:

@@ -17,7 +17,7 @@ from comfyui_runner.last_words import try_for
 
 MODES = ("single_shot", "continuous")
 
-#: Columns of --help: at most (all of it where it is no terminal that shows it), and at least.
+#: Columns of --help: at most (and without a terminal), and at least.
 HELP_WIDTH, LEAST_HELP_WIDTH = 80, 40
 
 #: What --state takes for no file.
@@ -125,7 +125,7 @@ def take_flags_in_other_case(
 ) -> Tuple[List[str], Tuple[str, ...]]:
     """``arguments`` whose flags have the case of ``names`` (--Seed), and a notice of each.
 
-    Words after a single ``--`` are no flags. Short ones differ in case alone (-p, -P), so they are
+    Words after a single ``--`` are not flags. Short ones differ in case alone (-p, -P), so they are
     only offered; --setup is for the script, which takes it before.
     """
     by_lower_case = {name: name for name in names if name.startswith("--") and name != "--setup"}
@@ -297,7 +297,7 @@ def width_of_help() -> int:
     """How wide --help is: as the terminal, and never so narrow that nothing can be read."""
     try:
         columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):  # it is no terminal
+    except (OSError, ValueError):  # it is not a terminal
         return HELP_WIDTH
     return max(min(columns, HELP_WIDTH), LEAST_HELP_WIDTH)
 

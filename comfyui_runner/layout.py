@@ -122,7 +122,7 @@ def _unbroken_words(line: str) -> List[str]:
     if len(beginnings) != 1 or _LABEL.match(line):
         return words
 
-    # The path ends with the last word that has a slash. A URL has no spaces: it is no part of it.
+    # The path ends with the last word that has a slash. A URL is not part of it: it has no spaces.
     (first,) = beginnings
     last = first
     for index, word in enumerate(words):

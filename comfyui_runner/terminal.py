@@ -79,11 +79,11 @@ class Printer:
         self.write(stream, "".join(f"{line}\n" for part in shown for line in part))
 
     def columns(self) -> int:
-        """How wide lines may be; 0 for any width, where it is no terminal."""
+        """How wide lines may be; 0 for any width, where it is not a terminal."""
         return self._columns
 
     def say(self, text: str) -> None:
-        """Prints a line for people that is no report."""
+        """Prints a line for people that is not a report."""
         self.lines([("", text)])
 
     def safe(self, text: str) -> str:

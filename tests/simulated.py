@@ -282,7 +282,7 @@ def run_next(life: Life) -> None:
 
 
 def ask(life: Life, method: str, url: str, body: Any = None, **headers: str) -> Reply:
-    """What a route answers to a request; a body that is no text goes as JSON."""
+    """What a route answers to a request; a body that is not text goes as JSON."""
     text = body if isinstance(body, str) else json.dumps(body)
     content = b"" if body is None else text.encode()
     message = Message()

@@ -83,7 +83,7 @@ def test_a_packing_that_was_not_asked_for_is_refused(encoding: str) -> None:
         (gzip.compress(TEXT) + gzip.compress(TEXT), "more follows its end"),
         (gzip.compress(TEXT) + b"x", "more follows its end"),
     ],
-    ids=["plain", "zlib", "cut", "twice", "longer"],  # gzip writes the time: the data are no names
+    ids=["plain", "zlib", "cut", "twice", "longer"],  # gzip writes the time: the data cannot be names
 )
 @pytest.mark.parametrize("size", [5, 1 << 16])
 def test_a_packed_body_that_is_broken_is_refused(data: bytes, reason: str, size: int) -> None:

@@ -1070,7 +1070,7 @@ def test_what_is_no_widget_or_sends_nothing_is_not_in_the_prompt(kind: str) -> N
 
 
 def test_a_box_is_one_value_and_its_four_parts_take_places_in_the_file() -> None:
-    """The parts are no inputs, but the name of a file may have them in it."""
+    """The parts are not inputs, but the name of a file may have them in it."""
     info = {
         "Box": {
             "input": {

@@ -85,7 +85,7 @@ def test_what_follows_hangs_behind_the_label(line: str, hang: int) -> None:
             20,
             ["  Text  a fox w/ a", "        hat /photo", "        of and/or"],
         ),
-        # a count is no path
+        # a count is not a path
         ("3/12 rows and 4/12 rows", 12, ["3/12 rows", "and 4/12", "rows"]),
     ],
 )

@@ -91,7 +91,7 @@ def with_examples(url: str, prompt_id: str, filename: str, number: str) -> Dict[
     for name in ("ImagesForm", "EditsUpload"):
         document["components"]["schemas"][name]["properties"]["n"]["pattern"] = "^1$"
     for parameter in document["paths"]["/upload/image"]["post"]["parameters"]:
-        if parameter["name"] == "force":  # what schemathesis uploads are no pictures
+        if parameter["name"] == "force":  # what schemathesis uploads are not pictures
             parameter.update(required=True, schema={"type": "string", "enum": ["true"]})
     for method, path, bodies in (
         ("put", "/workflow", [WORKFLOW, {"1": node("Nope"), "2": node("SaveImage", images=["1", 0])}]),

@@ -191,7 +191,7 @@ def test_pictures_that_come_over_the_socket_are_named_after_their_node(
 
 
 def test_only_the_node_that_sends_pictures_is_heard_as_such(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
-    """The previews of another node are no pictures to keep."""
+    """The previews of another node are not pictures to keep."""
     prompt = slow_prompt(steps=3, seconds=0.3, preview=True)
     prompt["3"] = node("SaveImageWebsocket", "Send", images=["1", 0])
     go(simulator, workflow_file(prompt), "-o", str(tmp_path / "out"))

@@ -116,7 +116,7 @@ def _answer(call: RouteCall, request: ImagesRequest, pictures: List[Picture]) ->
 
 
 def _url_of(call: RouteCall, picture: Picture) -> str:
-    """Where the client, or whoever it gives the URL to, finds a picture."""
+    """Where the client, or anybody who gets the URL from it, finds a picture."""
     shown = picture.record.to_json()["outputs"][picture.turn]
     path, _, query = str(shown["url"]).partition("?")
     parameters = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))

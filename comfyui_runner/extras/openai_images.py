@@ -383,7 +383,7 @@ def _place(
 
 
 def loads_mask(prompt: Prompt, node_id: str, object_info: JsonObject) -> bool:
-    """Whether a node that loads a picture is there for a mask.
+    """Whether a node that loads a picture is meant for a mask.
 
     It is if its title says so, or if masks are all that other nodes take from it: LoadImage has a
     picture and a mask, which is what is transparent in the picture, as in OpenAI's masks.

@@ -306,7 +306,7 @@ def address_from(path: str, folder: str) -> str:
         relative = os.path.relpath(path, folder)
     except ValueError:  # on another drive of Windows
         return absolute_address(path)
-    # A name on Linux may be no text, and half of a pair of surrogates is none in UTF-8.
+    # A name on Linux need not be text, and half of a surrogate pair has no form in UTF-8.
     return urllib.parse.quote(relative.replace(os.sep, "/"), errors="replace")
 
 
