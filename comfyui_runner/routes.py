@@ -121,7 +121,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/upload/image",
         handler="upload_image",
         summary="Uploads a file to ComfyUI and sets it in the node that loads one.",
-        statuses=(200, 202, 400, 409, 413, 429, 503),
+        statuses=(200, 202, 400, 409, 413, 429, 502, 503),
         curl="-F image=@cat.png {url}/upload/image",
         query=("node_id", "force"),
     ),
@@ -130,7 +130,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/queue",
         handler="start_run",
         summary="Runs the held workflow as it is now.",
-        statuses=(202, 400, 429, 503),
+        statuses=(202, 400, 429, 502, 503),
         curl="{url}/queue",
     ),
     Route(
@@ -138,7 +138,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/queue",
         handler="start_run",
         summary="Does the same.",
-        statuses=(202, 400, 429, 503),
+        statuses=(202, 400, 429, 502, 503),
         curl="-X POST {url}/queue",
     ),
     Route(
@@ -157,7 +157,7 @@ ROUTES: Tuple[Route, ...] = (
         path="/prompt",
         handler="post_prompt",
         summary="Runs the prompt in the body, as ComfyUI's own route does.",
-        statuses=(200, 400, 409, 429, 503),
+        statuses=(200, 400, 409, 429, 502, 503),
         curl='-d "@request.json" {url}/prompt',
     ),
     Route(

@@ -379,7 +379,8 @@ class Service:
     async def launch(self, new: RunPrompt, notices: Sequence[str]) -> Tuple[RunRecord, JsonObject]:
         """Submit a run, report ``notices`` about it, and follow it.
 
-        Returns its record and ComfyUI's answer.
+        Returns its record and ComfyUI's answer. A run that was lost meanwhile is over: its record
+        says why.
 
         Raises HttpError 429 if too many runs wait, 409 if the prompt_id among its extra fields is
         taken, 403 if it may not spend what it costs, 503 if the service stops meanwhile, and what
@@ -417,9 +418,11 @@ class Service:
             self.report(run, plain_notice(notice))
         answer = await self._submit(record)
         self._store_phase(record)
-        self._finish_later(self._finish(record))
+        finishing = self._finish_later(self._finish(record))
         await self._look(record)
-        if not answer:  # the answer was lost, but ComfyUI has the prompt
+        if record.phase is Phase.LOST:
+            await asyncio.wait([finishing])
+        if not answer:  # it was lost on its way, or with the run
             answer = {"prompt_id": run.prompt_id, "number": None, "node_errors": {}}
         return record, answer
 
@@ -532,11 +535,12 @@ class Service:
         finally:
             await end_tasks([looking])
 
-    def _finish_later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _finish_later(self, work: Coroutine[Any, Any, None]) -> "asyncio.Future[None]":
         """Start ``work``, which follows a run to its end. stop() waits for it."""
         finishing = asyncio.ensure_future(work)
         self._finishing.add(finishing)  # the loop alone would let it be garbage-collected
         finishing.add_done_callback(self._finishing.discard)
+        return finishing
 
     async def _finish(self, record: RunRecord) -> None:
         """Follow a run to its end, and conclude it. The record ends, whatever goes wrong."""

@@ -76,6 +76,7 @@ from comfyui_runner.service_files import (
     require_form,
     upload_refusal,
 )
+from comfyui_runner.state import Phase
 from comfyui_runner.text import JsonObject, one_line
 from comfyui_runner.upload_inputs import find_loaders, upload_inputs
 from comfyui_runner.waiting import wait_unless_left
@@ -477,7 +478,7 @@ class RouteCall:
         answer = {**names, "nodes": node_ids, "revision": revision}
         if not self.options.auto_execute:
             return json_response(200, answer)
-        return json_response(202, {**answer, **self._run_held()})
+        return self._run_held(answer)
 
     def _upload(self, file: UploadedFile, refs: Iterable[InputRef]) -> JsonObject:
         """ComfyUI's answer to an upload.
@@ -507,21 +508,27 @@ class RouteCall:
             message = "The queue is ComfyUI's: POST /interrupt stops a run of this service."
             raise HttpError(400, "not_supported", message)
         check_names(fields, ())
-        return json_response(202, self._run_held())
+        return self._run_held({})
 
-    def _run_held(self) -> JsonObject:
-        """Run the held workflow, and return the answer. Raises HttpError if ComfyUI refuses it."""
+    def _run_held(self, fields: JsonObject) -> Response:
+        """Run the held workflow: the answer, with ``fields`` in it.
+
+        Raises HttpError if ComfyUI refuses it.
+        """
         new = self.held.take_for_run(self.backend.object_info)
         try:
             record, _ = self.service.start(new)
         except PromptRejected as error:
             raise as_refusal(error) from None
+        if is_lost_at_start(record):
+            return self._show_end(record, None)
         ahead = record.run.state.ahead
-        return {
+        answer = {
             "message": start_in_words(ahead),
             "prompt_id": record.prompt_id,
             "ahead": ahead,
         }
+        return json_response(202, {**fields, **answer})
 
     def run_call(self) -> Response:
         """Run a copy of the held workflow with the values in the body, and wait for its end."""
@@ -565,7 +572,7 @@ class RouteCall:
             wait_unless_left(record.over, seconds, self.client.has_left)
 
     def _show_end(self, record: AnyRun, wanted: Optional[WantedFile]) -> Response:
-        """The answer to POST /run for a run that has ended. Raises HttpError for a missing file."""
+        """The answer to the start of a run that has ended. Raises HttpError for a missing file."""
         shown = record.to_json(self.url_for(self.request))
         failure = failure_of_run(shown)
         if failure is not None:
@@ -624,7 +631,9 @@ class RouteCall:
         else:
             check_prompt_request(prompt, extra)
             new = RunPrompt(prompt, extra, Origin(workflow_in_extra(extra)))  # as it came
-        _, answer = self.service.start(new)  # the answer of a PromptRejected is passed on
+        record, answer = self.service.start(new)  # the answer of a PromptRejected is passed on
+        if is_lost_at_start(record):
+            return self._show_end(record, None)
         return json_response(200, answer)
 
     def interrupt_run(self) -> Response:
@@ -797,6 +806,11 @@ def as_refusal(error: PromptRejected) -> HttpError:
     problems = [problem_as_json(problem) for problem in error.problems]
     details = {"problems": problems, "answer": error.answer}
     return HttpError(400, "prompt_rejected", error.message, details)
+
+
+def is_lost_at_start(record: RunRecord) -> bool:
+    """Whether a run that has just been started is over already, and ComfyUI does not have it."""
+    return record.over.is_set() and record.phase is Phase.LOST
 
 
 def are_classes_known(prompt: JsonObject, object_info: JsonObject) -> bool:

@@ -129,6 +129,19 @@ def test_many_at_once_do_not_pass_max_queue_either(make_middleware: Make, simula
     assert len([answer for answer in answers if answer.status == 202]) <= 3
 
 
+@pytest.mark.parametrize("path", ["/queue", "/prompt", "/run?wait=0"])
+def test_a_run_that_comfyui_may_not_have_is_not_a_start(
+    service: Middleware, comfyui: Any, monkeypatch: Any, path: str
+) -> None:
+    monkeypatch.setattr("comfyui_runner.service.POST_PATIENCE", 0.0)
+    comfyui.faults.lose_post = ["before"]
+    comfyui.faults.http_status = {"/queue": 500}
+    answer = service.post(path)
+    assert (answer.status, answer.error) == (502, "run_lost")
+    assert "it is unknown whether the server accepted it" in answer.json["error"]["message"]
+    assert service.get("/runs/" + answer.headers["x-prompt-id"]).json["phase"] == "lost"
+
+
 def test_what_comfyui_refuses_of_a_workflow_is_put_in_words(service: Middleware) -> None:
     service.service.held.hold({"1": node("SaveImage", "Save", filename_prefix="x", images=["9", 0])})
     answer = service.get("/queue")
