@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Dict, List, Optional, Set
+import threading
+from typing import Any, Dict, Iterator, List, Optional, Set
 
 import pytest
 from desk import NOWHERE, Desk, settings_of
@@ -19,6 +20,7 @@ from comfyui_runner.interrupts import Stop
 from comfyui_runner.redaction import Secrets
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
+from comfyui_runner.threads import end_tasks
 
 CTRL_C = Stop("Ctrl+C", ExitStatus.CANCELLED)
 
@@ -134,8 +136,37 @@ def test_a_row_whose_line_cannot_be_written_is_the_last_one(tmp_path: Any) -> No
         job.manifest.append = refuse  # type: ignore[method-assign]
         job._end_row(attempt, ExitStatus.OK, "It is done.")
         job._end_row(begin_row(job, 2), ExitStatus.FAILED, "It failed.")
-        assert job.fatal is reason
+        assert job.fatal is reason and job._no_more_rows.is_set()
         assert (job.tally.done, job.tally.failed) == (1, 1)
+
+    asyncio.run(story())
+
+
+def test_after_a_fatal_error_nothing_waits_for_a_row_or_a_place(tmp_path: Any) -> None:
+    async def story() -> None:
+        job = job_of(Desk(), tmp_path)
+        more = threading.Event()
+
+        def slow_rows() -> Iterator[Row]:
+            yield Row(2)
+            yield Row(3)
+            more.wait(10)
+
+        job.pool.members[0].rows = job.pool.in_flight
+        rows = slow_rows()
+        prompts: Any = None  # no row begins
+        workers = [asyncio.ensure_future(job._work(rows, prompts)) for _ in range(3)]
+        while len(job.pool._waiting) < 2:
+            await asyncio.sleep(0.001)
+        try:
+            job._begin_no_more_rows(SaveError("The disk is full."))
+            job.pool.leave_place(job.pool.members[0])
+            _, waiting = await asyncio.wait(workers, timeout=5)
+        finally:
+            more.set()
+            await end_tasks(workers)
+        assert not waiting
+        assert job.pool._waiting == set()
 
     asyncio.run(story())
 

@@ -10,6 +10,7 @@ import time
 from typing import (
     Any,
     AsyncIterator,
+    Awaitable,
     Dict,
     Iterator,
     List,
@@ -71,7 +72,7 @@ from comfyui_runner.steps import (
     show_workflow,
 )
 from comfyui_runner.text import plural
-from comfyui_runner.threads import end_tasks, in_thread
+from comfyui_runner.threads import Result, done_or_set, end_tasks, in_thread
 from comfyui_runner.watch import Watch
 
 #: The servers that were looked for, with the errors of those that did not answer.
@@ -315,6 +316,7 @@ class BatchJob:
         self.afterwards = make_afterwards(settings, console)
         self._written = WrittenFiles()
         self._reading = asyncio.Lock()
+        self._no_more_rows = asyncio.Event()  # set once there is a fatal error
         self._sheet = make_sheet_of_batch(settings, manifest)
         self._written_sheet: Optional[str] = None  #: once the one with all rows is written
         self._row_has_ended = asyncio.Event()
@@ -410,14 +412,35 @@ class BatchJob:
             except Stopped:
                 return
             except ServerError as error:
-                self.fatal = self.fatal or error
+                self._begin_no_more_rows(error)
+
+    def _begin_no_more_rows(self, error: RunnerError) -> None:
+        """Lets the rows that are on their way end; ``error`` is fatal if none was before."""
+        self.fatal = self.fatal or error
+        self._no_more_rows.set()
+
+    async def _unless_no_more_rows(self, work: Awaitable[Result]) -> Result:
+        """The result of ``work``, which a row waits for before it begins.
+
+        Raises Stopped if Ctrl+C or a fatal error comes first. A place taken at the same moment
+        stays taken, which is no matter: no other row waits for it.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            await self.console.unless_stopped(done_or_set(task, self._no_more_rows))
+            if self._no_more_rows.is_set():  # even if the work is done as well
+                raise Stopped("No more rows will start.")
+            return task.result()
+        finally:
+            await end_tasks([task])
 
     async def _next_row(self, rows: Iterator[Row]) -> Optional[Row]:
         """The next row that is not done yet, None at the end. Raises Stopped."""
         while True:
             async with self._reading:
                 # Standard input may be slow.
-                row: Optional[Row] = await self.console.unless_stopped(in_thread(next, rows, None))
+                reading = in_thread(next, rows, None)
+                row: Optional[Row] = await self._unless_no_more_rows(reading)
             if row is None or row.error or not self.manifest.lists_as_done(row):
                 return row
             self.tally = self.tally._replace(skipped=self.tally.skipped + 1)
@@ -453,9 +476,7 @@ class BatchJob:
     async def _new_attempt(self, row: Row, refused_by: Set[str]) -> AsyncIterator[Attempt]:
         """An attempt on a connection of its own: by that a load balancer chooses a server anew."""
         taking = self.pool.take_place(self.settings.limits.give_up, refused_by)
-        member = await self.console.unless_stopped(taking)
-        if self.fatal is not None:  # while this row waited
-            raise Stopped("No more rows will start.")
+        member = await self._unless_no_more_rows(taking)
         attempt = Attempt(row, member, Session(member.server.fresh(), self.report))
         self.attempts[row.number] = attempt
         try:
@@ -620,7 +641,7 @@ class BatchJob:
         try:
             self.manifest.append({**attempt.entry, **end, "time": round(time.time(), 3)})
         except SaveError as error:
-            self.fatal = self.fatal or error
+            self._begin_no_more_rows(error)
         self._row_has_ended.set()
         count = getattr(self.tally, status)
         self.tally = self.tally._replace(**{status: count + 1})
