@@ -39,7 +39,7 @@ from comfyui_runner.call_values import read_call_values
 from comfyui_runner.conclusion import TIMED_OUT, conclude
 from comfyui_runner.documents import Prompt
 from comfyui_runner.edits import with_values
-from comfyui_runner.errors import PromptRejected, RunnerError, ServerUnreachable
+from comfyui_runner.errors import PromptRejected, RunnerError, ServerAnswer, ServerUnreachable
 from comfyui_runner.event_streams import EventStreams
 from comfyui_runner.files import WrittenFiles
 from comfyui_runner.guard import Guard
@@ -74,6 +74,7 @@ from comfyui_runner.run_records import RunRecord, RunRecords
 from comfyui_runner.runs import Run
 from comfyui_runner.saving import Destination
 from comfyui_runner.server import Server, new_uuid
+from comfyui_runner.service_files import upload_refusal
 from comfyui_runner.session import Session
 from comfyui_runner.spool import Spool
 from comfyui_runner.state import Phase, lost
@@ -728,8 +729,9 @@ class Service:
     def start_call(self, copy: HeldCopy, values: Mapping[str, Any]) -> RunRecord:
         """Start a run of ``copy``, of the held workflow, with ``values``, which are not held.
 
-        ``values`` are those of read_call_values(). Raises EditError for values that do not fit, and
-        what start() raises. Files are uploaded before, and nothing else happens before.
+        ``values`` are those of read_call_values(). Raises EditError for values that do not fit,
+        HttpError for a file that ComfyUI does not take, and what start() raises. Files are uploaded
+        before, and nothing else happens before.
         """
         self.require_comfyui()
         self.require_room()
@@ -743,7 +745,10 @@ class Service:
             # launch() would refuse a run that may not spend, too, but only after the upload.
             self._key_for(call.prompt, copy.loaded.extra(call.prompt))
         server = self.backend.server
-        uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}
+        try:
+            uploaded = {ref: upload_call_file(server, file) for ref, file in call.files}
+        except ServerAnswer as error:
+            raise upload_refusal(error) or error from None
         seeds = copy.held.random_seeds
         complete = call.complete(uploaded, seeds, self.backend.object_info)
         new = self.held.make_run(copy, complete)

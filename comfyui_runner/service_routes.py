@@ -555,8 +555,6 @@ class RouteCall:
             return self.service.start_call(copy, values)
         except PromptRejected as error:
             raise as_refusal(error) from None
-        except ServerAnswer as error:
-            raise upload_refusal(error) or error from None
 
     def _place_to_wait(self, seconds: float) -> "contextlib.AbstractContextManager[None]":
         """A place among the clients that wait; 0 ``seconds`` need none. Raises HttpError 429."""

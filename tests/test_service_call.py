@@ -375,6 +375,17 @@ def test_a_prompt_that_comfyui_refuses_is_an_error_of_the_client(service: Middle
     assert answer.json["error"]["details"]["problems"]
 
 
+def test_a_refusal_of_the_prompt_is_not_one_of_an_upload(service: Middleware, comfyui: Any) -> None:
+    comfyui.faults.http_status = {"/prompt": 403}
+    answers = [service.post(path) for path in ("/queue", "/run")]
+    assert [(answer.status, answer.error) for answer in answers] == [(400, "comfyui_refused")] * 2
+    service.hold(LOADER)
+    comfyui.faults.http_status = {"/upload/image": 500}
+    body, content_type = multipart("cat.png", PNG)
+    answer = service.post("/run", body, Content_Type=content_type)
+    assert (answer.status, answer.error) == (400, "not_uploaded")
+
+
 def test_a_run_that_is_cancelled_elsewhere_is_a_conflict(service: Middleware) -> None:
     service.hold(LONG)
     connection = start_call(service)
