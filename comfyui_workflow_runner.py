@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Optional
 
 # -- settings: a flag overrides an environment variable, which overrides these ---------------------
 
@@ -90,6 +91,7 @@ from comfyui_runner.server import Server  # noqa: E402
 from comfyui_runner.session import Session  # noqa: E402
 from comfyui_runner.settings import Settings, make_settings  # noqa: E402
 from comfyui_runner.steps import (  # noqa: E402
+    ConcludedRun,
     PreparedRun,
     Program,
     check_output_folder,
@@ -97,15 +99,14 @@ from comfyui_runner.steps import (  # noqa: E402
     complete_prompt,
     conclude_run,
     confirm,
-    do_afterwards,
     draw_seeds_once,
     draw_texts,
     find_spending,
+    finish_run,
     load_workflow,
     name_models,
     require_terminal_or_yes,
     retry_lost_runs,
-    save_record,
     show_workflow,
     upload_files,
 )
@@ -150,8 +151,10 @@ async def run_prepared(
 ) -> ExitStatus:
     """Connect, submit, follow, save."""
     workflow, server, spending = prepared
+    concluded: Optional[ConcludedRun] = None  # the run that ended last
 
     async def run_once(connection: Server) -> ExitStatus:
+        nonlocal concluded
         # The WebSocket comes first: what ComfyUI sent before it is open does not come again.
         async with Session(connection, console.report) as session:
             await console.unless_stopped(session.open())  # NO_SERVER
@@ -170,16 +173,17 @@ async def run_prepared(
                 await watch.until_stopped(session.submit)  # REJECTED: ComfyUI refuses it
                 await watch.until_stopped(session.follow)  # reports its progress, to its end
 
-            ending = await conclude_run(session, run, watch.stop, settings, console)
-            try:
-                save_record(session, run, ending, settings, comfyui)  # NOT_SAVED: --save-run
-            finally:
-                await do_afterwards(session, run, ending, settings, console)  # --hook, --free
+            concluded = await conclude_run(session, run, watch.stop, settings, console)
             # OK, PARTIAL, FAILED, INTERRUPTED, LOST, NOT_SAVED, TIMEOUT, CANCELLED, TERMINATED
-            return ending.exit_status
+            return concluded.ending.exit_status
 
-    # Once; again only if the server loses the run, and --retries allows it.
-    return await retry_lost_runs(run_once, server, settings, console)
+    try:
+        # Once; again only if the server loses the run, and --retries allows it.
+        return await retry_lost_runs(run_once, server, settings, console)
+    finally:
+        # For the last of these runs only: --open, --save-run (NOT_SAVED), --hook, --free.
+        if concluded is not None:
+            await finish_run(concluded, settings, comfyui, console)
 
 
 async def continuous(settings: Settings, console: Console) -> ExitStatus:

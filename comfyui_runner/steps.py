@@ -66,6 +66,14 @@ class PreparedRun(NamedTuple):
     spending: Spending
 
 
+class ConcludedRun(NamedTuple):
+    """A run that has ended, and how. Its session may be closed."""
+
+    session: Session
+    run: Run
+    ending: Ending
+
+
 # -- the workflow ----------------------------------------------------------------------------------
 
 
@@ -273,7 +281,7 @@ def confirm(question: str, settings: Settings, console: Console) -> None:
 
 async def conclude_run(
     session: Session, run: Run, stop: Optional[Stop], settings: Settings, console: Console
-) -> Ending:
+) -> ConcludedRun:
     """Reports how a single run ended, and saves what it made."""
     destination = None
     if is_saved_after(stop):
@@ -286,14 +294,28 @@ async def conclude_run(
         whole_traceback=settings.verbose,
         has_urls=not settings.demo,
     )
-    if settings.open:
-        open_saved((ending.saved or {}).values(), console)
     is_one_of_several = bool(console.context)  # then it is said once, at the end of the call
     if settings.demo and ending.exit_status is ExitStatus.OK and not is_one_of_several:
         is_lost = bool(ending.outputs) and ending.saved is None
         workflows = [settings.workflow] if settings.workflow_named else []
         show_next_step(workflows, is_lost, console)
-    return ending
+    return ConcludedRun(session, run, ending)
+
+
+async def finish_run(
+    concluded: ConcludedRun, settings: Settings, comfyui: ComfyUI, console: Console
+) -> None:
+    """Does what is asked for when a single run is over: --open, --save-run, --hook and --free.
+
+    Raises SaveError where the record of --save-run cannot be written; all else is done even then.
+    """
+    session, run, ending = concluded
+    if settings.open:
+        open_saved((ending.saved or {}).values(), console)
+    try:
+        save_record(session, run, ending, settings, comfyui)
+    finally:
+        await do_afterwards(session, run, ending, settings, console)
 
 
 def open_saved(paths: Iterable[str], console: Console) -> None:

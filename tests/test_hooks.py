@@ -38,9 +38,13 @@ from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.terminal import Printer
-from comfyui_runner.threads import run_loop
+from comfyui_runner.threads import run_loop, start_thread
 
 Make = Callable[..., Any]
+
+#: A run that its server has lost is reported soon.
+HASTY = FAST._replace(settle=0.1, absent=0.1, poll=0.1, give_up=0.3)
+
 is_windows = os.name == "nt"
 
 NOTE = """\
@@ -163,6 +167,30 @@ def test_several_hooks_run_and_none_of_them_changes_how_the_run_ended(
     assert {event["command"] for event in failures} == {fails[:300], "no-such-command-anywhere"}
     quiet = run("--server", simulator.url, "--yes", "-q", workflow_file(slow_prompt()), "--hook", fails)
     assert quiet.status == 0 and "no such place" in quiet.err and "no such place" not in quiet.out
+
+
+@pytest.mark.parametrize(("comes_back", "status"), [(True, "success"), (False, "lost")])
+def test_a_run_that_is_submitted_again_has_its_hook_and_its_record_once(
+    comes_back: bool, status: str, simulator: Any, workflow_file: Make, tmp_path: Any, python: Make, notes: Any
+) -> None:
+    def lose() -> None:
+        wait_until(lambda: simulator.executions, what="the first run")
+        simulator.crash()
+        if comes_back:
+            simulator.revive()
+
+    record = tmp_path / "record.json"
+    flags = ("--retries", "1", "--free", "--save-run", str(record), "--hook", python(NOTE, str(notes)))
+    losing = start_thread(lose)
+    result = go(simulator, workflow_file(slow_prompt(seconds=0.3)), *flags, limits=HASTY)
+    losing.result(10.0)
+    (note,) = read_notes(notes)
+    assert note["run"]["status"] == json.loads(record.read_text("utf-8"))["status"] == status
+    assert result.out.count("(--free)") == 1
+    if comes_back:
+        assert result.status == ExitStatus.OK and result.event("freed")
+    else:
+        assert result.status == ExitStatus.NO_SERVER  # nobody takes the second run
 
 
 def test_what_a_hook_prints_does_not_come_between_the_results(

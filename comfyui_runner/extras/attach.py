@@ -12,12 +12,7 @@ from comfyui_runner.runs import Run
 from comfyui_runner.server import Server
 from comfyui_runner.session import Session
 from comfyui_runner.settings import Settings
-from comfyui_runner.steps import (
-    check_output_folder,
-    conclude_run,
-    do_afterwards,
-    save_record,
-)
+from comfyui_runner.steps import check_output_folder, conclude_run, finish_run
 from comfyui_runner.watch import Watch
 
 #: Connections that are opened behind a load balancer before no server counts as having the prompt.
@@ -43,12 +38,9 @@ async def attach(settings: Settings, console: Console) -> ExitStatus:
             watch = Watch(session, run, settings, console)
             with console.live(watch.meter):
                 await watch.until_stopped(session.follow)
-            ending = await conclude_run(session, run, watch.stop, settings, console)
-            try:
-                save_record(session, run, ending, settings, comfyui)
-            finally:
-                await do_afterwards(session, run, ending, settings, console)
-            return ending.exit_status
+            concluded = await conclude_run(session, run, watch.stop, settings, console)
+            await finish_run(concluded, settings, comfyui, console)
+            return concluded.ending.exit_status
 
 
 async def find_prompt(prompt_id: str, server: Server, console: Console) -> Tuple[Session, Run]:
