@@ -35,7 +35,7 @@ from comfyui_runner.state_file import (
     set_aside,
 )
 from comfyui_runner.state_keeper import Restored, StateKeeper, read_state
-from comfyui_runner.steps import load_workflow, upload_files
+from comfyui_runner.steps import prepare_document, read_workflow_file, upload_files
 from comfyui_runner.stored_state import choose_state_path
 from comfyui_runner.text import plural
 from comfyui_runner.threads import end_tasks, in_thread
@@ -82,12 +82,13 @@ async def choose_workflows(settings: Settings, console: Console) -> Settings:
 
 async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Console) -> Loaded:
     """load_workflow(); where it needs ComfyUI, it waits until one answers. Files are uploaded."""
+    document, path = await read_workflow_file(settings, console)
 
-    async def load() -> Loaded:
+    async def prepare() -> Loaded:
         last_reason = ""
         while True:
             try:
-                return await load_workflow(settings, comfyui, console)
+                return await prepare_document(document, path, settings, comfyui, console)
             except (ServerUnreachable, ServerTooOld) as error:
                 if settings.demo:
                     raise
@@ -97,7 +98,7 @@ async def load_when_possible(settings: Settings, comfyui: ComfyUI, console: Cons
             last_reason = reason
             await asyncio.sleep(LOAD_INTERVAL)
 
-    loaded = await console.unless_stopped(load())
+    loaded = await console.unless_stopped(prepare())
     if not loaded.uploads:
         return loaded
     uploaded = await upload_files(loaded, await comfyui.find(), console)

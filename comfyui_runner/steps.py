@@ -7,13 +7,13 @@ import functools
 import os
 import random
 import sys
-from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, NamedTuple, Optional
+from typing import Any, Awaitable, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 from comfyui_runner.afterwards import make_afterwards
 from comfyui_runner.comfyui import ComfyUI, definitions_in, definitions_on
 from comfyui_runner.conclusion import Ending, conclude, is_saved_after
 from comfyui_runner.console import Console
-from comfyui_runner.documents import Prompt
+from comfyui_runner.documents import Document, Prompt
 from comfyui_runner.edits import with_values
 from comfyui_runner.errors import ExitStatus, NotConfirmed, SaveError, ServerError, UsageError
 from comfyui_runner.files import WrittenFiles, make_writable_folder
@@ -83,9 +83,24 @@ async def load_workflow(settings: Settings, comfyui: ComfyUI, console: Console) 
     ComfyUI is asked only where it must be: to convert a UI file, and to know what may be set.
     Raises WorkflowError (BAD_WORKFLOW), UsageError, EditError, Stopped, and ServerError.
     """
-    # In threads: Ctrl+C must not wait for a drive that is slow, or for standard input.
+    document, path = await read_workflow_file(settings, console)
+    return await prepare_document(document, path, settings, comfyui, console)
+
+
+async def read_workflow_file(settings: Settings, console: Console) -> Tuple[Document, str]:
+    """What the workflow file contains, and the path that it was read from.
+
+    Standard input can be read once only. Raises WorkflowError, Stopped.
+    """
+    # In a thread: Ctrl+C must not wait for a drive that is slow, or for standard input.
     reading = in_thread(load_document, settings, console.stdin)
-    document, path = await console.unless_stopped(reading)
+    return await console.unless_stopped(reading)
+
+
+async def prepare_document(
+    document: Document, path: str, settings: Settings, comfyui: ComfyUI, console: Console
+) -> Loaded:
+    """What is left of load_workflow() when the file at ``path`` was read. May be repeated."""
     if settings.object_info is not None and settings.images:
         raise UsageError("--image uploads to a server, so it cannot be used with --object-info.")
     is_ui_format = document.prompt is None

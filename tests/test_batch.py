@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Set
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
 import requests
@@ -876,6 +876,22 @@ def test_the_question_of_a_batch_that_goes_on_is_about_what_is_not_done(batch: B
     assert "Run the remaining 1 of 3 rows? [y/N]" in result.out
     batch.csv("3.text", "one", "two")
     assert batch("--resume", yes=False, answers="n\n").status == ExitStatus.OK  # nothing is left to ask about
+
+
+@pytest.mark.parametrize("flags", [("--repeat",), ("--each", "3.text=@texts.txt", "--repeat")])
+def test_the_question_of_runs_that_go_on_is_about_what_is_not_done_too(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, flags: Tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(batch.folder)
+    (batch.folder / "texts.txt").write_text("one\n", encoding="utf-8")
+    flags = (*flags, "3", "--manifest", str(batch.manifest))
+    assert batch(*flags).status == ExitStatus.OK
+    # Nothing is left to ask about.
+    assert batch(*flags, "--resume", yes=False, answers="n\n").status == ExitStatus.OK
+    lines = batch.manifest.read_text(encoding="utf-8").splitlines(keepends=True)
+    batch.manifest.write_text("".join(line for line in lines if '"row": 2' not in line), encoding="utf-8")
+    result = batch(*flags, "--resume", yes=False, answers="n\n", json_mode=False)
+    assert "Run the remaining 1 of 3 runs? [y/N]" in result.out
 
 
 # -- files to upload -------------------------------------------------------------------------------
