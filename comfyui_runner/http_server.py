@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import math
 import os
 import socket
 import socketserver
@@ -73,6 +74,7 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
             request = request._replace(client=str(self.client_address[0]))
             self.server.routes.note_refusal(request, error)
             self._send(show_error(request, error), request)
+            self._linger(math.inf)  # how long its body is, if it has one, may not be known
         except OSError:
             pass  # the connection broke
         finally:
@@ -163,8 +165,8 @@ class RequestHandler(http.server.BaseHTTPRequestHandler):
         for start in range(0, len(data), SEND_SIZE):
             self.wfile.write(data[start : start + SEND_SIZE])
 
-    def _linger(self, unread: int) -> None:
-        """Take what is still being sent, for a moment."""
+    def _linger(self, unread: float) -> None:
+        """Take what is still being sent, ``unread`` bytes at most, for a moment."""
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(LINGER_PIECE_SECONDS)
         deadline = time.monotonic() + LINGER_SECONDS

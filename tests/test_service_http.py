@@ -14,6 +14,7 @@ import pytest
 from served import TEXTS, Make, Middleware, read_answer
 from support import node, wait_until
 
+from comfyui_runner.http_head import MAX_HEAD_BYTES
 from comfyui_runner.limits import SERVICE_LIMITS
 from comfyui_runner.resources import read_resource
 from comfyui_runner.routes import ROUTES
@@ -125,6 +126,24 @@ def test_a_chunked_body_needs_a_length(service: Middleware) -> None:
         answer = read_answer(file)
         assert (answer.status, answer.error, answer.headers["connection"]) == (411, "length_required", "close")
         assert file.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Transfer-Encoding: chunked", 411),
+        (b"Content-Length: many", 400),
+        (b"X: " + b"x" * MAX_HEAD_BYTES, 431),
+    ],
+)
+def test_a_body_that_is_still_coming_does_not_cost_the_client_the_answer_to_its_head(
+    header: bytes, status: int, service: Middleware
+) -> None:
+    with service.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /queue HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
+        connection.sendall(bytes(8 << 20))  # more than the buffers of a connection hold
+        connection.shutdown(socket.SHUT_WR)
+        assert read_answer(file).status == status
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "BREW"])
