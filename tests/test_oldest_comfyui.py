@@ -72,8 +72,9 @@ def test_in_continuous_mode_an_older_comfyui_counts_as_not_connected(
     assert len([line for line in service.out.getvalue().splitlines() if line.startswith(notice)]) == 1
 
 
+@pytest.mark.parametrize("comes_from_a_pipe", [False, True])
 def test_a_workflow_that_needs_comfyui_waits_for_an_update_and_says_so_once(
-    make_simulator: Make, monkeypatch: pytest.MonkeyPatch
+    make_simulator: Make, monkeypatch: pytest.MonkeyPatch, comes_from_a_pipe: bool
 ) -> None:
     monkeypatch.setattr("comfyui_runner.serving.LOAD_INTERVAL", 0.05)
     old = make_simulator(version="0.3.50")
@@ -86,7 +87,11 @@ def test_a_workflow_that_needs_comfyui_waits_for_an_update_and_says_so_once(
     waited: List[int] = []
     updating = threading.Thread(target=update_in_time)
     updating.start()
-    service = Middleware(["--server", old.url, os.path.join(ROOT, "workflow.json")], {}, FAST)
+    path, stdin = os.path.join(ROOT, "workflow.json"), ""
+    if comes_from_a_pipe:
+        with open(path, encoding="utf-8") as file:
+            path, stdin = "-", file.read()
+    service = Middleware(["--server", old.url, path], {}, FAST, stdin)
     updating.join()
     try:
         assert waited and service.out.getvalue().count("Waiting for it: it is needed to read the workflow.") == 1

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from io import BufferedReader, FileIO, TextIOWrapper
-from typing import Any, Callable, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO
+from typing import Any, Generator, Iterable, Iterator, List, Mapping, Optional, TextIO
 
 from comfyui_runner.contents import guess_encoding, save_as_utf_8, text_encoding
 from comfyui_runner.edits import EditError
@@ -44,13 +44,8 @@ BYTE_ORDER_MARK = "\ufeff"
 # -- the rows --------------------------------------------------------------------------------------
 
 
-def count_rows(
-    settings: Settings,
-    workflow: Loaded,
-    stdin: TextIO,
-    is_done: Callable[[Row], bool] = lambda _: False,
-) -> Optional[int]:
-    """How many rows there are that are not done; None where they can be read once only.
+def count_rows(settings: Settings, workflow: Loaded, stdin: TextIO) -> Optional[int]:
+    """How many rows there are; None where they can be read once only.
 
     Then they are read when they run. A file is read through before its first row runs. Raises
     UsageError, and EditError for a header that cannot be used.
@@ -61,7 +56,17 @@ def count_rows(
         return settings.repeat
     if is_streamed(settings.batch):
         return None
-    return sum(not is_done(row) for row in read_all_rows(settings, workflow, stdin))
+    return sum(1 for _ in read_all_rows(settings, workflow, stdin))
+
+
+def count_done_rows(settings: Settings, workflow: Loaded, stdin: TextIO, manifest: Manifest) -> int:
+    """How many rows an earlier batch has done. Raises as count_rows() does.
+
+    Only the rows up to the last one in the manifest are read: there may be a million more.
+    """
+    rows = read_all_rows(settings, workflow, stdin)
+    listed = itertools.takewhile(lambda row: row.number <= manifest.last_row, rows)
+    return sum(not row.error and manifest.lists_as_done(row) for row in listed)
 
 
 def find_varied_inputs(
@@ -332,6 +337,11 @@ class Manifest:
         elif stat.S_ISREG(status.st_mode):
             self._write(b"\n")
             file.truncate(0)
+
+    @property
+    def last_row(self) -> int:
+        """The highest number of a row that an earlier batch has listed."""
+        return self._listed.last
 
     def lists_as_done(self, row: Row) -> bool:
         """Whether an earlier batch has done this very row."""

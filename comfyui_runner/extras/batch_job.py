@@ -39,6 +39,7 @@ from comfyui_runner.errors import (
 )
 from comfyui_runner.extras.batch_files import (
     Manifest,
+    count_done_rows,
     count_rows,
     find_varied_inputs,
     manifest_path,
@@ -122,10 +123,9 @@ async def run_batch(settings: Settings, console: Console) -> ExitStatus:
         manifest = await console.unless_stopped(reading)
         settings = settings._replace(first_row=manifest.first_row)
         left = total
-        if resume:
-            done = manifest.lists_as_done
-            counting = in_thread(count_rows, settings, workflow, console.stdin, done)
-            left = await console.unless_stopped(counting)
+        if resume and total is not None:
+            counting_done = in_thread(count_done_rows, settings, workflow, console.stdin, manifest)
+            left = total - await console.unless_stopped(counting_done)
         spending = await find_spending(workflow, server, settings, console)
         if left != 0:
             question = spending.before(question_about(total, left, settings))
