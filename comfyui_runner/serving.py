@@ -268,8 +268,8 @@ def make_service(
     console: Console,
 ) -> Service:
     """The service that holds ``loaded``, or what ``state`` has of it."""
-    #: The names of uploaded files on the server, by the path of the workflow.
-    uploaded = {loaded.path: {ref: value_of(loaded.prompt, ref) for ref, _ in loaded.uploads}}
+    #: The names of uploaded files on the server, by the paths of the workflow and of the file.
+    uploaded = {(loaded.path, file): value_of(loaded.prompt, ref) for ref, file in loaded.uploads}
 
     def load(path: str) -> Loaded:
         if path == "-":  # standard input can be read once only
@@ -277,9 +277,12 @@ def make_service(
         server = service.backend.server
         document = read_document(path)
         again = prepare_workflow(document, path, settings, definitions_on(server))
-        if path not in uploaded:
-            uploaded[path] = {ref: server.upload_file(file) for ref, file in again.uploads}
-        return again._replace(prompt=with_values(again.prompt, uploaded[path]))
+        values = {}
+        for ref, file in again.uploads:  # another file may have taken the place of the workflow's
+            if (path, file) not in uploaded:
+                uploaded[path, file] = server.upload_file(file)
+            values[ref] = uploaded[path, file]
+        return again._replace(prompt=with_values(again.prompt, values))
 
     def report(prompt_id: Optional[str], report: Report) -> None:
         prefix = f"[{prompt_id[:8]}] " if prompt_id else ""

@@ -313,6 +313,20 @@ def test_files_of_the_command_line_are_uploaded_for_the_workflow_that_is_chosen(
     assert service.end(service.start())["phase"] == "success"
 
 
+def test_files_of_the_command_line_go_to_the_loaders_that_the_file_has_at_a_reset(
+    make_middleware: Make, simulator: Any, tmp_path: Any
+) -> None:
+    (tmp_path / "fox.png").write_bytes(PNG)
+    service = make_middleware(simulator, "--image", str(tmp_path / "fox.png"), prompt=LOADER)
+    image = node("EmptyImage", width=8, height=8, batch_size=1, color=1)
+    edited = {"1": image, "7": LOADER["1"], "2": node("SaveImage", filename_prefix="x", images=["7", 0])}
+    (tmp_path / "held.json").write_text(json.dumps(edited), encoding="utf-8")
+    assert service.post("/workflow/reset").status == 200
+    held = service.held()
+    assert (held["1"], held["7"]["inputs"]["image"]) == (image, "fox.png")
+    assert simulator.requests.count(("POST", "/upload/image")) == 1  # it is the same file
+
+
 # -- in UI format ------------------------------------------------------------------------------------
 
 
