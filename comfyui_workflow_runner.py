@@ -211,13 +211,13 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         except Stopped:
             return ExitStatus.OK
 
-        state = await open_state(settings, workflow, console)  # USAGE: --state is in use
-        service = make_service(expected, workflow, state, settings, console)
-        listener = listen(service, expected, settings, console)  # USAGE: the port is in use
-        try:
-            await serve(service, console)  # until Ctrl+C or SIGTERM
-        finally:
-            await stop_serving(service, listener)  # cancels our runs, and no others
+        async with await open_state(settings, workflow, console) as state:  # USAGE: it is in use
+            service = make_service(expected, workflow, state, settings, console)
+            listener = listen(service, expected, settings, console)  # USAGE: the port is in use
+            try:
+                await serve(service, console)  # until Ctrl+C or SIGTERM
+            finally:
+                await stop_serving(service, listener)  # cancels our runs, and no others
     return ExitStatus.OK
 
 

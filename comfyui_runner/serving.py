@@ -130,10 +130,19 @@ async def find_or_expect_servers(
 
 
 class State(NamedTuple):
-    """What keeps the runs and the held workflow, and what it has kept of them."""
+    """What keeps the runs and the held workflow, and what it has kept of them.
+
+    ``async with`` closes its file, also where the service does not start.
+    """
 
     keeper: StateKeeper
     restored: Restored
+
+    async def __aenter__(self) -> "State":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await in_thread(self.keeper.close)  # again, after a service that has stopped
 
 
 async def open_state(settings: Settings, loaded: Loaded, console: Console) -> State:

@@ -23,6 +23,7 @@ from comfyui_runner.errors import ExitStatus
 from comfyui_runner.routes import ROUTES, fit_route
 from comfyui_runner.serving import url_in_network
 from comfyui_runner.simulator import Faults
+from comfyui_runner.state_file import open_state_file
 
 
 def test_the_start_is_three_lines_the_last_one_says_where(service: Middleware) -> None:
@@ -49,16 +50,18 @@ def test_a_port_that_another_copy_has_is_said_to_be_so(service: Middleware, comf
     assert f"Open http://127.0.0.1:{port} in a browser" in result.err
 
 
-def test_a_port_that_is_taken_is_named_with_the_way_out(simulator: Any, workflow_file: Make) -> None:
-    path = workflow_file(slow_prompt())
+def test_a_port_that_is_taken_is_named_with_the_way_out(simulator: Any, workflow_file: Make, tmp_path: Any) -> None:
+    path, state = workflow_file(slow_prompt()), str(tmp_path / "runs.sqlite3")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
         port = taken.getsockname()[1]
-        result = run("--mode", "continuous", "--server", simulator.url, "--port", str(port), path)
+        flags = ("--server", simulator.url, "--port", str(port), "--state", state)
+        result = run("--mode", "continuous", *flags, path)
     assert result.status == ExitStatus.USAGE
     assert "Port %d is already in use." % port in result.err
     assert "Choose another one: --port %d" % (port + 1) in result.err
+    open_state_file(state).close()  # it is not in use any more
 
 
 def test_a_server_that_is_this_service_is_refused(workflow_file: Make) -> None:
