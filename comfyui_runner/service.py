@@ -183,7 +183,7 @@ class Service:
         self.session.client_id = restored.client_id or self.session.client_id
         self.stopping = asyncio.Event()
         self._show = report
-        self._problems: Sequence[Problem] = ()  # of the workflow, as they were last shown
+        self._problems: Sequence[Problem] = []  # of the workflow, as they were last found
         self._loop = asyncio.get_event_loop()
         self._uploading = threading.Lock()  # a file is read by one upload at a time
         self._finishing: Set["asyncio.Future[None]"] = set()
@@ -234,14 +234,16 @@ class Service:
     async def _check_workflow(self) -> None:
         """Show what ComfyUI would refuse of the held workflow, such as a model that it lacks.
 
-        The same problems are not shown again when ComfyUI comes back.
+        The same problems are not shown again when ComfyUI comes back, unless they were gone
+        meanwhile.
         """
         origin = self.held.origin
         prompt, _ = await in_thread(self.backend.name_models, self.held.now.prompt)
         _, problems = await in_thread(self.backend.find_problems, prompt, origin)
-        if not problems or problems == self._problems:
-            return
+        are_shown = problems == self._problems
         self._problems = problems
+        if not problems or are_shown:
+            return
         self._notify("ComfyUI would refuse to run the workflow as it is:")
         for problem in problems[:ENTRIES_SHOWN]:
             self._show(None, problem_report(problem))

@@ -173,6 +173,16 @@ def test_a_missing_model_is_reported_once_comfyui_comes_and_not_again(make_middl
         wait_until(lambda: not service.get("/health").json["comfyui"], what="the loss")
 
 
+def test_a_problem_that_was_gone_and_comes_back_is_reported_again(make_middleware: Make, simulator: Any) -> None:
+    service = make_middleware(simulator, prompt=NO_MODEL)
+    assert len(shown(service, 'ckpt_name = "missing.safetensors"')) == 1
+    for prompt in (NO_MODEL, TEXTS, NO_MODEL):
+        service.hold(prompt)
+        service.service.run_in_loop(service.service._check_workflow(), 10.0)
+    wait_until(lambda: len(shown(service, 'ckpt_name = "missing.safetensors"')) == 2, what="the second report")
+    assert len(shown(service, "ComfyUI would refuse to run the workflow as it is:")) == 2
+
+
 def test_many_problems_at_the_start_are_counted(make_middleware: Make, simulator: Any) -> None:
     loaders = {str(number): node("CheckpointLoaderSimple", ckpt_name="none") for number in range(20)}
     links: Json = {f"in{number}": [str(number), 0] for number in range(20)}
