@@ -152,11 +152,13 @@ class Console:
         For work before anything is submitted: there is nothing to cancel on the server.
         """
         task = asyncio.ensure_future(work)
-        await self.done_or_stopped(task)
-        if self.stopping:  # even if the work is done as well
+        try:
+            await self.done_or_stopped(task)
+            if self.stopping:  # even if the work is done as well
+                raise self.stopped()
+            return task.result()
+        finally:  # also where the caller is cancelled
             await end_tasks([task])
-            raise self.stopped()
-        return task.result()
 
     async def done_or_stopped(
         self, task: "asyncio.Future[Result]", timeout: Optional[float] = None

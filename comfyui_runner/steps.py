@@ -311,9 +311,9 @@ async def conclude_run(
     )
     is_one_of_several = bool(console.context)  # then it is said once, at the end of the call
     if settings.demo and ending.exit_status is ExitStatus.OK and not is_one_of_several:
-        is_lost = bool(ending.outputs) and ending.saved is None
+        outputs_are_gone = bool(ending.outputs) and ending.saved is None
         workflows = [settings.workflow] if settings.workflow_named else []
-        show_next_step(workflows, is_lost, console)
+        show_next_step(workflows, outputs_are_gone, console)
     return ConcludedRun(session, run, ending)
 
 
@@ -325,7 +325,7 @@ async def finish_run(
     Raises SaveError where the record of --save-run cannot be written; all else is done even then.
     """
     session, run, ending = concluded
-    if settings.open:
+    if settings.open and not console.stopping:  # a person who presses Ctrl+C wants to leave
         open_saved((ending.saved or {}).values(), console)
     try:
         save_record(session, run, ending, settings, comfyui)
@@ -346,9 +346,9 @@ def open_saved(paths: Iterable[str], console: Console) -> None:
         console.notice(trouble)
 
 
-def show_next_step(workflows: Iterable[str], is_lost: bool, console: Console) -> None:
-    """Says after runs of --demo what to do next, and whether what they made is lost."""
-    if is_lost:
+def show_next_step(workflows: Iterable[str], outputs_are_gone: bool, console: Console) -> None:
+    """Says after runs of --demo what to do next, and whether what they made is gone."""
+    if outputs_are_gone:
         console.say("This was the built-in simulator, which keeps nothing without -o.")
     else:
         console.say("This was the built-in simulator.")

@@ -15,6 +15,7 @@ from support import slow_prompt
 from comfyui_runner import comfyui
 from comfyui_runner.addresses import parse_address
 from comfyui_runner.comfyui import FIRST_TRIES, ask_for_stats, definitions_on
+from comfyui_runner.conclusion import Ending
 from comfyui_runner.errors import (
     ExitStatus,
     NotConfirmed,
@@ -29,9 +30,11 @@ from comfyui_runner.interrupts import Stop
 from comfyui_runner.server import MOST_CLASSES_ONE_BY_ONE, Server
 from comfyui_runner.settings import Settings
 from comfyui_runner.steps import (
+    ConcludedRun,
     check_output_folder,
     confirm,
     destination_of_run,
+    finish_run,
     make_destination,
     require_terminal_or_yes,
     retry_lost_runs,
@@ -137,12 +140,43 @@ def test_a_press_ends_the_saving_of_a_single_run() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize(("press", "notices"), [(None, 1), (SIGTERM, 0)])
+def test_a_press_leaves_nothing_to_open_and_nothing_to_say_of_it(press: Optional[Stop], notices: int) -> None:
+    async def story() -> None:
+        desk = Desk()
+        if press is not None:
+            desk.press(press)
+        concluded = ConcludedRun(desk.session, desk.run, Ending(ExitStatus.OK, {}, [], {}))
+        comfyui: Any = None  # for --save-run alone
+        await finish_run(concluded, settings_of("--open", "-o", "out"), comfyui, desk.console)
+        assert (desk.out.getvalue() + desk.err.getvalue()).count("--open: there is no picture") == notices
+
+    asyncio.run(story())
+
+
+# -- work that ends --------------------------------------------------------------------------------
+
+
+def test_work_ends_with_the_caller_that_waits_for_it() -> None:
+    async def story() -> None:
+        desk = Desk()
+        work: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+        caller = asyncio.ensure_future(desk.console.unless_stopped(work))
+        await asyncio.sleep(0)  # it waits now
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert work.cancelled()
+
+    asyncio.run(story())
+
+
 # -- runs that are lost ----------------------------------------------------------------------------
 
-Ending = Union[ExitStatus, ServerError]
+EndOfAttempt = Union[ExitStatus, ServerError]
 
 
-def retried(endings: List[Ending], retries: int) -> Any:
+def retried(endings: List[EndOfAttempt], retries: int) -> Any:
     """How a call ends whose runs end so, how often it ran, and what was said."""
     servers: List[Server] = []
     prompt_ids: List[str] = []
@@ -190,7 +224,7 @@ LOST = ExitStatus.LOST
     ],
 )
 def test_a_run_that_is_lost_is_submitted_again(
-    endings: List[Ending], retries: int, status: ExitStatus, runs: int
+    endings: List[EndOfAttempt], retries: int, status: ExitStatus, runs: int
 ) -> None:
     assert retried(endings, retries) == (status, runs)
 
