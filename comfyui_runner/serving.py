@@ -53,6 +53,9 @@ NAME_IN_ANSWERS = "comfyui-workflow-runner/"
 #: Seconds for another copy of this program to answer at a port that is taken.
 COPY_ANSWERS = 2.0
 
+#: The highest port that there is.
+LAST_PORT = 65535
+
 #: Windows' error for a port that is in use (WSAEADDRINUSE).
 WINDOWS_PORT_IN_USE = 10048
 
@@ -393,12 +396,15 @@ def cannot_listen(error: OSError, host: str, port: int, is_ours: bool = False) -
 
     ``is_ours``: another copy of this program listens there.
     """
-    another = f"Choose another one: --port {port + 1}"
+    other_port = port + 1
+    if port == LAST_PORT:
+        other_port = port - 1
+    another = f"Choose another one: --port {other_port}"
     if is_ours:
         url = url_of_service(host, port)
         return UsageError(
             f"Port {port} is already in use by another copy of this program.",
-            f"Open {url} in a browser, or choose another port for this one: --port {port + 1}",
+            f"Open {url} in a browser, or choose another port for this one: --port {other_port}",
         )
     if is_port_in_use(error):
         return UsageError(f"Port {port} is already in use.", another)

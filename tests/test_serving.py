@@ -52,6 +52,8 @@ class WindowsError(OSError):
 def test_a_port_in_use_is_named_with_another_one(error: OSError) -> None:
     refusal = cannot_listen(error, "127.0.0.1", 8189)
     assert (refusal.message, refusal.remedy) == ("Port 8189 is already in use.", "Choose another one: --port 8190")
+    assert cannot_listen(error, "127.0.0.1", 65535).remedy == "Choose another one: --port 65534"
+    assert "--port 65534" in cannot_listen(error, "127.0.0.1", 65535, is_ours=True).remedy
 
 
 @pytest.mark.parametrize(
