@@ -303,7 +303,7 @@ class RouteCall:
             raise HttpError(400, "wrong_value", message)
         held = self.held.now
         object_info = self.backend.look_up(held.prompt)
-        draws = [f"{ref.node_id}.{ref.input}" for ref in self.held.draws(held.prompt)]
+        draws = [ref.full_name for ref in self.held.draws(held.prompt)]
         answer = {
             "file": self.held.path,
             "revision": held.revision,
@@ -459,13 +459,13 @@ class RouteCall:
 
     def upload_image(self) -> Response:
         """Upload a file to ComfyUI, and set it in the nodes that load one."""
+        is_forced = read_flag(self.request.query, "force")
         self.service.require_comfyui()
         content_type = require_form(self.request)
         prompt = self.held.now.prompt
         loaders = upload_inputs(prompt, self.backend.look_up(prompt))
         refs = find_loaders(prompt, loaders, self.request.query.get("node_id"))
         file = UploadedFile(self.body, self.backend.upload_limit, content_type)
-        is_forced = self.request.query.get("force") == "true"
         loads_picture = any(loaders[ref] == "image" for ref in refs)
         check_form(file.fields(), must_be_picture=loads_picture and not is_forced)
         uploaded = self._upload(file, refs)

@@ -148,6 +148,8 @@ def test_a_picture_of_an_odd_format_is_taken_where_it_is_forced(service: Middlew
     assert (answer.status, answer.error) == (400, "not_a_picture")
     assert "its format is not known" in answer.json["error"]["message"]
     assert "?force=true" in answer.json["error"]["message"]
+    refusal = service.upload("/upload/image?force=1", "odd.tga", targa)
+    assert (refusal.status, refusal.error) == (400, "wrong_value")
     assert service.upload("/upload/image?force=true", "odd.tga", targa).status == 200
     assert service.held()["1"]["inputs"]["image"] == "odd.tga"
 
