@@ -40,6 +40,9 @@ SEND_SIZE = 1 << 16
 #: connection is closed. To close it with bytes unread resets it, and the answer may be lost.
 LINGER_SECONDS, LINGER_PIECE_SECONDS = 2.0, 1.0
 
+#: How the header Server of every answer begins.
+NAME_IN_ANSWERS = "comfyui-workflow-runner/"
+
 #: Stands for a request whose head could not be read.
 UNREADABLE_REQUEST = Request("", "", {}, {})
 
@@ -208,7 +211,7 @@ class HttpListener(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def __init__(self, routes: ServiceRoutes, host: str, port: int) -> None:
         self.routes = routes
         self.headers = (
-            ("Server", f"comfyui-workflow-runner/{__version__}"),
+            ("Server", f"{NAME_IN_ANSWERS}{__version__}"),
             *security_headers(routes.page),
         )
         #: connection -> when its head must have come

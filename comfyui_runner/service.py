@@ -5,8 +5,9 @@ The service lives in two worlds:
 - the loop, in which the sessions follow the runs: coroutines, and what they call, run there;
 - the threads, one for each HTTP connection, in which the routes are answered.
 
-A thread calls into the loop by run_in_loop() and in no other way, and what both worlds change is
-guarded by one lock.
+A thread calls into the loop by run_in_loop(), or by call_soon_threadsafe() to have something shown,
+which it does not wait for. One lock guards the runs, the streams and the held workflow, which both
+worlds change.
 """
 
 from __future__ import annotations
@@ -620,10 +621,8 @@ class Service:
             return TIMED_OUT
         if not run.cancelling:
             return None
-        stopped_by = "POST /interrupt"
-        if self.stopping.is_set():
-            stopped_by = "the end of the service"
-        return Stop(stopped_by, exit_status_of(run.state, bool(run.dropped)))
+        # By POST /interrupt, by a client that left, or by the end of the service.
+        return Stop("the service", exit_status_of(run.state, bool(run.dropped)))
 
     async def _end(self, record: RunRecord, message: str) -> None:
         """Note that a run is over, and how it ended."""

@@ -17,7 +17,7 @@ from comfyui_runner.comfyui import ComfyUI, definitions_on
 from comfyui_runner.console import Console
 from comfyui_runner.edits import example_of_edit, with_values
 from comfyui_runner.errors import ServerError, ServerTooOld, ServerUnreachable, UsageError
-from comfyui_runner.http_server import HttpListener
+from comfyui_runner.http_server import NAME_IN_ANSWERS, HttpListener
 from comfyui_runner.loading import Loaded, prepare_workflow, read_document
 from comfyui_runner.nodes import value_of
 from comfyui_runner.page import read_page
@@ -46,9 +46,6 @@ LOAD_INTERVAL = 5.0
 
 #: Seconds for answers that have begun when the service ends.
 FINISH_ANSWERS = 2.0
-
-#: How the program names itself in the header Server of its answers.
-NAME_IN_ANSWERS = "comfyui-workflow-runner/"
 
 #: Seconds for another copy of this program to answer at a port that is taken.
 COPY_ANSWERS = 2.0
