@@ -136,7 +136,7 @@ async def single_shot(settings: Settings, console: Console) -> ExitStatus:
 async def prepare_run(settings: Settings, comfyui: ComfyUI, console: Console) -> PreparedRun:
     """Load, show, find: what is confirmed then is what runs."""
     workflow = await load_workflow(settings, comfyui, console)  # BAD_WORKFLOW
-    workflow = draw_seeds_once(workflow)  # where they are random
+    workflow = draw_seeds_once(workflow)  # those that are random
     show_workflow(workflow, console)
     check_patterns(settings, workflow.prompt)  # USAGE: -o or --name names an unknown input
     check_output_folder(settings)  # USAGE: -o is made, and cannot be written
@@ -161,7 +161,7 @@ async def run_prepared(
             uploaded = await upload_files(workflow, connection, console)
             prompt = complete_prompt(workflow, uploaded)
             prompt = await name_models(prompt, workflow.object_info, connection, console)
-            new = draw_texts(workflow, prompt)  # and dates the names of files
+            new = draw_texts(workflow, prompt)  # and puts the date in file names
             run = session.new_run(
                 *(new.prompt, console.prompt_id, new.extra, new.origin, new.texts),
                 own_extra_data=spending.extra_data,
@@ -208,7 +208,7 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
             show_workflow(workflow, console, is_brief=not settings.verbose)
             # ComfyUI may come later.
             expected = await find_or_expect_servers(settings, comfyui, console)
-        except Stopped:
+        except Stopped:  # that is how a service ends, even before it listens
             return ExitStatus.OK
 
         async with await open_state(settings, workflow, console) as state:  # USAGE: it is in use
@@ -240,7 +240,8 @@ def main(environment: Environment) -> int:
             program = continuous
         else:
             program = single_shot
-        if settings.may_be_several and program is not continuous:  # it holds one of them at a time
+        # The service chooses between them by itself: it holds one workflow at a time.
+        if settings.may_be_several and program is not continuous:
             program = import_for_several(program)
         return run_loop(run_program(program, settings, printer, interrupts, environment))
     except RunnerError as error:

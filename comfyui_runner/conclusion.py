@@ -203,7 +203,11 @@ def output_entry(session: Session, output: Output) -> Dict[str, Any]:
 def note_unsaved_outputs(
     session: Session, run: Run, destination: Destination, exit_status: ExitStatus
 ) -> ExitStatus:
-    """The exit status of a run that is not saved as a whole; it is lost if its server is gone."""
+    """The exit status of a run that is not saved as a whole.
+
+    Where its server is gone, its outputs are gone too, and the run counts as lost although it had
+    ended. It is set back to RUNNING for that: lost() leaves an end that is known as it is.
+    """
     stopped_with = destination.stopped_with()
     server_is_gone = bool(session.server.gone)
     if stopped_with is None and server_is_gone:

@@ -92,7 +92,10 @@ class Console:
     # -- asking ------------------------------------------------------------------------------------
 
     def confirm(self, question: str) -> None:
-        """Asks until the answer is yes. Raises NotConfirmed for no, Stopped for Ctrl+C."""
+        """Asks until the answer is yes or no.
+
+        Raises NotConfirmed for no and at the end of the input, Stopped for Ctrl+C and SIGTERM.
+        """
         while True:
             self.printer.question(question)
             answer = self._read_answer()
@@ -133,7 +136,7 @@ class Console:
 
     @property
     def what_stopped(self) -> Stop:
-        """Ctrl+C or SIGTERM, whichever came."""
+        """What stops the call: Ctrl+C or SIGTERM."""
         return Stop(self.interrupts.name, self.interrupts.exit_status)
 
     def event_to_come(self) -> Optional[asyncio.Event]:

@@ -187,9 +187,9 @@ def find_input(prompt: JsonObject, name: str) -> InputRef:
 
 
 def example_of_input(prompt: JsonObject) -> str:
-    """An input of ``prompt`` for a message, as NODE.INPUT: steps, else a number, else a text.
+    """An input of ``prompt`` to name in a message, as NODE.INPUT; "" if it has none.
 
-    "" if it has none.
+    It is one called ``steps`` if possible, and a text only if there is nothing else.
     """
     settable = _inputs_with_values(prompt)
     if not settable:
@@ -206,7 +206,7 @@ class InputExample(NamedTuple):
 
 
 def _rank_as_example(example: InputExample) -> Tuple[bool, bool]:
-    """Sorts inputs: steps first, texts last."""
+    """The key that sorts inputs: steps come first, texts last."""
     is_steps = example.ref.input == "steps"
     is_text = isinstance(example.value, str)
     return not is_steps, is_text
@@ -296,7 +296,7 @@ def input_edit(ref: InputRef, value: Any) -> InputEdit:
     return InputEdit(ref, value)
 
 
-#: "=" of a --set at which NODE.INPUT may end.
+#: How many of the "=" in a --set are tried as the end of NODE.INPUT.
 MOST_EQUALS_TRIED = 10
 
 
@@ -437,7 +437,10 @@ def check_value(spec: DeclaredInput, name: str, value: Any) -> Any:
 
 
 def with_values(prompt: Prompt, values: Mapping[InputRef, Any]) -> Prompt:
-    """A copy of ``prompt`` with ``values`` in its inputs, unchecked. It may lack the node."""
+    """A copy of ``prompt`` with ``values`` in its inputs, unchecked.
+
+    Values for nodes that it does not have are passed over.
+    """
     if not values:
         return prompt
     changed = dict(prompt)

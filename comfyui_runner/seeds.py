@@ -28,7 +28,10 @@ from comfyui_runner.text import JsonObject, as_number
 
 
 def seed_inputs(prompt: JsonObject, object_info: JsonObject) -> List[InputRef]:
-    """Every seed of the workflow: a whole number named so, or that feeds an input named so."""
+    """Every seed of the workflow: the whole numbers in inputs with "seed" in their names.
+
+    Where a link leads to such an input, it is a whole number in the node that the link comes from.
+    """
     seeds: Dict[InputRef, None] = {}  # in order, each once
     feeding_nodes: Set[str] = set()
     for node_id in prompt:

@@ -146,9 +146,10 @@ class Session:
     async def open(self, patience: float = 0.0) -> None:
         """Opens the WebSocket and reads its first status.
 
-        Tries for ``patience`` seconds, and OPENING_TRIES times at least. Raises ServerUnreachable
-        if the connection is refused. Where a WebSocket cannot be had (a proxy without them), runs
-        are followed without it.
+        A connection that is refused is tried again for ``patience`` seconds; then
+        ServerUnreachable is raised. Other failures that may pass are tried again for as long, with
+        at least OPENING_TRIES tries. If there is no WebSocket after that, or if the failure will
+        not pass (a proxy without WebSockets), runs are followed without one.
         """
         waiting = Patience(patience, least_tries=1)
         for attempt in itertools.count():
@@ -417,17 +418,17 @@ class Session:
     async def _find_on_server(
         self, run: Run, patience: Patience, absent: Optional[float] = None
     ) -> bool:
-        """Whether the server has the prompt; False only after it was absent for long enough.
+        """Whether nothing is left to do: the server has the prompt, or it is lost with its server.
 
-        That is ``absent`` seconds (None: limits.absent). Or when ``patience``, which counts
-        readings that fail, has ended.
+        False when it was absent for ``absent`` seconds (None: limits.absent), or when ``patience``,
+        which counts readings that fail, has ended.
         """
         if absent is None:
             absent = self.limits.absent
         absent_since: Optional[float] = None
         for attempt in itertools.count():
             if run.state.phase is not Phase.SUBMITTING:
-                return True  # messages about it came
+                return True  # messages about it came, or it is lost
             if patience.has_ended:
                 return False
 

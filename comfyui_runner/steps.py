@@ -1,4 +1,4 @@
-"""The steps that take more than one module: load, show, upload, confirm, conclude, retry."""
+"""The steps that involve more than one module: load, show, upload, confirm, conclude, finish, retry."""
 
 from __future__ import annotations
 
@@ -360,10 +360,7 @@ def show_next_step(workflows: Iterable[str], outputs_are_gone: bool, console: Co
 def destination_of_run(
     settings: Settings, prompt: Prompt, console: Console
 ) -> Optional[Destination]:
-    """Where a single run is saved, if anywhere.
-
-    Ctrl+C and SIGTERM end the saving.
-    """
+    """Where a single run is saved; None without -o. Ctrl+C and SIGTERM end the saving."""
     if settings.output is None:
         return None
     destination = make_destination(settings, prompt, 1, settings.output)

@@ -500,7 +500,7 @@ class LGraphNode:
         return socket
 
     def _slot_after_place(self, group: AutogrowGroup, place: int) -> int:
-        """The slot after the last input of a place; that after all inputs if it has none."""
+        """The slot after the last input of a place, or after all inputs if the place has none."""
         end = len(self.inputs)
         if place < 0 or not group.specs:
             return end
@@ -554,7 +554,7 @@ class LGraphNode:
 
 
 def _move_end(items: List[Any], begin: int, to: int) -> None:
-    """Moves the items from ``begin`` on to the index ``to``, before it. The list itself changes."""
+    """Moves the end of ``items``, from ``begin`` on, to the index ``to``, in place."""
     items[to:] = items[begin:] + items[to:begin]
 
 
