@@ -1,4 +1,4 @@
-"""The steps that involve more than one module: load, show, upload, confirm, conclude, finish, retry."""
+"""The steps that involve several modules: load, show, upload, confirm, conclude, finish, retry."""
 
 from __future__ import annotations
 
