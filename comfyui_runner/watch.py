@@ -27,10 +27,8 @@ class Watch:
         self.settings = settings
         self.console = console
         self.stop: Optional[Stop] = None  #: what cancelled the run
+        self._timed_from: Optional[float] = time.monotonic()  # None: from when the run starts
         self._is_row_of_batch = settings.task == "batch"
-        self._deadline: Optional[float] = None
-        if settings.timeout is not None:
-            self._deadline = time.monotonic() + settings.timeout
         if not self._is_row_of_batch:
             console.interrupts.farewell = (
                 f"Exited at once: prompt {run.prompt_id} may still be running on the server."
@@ -45,7 +43,7 @@ class Watch:
             return
         task = asyncio.ensure_future(work(self.run))
         try:
-            await self.console.done_or_stopped(task, self._seconds_left())
+            await self._done_or_must_stop(task)
             if task.done():
                 await task  # raises what it failed with
                 return
@@ -58,10 +56,39 @@ class Watch:
         finally:
             await end_tasks([task])
 
+    def postpone_timeout(self) -> None:
+        """Counts for --timeout from when the run starts, or from start_timeout() if that is first.
+
+        For a run that waits for other runs of ours.
+        """
+        self._timed_from = None
+
+    def start_timeout(self) -> None:
+        """Counts for --timeout from now, if not from an earlier moment."""
+        has_started = self.run.state.started_at is not None
+        if self._timed_from is None and not has_started:
+            self._timed_from = time.monotonic()
+
+    async def _done_or_must_stop(self, task: "asyncio.Future[object]") -> None:
+        """Waits until ``task`` is done, Ctrl+C or SIGTERM came, or --timeout expired."""
+        while True:
+            await self.console.done_or_stopped(task, self._seconds_left())
+            if task.done() or self.console.stop.is_set():
+                return
+            if self._seconds_left() == 0.0:  # else --timeout was postponed
+                return
+
     def _seconds_left(self) -> Optional[float]:
-        if self._deadline is None:
+        """Seconds until --timeout expires at the earliest; None without --timeout."""
+        if self.settings.timeout is None:
             return None
-        return max(self._deadline - time.monotonic(), 0.0)
+        now = time.monotonic()
+        began = self._timed_from
+        if began is None:
+            began = self.run.state.started_at
+        if began is None:
+            began = now
+        return max(began + self.settings.timeout - now, 0.0)
 
     def _what_stopped(self) -> Stop:
         if self.console.stop.is_set():

@@ -573,6 +573,13 @@ def test_a_row_that_takes_too_long_is_cancelled_and_the_rest_runs(batch: Batch) 
     assert len(batch.values("1.seconds")) == 3
 
 
+def test_the_time_that_a_row_waits_for_our_own_rows_does_not_count_for_the_timeout(batch: Batch) -> None:
+    batch.prompt = slow_prompt(seconds=0.18)
+    result = batch("--repeat", "5", "--timeout", "0.8", "--in-flight", "5")
+    assert (result.status, result.event("batch")["done"]) == (ExitStatus.OK, 5)
+    assert result.event("batch")["seconds"] > 0.8
+
+
 def test_a_row_that_ends_while_the_timeout_cancels_it_has_its_own_end(batch: Batch) -> None:
     """A node that cannot be interrupted ends by itself: what it made counts, as it does for a single run."""
     batch.simulator.faults.ignore_interrupt = True
@@ -879,7 +886,7 @@ def test_the_question_of_a_batch_that_goes_on_is_about_what_is_not_done(batch: B
 
 
 @pytest.mark.parametrize("flags", [("--repeat",), ("--each", "3.text=@texts.txt", "--repeat")])
-def test_the_question_of_runs_that_go_on_is_about_what_is_not_done_too(
+def test_the_question_of_runs_that_go_on_is_about_what_is_not_done(
     batch: Batch, monkeypatch: pytest.MonkeyPatch, flags: Tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(batch.folder)

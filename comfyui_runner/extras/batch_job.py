@@ -265,6 +265,7 @@ class Attempt:
         self.member = member
         self.session = session
         self.run: Optional[Run] = None  #: once there is a prompt to submit
+        self.watch: Optional[Watch] = None  #: of that run
         self.entry: Dict[str, Any] = {  #: what the manifest will say of it
             "row": row.number,
             "key": row_key(row.values),
@@ -484,7 +485,19 @@ class BatchJob:
         finally:
             del self.attempts[row.number]
             self.pool.leave_place(member)
+            self._start_timeouts()
             await attempt.session.close()
+
+    def _is_behind_another(self, attempt: Attempt) -> bool:
+        """Whether the same server still has a row of ours that came before this one."""
+        on_server = (each for each in self.attempts.values() if each.member is attempt.member)
+        return next(on_server) is not attempt
+
+    def _start_timeouts(self) -> None:
+        """Starts --timeout for rows that are not behind another one of ours any more."""
+        for attempt in self.attempts.values():
+            if attempt.watch is not None and not self._is_behind_another(attempt):
+                attempt.watch.start_timeout()
 
     def _must_move(
         self, attempt: Attempt, error: RunnerError, prompts: RowPrompts, refused_by: Set[str]
@@ -527,7 +540,9 @@ class BatchJob:
         )
         attempt.entry.update(prompt_id=run.prompt_id, seeds=seeds, **new.texts.to_json())
 
-        watch = Watch(session, run, self.settings, self.console)
+        watch = attempt.watch = Watch(session, run, self.settings, self.console)
+        if self._is_behind_another(attempt):
+            watch.postpone_timeout()
         self.afterwards.note_run()
         await watch.until_stopped(session.submit)
         await watch.until_stopped(session.follow)
