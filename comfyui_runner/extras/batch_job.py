@@ -79,7 +79,7 @@ from comfyui_runner.watch import Watch
 #: The servers that were looked for, with the errors of those that did not answer.
 Searched = Sequence[Tuple[Server, Optional[ServerError]]]
 
-#: What a person reads of a row's run, besides how the row ends.
+#: The reports of a row's run that people read: what goes wrong, and how the row ends.
 READ_BY_PEOPLE = (
     *("problem", "failure", "not_saved", "connection", "notice", "row"),
     *("hook_failed", "freed"),
@@ -347,7 +347,10 @@ class BatchJob:
         await self._write_last_sheet()
 
     async def _let_rows_end(self, all_work: "asyncio.Future[Any]") -> None:
-        """Waits, after Ctrl+C, until each row has cancelled its run, and saved what was made."""
+        """After Ctrl+C, gives the rows time to cancel their runs and to save what was made.
+
+        At most limits.cancel and LAST_SAVING seconds: what takes longer is left.
+        """
         name = self.console.what_stopped.name
         self.console.note(f"{name}: cancelling our prompts and nothing else.")
         runs = [attempt.run for attempt in self.attempts.values() if attempt.run is not None]
@@ -681,7 +684,7 @@ class BatchJob:
     # -- reporting ---------------------------------------------------------------------------------
 
     def report(self, run: Optional[Run], report: Report) -> None:
-        """Reports what happened to a row's run; a person reads only how the rows end."""
+        """Reports what happened to a row's run; people read only READ_BY_PEOPLE."""
         event = report["event"]
         if self.settings.printer == "human" and event not in READ_BY_PEOPLE:
             return

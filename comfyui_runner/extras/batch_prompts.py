@@ -80,10 +80,9 @@ def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
         value = edit.value
         begins_with_at = isinstance(value, str) and value.startswith("@")
         if begins_with_at and os.path.isfile(value[1:]):
-            name = f"{edit.ref.node_id}.{edit.ref.input}"
             shown = one_line(value, 60)
             yield (
-                f"{name}: a text such as {shown} is sent unchanged, although a file of that name "
+                f"{edit.ref.full_name}: a text such as {shown} is sent unchanged, although a file of that name "
                 f"exists. In rows, @FILE works only in the columns of nodes that load files."
             )
 
