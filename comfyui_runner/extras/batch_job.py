@@ -79,7 +79,7 @@ from comfyui_runner.watch import Watch
 #: The servers that were looked for, with the errors of those that did not answer.
 Searched = Sequence[Tuple[Server, Optional[ServerError]]]
 
-#: The reports of a row's run that people read: what goes wrong, and how the row ends.
+#: The events of a row that are shown to people: not its progress and its outputs.
 READ_BY_PEOPLE = (
     *("problem", "failure", "not_saved", "connection", "notice", "row"),
     *("hook_failed", "freed"),
@@ -684,7 +684,7 @@ class BatchJob:
     # -- reporting ---------------------------------------------------------------------------------
 
     def report(self, run: Optional[Run], report: Report) -> None:
-        """Reports what happened to a row's run; people read only READ_BY_PEOPLE."""
+        """Reports what happened to a row's run; people see only READ_BY_PEOPLE."""
         event = report["event"]
         if self.settings.printer == "human" and event not in READ_BY_PEOPLE:
             return

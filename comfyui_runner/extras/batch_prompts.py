@@ -82,8 +82,9 @@ def warn_of_unread_files(edits: Iterable[InputEdit]) -> Iterator[str]:
         if begins_with_at and os.path.isfile(value[1:]):
             shown = one_line(value, 60)
             yield (
-                f"{edit.ref.full_name}: a text such as {shown} is sent unchanged, although a file of that name "
-                f"exists. In rows, @FILE works only in the columns of nodes that load files."
+                f"{edit.ref.full_name}: a text such as {shown} is sent unchanged, although a file "
+                "of that name exists. In rows, @FILE works only in the columns of nodes that load "
+                "files."
             )
 
 
