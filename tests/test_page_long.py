@@ -930,7 +930,11 @@ def test_a_video_plays_sound_has_controls_and_a_text_is_read(
     expect(video).to_have_attribute("controls", "")
     page.bring_to_front()  # a muted video in a page that is not seen is not played
     # A load that begins meanwhile ends play(), so it is asked for until the video has moved.
-    play = "(video) => { video.muted = true; if (video.paused) video.play().catch(() => {}); return video.currentTime; }"
+    play = """(video) => {
+        video.muted = true;
+        if (video.paused) video.play().catch(() => {});
+        return video.currentTime;
+    }"""
     wait_until(lambda: video.evaluate(play) > 0, what="the video")
     shot(page, "video")
 
