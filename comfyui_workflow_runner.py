@@ -211,7 +211,8 @@ async def continuous(settings: Settings, console: Console) -> ExitStatus:
         except Stopped:  # that is how a service ends, even before it listens
             return ExitStatus.OK
 
-        async with await open_state(settings, workflow, console) as state:  # USAGE: it is in use
+        # USAGE: another service uses the file of --state
+        async with await open_state(settings, workflow, console) as state:
             service = make_service(expected, workflow, state, settings, console)
             listener = listen(service, expected, settings, console)  # USAGE: the port is in use
             try:

@@ -154,7 +154,7 @@ def ends_of_cycles(prompt: JsonObject) -> List[str]:
     """The nodes that nothing links to and that cannot run: they need a node that needs itself."""
     used = _used_nodes(prompt)
     ends = [node_id for node_id in prompt if node_id not in used]
-    if not find_cycle(prompt, ends):  # as ever: one walk over the prompt, not one for each end
+    if not find_cycle(prompt, ends):  # nearly always: one walk, not one for each end
         return []
     return [node_id for node_id in ends if find_cycle(prompt, [node_id])]
 
